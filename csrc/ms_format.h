@@ -1,0 +1,263 @@
+/* Every struct that lies in a file. The meaning of each byte is in docs/format.md, and only there; a
+ * test compares its tables with ms_format_fields(). Fields that several processes change are atomic
+ * here: the mapped file is the shared memory.
+ */
+#ifndef MS_FORMAT_H
+#define MS_FORMAT_H
+
+#include "ms_platform.h"
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "the formats are little-endian and the core does not swap"
+#endif
+
+#define MS_FORMAT_VERSION 1u
+
+/* Eight ASCII characters as they lie in the file. */
+#define MS_MAGIC(a, b, c, d, e, f, g, h)                                                   \
+  ((uint64_t)(a) | (uint64_t)(b) << 8 | (uint64_t)(c) << 16 | (uint64_t)(d) << 24 |        \
+   (uint64_t)(e) << 32 | (uint64_t)(f) << 40 | (uint64_t)(g) << 48 | (uint64_t)(h) << 56)
+#define MS_MAGIC_MEMBERS MS_MAGIC('M', 'S', 'M', 'E', 'M', 'B', 'R', '1')
+#define MS_MAGIC_CONTROL MS_MAGIC('M', 'S', 'C', 'N', 'T', 'R', 'L', '1')
+#define MS_MAGIC_SEGMENT MS_MAGIC('M', 'S', 'S', 'E', 'G', 'M', 'T', '1')
+
+#define MS_MEMBER_COUNT_MAX 1024u
+
+#define MS_SEGMENT_ACTIVATION_POSITION 4096u
+#define MS_SEGMENT_INDEX_POSITION 8192u
+#define MS_INDEX_BLOCK_BYTES 32768u
+
+#define MS_CONTROL_BLOCKS_POSITION 4096u
+
+#define MS_VALUE_BYTES_MAX (256u << 20)
+#define MS_KEY_BYTES_MAX (64u << 10)
+#define MS_HEADER_COUNT_MAX 1024u
+#define MS_HEADER_NAME_BYTES_MAX 255u
+#define MS_HEADER_VALUE_BYTES_MAX (1u << 20)
+#define MS_BATCH_BYTES_MAX (1u << 30)
+
+enum {
+  MS_BATCH_TIMESTAMPS = 1 << 0,
+  MS_BATCH_OFFSETS = 1 << 1,
+  MS_BATCH_KEYS = 1 << 2,
+  MS_BATCH_KEY_NULLS = 1 << 3,
+  MS_BATCH_VALUE_NULLS = 1 << 4,
+  MS_BATCH_HEADERS = 1 << 5,
+  MS_BATCH_FIXED = 1 << 6,
+  MS_BATCH_ALIGN64 = 1 << 7,
+  MS_BATCH_FILLER = 1 << 8,
+  MS_BATCH_FLAGS_KNOWN = (1 << 9) - 1
+};
+
+enum { MS_CONTROL_LIVE = 1, MS_CONTROL_DROPPED = 2, MS_CONTROL_REPLACED = 3 };
+enum { MS_POISON_NONE = 0, MS_POISON_SYNC = 1, MS_POISON_CORRUPT = 2 };
+
+typedef struct ms_members_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t count;
+  uint8_t store_id[16];
+  uint8_t reserved[32];
+} ms_members_header;
+
+typedef struct ms_member {
+  _Atomic uint32_t incarnation;
+  uint32_t pid;
+  int64_t claimed;
+  uint64_t pid_namespace;
+  uint8_t reserved[40];
+} ms_member;
+
+typedef struct ms_control_header {
+  uint64_t magic;
+  uint32_t version;
+  _Atomic uint32_t partitions;
+  uint8_t store_id[16];
+  uint64_t stream_id;
+  uint64_t generation;
+  _Atomic uint32_t state;
+  _Atomic uint32_t config;
+  uint64_t reserved;
+  _Atomic uint32_t wake;
+  _Atomic uint32_t waiters;
+} ms_control_header;
+
+typedef struct ms_control_block {
+  _Atomic uint32_t append;
+  _Atomic uint32_t poison;
+  _Atomic uint64_t tail;
+  _Atomic uint64_t hint_tail;
+  _Atomic uint64_t hint_offset;
+  _Atomic int64_t hint_timestamp;
+  _Atomic uint64_t hint_hash;
+  _Atomic uint64_t active;
+  uint64_t reserved0;
+
+  _Atomic uint32_t sync;
+  _Atomic uint32_t durable_hash;
+  _Atomic uint64_t durable;
+  _Atomic uint64_t durable_offset;
+  _Atomic uint32_t durable_wake;
+  _Atomic uint32_t durable_waiters;
+  uint64_t reserved1[4];
+
+  _Atomic uint32_t maintenance;
+  _Atomic uint32_t walk;
+  _Atomic uint64_t walked;
+  _Atomic uint64_t first_segment;
+  _Atomic uint64_t first_offset;
+  _Atomic uint32_t structure;
+  uint32_t reserved2;
+  uint64_t reserved3[11];
+} ms_control_block;
+
+typedef struct ms_segment_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t partition;
+  uint8_t store_id[16];
+  uint64_t stream_id;
+  uint64_t number;
+  uint64_t salt;
+  uint64_t size;
+  uint32_t index_count;
+  uint32_t data_position;
+  int64_t created;
+  uint64_t checksum;
+} ms_segment_header;
+
+typedef struct ms_activation {
+  _Atomic uint64_t checksum;
+  uint64_t number;
+  uint64_t base_offset;
+  uint64_t base_position;
+  uint64_t epoch;
+  uint64_t predecessor;
+  uint64_t predecessor_hash;
+  int64_t activated;
+  int64_t timestamp_max;
+} ms_activation;
+
+typedef struct ms_index_entry {
+  uint32_t offset;
+  uint32_t position;
+  int64_t timestamp_max;
+} ms_index_entry;
+
+typedef struct ms_batch_header {
+  uint64_t hash;
+  uint32_t length;
+  uint16_t format;
+  uint16_t flags;
+  uint64_t base_offset;
+  uint32_t count;
+  uint32_t chain;
+  int64_t timestamp_min;
+  int64_t timestamp_max;
+  uint32_t producer;
+  uint32_t synced_distance;
+  uint64_t sequence;
+} ms_batch_header;
+
+/* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read it. */
+#define MS_FORMAT_FIELDS(XX)              \
+  XX(ms_members_header, magic, 0)         \
+  XX(ms_members_header, version, 8)       \
+  XX(ms_members_header, count, 12)        \
+  XX(ms_members_header, store_id, 16)     \
+  XX(ms_member, incarnation, 0)           \
+  XX(ms_member, pid, 4)                   \
+  XX(ms_member, claimed, 8)               \
+  XX(ms_member, pid_namespace, 16)        \
+  XX(ms_control_header, magic, 0)         \
+  XX(ms_control_header, version, 8)       \
+  XX(ms_control_header, partitions, 12)   \
+  XX(ms_control_header, store_id, 16)     \
+  XX(ms_control_header, stream_id, 32)    \
+  XX(ms_control_header, generation, 40)   \
+  XX(ms_control_header, state, 48)        \
+  XX(ms_control_header, config, 52)       \
+  XX(ms_control_header, wake, 64)         \
+  XX(ms_control_header, waiters, 68)      \
+  XX(ms_control_block, append, 0)         \
+  XX(ms_control_block, poison, 4)         \
+  XX(ms_control_block, tail, 8)           \
+  XX(ms_control_block, hint_tail, 16)     \
+  XX(ms_control_block, hint_offset, 24)   \
+  XX(ms_control_block, hint_timestamp, 32) \
+  XX(ms_control_block, hint_hash, 40)     \
+  XX(ms_control_block, active, 48)        \
+  XX(ms_control_block, sync, 64)          \
+  XX(ms_control_block, durable_hash, 68)  \
+  XX(ms_control_block, durable, 72)       \
+  XX(ms_control_block, durable_offset, 80) \
+  XX(ms_control_block, durable_wake, 88)  \
+  XX(ms_control_block, durable_waiters, 92) \
+  XX(ms_control_block, maintenance, 128)  \
+  XX(ms_control_block, walk, 132)         \
+  XX(ms_control_block, walked, 136)       \
+  XX(ms_control_block, first_segment, 144) \
+  XX(ms_control_block, first_offset, 152) \
+  XX(ms_control_block, structure, 160)    \
+  XX(ms_segment_header, magic, 0)         \
+  XX(ms_segment_header, version, 8)       \
+  XX(ms_segment_header, partition, 12)    \
+  XX(ms_segment_header, store_id, 16)     \
+  XX(ms_segment_header, stream_id, 32)    \
+  XX(ms_segment_header, number, 40)       \
+  XX(ms_segment_header, salt, 48)         \
+  XX(ms_segment_header, size, 56)         \
+  XX(ms_segment_header, index_count, 64)  \
+  XX(ms_segment_header, data_position, 68) \
+  XX(ms_segment_header, created, 72)      \
+  XX(ms_segment_header, checksum, 80)     \
+  XX(ms_activation, checksum, 0)          \
+  XX(ms_activation, number, 8)            \
+  XX(ms_activation, base_offset, 16)      \
+  XX(ms_activation, base_position, 24)    \
+  XX(ms_activation, epoch, 32)            \
+  XX(ms_activation, predecessor, 40)      \
+  XX(ms_activation, predecessor_hash, 48) \
+  XX(ms_activation, activated, 56)        \
+  XX(ms_activation, timestamp_max, 64)    \
+  XX(ms_index_entry, offset, 0)           \
+  XX(ms_index_entry, position, 4)         \
+  XX(ms_index_entry, timestamp_max, 8)    \
+  XX(ms_batch_header, hash, 0)            \
+  XX(ms_batch_header, length, 8)          \
+  XX(ms_batch_header, format, 12)         \
+  XX(ms_batch_header, flags, 14)          \
+  XX(ms_batch_header, base_offset, 16)    \
+  XX(ms_batch_header, count, 24)          \
+  XX(ms_batch_header, chain, 28)          \
+  XX(ms_batch_header, timestamp_min, 32)  \
+  XX(ms_batch_header, timestamp_max, 40)  \
+  XX(ms_batch_header, producer, 48)       \
+  XX(ms_batch_header, synced_distance, 52) \
+  XX(ms_batch_header, sequence, 56)
+
+#define MS_ASSERT_OFFSET(type, field, at) \
+  _Static_assert(offsetof(type, field) == (at), #type "." #field);
+MS_FORMAT_FIELDS(MS_ASSERT_OFFSET)
+#undef MS_ASSERT_OFFSET
+
+_Static_assert(sizeof(ms_members_header) == 64, "members header");
+_Static_assert(sizeof(ms_member) == 64, "member");
+_Static_assert(sizeof(ms_control_header) == 72, "control header");
+_Static_assert(sizeof(ms_control_block) == 256, "control block: cache lines apart");
+_Static_assert(sizeof(ms_segment_header) == 88, "segment header");
+_Static_assert(sizeof(ms_activation) == 72, "activation record");
+_Static_assert(sizeof(ms_index_entry) == 16, "index entry");
+_Static_assert(sizeof(ms_batch_header) == 64, "batch header");
+
+typedef struct ms_format_field {
+  const char *type;
+  const char *field;
+  uint32_t offset;
+  uint32_t size;
+} ms_format_field;
+
+/* The compiled fields, ended by a row whose type is NULL. Static memory, any thread. */
+const ms_format_field *ms_format_fields(void);
+
+#endif

@@ -1,0 +1,240 @@
+/* Append, publish, roll and take over.
+ *
+ * Invariants: (1) tail <= bytes written <= bytes allocated and mapped. (2) Bytes below the tail never change.
+ * (3) Only the owner of the append word stores into segments, tail, hints and active. (4) A successor's
+ * activation record is valid before `active` names it, and `active` names it before the tail moves into it.
+ * (5) The hints belong to hint_tail; where that is not the tail they mean nothing.
+ * Crash: the old tail or the new one, at every instruction; bytes behind it mean nothing.
+ */
+#include "ms_partition.h"
+
+#include <inttypes.h>
+#include <string.h>
+
+static uint64_t load64(const _Atomic uint64_t *word) { return atomic_load_explicit(word, memory_order_relaxed); }
+
+ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end) {
+  for (int i = 0; i < 100; i++) {
+    /* Acquire, each pairing with a release store in publish(): a hint that was read new forces the reads after
+     * it to see hint_tail new, and then the stamps differ. */
+    uint64_t tail = atomic_load_explicit(&block->tail, memory_order_acquire);
+    uint64_t offset = atomic_load_explicit(&block->hint_offset, memory_order_acquire);
+    int64_t timestamp = atomic_load_explicit(&block->hint_timestamp, memory_order_acquire);
+    uint64_t hash = atomic_load_explicit(&block->hint_hash, memory_order_acquire);
+    if (atomic_load_explicit(&block->hint_tail, memory_order_acquire) == tail &&
+        atomic_load_explicit(&block->tail, memory_order_relaxed) == tail) {
+      *out_end = (ms_mark){tail, offset, hash, timestamp};
+      return MS_OK;
+    }
+    ms_cpu_relax();
+  }
+  return MS_BUSY;
+}
+
+static void publish(ms_control_block *block, const ms_mark *end) {
+  atomic_store_explicit(&block->hint_tail, end->position, memory_order_relaxed);
+  MS_YIELD("publish_hints");
+  /* Release: pairs with the acquire loads in ms_partition_try_end. */
+  atomic_store_explicit(&block->hint_offset, end->offset, memory_order_release);
+  atomic_store_explicit(&block->hint_timestamp, end->timestamp_max, memory_order_release);
+  atomic_store_explicit(&block->hint_hash, end->hash, memory_order_release);
+  MS_YIELD("publish_tail");
+  /* Release: pairs with the acquire load of every reader; publishing the tail is what lets it read the batch. */
+  atomic_store_explicit(&block->tail, end->position, memory_order_release);
+}
+
+void ms_stream_wake(ms_control_header *header) {
+  /* Full fence between our store of the tail and the load of waiters; a reader stores waiters, fences, then
+   * loads the tail: one of the two sees the other. */
+  atomic_thread_fence(memory_order_seq_cst);
+  if (MS_LIKELY(atomic_load_explicit(&header->waiters, memory_order_relaxed) == 0)) return;
+  MS_YIELD("stream_wake");
+  atomic_store_explicit(&header->waiters, 0, memory_order_relaxed);
+  atomic_fetch_add_explicit(&header->wake, 1, memory_order_release);
+  ms_futex_wake(&header->wake, INT32_MAX);
+}
+
+static ms_status refuse(const ms_partition *partition, ms_error *err) {
+  const ms_control_block *block = partition->block;
+  if (MS_UNLIKELY(atomic_load_explicit(&partition->header->state, memory_order_relaxed) != MS_CONTROL_LIVE))
+    return ms_fail(err, MS_CLOSED, 0, MS_CONTROL_LIVE, 0, "the stream was dropped, or opened anew by others");
+  uint32_t poison = atomic_load_explicit(&block->poison, memory_order_relaxed);
+  if (MS_UNLIKELY(poison == MS_POISON_SYNC))
+    return ms_fail(err, MS_POISONED, load64(&block->durable), 0, poison,
+                   "an earlier sync of the partition failed; close the store in every process and open it again");
+  if (MS_UNLIKELY(poison == MS_POISON_CORRUPT))
+    return ms_fail(err, MS_CORRUPT, load64(&block->tail), 0, poison,
+                   "the log is corrupt behind position %" PRIu64 "; nothing is appended until it is repaired",
+                   load64(&block->tail));
+  /* Acquire: pairs with the release in ms_partition_recovered. */
+  if (MS_UNLIKELY(atomic_load_explicit(&block->walked, memory_order_acquire) != partition->generation))
+    return MS_WALK;
+  return MS_OK;
+}
+
+/* The end of the log, for its writer. */
+static ms_status find_end(ms_partition *partition, ms_error *err) {
+  uint64_t tail = load64(&partition->block->tail);
+  if (MS_LIKELY(partition->end_valid && partition->end.position == tail)) return MS_OK;
+  ms_status status = ms_partition_try_end(partition->block, &partition->end);
+  if (status != MS_OK) {
+    if (partition->active == NULL || !partition->active->activated) return MS_MOVED;
+    status = ms_segment_mark_at(partition->active, tail, &partition->end, err);
+  }
+  partition->end_valid = status == MS_OK;
+  return status;
+}
+
+static bool fits(const ms_segment *segment, uint64_t file_position, uint64_t length) {
+  return file_position <= segment->size && length <= segment->size - file_position;
+}
+
+/* Make `next` the active segment. */
+static void roll(ms_partition *partition) {
+  ms_segment *next = partition->next;
+  uint64_t predecessor = load64(&partition->block->active);
+  ms_segment_activate(next, &partition->end, predecessor, partition->generation, ms_clock_wall_us());
+  MS_YIELD("roll_active");
+  /* Release: who loads this number finds the record valid (ms_segment_load_activation). */
+  atomic_store_explicit(&partition->block->active, next->number, memory_order_release);
+  partition->active = next;
+  partition->next = NULL;
+  partition->spare_wanted = false;
+  partition->populated = 0;
+}
+
+static ms_status append_owned(ms_partition *partition, const ms_records *records, const ms_shape *shape,
+                              uint32_t producer, uint64_t sequence, ms_appended *out, ms_error *err) {
+  ms_control_block *block = partition->block;
+  MS_TRY(refuse(partition, err));
+  uint64_t active_number = load64(&block->active);
+  if (active_number != (partition->active != NULL ? partition->active->number : 0)) return MS_MOVED;
+  MS_TRY(find_end(partition, err));
+  ms_mark *end = &partition->end;
+  ms_segment *segment = partition->active;
+  uint64_t file_position = 0, length = 0;
+  bool room = false;
+  if (segment != NULL && segment->epoch == partition->generation) {
+    file_position = ms_segment_file_position(segment, end->position);
+    length = ms_batch_length(shape, file_position);
+    room = fits(segment, file_position, length);
+  }
+  if (MS_UNLIKELY(!room)) {
+    out->need_bytes = ms_batch_length_max(shape);
+    segment = partition->next;
+    if (segment == NULL) return MS_ROLL;
+    roll(partition);
+    out->events |= MS_EVENT_ROLLED;
+    file_position = segment->data_position;
+    length = ms_batch_length(shape, file_position);
+    if (!fits(segment, file_position, length)) return MS_ROLL; /* too small a spare stays empty */
+  }
+  uint64_t position = end->position;
+  ms_place place = {
+      .position = position,
+      .file_position = file_position,
+      .seed = segment->salt + position,
+      .base_offset = end->offset,
+      .durable = load64(&block->durable),
+      .chain = (uint32_t)end->hash,
+      .producer = producer,
+      .sequence = sequence,
+  };
+  MS_YIELD("append_encode");
+  end->hash = ms_batch_encode(records, shape, &place, segment->bytes + file_position);
+  end->position = position + length;
+  end->offset += shape->count;
+  if (shape->timestamp_max > end->timestamp_max) end->timestamp_max = shape->timestamp_max;
+  if (ms_segment_index_due(segment, position, end->position)) ms_segment_index_put(segment, position, end);
+  publish(block, end);
+  out->first_offset = place.base_offset;
+  out->epoch = segment->epoch;
+  out->end = end->position;
+  if (!partition->written) {
+    partition->written = true;
+    out->events |= MS_EVENT_WRITTEN;
+  }
+  if (!partition->spare_wanted && partition->next == NULL && file_position + length > segment->size / 2) {
+    partition->spare_wanted = true;
+    out->events |= MS_EVENT_SPARE;
+  }
+  if (partition->populate_low != 0 && end->position + partition->populate_low > partition->populated &&
+      partition->populated < ms_segment_capacity_end(segment))
+    out->events |= MS_EVENT_POPULATE;
+  if (partition->unsynced_max != 0 && end->position - place.durable > partition->unsynced_max)
+    out->events |= MS_EVENT_UNSYNCED;
+  return MS_OK;
+}
+
+ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records, const ms_shape *shape,
+                                  uint32_t producer, uint64_t sequence, ms_appended *out, ms_error *err) {
+  out->events = 0;
+  MS_TRY(refuse(partition, err));
+  MS_TRY(ms_owner_try_take(&partition->block->append, partition->self, &out->owner));
+  ms_status status = append_owned(partition, records, shape, producer, sequence, out, err);
+  ms_owner_release(&partition->block->append);
+  if (status == MS_OK) ms_stream_wake(partition->header);
+  return status;
+}
+
+ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner) {
+  ms_control_block *block = partition->block;
+  MS_TRY(ms_owner_take_over(&block->append, partition->self, dead, out_owner));
+  ms_status status = MS_MOVED;
+  ms_segment *segment = partition->active, *next = partition->next;
+  uint64_t tail = load64(&block->tail), number = load64(&block->active);
+  if (number == (segment != NULL ? segment->number : 0)) {
+    status = MS_OK;
+    if (next != NULL && ms_segment_load_activation(next) == MS_OK && next->predecessor == number &&
+        next->base_position == tail && next->epoch == partition->generation) {
+      /* The dead owner had finished the record: its roll is the log's. */
+      atomic_store_explicit(&block->active, next->number, memory_order_release);
+      partition->active = segment = next;
+      partition->next = NULL;
+    }
+    if (segment != NULL && segment->activated && segment->epoch == partition->generation) {
+      uint64_t at = ms_segment_file_position(segment, tail);
+      if (fits(segment, at, sizeof(ms_batch_header))) memset(segment->bytes + at, 0, sizeof(ms_batch_header));
+    }
+    partition->end_valid = false;
+  }
+  if (status == MS_OK) {
+    ms_owner_release(&block->append);
+  } else {
+    /* Not mended: give the word back to the dead owner, so that whoever comes next mends. */
+    uint32_t self = atomic_load_explicit(&block->append, memory_order_relaxed);
+    while (!atomic_compare_exchange_weak_explicit(&block->append, &self,
+                                                  (dead & ~MS_OWNER_WAITERS) | (self & MS_OWNER_WAITERS),
+                                                  memory_order_release, memory_order_relaxed)) {
+    }
+  }
+  return status;
+}
+
+void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark) {
+  if (mark->position < load64(&block->durable)) return;
+  atomic_store_explicit(&block->durable_hash, (uint32_t)mark->hash, memory_order_relaxed);
+  atomic_store_explicit(&block->durable_offset, mark->offset, memory_order_release);
+  /* Release: pairs with the acquire load of who waits for it or reads up to it. */
+  atomic_store_explicit(&block->durable, mark->position, memory_order_release);
+  atomic_thread_fence(memory_order_seq_cst); /* as in ms_stream_wake */
+  if (atomic_load_explicit(&block->durable_waiters, memory_order_relaxed) == 0) return;
+  atomic_store_explicit(&block->durable_waiters, 0, memory_order_relaxed);
+  atomic_fetch_add_explicit(&block->durable_wake, 1, memory_order_release);
+  ms_futex_wake(&block->durable_wake, INT32_MAX);
+}
+
+void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end, uint64_t active,
+                            uint64_t first_segment, uint64_t first_offset, uint32_t poison) {
+  atomic_store_explicit(&block->active, active, memory_order_relaxed);
+  atomic_store_explicit(&block->first_segment, first_segment, memory_order_relaxed);
+  atomic_store_explicit(&block->first_offset, first_offset, memory_order_relaxed);
+  atomic_store_explicit(&block->durable, end->position, memory_order_relaxed);
+  atomic_store_explicit(&block->durable_offset, end->offset, memory_order_relaxed);
+  atomic_store_explicit(&block->durable_hash, (uint32_t)end->hash, memory_order_relaxed);
+  atomic_store_explicit(&block->poison, poison, memory_order_relaxed);
+  publish(block, end);
+  MS_YIELD("recovered");
+  /* Release: pairs with the acquire load in refuse() and in readers; all above is there when it is seen. */
+  atomic_store_explicit(&block->walked, generation, memory_order_release);
+}

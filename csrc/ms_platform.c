@@ -1,0 +1,111 @@
+/* Linux: the system calls behind ms_platform.h. */
+#define _GNU_SOURCE
+#include "ms_platform.h"
+
+#include <errno.h>
+#include <linux/futex.h>
+#include <pthread.h>
+#include <sys/mman.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#ifndef MADV_POPULATE_READ
+#define MADV_POPULATE_READ 22
+#define MADV_POPULATE_WRITE 23
+#endif
+
+int64_t ms_clock_wall_us(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_REALTIME, &now);
+  return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+}
+
+int64_t ms_clock_monotonic_ns(void) {
+  struct timespec now;
+  clock_gettime(CLOCK_MONOTONIC, &now);
+  return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
+}
+
+int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+  struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
+  /* Without FUTEX_PRIVATE_FLAG: the word lies in a file that other processes map elsewhere. */
+  long result = syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
+  if (result == 0 || errno == EAGAIN) return 0;
+  return errno;
+}
+
+void ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
+  (void)syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+}
+
+static int advise(void *start, size_t size, int advice) {
+  return madvise(start, size, advice) == 0 ? 0 : errno;
+}
+
+int ms_pages_populate(void *start, size_t size, bool writable) {
+  return advise(start, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
+}
+
+int ms_pages_remove(void *start, size_t size) { return advise(start, size, MADV_REMOVE); }
+
+int ms_pages_random(void *start, size_t size) { return advise(start, size, MADV_RANDOM); }
+
+int ms_pages_dontfork(void *start, size_t size) { return advise(start, size, MADV_DONTFORK); }
+
+void ms_pages_dirty(void *start, size_t size) {
+  uint8_t *byte = start;
+  for (size_t at = 0; at < size; at += MS_PAGE_BYTES) {
+    _Atomic uint64_t *word = (_Atomic uint64_t *)(void *)(byte + at);
+    uint64_t same = atomic_load_explicit(word, memory_order_relaxed);
+    /* Fails only if another process changed the word, and then it is dirty as well. */
+    atomic_compare_exchange_strong(word, &same, same);
+  }
+}
+
+/* --- the fork guard: the only state of the core that is not behind a handle, since fork() has none --- */
+
+#define GUARDED_MAX 4096
+static int guarded[GUARDED_MAX];
+static int guarded_count;
+static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
+static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
+uint32_t ms_fork_counter;
+
+/* Holding the lock over the fork gives the child a table that no thread was in the middle of changing. */
+static void before_fork(void) { pthread_mutex_lock(&guard_lock); }
+
+static void after_fork_parent(void) { pthread_mutex_unlock(&guard_lock); }
+
+static void after_fork_child(void) {
+  for (int i = 0; i < guarded_count; i++) close(guarded[i]);
+  guarded_count = 0;
+  ms_fork_counter++;
+  pthread_mutex_unlock(&guard_lock);
+}
+
+static void install_handlers(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+
+int ms_fork_guard(int descriptor) {
+  int error = 0;
+  pthread_once(&guard_once, install_handlers);
+  pthread_mutex_lock(&guard_lock);
+  if (guarded_count == GUARDED_MAX) {
+    error = ENOSPC;
+  } else {
+    guarded[guarded_count++] = descriptor;
+  }
+  pthread_mutex_unlock(&guard_lock);
+  return error;
+}
+
+void ms_fork_release(int descriptor) {
+  pthread_mutex_lock(&guard_lock);
+  for (int i = 0; i < guarded_count; i++) {
+    if (guarded[i] == descriptor) {
+      guarded[i] = guarded[--guarded_count];
+      break;
+    }
+  }
+  pthread_mutex_unlock(&guard_lock);
+}

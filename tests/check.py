@@ -1,0 +1,531 @@
+"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|bench`.
+
+A step prints its time, then what is wrong. A step without its subject (no harness, no package yet)
+says so and passes; a missing tool fails. The tools come with `pip install '.[dev]'`.
+"""
+
+import argparse
+import ast
+import os
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+from layers import C_LAYERS, PYTHON_LAYERS, PYTHON_ONLY
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGE = ROOT / "src" / "millstream"
+C_FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-pthread"]
+COLUMNS = 100
+SHOWN = 60  # lines of one failure
+LINES = {".py": 500, ".c": 800, ".h": 800, ".pyx": 800, ".pxi": 800}
+CODE = (".py", ".c", ".h", ".pyx", ".pxi", ".pxd", ".pyi")
+TEXT = (*CODE, ".md", ".toml", ".yml", ".in")
+LEFTOVER = re.compile(r"\b(?:TO" "DO|FIX" r"ME)\b(?!\(#\d+\))")
+MACHINE = re.compile(r"/(?:home|root|Users|work)/\w")
+EVIL = re.compile(r"\bpickle\.(?:loads?|Unpickler)\b|(?<![\w.])(?:eval|exec)\(")
+
+
+class Failed(Exception):
+    """What is wrong, one line each."""
+
+
+class Absent(Exception):
+    """The subject of the step is not in the tree, or the tool for it cannot be had here."""
+
+
+@dataclass(frozen=True)
+class Step:
+    """One check; `alone` when it must not share the machine."""
+
+    name: str
+    run: Callable[[], None]
+    alone: bool = False
+
+
+def shell(*command: str | Path, live: bool = False, **options: object) -> str:
+    """Run a command and return what it printed; a non-zero end is a failure with its output."""
+    words = [str(word) for word in command]
+    path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', os.defpath)}"
+    env = {**os.environ, "PATH": path, **options.pop("env", {})}  # type: ignore[dict-item]
+    options.setdefault("cwd", ROOT)
+    if not live:
+        options.update(stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+    try:
+        done = subprocess.run(words, env=env, stdin=subprocess.DEVNULL, **options)  # type: ignore
+    except FileNotFoundError:
+        raise Failed(f"{words[0]} is not installed; pip install '.[dev]'") from None
+    except subprocess.TimeoutExpired as error:
+        raise Failed(f"{' '.join(words)}: no end after {error.timeout:.0f} s") from None
+    if done.returncode:
+        shown = f"{' '.join(words)[:300]}: exit {done.returncode}"
+        raise Failed(shown if live else f"{done.stdout.rstrip()}\n{shown}")
+    return "" if live else done.stdout
+
+
+def tree() -> list[Path]:
+    """Return every file of the project: what git knows or would add, or all of an sdist."""
+    if (ROOT / ".git").exists():
+        listed = shell("git", "ls-files", "-z", "-co", "--exclude-standard").split("\0")
+        found = [ROOT / name for name in listed if name]
+    else:
+        found = [path for path in ROOT.rglob("*") if "build" not in path.relative_to(ROOT).parts]
+    return sorted(path for path in found if path.is_file())
+
+
+def files(*suffixes: str, under: str = "") -> list[Path]:
+    """Return the project's files with one of the suffixes, or raise Absent."""
+    found = [path for path in tree() if path.suffix in suffixes]
+    found = [path for path in found if path.is_relative_to(ROOT / under)]
+    if not found:
+        raise Absent(f"no {' '.join(suffixes)} under {under or 'the tree'}")
+    return found
+
+
+def fail_on(wrong: list[str]) -> None:
+    """Raise all findings together."""
+    if wrong:
+        raise Failed("\n".join(wrong))
+
+
+def where(path: Path, line: int = 0) -> str:
+    """Return `path:line` as editors take it."""
+    return f"{path.relative_to(ROOT)}:{line}" if line else str(path.relative_to(ROOT))
+
+
+# fast ---------------------------------------------------------------------------------------------
+
+
+def tidy() -> None:
+    """House rules that no other tool holds."""
+    wrong = []
+    for path in tree():
+        named = path.name in {"run", ".gitignore", ".clang-format"}
+        if (path.suffix not in TEXT and not named) or "golden" in path.parts:
+            continue
+        text = path.read_text(encoding="utf-8")
+        lines = text.split("\n")
+        if text and not text.endswith("\n"):
+            wrong.append(f"{where(path)}: no newline at the end")
+        for number, line in enumerate(lines, 1):
+            wrong += [f"{where(path, number)}: {what}" for what in tidy_line(path, line)]
+        source = path.is_relative_to(ROOT / "src") or path.is_relative_to(ROOT / "csrc")
+        if source and len(lines) - 1 > LINES.get(path.suffix, sys.maxsize):
+            wrong.append(f"{where(path)}: {len(lines) - 1} lines; look for the missing concept")
+    fail_on(wrong)
+
+
+def tidy_line(path: Path, line: str) -> Iterator[str]:
+    """Yield what is wrong with one line."""
+    if path.suffix in CODE and len(line) > COLUMNS:
+        yield f"{len(line)} columns"
+    if path.suffix in (".c", ".h") and "\t" in line:
+        yield "a tab"
+    if line != line.rstrip():
+        yield "white space at the end"
+    if LEFTOVER.search(line):
+        yield "work left over without an issue; write it as NAME(#12)"
+    here = (str(ROOT) + os.sep, str(Path.home()) + os.sep)
+    if MACHINE.search(line) or any(name in line for name in here):
+        yield "a path of one machine"
+    if path.is_relative_to(PACKAGE) and EVIL.search(line):
+        yield "runs code that came as data"
+
+
+def c_layers() -> None:
+    """Includes point upwards only, in the order of layers.py."""
+    wrong = []
+    for path in files(".c", ".h", under="csrc"):
+        if path.stem not in C_LAYERS:
+            wrong.append(f"{where(path)}: {path.stem} is not in tests/layers.py")
+            continue
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            found = re.match(r'\s*#\s*include\s+"([^"]+)\.h"', line)
+            if found and found[1] not in C_LAYERS[: C_LAYERS.index(path.stem) + 1]:
+                wrong.append(f"{where(path, number)}: {path.stem} must not know {found[1]}")
+    fail_on(wrong)
+
+
+def is_module(name: str) -> bool:
+    """Return whether `millstream.NAME` is a module of ours rather than a public name."""
+    path = PACKAGE / name.partition(".")[2]
+    return path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyx"))
+
+
+def imported(path: Path) -> Iterator[tuple[int, str]]:
+    """Yield (line, first name below millstream) of every import that runs or may run."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":  # Cython: no parser at hand, and few imports
+        for number, line in enumerate(text.split("\n"), 1):
+            found = re.match(r"\s*(?:from|c?import)\s+millstream\.(\w+)", line)
+            if found:
+                yield number, found[1]
+        return
+    package = ("millstream", *path.relative_to(PACKAGE).parent.parts)
+    module = ast.parse(text)
+    typing = [  # names for annotations are not dependencies
+        node
+        for block in ast.walk(module)
+        if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
+        for child in block.body
+        for node in ast.walk(child)
+    ]
+    for node in ast.walk(module):
+        names = []
+        if isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            names = [".".join((*base, *filter(None, [node.module])))]
+            if names == ["millstream"]:
+                names = [f"millstream.{alias.name}" for alias in node.names]
+                names = [name for name in names if is_module(name)] or ["millstream.__init__"]
+        for name in names:
+            parts = name.split(".")
+            if parts[0] == "millstream" and node not in typing:
+                yield node.lineno, (*parts, "__init__")[1]
+
+
+def python_layers() -> None:
+    """Imports point upwards only, in the order of layers.py."""
+    wrong = []
+    for path in files(".py", ".pyx", ".pxi", under="src/millstream"):
+        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py").removesuffix(".pyx")
+        name = "_native" if name == "_binding" else name
+        if name in {"__init__", "__main__"}:
+            continue
+        if name not in PYTHON_LAYERS:
+            wrong.append(f"{where(path)}: {name} is not in tests/layers.py")
+            continue
+        allowed = PYTHON_ONLY.get(name, PYTHON_LAYERS[: PYTHON_LAYERS.index(name)])
+        for line, other in imported(path):
+            if other not in (name, *allowed):
+                wrong.append(f"{where(path, line)}: {name} must not know {other}")
+    fail_on(wrong)
+
+
+def ruff() -> None:
+    """Lint and format of all Python."""
+    shell("ruff", "check", "--no-cache", ".")
+    shell("ruff", "format", "--no-cache", "--check", "--diff", ".")
+
+
+def clang_format() -> None:
+    """Format of all C."""
+    paths = [path for path in files(".c", ".h") if path.parts[-2] != "golden"]
+    try:
+        shell("clang-format", "--dry-run", "--Werror", *paths)
+    except Failed as error:
+        places = Counter(re.findall(r"^(.+?):\d+:\d+: error", str(error), re.M))
+        fail_on([f"{where(Path(path))}: {count} places" for path, count in places.items()])
+        raise
+
+
+def cython_lint() -> None:
+    """Lint of all Cython."""
+    shell("cython-lint", *files(".pyx", ".pxi", ".pxd", under="src"))
+
+
+def mypy() -> None:
+    """Types of the package, and its stub."""
+    files(".py", under="src/millstream")
+    shell(sys.executable, "-m", "mypy", "--strict", "src/millstream")
+
+
+def stubtest() -> None:
+    """The hand-written stub against the compiled extension."""
+    if not (PACKAGE / "_native.pyi").exists():
+        raise Absent("no stub yet")
+    with tempfile.TemporaryDirectory() as scratch:
+        command = [sys.executable, "-m", "mypy.stubtest", "millstream._native"]
+        command += ["--allowlist", str(ROOT / "tests" / "stubtest_allow.txt")]
+        command += ["--mypy-config-file", str(ROOT / "pyproject.toml"), "--ignore-unused-allowlist"]
+        in_place = {"PYTHONPATH": str(ROOT / "src")} if any(PACKAGE.glob("_native*.so")) else {}
+        env = {"MYPYPATH": str(ROOT / "src"), **in_place}
+        try:
+            shell(sys.executable, "-c", "import millstream._native", cwd=scratch, env=env)
+        except Failed as error:
+            if "ModuleNotFoundError: No module named 'millstream" not in str(error):
+                raise
+            raise Absent("the extension is neither installed nor built in place") from None
+        shell(*command, cwd=scratch, env=env)
+
+
+def strict_c() -> None:
+    """The core compiles without a warning, as release and as debug build."""
+    files(".c", under="csrc")
+    for debug in ("0", "1"):
+        with tempfile.TemporaryDirectory() as scratch:
+            command = [sys.executable, "setup.py", "-q", "build_clib", "--force"]
+            command += ["--build-temp", scratch, "--build-clib", scratch]
+            shell(*command, env={"MILLSTREAM_WERROR": "1", "MILLSTREAM_DEBUG": debug})
+
+
+def snippets(path: Path) -> Iterator[tuple[int, bool, str]]:
+    """Yield (line, whether it is to be run, code) of every ```python block of a Markdown file."""
+    text = path.read_text(encoding="utf-8")
+    for block in re.finditer(r"^( *)```python([^\n]*)\n(.*?)^ *```", text, re.M | re.S):
+        code = re.sub(rf"^{block[1]}", "", block[3], flags=re.M)
+        yield text.count("\n", 0, block.start()) + 2, "run" in block[2].split(), code
+
+
+def anchors(path: Path) -> set[str]:
+    """Return what `#...` may name in a Markdown file, as the usual hosts spell it."""
+    titles = re.findall(r"^#+ +(.+?) *#*$", path.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles}
+
+
+def docs() -> None:
+    """Relative links lead somewhere, Python snippets parse."""
+    wrong = []
+    for path in files(".md"):
+        text = re.sub(r"^ *```.*?^ *```", lambda m: "\n" * m[0].count("\n"),
+                      path.read_text(encoding="utf-8"), flags=re.M | re.S)  # fmt: skip
+        for link in re.finditer(r"\]\(<?([^)\s>]+)>?[^)]*\)", re.sub(r"`[^`\n]*`", "", text)):
+            target, _, anchor = link[1].partition("#")
+            if re.match(r"[a-z]+:", target):
+                continue
+            goal = (path.parent / target).resolve() if target else path
+            if not goal.exists():
+                wrong.append(f"{where(path)}: no {target}")
+            elif anchor and goal.suffix == ".md" and anchor not in anchors(goal):
+                wrong.append(f"{where(path)}: no heading #{anchor} in {where(goal)}")
+        for line, _, code in snippets(path):
+            try:
+                flags = ast.PyCF_ONLY_AST | ast.PyCF_ALLOW_TOP_LEVEL_AWAIT
+                compile(code, str(path), "exec", flags=flags, dont_inherit=True)
+            except SyntaxError as error:
+                wrong.append(f"{where(path, line + (error.lineno or 1) - 1)}: {error.msg}")
+    fail_on(wrong)
+
+
+def workflows() -> None:
+    """Workflows parse, are hardened, and pin every action by commit."""
+    wrong = []
+    for path in files(".yml", under=".github/workflows"):
+        for number, line in enumerate(path.read_text().split("\n"), 1):
+            uses = re.match(r"\s*(?:- )?uses: +(\S+)(.*)", line)
+            pinned = uses and re.search(r"@[0-9a-f]{40}$", uses[1]) and re.match(r" # v\d", uses[2])
+            if uses and not pinned:
+                wrong.append(f"{where(path, number)}: not pinned as `owner/action@commit # v1.2.3`")
+    fail_on(wrong)
+    shell("zizmor", "--offline", "--no-progress", "--quiet", "--strict-collection", ".github")
+
+
+def wheel_builds() -> None:
+    """The configuration of cibuildwheel selects what DESIGN promises."""
+    for arch in ("x86_64", "aarch64"):
+        command = [sys.executable, "-m", "cibuildwheel", "--platform", "linux", "--archs", arch]
+        found = set(shell(*command, "--print-build-identifiers").split())
+        wanted = {
+            f"cp3{minor}-{libc}linux_{arch}" for minor in range(11, 15) for libc in ("many", "musl")
+        }
+        if found != wanted:
+            raise Failed(f"cibuildwheel selects {sorted(found)}, not {sorted(wanted)}")
+
+
+# full, asan, tsan, fuzz, bench --------------------------------------------------------------------
+
+
+def pytest() -> None:
+    """The whole suite on the installed package."""
+    shell(sys.executable, "-m", "pytest", live=True)
+
+
+def wheel_from_sdist() -> None:
+    """The sdist holds all that wheel and suite need: build, install and test in clean places."""
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        shell(sys.executable, "-m", "build", "--outdir", scratch, ROOT, cwd=scratch)
+        (sdist,) = scratch.glob("*.tar.gz")
+        (wheel,) = scratch.glob("*.whl")
+        shutil.unpack_archive(sdist, scratch / "sdist", filter="data")
+        (unpacked,) = (scratch / "sdist").iterdir()
+        stray = [entry for entry in shell("unzip", "-Z1", wheel).split() if entry.endswith(
+            (".pyx", ".pxi", ".pxd", ".c", ".h"))]  # fmt: skip
+        fail_on([f"{entry} has no business in a wheel" for entry in stray])
+        shell(sys.executable, "-m", "venv", scratch / "venv")
+        python = scratch / "venv" / "bin" / "python"
+        shell(python, "-m", "pip", "install", "-q", f"{wheel}[test]")
+        shutil.rmtree(unpacked / "src")
+        shell(python, "-m", "pytest", cwd=unpacked, live=True)
+
+
+def sanitized() -> None:
+    """tests/unit with the core and the binding under AddressSanitizer and UBSan."""
+    files(".pyx", under="src")
+    files(".py", under="tests/unit")
+    with tempfile.TemporaryDirectory() as name:
+        copy = Path(name) / "copy"
+        for path in tree():
+            goal = copy / path.relative_to(ROOT)
+            goal.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copy2(path, goal)
+        env = {"MILLSTREAM_SANITIZE": "address,undefined"}
+        shell(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, env=env)
+        libraries = ["libasan.so", "libubsan.so"]
+        env["LD_PRELOAD"] = " ".join(
+            shell("gcc", f"-print-file-name={library}").strip() for library in libraries
+        )
+        env["PYTHONPATH"] = str(copy / "src")
+        env["PYTHONMALLOC"] = "malloc"
+        env["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=1:handle_segv=0"
+        env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
+        where_from = "import millstream._native as native; print(native.__file__)"
+        loaded = shell(sys.executable, "-c", where_from, cwd=name, env=env).strip()
+        if not Path(loaded).is_relative_to(copy):
+            raise Failed(f"the extension under test is {loaded}, not the sanitized one")
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit"]
+        command += ["--capture=sys"]  # or a report dies with the process
+        shell(*command, cwd=copy, env=env, live=True)
+
+
+def thread_programs() -> None:
+    """Every tests/c/thread_*.c with the core, under ThreadSanitizer (it sees one mapping only)."""
+    programs = sorted((ROOT / "tests" / "c").glob("thread_*.c"))
+    if not programs:
+        raise Absent("no tests/c/thread_*.c")
+    core = files(".c", under="csrc")
+    # Address space randomised as far as new kernels do leaves no room for TSan's shadow.
+    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    with tempfile.TemporaryDirectory() as scratch:
+        for path in programs:
+            program = Path(scratch) / path.stem
+            shell("gcc", *C_FLAGS, "-fsanitize=thread", "-I", "csrc", "-I", "tests/c",
+                  "-o", program, path, *core)  # fmt: skip
+            env = {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"}
+            shell(*fixed, program, env=env, timeout=600)
+
+
+REPLAY = r"""
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size);
+int main(int argc, char **argv) {
+  for (int i = 1; i < argc; i++) {
+    FILE *file = fopen(argv[i], "rb");
+    if (file == NULL || fseek(file, 0, SEEK_END) != 0) return 2;
+    size_t size = (size_t)ftell(file);
+    uint8_t *data = malloc(size); /* of the exact size, so that ASan sees one byte too many */
+    rewind(file);
+    if (fread(data, 1, size, file) != size) return 2;
+    fprintf(stderr, "%s\n", argv[i]);
+    LLVMFuzzerTestOneInput(data, size);
+    free(data);
+    fclose(file);
+  }
+  return 0;
+}
+"""
+
+
+def fuzz_harnesses() -> None:
+    """Replay each corpus under ASan and UBSan; with clang here, look for more for 60 s in all."""
+    harnesses = sorted((ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
+    if not harnesses:
+        raise Absent("no tests/fuzz/fuzz_*.c")
+    core = files(".c", under="csrc")
+    clang = next(
+        filter(shutil.which, ["clang", "clang-21", "clang-19", "clang-16", "clang-14"]), ""
+    )
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        (scratch / "replay.c").write_text(REPLAY)
+        for path in harnesses:
+            program = scratch / path.stem
+            corpus = sorted((path.parent / "corpus" / path.stem.removeprefix("fuzz_")).glob("*"))
+            common = [*C_FLAGS, "-DMS_DEBUG", "-I", "csrc", "-I", "tests/c", "-o", program, path]
+            shell("gcc", "-fsanitize=address,undefined", "-fno-sanitize-recover=all", *common,
+                  *core, scratch / "replay.c")  # fmt: skip
+            shell(program, *corpus, timeout=300)
+            if clang:
+                shell(clang, "-fsanitize=fuzzer,address,undefined", *common, *core)
+                found = scratch / "corpus" / path.stem
+                found.mkdir(parents=True)
+                seconds = max(5, 60 // len(harnesses))
+                limits = [f"-max_total_time={seconds}", "-timeout=10", "-rss_limit_mb=2048"]
+                keep = f"-artifact_prefix={ROOT}/"
+                shell(program, *limits, keep, found, *{file.parent for file in corpus})
+    if not clang:
+        print("     (corpus replayed; clang is not here, so nothing new was looked for)")
+
+
+def benchmarks() -> None:
+    """Every benchmarks/bench_*.py."""
+    files(".py", under="benchmarks")
+    command = [sys.executable, "-m", "pytest", "benchmarks", "--benchmark-enable"]
+    shell(*command, "--benchmark-only", "--timeout=0", live=True)
+
+
+FAST = [
+    Step("mypy --strict", mypy),
+    Step("stubtest", stubtest),
+    Step("core with -Werror", strict_c),
+    Step("cibuildwheel's selection", wheel_builds),
+    Step("workflows", workflows),
+    Step("ruff", ruff),
+    Step("clang-format", clang_format),
+    Step("cython-lint", cython_lint),
+    Step("tidy", tidy),
+    Step("layers of C", c_layers),
+    Step("layers of Python", python_layers),
+    Step("docs: links and snippets", docs),
+]
+VERBS = {
+    "fast": FAST,
+    "full": [
+        *FAST,
+        Step("pytest", pytest, alone=True),
+        Step("wheel from the sdist", wheel_from_sdist, alone=True),
+    ],
+    "asan": [Step("tests/unit under ASan and UBSan", sanitized, alone=True)],
+    "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
+    "fuzz": [Step("fuzz harnesses", fuzz_harnesses, alone=True)],
+    "bench": [Step("benchmarks", benchmarks, alone=True)],
+}
+
+
+def attempt(step: Step) -> bool:
+    """Run one step and print how it ended."""
+    start = time.monotonic()
+    word, text = "ok", ""
+    try:
+        step.run()
+    except Absent as reason:
+        word, text = "none", f" ({reason})"
+    except Failed as error:
+        lines = str(error).split("\n")
+        if len(lines) > SHOWN:
+            lines[SHOWN // 2 : -SHOWN // 2] = [f"... {len(lines) - SHOWN} lines more ..."]
+        word, text = "FAIL", "".join(f"\n     {line}" for line in lines)
+    except Exception as error:  # a check that breaks is a check that failed
+        word, text = "FAIL", f"\n     {type(error).__name__}: {error}"
+    print(f"{word:4} {time.monotonic() - start:6.1f} s  {step.name}{text}", flush=True)
+    return word != "FAIL"
+
+
+def main() -> int:
+    """Run the steps of a verb; 1 if any failed."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("verb", choices=VERBS)
+    parser.add_argument("-k", default="", metavar="WORD", help="only steps with WORD in their name")
+    arguments = parser.parse_args()
+    steps = [step for step in VERBS[arguments.verb] if arguments.k in step.name]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        passed = list(pool.map(attempt, [step for step in steps if not step.alone]))
+    passed += [attempt(step) for step in steps if step.alone]
+    print(f"{passed.count(True)} passed, {passed.count(False)} failed")
+    return 0 if all(passed) else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,42 @@
+"""Who may depend on whom, as data: each name knows only the names above it in its list.
+
+`tests/check.py` holds every `#include "ms_..."` and every `import` of the package to these lists;
+a new file is added here first.
+"""
+
+# One entry per pair csrc/NAME.[ch].
+C_LAYERS = (
+    "ms_platform",
+    "ms_status",
+    "ms_xxh3",
+    "ms_owner",
+    "ms_format",
+    "ms_batch",
+    "ms_segment",
+    "ms_partition",
+    "ms_arrow",
+)
+
+# One entry per module or subpackage of millstream; `__init__` re-exports and is above all rules.
+PYTHON_LAYERS = (
+    "errors",
+    "options",
+    "_native",
+    "files",
+    "members",
+    "segments",
+    "recovery",
+    "background",
+    "stream",
+    "store",
+    "inspect",
+    "aio",
+    "cli",
+)
+
+# Exceptions, which know less than their place allows: the second reader shares nothing with what
+# it checks, and the command line is a user of the public face.
+PYTHON_ONLY = {
+    "inspect": ("errors",),
+    "cli": ("__init__", "errors", "options", "inspect"),
+}

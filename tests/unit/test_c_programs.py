@@ -1,0 +1,109 @@
+"""Builds every C test program with sanitizers and runs it: one runner, one count for C and Python.
+
+A program is `tests/c/test_ms_<module>.c`; it is linked with all of `csrc/` and says with its exit
+code whether it passed (0), failed (1) or could not tell on this machine (77).
+"""
+
+import os
+import shlex
+import shutil
+import subprocess
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+CORE = ROOT / "csrc"
+SOURCES = sorted(CORE.glob("*.c"))
+PROGRAMS = sorted((ROOT / "tests" / "c").glob("test_ms_*.c"))
+
+CC = shlex.split(os.environ.get("CC", "cc"))
+FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-DMS_DEBUG", f"-I{CORE}"]
+SANITIZERS = ["-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
+SKIPPED = 77
+TIMEOUT_S = 300
+
+
+def run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    """Run a command and keep all that it prints, errors among the rest."""
+    return subprocess.run(
+        command,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+        timeout=TIMEOUT_S,
+    )
+
+
+@dataclass(frozen=True)
+class Core:
+    """The core, compiled once for all programs."""
+
+    objects: list[str]
+    sanitizers: list[str]
+    """The flags of the sanitizers; empty when this machine has none."""
+    problem: str
+    """What the compiler said about files that it refused."""
+
+
+@pytest.fixture(scope="module")
+def build(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("c_programs")
+
+
+@pytest.fixture(scope="module")
+def core(build: Path) -> Core:
+    if shutil.which(CC[0]) is None:
+        reason = f"no C compiler ({CC[0]})"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    sanitizers = find_sanitizers(build)
+
+    def compile_one(source: Path) -> subprocess.CompletedProcess[str]:
+        target = str(build / f"{source.stem}.o")
+        return run([*CC, *FLAGS, *sanitizers, "-pthread", "-c", str(source), "-o", target])
+
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        results = list(pool.map(compile_one, SOURCES))
+    problem = "".join(result.stdout for result in results if result.returncode != 0)
+    return Core([str(build / f"{source.stem}.o") for source in SOURCES], sanitizers, problem)
+
+
+def find_sanitizers(build: Path) -> list[str]:
+    """Return the flags with which an empty program can be built and run, or none."""
+    source, target = build / "empty.c", build / "empty"
+    source.write_text("int main(void) { return 0; }\n")
+    built = run([*CC, *SANITIZERS, str(source), "-o", str(target)])
+    works = built.returncode == 0 and run([str(target)]).returncode == 0
+    return SANITIZERS if works else []
+
+
+def test_c_programs_are_built_with_sanitizers(core: Core) -> None:
+    if not core.sanitizers:
+        pytest.skip("this compiler has no sanitizers: the C programs were run without them")
+
+
+@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
+def test_c_program_passes(program: Path, core: Core, build: Path) -> None:
+    assert not core.problem, f"csrc does not compile\n{core.problem}"
+    target = str(build / program.stem)
+    linked = run(
+        [*CC, *FLAGS, *core.sanitizers, str(program), *core.objects, "-lpthread", "-o", target]
+    )
+    if linked.returncode != 0:
+        pytest.fail(f"{program.name} does not build\n{linked.stdout}", pytrace=False)
+    try:
+        result = run([target])
+    except subprocess.TimeoutExpired as error:
+        printed = (error.output or b"").decode(errors="replace")
+        pytest.fail(f"{program.name} ran for more than {TIMEOUT_S} s\n{printed}", pytrace=False)
+    if result.returncode == SKIPPED:
+        pytest.skip(result.stdout.strip())
+    if result.returncode != 0:
+        pytest.fail(
+            f"{program.name} ended with {result.returncode}\n{result.stdout}", pytrace=False
+        )
