@@ -336,43 +336,70 @@ ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_po
   return MS_END;
 }
 
-/* --- runs of small batches --------------------------------------------------------------------------- */
+/* --- records within a batch, runs of small batches ---------------------------------------------------- */
 
-ms_status ms_segment_measure_run(ms_segment *segment, uint64_t position, uint64_t limit, uint32_t skip,
-                                 uint64_t records, uint32_t large, ms_gather *out_gather, uint64_t *out_end,
-                                 ms_error *err) {
+uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset) {
+  if (view->offsets == NULL) {
+    if (offset <= view->base_offset) return 0;
+    uint64_t index = offset - view->base_offset;
+    return index < view->count ? (uint32_t)index : view->count;
+  }
+  uint32_t low = 0, high = view->count;
+  while (low < high) {
+    uint32_t middle = low + (high - low) / 2;
+    if ((uint64_t)view->offsets[middle] < offset)
+      low = middle + 1;
+    else
+      high = middle;
+  }
+  return low;
+}
+
+uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp) {
+  if (view->timestamps == NULL) return view->timestamp_min >= timestamp ? 0 : view->count;
+  uint32_t i = 0; /* timestamps need not rise */
+  while (i < view->count && view->timestamps[i] < timestamp) i++;
+  return i;
+}
+
+ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32_t *skip, uint64_t limit,
+                                 uint64_t records, uint32_t large, ms_gather *out_gather, ms_error *err) {
   ms_gather gather = {0};
-  while (position < limit && gather.count < records) {
+  uint64_t at = *position;
+  uint32_t taken = *skip;
+  while (at < limit && gather.count < records) {
     ms_view view;
-    ms_status status = ms_segment_view(segment, position, limit, &view, err);
+    ms_status status = ms_segment_view(segment, at, limit, &view, err);
     if (status == MS_END) break;
     /* What was gathered is handed out; the next read meets the damage at its first batch. */
     if (status != MS_OK && gather.count > 0) break;
     MS_TRY(status);
     if (view.length >= large) break;
-    uint64_t count = view.count - skip, room = records - gather.count;
-    if (view.count > 0) {
-      if (!ms_gather_measure(&gather, &view, skip, (uint32_t)(count < room ? count : room))) break;
-      if (count > room) break;
+    uint64_t count = view.count - taken, room = records - gather.count;
+    uint32_t take = (uint32_t)(count < room ? count : room);
+    if (take > 0 && !ms_gather_measure(&gather, &view, taken, take)) break;
+    if (count > room) {
+      taken += take;
+      break;
     }
-    skip = 0;
-    position += view.length;
+    taken = 0;
+    at += view.length;
   }
   *out_gather = gather;
-  *out_end = position;
+  *position = at;
+  *skip = taken;
   return MS_OK;
 }
 
-void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint64_t end, uint32_t skip,
-                           const ms_gather *gather, ms_view *gathered) {
+void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip, const ms_gather *gather,
+                           ms_view *gathered) {
   uint64_t limit = ms_segment_capacity_end(segment);
   while (gathered->count < gather->count) {
     ms_view view;
-    if (view_unchecked(segment, position, limit, &view, NULL) != MS_OK) break; /* measured a moment ago */
+    if (view_unchecked(segment, position, limit, &view, NULL) != MS_OK) break; /* measured just now */
     uint32_t count = view.count - skip, room = gather->count - gathered->count;
     if (view.count > 0) ms_gather_add(gathered, gather, &view, skip, count < room ? count : room);
     skip = 0;
     position += view.length;
   }
-  (void)end;
 }

@@ -85,6 +85,10 @@ MS_MUST_USE ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position,
  * the index is written anew on the way. Long: call without the GIL. */
 MS_MUST_USE ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bool mend, ms_error *err);
 
+/* Index of the first record of a checked view at or after an offset, or a timestamp; count when there is none. */
+uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset);
+uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp);
+
 /* The first valid batch at or behind `from`, whatever its chain. *out_synced: the position up to which the log
  * was synced when it was written. MS_END: none. Long: call without the GIL. */
 MS_MUST_USE ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_position,
@@ -98,13 +102,13 @@ static inline bool ms_segment_index_due(const ms_segment *segment, uint64_t begi
 void ms_segment_index_put(ms_segment *segment, uint64_t begin, const ms_mark *end);
 
 /* A run of small batches from `position`, for gathering: stops at a batch of `large` bytes or more, at the
- * limit, at `records` records, and before a column outgrows int32. `skip` records of the first batch are left
- * out. *out_end: position behind the run, or of the batch that was cut by `records`. */
-MS_MUST_USE ms_status ms_segment_measure_run(ms_segment *segment, uint64_t position, uint64_t limit, uint32_t skip,
-                                             uint64_t records, uint32_t large, ms_gather *out_gather,
-                                             uint64_t *out_end, ms_error *err);
-/* Gather what ms_segment_measure_run measured with the same arguments into a buffer laid out for it. */
-void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint64_t end, uint32_t skip,
-                           const ms_gather *gather, ms_view *gathered);
+ * limit, at `records` records, and before a column outgrows int32. *skip records of the first batch are left
+ * out. *position becomes the place behind the run, or the batch that `records` cut, of which *skip were taken. */
+MS_MUST_USE ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32_t *skip,
+                                             uint64_t limit, uint64_t records, uint32_t large,
+                                             ms_gather *out_gather, ms_error *err);
+/* Gather what ms_segment_measure_run measured, from where it began, into a buffer laid out for it. */
+void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip, const ms_gather *gather,
+                           ms_view *gathered);
 
 #endif

@@ -1,8 +1,8 @@
 /* XXH3-64, from the xxHash algorithm description; step names are those of that document.
  *
  * Thread rule: pure functions, no state. Invariants: (1) the value depends on bytes, size and seed
- * alone, never on alignment or CPU; (2) no byte outside [data, data + size) is read; (3) the variants
- * of consume_stripes() are interchangeable at every call. Four inputs, four ways:
+ * alone, never on alignment or CPU; (2) no byte outside [data, data + size) is read; (3) the
+ * variants of consume_stripes() are interchangeable at every call. Four inputs, four ways:
  *
  *   0 to 16 bytes      one or two overlapping words, one multiplication or two
  *   17 to 128          16-byte chunks, paired from both ends
@@ -38,9 +38,9 @@
 
 #define SECRET_BYTES 192u
 #define STRIPE_BYTES 64u
-#define LANES        8u
+#define LANES 8u
 /* Each stripe of a block uses the secret 8 bytes further on, as long as 64 bytes are left. */
-#define SECRET_STEP   8u
+#define SECRET_STEP 8u
 #define BLOCK_STRIPES ((SECRET_BYTES - STRIPE_BYTES) / SECRET_STEP)
 
 /* The default secret. Aligned, since long unseeded input reads it as vectors. */
@@ -108,7 +108,7 @@ static inline uint64_t hash_0(uint64_t seed) {
   return avalanche_xxh64(seed ^ read64(default_secret + 56) ^ read64(default_secret + 64));
 }
 
-/* First, middle and last byte, which may be the same one, and the size tell all these inputs apart. */
+/* First, middle and last byte (maybe the same one) and the size tell all these inputs apart. */
 static inline uint64_t hash_1to3(const uint8_t *input, size_t size, uint64_t seed) {
   uint32_t combined = (uint32_t)input[size - 1] | (uint32_t)size << 8 | (uint32_t)input[0] << 16 |
                       (uint32_t)input[size >> 1] << 24;
@@ -144,8 +144,8 @@ static inline uint64_t mix(const uint8_t *chunk, const uint8_t *secret, uint64_t
                        read64(chunk + 8) ^ (read64(secret + 8) - seed));
 }
 
-/* Chunks paired from both ends; they overlap in the middle. The sum has no order, so the rounds are
- * not a loop but nested tests, which the CPU predicts better. */
+/* Chunks paired from both ends; they overlap in the middle. The sum has no order, so the rounds
+ * are nested tests instead of a loop that counts down. */
 static inline uint64_t hash_17to128(const uint8_t *input, size_t size, uint64_t seed) {
   const uint8_t *end = input + size, *secret = default_secret;
   uint64_t sum = size * PRIME64_1;
@@ -160,13 +160,12 @@ static inline uint64_t hash_17to128(const uint8_t *input, size_t size, uint64_t 
   return avalanche(sum);
 }
 
-/* Eight chunks, an avalanche between, the other full chunks with the secret from byte 3 on (so that no
- * two chunks meet the same secret words), and the last 16 bytes, which may overlap a full chunk. */
+/* Eight chunks, an avalanche between, the other full chunks with the secret from byte 3 on (so that
+ * no two chunks meet the same secret words), and the last 16 bytes, maybe seen before. */
 static uint64_t hash_129to240(const uint8_t *input, size_t size, uint64_t seed) {
   const uint8_t *secret = default_secret;
   uint64_t sum = size * PRIME64_1;
-  for (size_t i = 0; i < 8; i++)
-    sum += mix(input + 16 * i, secret + 16 * i, seed);
+  for (size_t i = 0; i < 8; i++) sum += mix(input + 16 * i, secret + 16 * i, seed);
   sum = avalanche(sum);
   for (size_t i = 8; i < size / 16; i++)
     sum += mix(input + 16 * i, secret + 16 * (i - 8) + 3, seed);
@@ -175,11 +174,11 @@ static uint64_t hash_129to240(const uint8_t *input, size_t size, uint64_t seed) 
 
 /* --- large inputs, from 241 bytes: the accumulators --- */
 
-/* One variant a CPU, all with this contract: accumulate `count` stripes into the 8 lanes, starting at
- * the beginning of a block, and scramble at the end of each full block. Per lane i of a stripe:
+/* One variant a CPU, all with this contract: accumulate `count` stripes into the 8 lanes, starting
+ * at the beginning of a block, and scramble at the end of each full block. Per lane i of a stripe:
  *
  *   value = stripe[i] ^ secret[i]
- *   lane[i ^ 1] += stripe[i]               the neighbour gets the plain word, lest a zero factor lose it
+ *   lane[i ^ 1] += stripe[i]         to the neighbour: a factor of zero must not lose the word
  *   lane[i] += low32(value) * high32(value)
  *
  * and to scramble: lane[i] = (lane[i] ^ lane[i] >> 47 ^ last_secret[i]) * PRIME32_1. */
@@ -203,9 +202,9 @@ __attribute__((unused)) static void consume_plain(uint64_t lanes[LANES], const u
   }
 }
 
-/* Bytes ahead of the stripe that are asked into the cache. Past the end of the input it asks for bytes
- * that are not ours, which a prefetch may: it never faults. As an integer, since such a pointer may not
- * be formed. */
+/* Bytes ahead of the stripe that are asked into the cache. Past the end of the input it asks for
+ * bytes that are not ours, which a prefetch may: it never faults. As an integer, since such a
+ * pointer may not be formed. */
 #define PREFETCH_BYTES 512u
 
 #if defined(__x86_64__)
@@ -214,8 +213,7 @@ static void consume_sse2(uint64_t lanes[LANES], const uint8_t *stripe, size_t co
                          const uint8_t *secret) {
   const __m128i prime = _mm_set1_epi32((int)PRIME32_1);
   __m128i sum[4]; /* two lanes each, in registers throughout */
-  for (size_t v = 0; v < 4; v++)
-    sum[v] = _mm_loadu_si128((const __m128i *)(const void *)lanes + v);
+  for (size_t v = 0; v < 4; v++) sum[v] = _mm_loadu_si128((const __m128i *)(const void *)lanes + v);
   while (count > 0) {
     size_t step_count = count < BLOCK_STRIPES ? count : BLOCK_STRIPES;
     for (size_t n = 0; n < step_count; n++, stripe += STRIPE_BYTES) {
@@ -240,8 +238,7 @@ static void consume_sse2(uint64_t lanes[LANES], const uint8_t *stripe, size_t co
       sum[v] = _mm_add_epi64(_mm_mul_epu32(word, prime), _mm_slli_epi64(high, 32));
     }
   }
-  for (size_t v = 0; v < 4; v++)
-    _mm_storeu_si128((__m128i *)(void *)lanes + v, sum[v]);
+  for (size_t v = 0; v < 4; v++) _mm_storeu_si128((__m128i *)(void *)lanes + v, sum[v]);
 }
 
 /* The same with four lanes a vector. */
@@ -274,12 +271,11 @@ consume_avx2(uint64_t lanes[LANES], const uint8_t *stripe, size_t count, const u
       sum[v] = _mm256_add_epi64(_mm256_mul_epu32(word, prime), _mm256_slli_epi64(high, 32));
     }
   }
-  for (size_t v = 0; v < 2; v++)
-    _mm256_storeu_si256((__m256i *)(void *)lanes + v, sum[v]);
+  for (size_t v = 0; v < 2; v++) _mm256_storeu_si256((__m256i *)(void *)lanes + v, sum[v]);
 }
 
-/* The compiler's run-time asks the CPU once, before main() or in dlopen(), so this is a load and a test
- * of a word that never changes again: no state of ours and no race. */
+/* The compiler's run-time asks the CPU once, before main() or in dlopen(), so this is a load and a
+ * test of a word that never changes again: no state of ours and no race. */
 static inline consume_stripes *choose_consume(void) {
   return __builtin_cpu_supports("avx2") ? consume_avx2 : consume_sse2;
 }
@@ -290,8 +286,7 @@ static void consume_neon(uint64_t lanes[LANES], const uint8_t *stripe, size_t co
                          const uint8_t *secret) {
   const uint32x2_t prime = vdup_n_u32(PRIME32_1);
   uint64x2_t sum[4];
-  for (size_t v = 0; v < 4; v++)
-    sum[v] = vld1q_u64(lanes + 2 * v);
+  for (size_t v = 0; v < 4; v++) sum[v] = vld1q_u64(lanes + 2 * v);
   while (count > 0) {
     size_t step_count = count < BLOCK_STRIPES ? count : BLOCK_STRIPES;
     for (size_t n = 0; n < step_count; n++, stripe += STRIPE_BYTES) {
@@ -314,19 +309,14 @@ static void consume_neon(uint64_t lanes[LANES], const uint8_t *stripe, size_t co
       sum[v] = vmlal_u32(high, vmovn_u64(word), prime);
     }
   }
-  for (size_t v = 0; v < 4; v++)
-    vst1q_u64(lanes + 2 * v, sum[v]);
+  for (size_t v = 0; v < 4; v++) vst1q_u64(lanes + 2 * v, sum[v]);
 }
 
-static inline consume_stripes *choose_consume(void) {
-  return consume_neon;
-}
+static inline consume_stripes *choose_consume(void) { return consume_neon; }
 
 #else
 
-static inline consume_stripes *choose_consume(void) {
-  return consume_plain;
-}
+static inline consume_stripes *choose_consume(void) { return consume_plain; }
 
 #endif
 
@@ -358,9 +348,9 @@ __attribute__((noinline)) static uint64_t hash_long(const uint8_t *input, size_t
     secret = derived;
   }
   consume_stripes *consume = choose_consume();
-  /* All stripes but the last, full or not; so a last block is never scrambled, even if it is full. */
+  /* All stripes but the last, full or not; so a last block is never scrambled, even when full. */
   consume(lanes, input, (size - 1) / STRIPE_BYTES, secret);
-  /* The last 64 bytes once more as a stripe of their own, with secret that no other stripe begins at. */
+  /* The last 64 bytes as a stripe of their own, with secret from where no other stripe has it. */
   consume(lanes, input + size - STRIPE_BYTES, 1, secret + SECRET_BYTES - STRIPE_BYTES - 7);
   return merge(lanes, secret + 11, size * PRIME64_1);
 }

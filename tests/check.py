@@ -13,6 +13,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -27,7 +28,8 @@ C_FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-pthread"]
 COLUMNS = 100
 SHOWN = 60  # lines of one failure
 LINES = {".py": 500, ".c": 800, ".h": 800, ".pyx": 800, ".pxi": 800}
-CODE = (".py", ".c", ".h", ".pyx", ".pxi", ".pxd", ".pyi")
+SOURCE = (".c", ".h", ".pyx", ".pxi", ".pxd")
+CODE = (*SOURCE, ".py", ".pyi")
 TEXT = (*CODE, ".md", ".toml", ".yml", ".in")
 LEFTOVER = re.compile(r"\b(?:TO" "DO|FIX" r"ME)\b(?!\(#\d+\))")
 MACHINE = re.compile(r"/(?:home|root|Users|work)/\w")
@@ -156,8 +158,13 @@ def c_layers() -> None:
 
 def is_module(name: str) -> bool:
     """Return whether `millstream.NAME` is a module of ours rather than a public name."""
-    path = PACKAGE / name.partition(".")[2]
-    return path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyx"))
+    below = name.partition(".")[2]
+    path = PACKAGE / below
+    return (
+        below in PYTHON_LAYERS
+        or path.is_dir()
+        or any(path.with_suffix(end).exists() for end in (".py", ".pyx"))
+    )
 
 
 def imported(path: Path) -> Iterator[tuple[int, str]]:
@@ -214,8 +221,8 @@ def python_layers() -> None:
 
 def ruff() -> None:
     """Lint and format of all Python."""
-    shell("ruff", "check", "--no-cache", ".")
-    shell("ruff", "format", "--no-cache", "--check", "--diff", ".")
+    shell("ruff", "check", "--no-cache", "--output-format=concise", ".")
+    shell("ruff", "format", "--no-cache", "--check", ".")
 
 
 def clang_format() -> None:
@@ -349,8 +356,8 @@ def wheel_from_sdist() -> None:
         (wheel,) = scratch.glob("*.whl")
         shutil.unpack_archive(sdist, scratch / "sdist", filter="data")
         (unpacked,) = (scratch / "sdist").iterdir()
-        stray = [entry for entry in shell("unzip", "-Z1", wheel).split() if entry.endswith(
-            (".pyx", ".pxi", ".pxd", ".c", ".h"))]  # fmt: skip
+        with zipfile.ZipFile(wheel) as archive:
+            stray = [entry for entry in archive.namelist() if Path(entry).suffix in SOURCE]
         fail_on([f"{entry} has no business in a wheel" for entry in stray])
         shell(sys.executable, "-m", "venv", scratch / "venv")
         python = scratch / "venv" / "bin" / "python"

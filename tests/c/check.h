@@ -4,10 +4,10 @@
  *   static const check_test tests[] = {CHECK_TEST(test_subject_situation_outcome)};
  *   CHECK_MAIN(tests)
  *
- * Prints each name and outcome. Exit code 0: all passed, 1: one failed, 77: none failed, none passed,
- * some skipped. An argument runs only the tests whose name contains it. A failed check is counted and
- * the test goes on, so checks may be made from any thread; `if (!CHECK(p)) return;` where going on is
- * no use. After 20 failures the program gives up.
+ * Prints each name and outcome. Exit code 0: all passed, 1: one failed, 77: none failed, none
+ * passed, some skipped. An argument runs only the tests whose name contains it. A failed check is
+ * counted and the test goes on, so checks may be made from any thread; `if (!CHECK(p)) return;`
+ * where going on is no use. After 20 failures the program gives up.
  */
 #ifndef CHECK_H
 #define CHECK_H

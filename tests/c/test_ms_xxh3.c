@@ -1,6 +1,6 @@
-/* XXH3-64 against values of the xxhash package (0.8 of the C library), and its variants against each
- * other. The source is included, under another public name, to reach the variants that this CPU would
- * not choose; the table is checked against the one that the library links. */
+/* XXH3-64 against values of the xxhash package (0.8 of the C library), and its variants against
+ * each other. The source is included, under another public name, to reach the variants that this
+ * CPU would not choose; the table is checked against the one that the library links. */
 #define ms_xxh3_64 included_xxh3_64
 #include "ms_xxh3.c"
 #undef ms_xxh3_64
@@ -12,7 +12,7 @@ uint64_t ms_xxh3_64(const void *data, size_t size, uint64_t seed);
 #define INPUT_BYTES 100001u
 static uint8_t input[INPUT_BYTES + 64];
 
-/* Bytes that a Python one-liner can make as well: the top bytes of a linear congruential generator. */
+/* Bytes that Python makes as easily: the top bytes of a linear congruential generator. */
 static void fill_input(uint8_t *at) {
   uint64_t word = 0;
   for (size_t i = 0; i < INPUT_BYTES; i++) {
@@ -108,8 +108,7 @@ static void test_xxh3_every_size_to_4096_gives_published_fold(void) {
 }
 
 static void test_xxh3_no_bytes_may_be_null(void) {
-  for (size_t s = 0; s < 4; s++)
-    CHECK_EQ_U64(ms_xxh3_64(NULL, 0, seeds[s]), vectors[0].hash[s]);
+  for (size_t s = 0; s < 4; s++) CHECK_EQ_U64(ms_xxh3_64(NULL, 0, seeds[s]), vectors[0].hash[s]);
 }
 
 static void test_xxh3_unaligned_start_gives_same_value(void) {
@@ -120,7 +119,7 @@ static void test_xxh3_unaligned_start_gives_same_value(void) {
   }
 }
 
-/* The input ends where its allocation ends (and starts where it starts), for the address sanitizer. */
+/* The input starts and ends where its allocation does, for the address sanitizer. */
 static void test_xxh3_reads_no_byte_outside(void) {
   fill_input(input);
   for (size_t size = 1; size <= 1200; size++) {
@@ -139,18 +138,14 @@ static void check_variant(consume_stripes *variant) {
   fill_input(input);
   for (size_t count = 0; count <= 100; count++) {
     uint64_t expected[LANES], found[LANES];
-    for (size_t i = 0; i < LANES; i++)
-      expected[i] = found[i] = PRIME64_1 * (i + count);
+    for (size_t i = 0; i < LANES; i++) expected[i] = found[i] = PRIME64_1 * (i + count);
     consume_plain(expected, input + count, count, secret);
     variant(found, input + count, count, secret);
-    for (size_t i = 0; i < LANES; i++)
-      CHECK_EQ_U64(found[i], expected[i]);
+    for (size_t i = 0; i < LANES; i++) CHECK_EQ_U64(found[i], expected[i]);
   }
 }
 
-static void test_xxh3_chosen_variant_equals_plain_c(void) {
-  check_variant(choose_consume());
-}
+static void test_xxh3_chosen_variant_equals_plain_c(void) { check_variant(choose_consume()); }
 
 static void test_xxh3_sse2_equals_plain_c(void) {
 #if defined(__x86_64__)

@@ -1,0 +1,123 @@
+"""The command line: `millstream VERB STORE [STREAM] ...`, or `python -m millstream`.
+
+Data goes to stdout, chatter and errors to stderr; one line says what went wrong. Exit codes:
+
+    0    done, and everything that was checked is well
+    1    a check failed: `verify` found problems, or `demo` does not agree with its source
+    2    the command line makes no sense
+    3    refused: no such store, stream or partition, no permission, other settings, out of range
+    4    the storage failed: no room, corrupt, poisoned, or not known to be on disk
+    130  ended by Ctrl-C
+    141  whoever read our stdout went away (`| head -1`); nothing is printed
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import os
+import sys
+from collections.abc import Sequence
+
+from millstream.cli import backup, bench, demo, integrity, records, streams
+
+__all__ = ["main"]
+
+OK, MISMATCH, USAGE, REFUSED, FAILED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 130, 141
+
+EPILOG = """\
+STORE is the directory of a store, STREAM the name of a stream in it.
+Data on stdout, chatter on stderr. Exit codes: 0 well; 1 a check failed; 2 usage;
+3 refused or not there; 4 storage failed; 130 Ctrl-C; 141 broken pipe."""
+
+# Storage errors that mean "not you" or "not there" rather than "the disk failed".
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+
+
+class Version(argparse.Action):
+    """Prints the version, which costs the import of the package only when asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> None:
+        """Print and leave."""
+        import millstream
+
+        print(f"millstream {millstream.__version__}")
+        parser.exit()
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Return the parser of all verbs."""
+    parser = argparse.ArgumentParser(
+        prog="millstream",
+        description="An embedded log and queue engine: many processes, one directory, no server.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        allow_abbrev=False,
+    )
+    parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
+    for group in (demo, streams, records, integrity, backup, bench):
+        group.register(verbs)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one command and return its exit code; see the module for what the codes mean."""
+    try:
+        args = build_parser().parse_args(argv)
+    except SystemExit as left:  # argparse has printed what it had to say
+        return int(left.code or 0)
+    try:
+        code = int(args.run(args))
+        flush()
+        return code
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:
+        mute()
+        return BROKEN_PIPE
+    except Exception as error:
+        code = exit_code(error)
+        if code is None:
+            raise
+        complain(error)
+        try:
+            flush()
+        except OSError:  # it is stdout that failed, and was told above
+            mute()
+        return code
+
+
+def exit_code(error: Exception) -> int | None:
+    """Return the exit code of an error that a user can cause; None for a mistake of ours."""
+    from millstream.errors import MillstreamError, StorageError
+
+    if isinstance(error, StorageError) or (
+        isinstance(error, OSError) and not isinstance(error, MillstreamError)
+    ):
+        return REFUSED if error.errno in NOT_THERE else FAILED
+    return REFUSED if isinstance(error, MillstreamError) else None
+
+
+def complain(error: Exception) -> None:
+    """Print one line about an error on stderr."""
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        text = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
+        text += error.strerror
+    if sys.stderr is not None:
+        printable = "".join(char if char.isprintable() else repr(char)[1:-1] for char in text)
+        print(f"millstream: {printable or type(error).__name__}", file=sys.stderr)
+
+
+def flush() -> None:
+    """Write out what stdout holds, so that a broken pipe or a full disk shows here."""
+    if sys.stdout is not None:
+        sys.stdout.flush()
+
+
+def mute() -> None:
+    """Point stdout at nothing, so that the interpreter's last flush does not complain."""
+    nothing = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(nothing, 1)
+    os.close(nothing)

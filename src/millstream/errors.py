@@ -1,0 +1,173 @@
+"""Every exception of millstream.
+
+    MillstreamError
+    ├── StorageError (OSError)            the file system refused, or a file is not what it must be
+    │   ├── StoreFull                     no room; what was stored stays, and room makes it work again
+    │   ├── Indeterminate                 it may or may not have happened: the sync behind it failed
+    │   ├── Poisoned                      an earlier sync failed: refused until all have closed
+    │   └── CorruptBatch                  bytes in a file are not what was written
+    ├── VersionMismatch                   a newer format
+    ├── ConfigMismatch (ValueError)       a store or stream exists with other settings
+    ├── NotFound (LookupError)            no such store, stream or partition
+    ├── InvalidArgument (ValueError)      an argument that makes no sense
+    ├── InvalidType (TypeError)           an argument of a wrong type
+    ├── LimitExceeded (ValueError)        larger than the format allows
+    ├── LockTimeout (TimeoutError)        a wait for another process ended; names the holder
+    ├── WaitTimeout (TimeoutError)        a wait for an event ended
+    ├── Closed (ValueError)               the handle is closed, dropped, or from before a fork
+    ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
+    └── Unsupported                       not possible on this file system or with these data
+"""
+
+from __future__ import annotations
+
+import os
+
+__all__ = [
+    "Closed",
+    "ConfigMismatch",
+    "CorruptBatch",
+    "Indeterminate",
+    "InvalidArgument",
+    "InvalidType",
+    "LimitExceeded",
+    "LockTimeout",
+    "MillstreamError",
+    "NotFound",
+    "OffsetOutOfRange",
+    "Poisoned",
+    "StorageError",
+    "StoreFull",
+    "Unsupported",
+    "VersionMismatch",
+    "WaitTimeout",
+]
+
+
+class MillstreamError(Exception):
+    """Base of all errors of this package."""
+
+
+class StorageError(MillstreamError, OSError):
+    """The file system refused, or a file is not what it must be. ``filename`` names the file."""
+
+
+class StoreFull(StorageError):
+    """There is no room. Nothing that was stored is lost; append again when there is room.
+
+    ``appended`` lists the spans that one call had already stored in other partitions.
+    """
+
+    appended: tuple[object, ...] = ()
+
+
+class Indeterminate(StorageError):
+    """The records were published, but the sync behind them failed or was not awaited to its end.
+
+    Readers see them now; whether they survive a power cut is not known.
+    """
+
+
+class Poisoned(StorageError):
+    """A sync of this partition failed earlier, so its page cache can no longer be trusted.
+
+    Reading goes on. Close the store in every process; the next open verifies and syncs anew.
+    """
+
+
+class CorruptBatch(StorageError):
+    """Bytes in a file are not what was written. Nothing was changed; ``millstream repair`` is offered.
+
+    Attributes:
+        path: the file, or its directory.
+        position: a byte of the partition's log (of the file, where the message says so).
+        expected: what should be there.
+        found: what is there.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        path: str | os.PathLike[str] = "",
+        position: int = 0,
+        expected: object = None,
+        found: object = None,
+    ) -> None:
+        super().__init__(message)
+        self.path = os.fspath(path)
+        self.position = position
+        self.expected = expected
+        self.found = found
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_corrupt, (self.args[0], self.path, self.position, self.expected, self.found))
+
+
+def _corrupt(
+    message: str, path: str, position: int, expected: object, found: object
+) -> CorruptBatch:
+    return CorruptBatch(message, path=path, position=position, expected=expected, found=found)
+
+
+class VersionMismatch(MillstreamError):
+    """A file was written by a newer version; the message names both."""
+
+
+class ConfigMismatch(MillstreamError, ValueError):
+    """The store or stream exists with other settings that cannot be changed by opening it."""
+
+
+class NotFound(MillstreamError, LookupError):
+    """There is no such store, stream or partition."""
+
+
+class InvalidArgument(MillstreamError, ValueError):
+    """An argument makes no sense. Nothing was stored."""
+
+
+class InvalidType(MillstreamError, TypeError):
+    """An argument has a wrong type. Nothing was stored."""
+
+
+class LimitExceeded(MillstreamError, ValueError):
+    """A key, value, header or batch is larger than the format allows. Nothing was stored."""
+
+
+class LockTimeout(MillstreamError, TimeoutError):
+    """Another process held what this call needs for too long; the message names it."""
+
+
+class WaitTimeout(MillstreamError, TimeoutError):
+    """What was waited for did not happen in time."""
+
+
+class Closed(MillstreamError, ValueError):
+    """The handle is closed, its stream was dropped, or it was inherited through a fork."""
+
+
+class OffsetOutOfRange(MillstreamError, IndexError):
+    """There is no record at that position.
+
+    Attributes:
+        partition: the partition.
+        first: offset of the oldest record that there is.
+        next: offset that the next record will get.
+    """
+
+    def __init__(self, message: str, *, partition: int = 0, first: int = 0, next: int = 0) -> None:
+        super().__init__(message)
+        self.partition = partition
+        self.first = first
+        self.next = next
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_out_of_range, (self.args[0], self.partition, self.first, self.next))
+
+
+def _out_of_range(message: str, partition: int, first: int, next: int) -> OffsetOutOfRange:
+    return OffsetOutOfRange(message, partition=partition, first=first, next=next)
+
+
+class Unsupported(MillstreamError):
+    """Not possible on this file system, on this machine, or with these data."""

@@ -1,0 +1,343 @@
+"""Every call to the file system, and nothing else. The fault injector of the tests stands in for this module.
+
+Files are created 0600 and directories 0700 whatever the umask. Nothing follows a symbolic link below the store's
+directory. Every failure is a `StorageError` that names the file; no room is `StoreFull`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import json
+import mmap
+import os
+import stat
+import struct
+from collections.abc import Iterator
+from time import monotonic, sleep
+from typing import Any
+
+from millstream import _native
+from millstream.errors import (
+    CorruptBatch,
+    LockTimeout,
+    NotFound,
+    StorageError,
+    StoreFull,
+    Unsupported,
+    VersionMismatch,
+)
+
+FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
+FORMAT = 1
+
+LOCAL = ("ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs")
+COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
+
+
+def storage_error(error: OSError, path: str, doing: str) -> StorageError:
+    """Turn an OSError into ours, with the file, what was tried, and what to do."""
+    kind = StoreFull if error.errno in FULL else StorageError
+    advice = "; free some room and try again, nothing stored is lost" if kind is StoreFull else ""
+    if error.errno == errno.EMFILE:
+        advice = "; raise the limit of open files (ulimit -n) or open fewer stores"
+    text = f"{doing} failed: {os.strerror(error.errno or 0)}{advice}"
+    return kind(error.errno or 0, text, path)
+
+
+@contextlib.contextmanager
+def reporting(path: str, doing: str) -> Iterator[None]:
+    """Report what the block raises as `StorageError` with path and purpose."""
+    try:
+        yield
+    except StorageError:
+        raise
+    except OSError as error:
+        raise storage_error(error, path, doing) from error
+
+
+# --- directories --------------------------------------------------------------------------------------
+
+
+def make_directory(path: str) -> None:
+    """Create a directory 0700 unless it is there, and sync its parent."""
+    with reporting(path, "creating the directory"):
+        try:
+            os.mkdir(path, 0o700)
+        except FileExistsError:
+            if not stat.S_ISDIR(os.lstat(path).st_mode):
+                raise StorageError(errno.ENOTDIR, "is there and is not a directory", path) from None
+            return
+        os.chmod(path, 0o700)
+    sync_directory(os.path.dirname(path) or ".")
+
+
+def sync_directory(path: str) -> None:
+    """Make the entries of a directory survive a power cut."""
+    with reporting(path, "syncing the directory"):
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def names(path: str) -> list[str]:
+    """List a directory; empty when there is none."""
+    with reporting(path, "listing the directory"):
+        try:
+            return os.listdir(path)
+        except FileNotFoundError:
+            return []
+
+
+def remove(path: str) -> None:
+    """Unlink a file; one that is gone already is fine."""
+    with reporting(path, "removing the file"), contextlib.suppress(FileNotFoundError):
+        os.unlink(path)
+
+
+def rename(path: str, target: str) -> None:
+    """Rename within a directory tree. The caller syncs the directory."""
+    with reporting(path, f"renaming to {target}"):
+        os.rename(path, target)
+
+
+def remove_tree(path: str) -> None:
+    """Remove a directory and all below it, without following links."""
+    with reporting(path, "removing the directory"):
+        for entry in os.scandir(path):
+            if entry.is_dir(follow_symlinks=False):
+                remove_tree(entry.path)
+            else:
+                os.unlink(entry.path)
+        os.rmdir(path)
+
+
+def file_system(path: str) -> str:
+    """Name of the file system that a path lies on, as the kernel's mount table has it."""
+    path = os.path.realpath(path)
+    best, name = "", "unknown"
+    with reporting("/proc/self/mountinfo", "reading the mount table"), open("/proc/self/mountinfo") as table:
+        for line in table:
+            before, _, after = line.partition(" - ")
+            mount = before.split()[4].encode().decode("unicode_escape")
+            if len(mount) >= len(best) and (path + "/").startswith(mount.rstrip("/") + "/"):
+                best, name = mount, after.split()[0]
+    return name
+
+
+def check_file_system(path: str, *, force: bool) -> None:
+    """Refuse file systems on which a shared mapping cannot keep what is promised."""
+    kind = file_system(path)
+    if kind in LOCAL or force:
+        return
+    if kind in COPY_ON_WRITE:
+        raise Unsupported(
+            f"{path}: {kind} copies on write, so a store into allocated space can fail with SIGBUS; "
+            "put the store on ext4, xfs or tmpfs, or pass force=True"
+        )
+    raise Unsupported(
+        f"{path}: the file system {kind} is not known to keep shared mappings and locks coherent "
+        "(network file systems do not); put the store on a local ext4, xfs or tmpfs, or pass force=True"
+    )
+
+
+# --- files --------------------------------------------------------------------------------------------
+
+
+def open_file(path: str, *, write: bool, create: bool = False) -> int:
+    """Open a regular file of ours without following a link; refuse anything else planted there."""
+    flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+    if create:
+        flags |= os.O_CREAT | os.O_EXCL
+    with reporting(path, "opening the file"):
+        try:
+            descriptor = os.open(path, flags, 0o600)
+        except FileNotFoundError as error:
+            raise NotFound(f"{path}: there is no such file") from error
+    try:
+        with reporting(path, "opening the file"):
+            found = os.fstat(descriptor)
+            if not stat.S_ISREG(found.st_mode):
+                raise StorageError(errno.EINVAL, "expected a regular file; remove what was put there", path)
+            if found.st_nlink > 2 or found.st_uid not in (os.geteuid(), 0, os.lstat(os.path.dirname(path)).st_uid):
+                raise StorageError(errno.EPERM, "has another owner or extra links; not one of our files", path)
+            if create:
+                os.fchmod(descriptor, 0o600)
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def close(descriptor: int) -> None:
+    """Close a descriptor."""
+    os.close(descriptor)
+
+
+def size(descriptor: int) -> int:
+    """Size of an open file in bytes."""
+    return os.fstat(descriptor).st_size
+
+
+def allocated_bytes(path: str) -> int:
+    """Bytes of disk that a file takes; 0 when it is gone."""
+    try:
+        return os.lstat(path).st_blocks * 512
+    except FileNotFoundError:
+        return 0
+
+
+def allocate(descriptor: int, length: int, path: str) -> None:
+    """Put blocks behind the first `length` bytes, so that storing there through a map cannot fail."""
+    with reporting(path, f"allocating {length} bytes"):
+        os.posix_fallocate(descriptor, 0, length)
+
+
+def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mmap:
+    """Map a file shared. The map keeps its own duplicate of the descriptor."""
+    with reporting(path, "mapping the file"):
+        if os.fstat(descriptor).st_size < length:
+            raise CorruptBatch(
+                f"{path}: shorter than it was made, {os.fstat(descriptor).st_size} of {length} bytes",
+                path=path,
+                expected=length,
+                found=os.fstat(descriptor).st_size,
+            )
+        access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
+        return mmap.mmap(descriptor, length, access=access)
+
+
+def read(descriptor: int, length: int, position: int, path: str) -> bytes:
+    """Read up to `length` bytes."""
+    with reporting(path, "reading the file"):
+        return os.pread(descriptor, length, position)
+
+
+def write(descriptor: int, data: bytes | memoryview, position: int, path: str) -> None:
+    """Write all of `data`."""
+    view = memoryview(data)
+    with reporting(path, "writing the file"):
+        while view:
+            written = os.pwrite(descriptor, view, position)
+            view, position = view[written:], position + written
+
+
+def sync(descriptor: int, path: str) -> None:
+    """Make the content of a file survive a power cut. Never retry it when it failed: the pages are marked clean."""
+    with reporting(path, "syncing the file"):
+        os.fdatasync(descriptor)
+
+
+def make(path: str, length: int, header: bytes) -> bool:
+    """Create a file of allocated zeros behind a header and publish it whole, durably.
+
+    False: somebody else published one under that name meanwhile; theirs stays.
+    """
+    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    descriptor = open_file(temporary, write=True, create=True)
+    try:
+        allocate(descriptor, length, path)
+        write(descriptor, header, 0, path)
+        sync(descriptor, path)
+        with reporting(path, "publishing the file"):
+            try:
+                os.link(temporary, path)
+            except FileExistsError:
+                return False
+    finally:
+        os.close(descriptor)
+        remove(temporary)
+    sync_directory(os.path.dirname(path))
+    return True
+
+
+def replace(path: str, data: bytes, *, length: int = 0) -> None:
+    """Replace a file whole: after a kill or a power cut it is the old one or the new one."""
+    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    descriptor = open_file(temporary, write=True, create=True)
+    try:
+        if length:
+            allocate(descriptor, length, path)
+        write(descriptor, data, 0, path)
+        sync(descriptor, path)
+        rename(temporary, path)
+    except BaseException:
+        remove(temporary)
+        raise
+    finally:
+        os.close(descriptor)
+    sync_directory(os.path.dirname(path))
+
+
+def _canonical(body: dict[str, Any]) -> bytes:
+    return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
+
+
+def write_json(path: str, body: dict[str, Any]) -> None:
+    """Replace a JSON file with its checksum."""
+    checksum = f"{_native.xxh3_64(_canonical(body)):016x}"
+    text = json.dumps({"body": body, "checksum": checksum}, sort_keys=True, indent=1)
+    replace(path, text.encode("ascii") + b"\n")
+
+
+def read_json(path: str) -> dict[str, Any]:
+    """Read a JSON file and hold it to its checksum and format."""
+    descriptor = open_file(path, write=False)
+    try:
+        data = read(descriptor, 1 << 20, 0, path)
+    finally:
+        os.close(descriptor)
+    try:
+        document = json.loads(data)
+        body, checksum = document["body"], document["checksum"]
+        found = f"{_native.xxh3_64(_canonical(body)):016x}"
+        version = body["format"]
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise CorruptBatch(f"{path}: not a configuration file of millstream: {error}", path=path) from error
+    if found != checksum:
+        raise CorruptBatch(f"{path}: its checksum is wrong", path=path, expected=checksum, found=found)
+    if version != FORMAT:
+        raise VersionMismatch(f"{path}: format {version}, this version of millstream reads format {FORMAT}")
+    return dict(body)
+
+
+# --- locked bytes: gone with the process, whoever kills it -----------------------------------------------
+
+
+def _lock(descriptor: int, kind: int, start: int, length: int, *, command: int) -> bytes:
+    return fcntl.fcntl(descriptor, command, FLOCK.pack(kind, os.SEEK_SET, start, length, 0))
+
+
+def try_lock(descriptor: int, start: int, *, shared: bool = False) -> bool:
+    """Lock one byte for this open file description; False when another holds it."""
+    try:
+        _lock(descriptor, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, 1, command=fcntl.F_OFD_SETLK)
+    except (BlockingIOError, PermissionError):
+        return False
+    return True
+
+
+def unlock(descriptor: int, start: int) -> None:
+    """Give a locked byte back."""
+    _lock(descriptor, fcntl.F_UNLCK, start, 1, command=fcntl.F_OFD_SETLK)
+
+
+def is_locked(descriptor: int, start: int, length: int = 1) -> bool:
+    """Does another open file description hold a lock in the range? Its own locks do not count."""
+    answer = _lock(descriptor, fcntl.F_RDLCK, start, length, command=fcntl.F_OFD_GETLK)
+    return bool(FLOCK.unpack(answer)[0] != fcntl.F_UNLCK)
+
+
+def lock(descriptor: int, start: int, path: str, *, timeout: float, shared: bool = False) -> None:
+    """Lock one byte, waiting; `LockTimeout` when another holds it for longer than `timeout` seconds."""
+    deadline = monotonic() + timeout
+    pause = 0.0005
+    while not try_lock(descriptor, start, shared=shared):
+        if monotonic() >= deadline:
+            raise LockTimeout(f"{path}: another process holds the gate for {timeout:g} s; is one stopped while opening?")
+        sleep(pause)
+        pause = min(pause * 1.5, 0.02)

@@ -1,0 +1,181 @@
+"""Who is alive: a locked byte a process, the gate, and the proof that an owner is dead.
+
+The kernel keeps a byte locked as long as the open file description lives, across SIGKILL, containers and reused
+process ids. Three descriptors are needed: the one that holds the lock is never mapped from (`mmap` duplicates what it
+maps) and never asked about itself (it would answer "free"); the one that probes is another; the directory's is held
+with a shared ``flock``, so that a replaced ``members`` file is noticed while members live.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import struct
+import time
+
+from millstream import _native, files
+from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
+
+COUNT = 1024
+HEADER = struct.Struct("<8sII16s32x")
+ENTRY = struct.Struct("<IIqQ40x")
+MAGIC = b"MSMEMBR1"
+GATE, READERS = 0, 1
+FILE_BYTES = HEADER.size + COUNT * ENTRY.size
+
+
+def _entry(index: int) -> int:
+    return HEADER.size + index * ENTRY.size
+
+
+class Members:
+    """The ``members`` file of one store, and this process's entry in it."""
+
+    def __init__(self, directory: str, *, write: bool) -> None:
+        self.path = os.path.join(directory, "members")
+        self.write = write
+        self.index = -1
+        self.word = 0
+        self._descriptors: list[int] = []
+        self._directory = self._open_directory(directory)
+        try:
+            if write and not os.path.lexists(self.path):
+                self._create(directory)
+            self._lock = self._guarded(files.open_file(self.path, write=write))
+            self._probe = self._guarded(files.open_file(self.path, write=write))
+            fcntl.flock(self._directory, fcntl.LOCK_SH)
+        except BaseException:
+            self.close()
+            raise
+
+    def _guarded(self, descriptor: int) -> int:
+        self._descriptors.append(descriptor)
+        _native.fork_guard(descriptor)
+        return descriptor
+
+    def _open_directory(self, directory: str) -> int:
+        with files.reporting(directory, "opening the directory"):
+            return self._guarded(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+
+    def _create(self, directory: str) -> None:
+        deadline = time.monotonic() + 5.0
+        while not os.path.lexists(self.path):
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                # Another opener is creating it at this moment; or members live and somebody removed it.
+                if time.monotonic() > deadline:
+                    raise StorageError(
+                        errno.ENOENT, "is missing while processes have the store open; close it there first", self.path
+                    ) from None
+                time.sleep(0.001)
+                continue
+            if not os.path.lexists(self.path):
+                files.make(self.path, FILE_BYTES, HEADER.pack(MAGIC, files.FORMAT, COUNT, bytes(16)))
+
+    def enter_gate(self, timeout: float) -> None:
+        """Let nobody else open or close meanwhile. Read-only openers share the gate among themselves."""
+        files.lock(self._lock, GATE, self.path, timeout=timeout, shared=not self.write)
+
+    def leave_gate(self) -> None:
+        """Let others open and close."""
+        files.unlock(self._lock, GATE)
+
+    def anyone(self) -> bool:
+        """Is any other process (or store of this process) a member?"""
+        return files.is_locked(self._probe, HEADER.size, COUNT * ENTRY.size) if self.index < 0 else self._others()
+
+    def _others(self) -> bool:
+        own = _entry(self.index)
+        before = own > HEADER.size and files.is_locked(self._probe, HEADER.size, own - HEADER.size)
+        return before or files.is_locked(self._probe, own + ENTRY.size, FILE_BYTES - own - ENTRY.size + 1)
+
+    def prepare(self, store_id: bytes) -> None:
+        """As the first opener: write the header (anew, when the file was damaged)."""
+        files.allocate(self._probe, FILE_BYTES, self.path)
+        files.write(self._probe, HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id), 0, self.path)
+
+    def claim(self, store_id: bytes) -> None:
+        """Take a free entry: lock its byte, then raise its incarnation. Holder of the gate."""
+        self.check(store_id)
+        for index in range(COUNT):
+            at = _entry(index)
+            if files.is_locked(self._probe, at) or not files.try_lock(self._lock, at):
+                continue
+            incarnation = self._incarnation(index) + 1 & 0xFFFFFFFF
+            namespace = os.stat("/proc/self/ns/pid").st_ino
+            now = int(time.time() * 1e6)
+            files.write(self._probe, ENTRY.pack(incarnation, os.getpid(), now, namespace), at, self.path)
+            self.index, self.word = index, _native.owner_word(index, incarnation)
+            return
+        raise StorageError(errno.EMFILE, f"all {COUNT} entries are taken; close the store in some processes", self.path)
+
+    def check(self, store_id: bytes) -> None:
+        """Hold the header to the store; a joiner must not go on with another file."""
+        data = files.read(self._probe, HEADER.size, 0, self.path)
+        if len(data) < HEADER.size or files.size(self._probe) < FILE_BYTES:
+            raise CorruptBatch(f"{self.path}: too short", path=self.path, expected=FILE_BYTES, found=len(data))
+        magic, version, count, found = HEADER.unpack(data)
+        if magic == MAGIC and version != files.FORMAT:
+            raise VersionMismatch(f"{self.path}: format {version}, this version reads {files.FORMAT}")
+        if (magic, count, found) != (MAGIC, COUNT, store_id):
+            raise CorruptBatch(
+                f"{self.path}: not the members file of this store; close the store in all processes and open it again",
+                path=self.path,
+                expected=store_id.hex(),
+                found=found.hex(),
+            )
+
+    def join_readers(self) -> None:
+        """As a read-only opener: hold the readers' byte, shared."""
+        files.lock(self._lock, READERS, self.path, timeout=1.0, shared=True)
+
+    def _incarnation(self, index: int) -> int:
+        data = files.read(self._probe, 4, _entry(index), self.path)
+        return int.from_bytes(data, "little")
+
+    def is_dead(self, word: int) -> bool:
+        """Is the owner that a word names proved dead? Oneself never is."""
+        index, incarnation = _native.owner_parts(word)
+        if word == 0 or index == self.index:
+            return word != 0 and incarnation != _native.owner_parts(self.word)[1]
+        if index >= COUNT:
+            return True  # no member ever had that number: the word itself is damage
+        if self._incarnation(index) & 0xFFFF != incarnation:
+            return True
+        return not files.is_locked(self._probe, _entry(index))
+
+    def describe(self, word: int) -> str:
+        """Say for a message who an owner is."""
+        index, _ = _native.owner_parts(word)
+        if index == self.index:
+            return f"this process (member {index})"
+        if index >= COUNT:
+            return f"an unknown member ({index})"
+        data = files.read(self._probe, ENTRY.size, _entry(index), self.path)
+        _, pid, _, namespace = ENTRY.unpack(data)
+        where = "" if namespace == os.stat("/proc/self/ns/pid").st_ino else " of another PID namespace"
+        return f"process {pid}{where} (member {index})"
+
+    def close(self) -> None:
+        """Be no member any more. Last of all: others take this for our death."""
+        while self._descriptors:
+            descriptor = self._descriptors.pop()
+            _native.fork_release(descriptor)
+            files.close(descriptor)
+
+    def abandon(self) -> None:
+        """In a forked child: the descriptors are the parent's and were closed by the fork guard."""
+        self._descriptors.clear()
+
+
+def exists(directory: str) -> bool:
+    """Is there a store in the directory?"""
+    return os.path.lexists(os.path.join(directory, "store.json"))
+
+
+def require(directory: str) -> None:
+    """Raise `NotFound` unless there is a store."""
+    if not exists(directory):
+        raise NotFound(f"{directory}: there is no store; open it with mode='rw' to create one")

@@ -1,0 +1,101 @@
+"""Frozen values that configure stores and streams, and the readers of what users write for them."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from typing import Literal, TypeAlias
+
+from millstream.errors import InvalidArgument, InvalidType
+
+__all__ = ["DURABILITIES", "Durability", "Retention", "parse_bytes", "parse_seconds"]
+
+Durability: TypeAlias = Literal["process", "interval", "sync"]
+"""What an append has survived when it returns.
+
+``"process"``: the death of any process. ``"interval"``: also a power cut, but for what was written since the last
+completed sync began (one starts every 100 ms). ``"sync"``: also a power cut.
+"""
+
+DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
+
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
+_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
+_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31557600}
+
+
+def parse_bytes(size: int | str) -> int:
+    """Read a number of bytes: 4096, ``"10GiB"`` (1024s), ``"10GB"`` (1000s).
+
+    >>> parse_bytes("1.5KiB"), parse_bytes("2MB"), parse_bytes(7)
+    (1536, 2000000, 7)
+    """
+    if isinstance(size, str):
+        match = _SIZE.fullmatch(size)
+        if match is None:
+            raise InvalidArgument(f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"')
+        number, prefix, binary = match.groups()
+        power = " kmgtp".index(prefix.lower() or " ")
+        return round(float(number) * (1024 if binary else 1000) ** power)
+    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        raise InvalidType(f"size {size!r}: expected an int or a str")
+    if size < 0:
+        raise InvalidArgument(f"size {size}: cannot be negative")
+    return int(size)
+
+
+def parse_seconds(age: float | str | object) -> float:
+    """Read a duration: seconds, ``"30d"`` (us, ms, s, m, h, d, w, y), or a ``timedelta``.
+
+    >>> parse_seconds("90m"), parse_seconds(2.5)
+    (5400.0, 2.5)
+    """
+    seconds: float
+    if isinstance(age, str):
+        match = _AGE.fullmatch(age)
+        if match is None:
+            raise InvalidArgument(f'age {age!r}: expected seconds or a text such as "90m", "24h" or "30d"')
+        seconds = float(match[1]) * _SECONDS[match[2].lower()]
+    elif hasattr(age, "total_seconds"):
+        seconds = float(age.total_seconds())
+    elif isinstance(age, (int, float)) and not isinstance(age, bool):
+        seconds = float(age)
+    else:
+        raise InvalidType(f"age {age!r}: expected a number of seconds, a str or a timedelta")
+    if not seconds >= 0:
+        raise InvalidArgument(f"age {age!r}: cannot be negative")
+    return seconds
+
+
+@dataclasses.dataclass(frozen=True, init=False)
+class Retention:
+    """How much of a stream is kept. Whole segments go, oldest first; readers and groups are not waited for.
+
+    Args:
+        bytes: per partition, a number or a text such as ``"10GiB"``.
+        age: since the append, in seconds or a text such as ``"30d"``; held in ``age`` as seconds.
+        records: per partition.
+
+    >>> Retention(bytes="1KiB", age="2m")
+    Retention(bytes=1024, age=120.0, records=None)
+    """
+
+    bytes: int | None
+    age: float | None
+    records: int | None
+
+    def __init__(
+        self,
+        *,
+        bytes: int | str | None = None,
+        age: float | str | object | None = None,
+        records: int | None = None,
+    ) -> None:
+        if records is not None:
+            if isinstance(records, bool) or not isinstance(records, int):
+                raise InvalidType(f"records {records!r}: expected an int")
+            if records < 0:
+                raise InvalidArgument(f"records {records}: cannot be negative")
+        object.__setattr__(self, "bytes", None if bytes is None else parse_bytes(bytes))
+        object.__setattr__(self, "age", None if age is None else parse_seconds(age))
+        object.__setattr__(self, "records", records)
