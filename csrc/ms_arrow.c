@@ -155,8 +155,7 @@ static void release_array(struct ArrowArray *array) {
     if (child->release != NULL) child->release(child); /* NULL: the consumer has moved it */
   }
   array->release = NULL;
-  /* Acquire and release: the last one frees, and gives the pin back, after all that the others did.
-   * */
+  /* Acquire and release: the last one gives the pin back and frees after all the others did. */
   if (atomic_fetch_sub_explicit(&block->references, 1, memory_order_acq_rel) != 1) return;
   push_released(block->pin);
   free(block);
@@ -485,6 +484,8 @@ static const char *name_of(const struct ArrowSchema *schema) {
   return schema->name != NULL && schema->name[0] != '\0' ? schema->name : "(unnamed)";
 }
 
+/* `return FAIL_COLUMN(MS_INVALID, schema, "%d buffers", count)`; err is the caller's. The "" is for
+ * texts without arguments, which a variadic macro of C11 cannot have. */
 #define FAIL_COLUMN(status, schema, ...) FAIL_COLUMN_TEXT(status, schema, __VA_ARGS__, "")
 #define FAIL_COLUMN_TEXT(status, schema, text, ...) \
   ms_fail(err, status, 0, 0, 0, "Arrow column '%.60s': " text "%s", name_of(schema), __VA_ARGS__)
@@ -538,16 +539,16 @@ static ms_status check_range(const struct ArrowSchema *schema, const struct Arro
   if (first > (uint64_t)array->length || count > (uint64_t)array->length - first)
     return FAIL_COLUMN(MS_INVALID, schema, "%" PRId64 " elements where %" PRIu64 " are expected",
                        array->length, first + count);
-  static const int64_t buffer_counts[] = {0, 2, 3, 3, 3};
-  const int64_t buffers = buffer_counts[layout->kind];
+  *out = (import_range){(uint64_t)array->offset + first, count, NULL};
+  if (layout->kind == IMPORT_NULLS) return MS_OK; /* no buffers; some producers send an empty one */
+  const int64_t buffers = layout->kind == IMPORT_FIXED ? 2 : 3;
   bool right = layout->kind == IMPORT_VIEWS
                    ? array->n_buffers >= buffers && array->n_buffers < INT32_MAX
                    : array->n_buffers == buffers;
-  if (!right || (buffers > 0 && array->buffers == NULL) || array->dictionary != NULL)
+  if (!right || array->buffers == NULL || array->dictionary != NULL)
     return FAIL_COLUMN(MS_INVALID, schema, "%" PRId64 " buffers do not fit format '%.20s'",
                        array->n_buffers, schema->format);
-  *out = (import_range){(uint64_t)array->offset + first, count, NULL};
-  if (layout->kind == IMPORT_NULLS || count == 0) return MS_OK;
+  if (count == 0) return MS_OK;
   if (array->buffers[1] == NULL) return FAIL_COLUMN(MS_INVALID, schema, "buffer 1 is missing");
   if (array->null_count != 0) out->validity = array->buffers[0];
   if (array->null_count > 0 && out->validity == NULL)
@@ -568,8 +569,7 @@ static inline int64_t load_i64(const uint8_t *at) {
   return value;
 }
 
-/* A pointer that may be NULL plus a distance that may be hostile: not followed where the size is 0.
- * */
+/* Pointer (may be NULL) plus distance (may be hostile): not followed where the size is 0. */
 static inline const uint8_t *at_distance(const uint8_t *base, int64_t distance) {
   return (const uint8_t *)((uintptr_t)base + (uint64_t)distance);
 }
@@ -620,8 +620,7 @@ static ms_status import_offsets(const struct ArrowSchema *schema, const struct A
   return MS_OK;
 }
 
-/* A view is its size, then either up to 12 bytes, or 4 bytes of prefix, a buffer and where in it.
- * */
+/* A view is its size, then up to 12 bytes, or 4 bytes of prefix, a buffer and where in it. */
 static ms_status import_views(const struct ArrowSchema *schema, const struct ArrowArray *array,
                               const import_range *range, ms_slice *out, ms_error *err) {
   const uint8_t *views = (const uint8_t *)array->buffers[1] + 16 * range->begin;
@@ -696,9 +695,9 @@ ms_status ms_arrow_check_timestamps(const struct ArrowSchema *schema, ms_error *
                      schema->format);
 }
 
-/* Multiply in place; the first element that does not fit, or count. */
+/* Multiply in place; the first element that is out of range, or count. */
 static uint64_t scale_up(int64_t *out, uint64_t count, int64_t scale) {
-  const int64_t largest = INT64_MAX / scale;
+  const int64_t largest = MS_ARROW_TIMESTAMP_MAX / scale;
   bool over = false;
   for (uint64_t i = 0; i < count; i++) over |= out[i] > largest || out[i] < -largest;
   if (over)
@@ -726,13 +725,15 @@ ms_status ms_arrow_import_timestamps(const struct ArrowSchema *schema,
         return FAIL_COLUMN(MS_INVALID, schema, "the timestamp of element %" PRIu64 " is null", i);
   memcpy(out, (const uint8_t *)array->buffers[1] + 8 * range.begin, 8 * count);
   const int64_t scale = timestamp_scale(schema->format);
-  if (scale < 0) scale_down(out, count);
-  if (scale <= 1) return MS_OK;
+  if (scale < 0) {
+    scale_down(out, count);
+    return MS_OK;
+  }
   uint64_t over = scale_up(out, count, scale);
   if (over == count) return MS_OK;
   return FAIL_COLUMN(MS_LIMIT, schema,
                      "the timestamp of element %" PRIu64 ", %" PRId64
-                     ", does not fit 64 bits of microseconds",
+                     ", is out of range (2^62 microseconds from 1970)",
                      over, out[over]);
 }
 

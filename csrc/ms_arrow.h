@@ -147,10 +147,13 @@ MS_MUST_USE ms_status ms_arrow_import_slices(const struct ArrowSchema *schema,
                                              const struct ArrowArray *array, uint64_t first,
                                              uint64_t count, ms_slice *out, ms_error *err);
 
+/* Largest distance of a timestamp from 1970, in microseconds; about 146,000 years. */
+#define MS_ARROW_TIMESTAMP_MAX (INT64_C(1) << 62)
+
 /* Fill out[0, count) with elements [first, first + count) in microseconds since 1970: timestamps of
  * any unit and zone (nanoseconds are rounded down), or int64 that are microseconds already.
- * MS_INVALID: an element is null. MS_LIMIT: it is outside of what microseconds can say. `out` is
- * undefined after a failure. */
+ * MS_INVALID: an element is null. MS_LIMIT: it is further from 1970 than MS_ARROW_TIMESTAMP_MAX.
+ * `out` is undefined after a failure. */
 MS_MUST_USE ms_status ms_arrow_import_timestamps(const struct ArrowSchema *schema,
                                                  const struct ArrowArray *array, uint64_t first,
                                                  uint64_t count, int64_t *out, ms_error *err);

@@ -89,18 +89,28 @@ static bool fits(const ms_segment *segment, uint64_t file_position, uint64_t len
   return file_position <= segment->size && length <= segment->size - file_position;
 }
 
-/* Make `next` the active segment. */
-static void roll(ms_partition *partition) {
+/* Make `next` the active segment. MS_ROLL: it cannot be, the caller must map another. */
+static ms_status roll(ms_partition *partition, ms_error *err) {
   ms_segment *next = partition->next;
   uint64_t predecessor = load64(&partition->block->active);
-  ms_segment_activate(next, &partition->end, predecessor, partition->generation, ms_clock_wall_us());
+  if (next == NULL) return MS_ROLL;
+  partition->next = NULL;
+  partition->spare_wanted = false;
+  if (next->number <= predecessor) return MS_ROLL; /* others have rolled past it meanwhile */
+  if (ms_segment_load_activation(next) == MS_OK) {
+    /* An owner died between the record and `active`: the roll is the log's. */
+    if (next->predecessor != predecessor || next->base_position != partition->end.position)
+      return ms_fail(err, MS_CORRUPT, partition->end.position, partition->end.position, next->base_position,
+                     "segment %" PRIu64 " was activated elsewhere in the log", next->number);
+  } else {
+    ms_segment_activate(next, &partition->end, predecessor, partition->generation, ms_clock_wall_us());
+  }
   MS_YIELD("roll_active");
   /* Release: who loads this number finds the record valid (ms_segment_load_activation). */
   atomic_store_explicit(&partition->block->active, next->number, memory_order_release);
   partition->active = next;
-  partition->next = NULL;
-  partition->spare_wanted = false;
   partition->populated = 0;
+  return MS_OK;
 }
 
 static ms_status append_owned(ms_partition *partition, const ms_records *records, const ms_shape *shape,
@@ -121,9 +131,8 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
   }
   if (MS_UNLIKELY(!room)) {
     out->need_bytes = ms_batch_length_max(shape);
-    segment = partition->next;
-    if (segment == NULL) return MS_ROLL;
-    roll(partition);
+    MS_TRY(roll(partition, err));
+    segment = partition->active;
     out->events |= MS_EVENT_ROLLED;
     file_position = segment->data_position;
     length = ms_batch_length(shape, file_position);

@@ -1,5 +1,7 @@
 /* Linux: the system calls behind ms_platform.h. */
+#ifndef _GNU_SOURCE
 #define _GNU_SOURCE
+#endif
 #include "ms_platform.h"
 
 #include <errno.h>

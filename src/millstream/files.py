@@ -197,6 +197,12 @@ def allocate(descriptor: int, length: int, path: str) -> None:
         os.posix_fallocate(descriptor, 0, length)
 
 
+def extend(descriptor: int, length: int, path: str) -> None:
+    """Make a file that nobody else has yet as long as this, with a hole at its end."""
+    with reporting(path, "extending the file"):
+        os.ftruncate(descriptor, length)
+
+
 def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mmap:
     """Map a file shared. The map keeps its own duplicate of the descriptor."""
     with reporting(path, "mapping the file"):

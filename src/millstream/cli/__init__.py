@@ -30,8 +30,9 @@ STORE is the directory of a store, STREAM the name of a stream in it.
 Data on stdout, chatter on stderr. Exit codes: 0 well; 1 a check failed; 2 usage;
 3 refused or not there; 4 storage failed; 130 Ctrl-C; 141 broken pipe."""
 
-# Storage errors that mean "not you" or "not there" rather than "the disk failed".
-NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EACCES, errno.EPERM, errno.EROFS)
+# Storage errors that mean "not there", "not you" or "not now" rather than "the disk failed".
+NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
+NOT_NOW = (errno.EACCES, errno.EPERM, errno.EROFS, errno.EBUSY, errno.EAGAIN)
 
 
 class Version(argparse.Action):
@@ -72,20 +73,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         flush()
         return code
     except KeyboardInterrupt:
+        flush_or_mute()
         return INTERRUPTED
     except BrokenPipeError:
         mute()
         return BROKEN_PIPE
     except Exception as error:
-        code = exit_code(error)
-        if code is None:
+        refused = exit_code(error)
+        if refused is None:
             raise
         complain(error)
-        try:
-            flush()
-        except OSError:  # it is stdout that failed, and was told above
-            mute()
-        return code
+        flush_or_mute()
+        return refused
 
 
 def exit_code(error: Exception) -> int | None:
@@ -95,7 +94,7 @@ def exit_code(error: Exception) -> int | None:
     if isinstance(error, StorageError) or (
         isinstance(error, OSError) and not isinstance(error, MillstreamError)
     ):
-        return REFUSED if error.errno in NOT_THERE else FAILED
+        return REFUSED if error.errno in (*NOT_THERE, *NOT_NOW) else FAILED
     return REFUSED if isinstance(error, MillstreamError) else None
 
 
@@ -114,6 +113,14 @@ def flush() -> None:
     """Write out what stdout holds, so that a broken pipe or a full disk shows here."""
     if sys.stdout is not None:
         sys.stdout.flush()
+
+
+def flush_or_mute() -> None:
+    """Write out what stdout holds if it can be; that it cannot is not news any more."""
+    try:
+        flush()
+    except OSError:
+        mute()
 
 
 def mute() -> None:

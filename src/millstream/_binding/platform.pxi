@@ -1,0 +1,39 @@
+# ms_platform.h and ms_xxh3.h
+def xxh3_64(data, uint64_t seed=0):
+    """XXH3-64 of bytes-like data, as an int."""
+    cdef Py_buffer view
+    PyObject_GetBuffer(data, &view, PyBUF_SIMPLE)
+    try:
+        return ms_xxh3_64(view.buf, <size_t>view.len, seed)
+    finally:
+        PyBuffer_Release(&view)
+
+
+def fork_guard(int descriptor):
+    """Close the descriptor in forked children."""
+    cdef int error = ms_fork_guard(descriptor)
+    if error:
+        raise OSError(error, "too many guarded descriptors")
+
+
+def fork_release(int descriptor):
+    """Forget a descriptor before it is closed."""
+    ms_fork_release(descriptor)
+
+
+def fork_count():
+    """A number that differs between a process and its forked child."""
+    return ms_fork_count()
+
+
+def wall_us():
+    """Microseconds since 1970."""
+    return ms_clock_wall_us()
+
+
+def private_memory(bytes data):
+    """Page-aligned memory of this process that begins with `data`: what a read-only opener has for a control file."""
+    import mmap
+    copy = mmap.mmap(-1, len(data))
+    copy[:] = data
+    return copy

@@ -1,0 +1,574 @@
+# The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through the hooks.
+
+@cython.final
+@cython.freelist(64)
+cdef class Position:
+    """Where a record is: its partition, the epoch it was written in, and its offset there.
+
+    Behaves as the tuple (partition, epoch, offset): unpacks, compares, hashes, pickles.
+
+    >>> Position(3, 1, 42)
+    Position(partition=3, epoch=1, offset=42)
+    """
+    cdef readonly int64_t partition
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t offset
+
+    def __init__(self, partition, epoch, offset):
+        self.partition = partition
+        self.epoch = epoch
+        self.offset = offset
+
+    def __iter__(self):
+        return iter((self.partition, self.epoch, self.offset))
+
+    def __getitem__(self, index):
+        return (self.partition, self.epoch, self.offset)[index]
+
+    def __len__(self):
+        return 3
+
+    def __eq__(self, other):
+        return tuple(self) == tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+
+    def __lt__(self, other):
+        return tuple(self) < tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+
+    def __le__(self, other):
+        return tuple(self) <= tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+
+    def __gt__(self, other):
+        return tuple(self) > tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+
+    def __ge__(self, other):
+        return tuple(self) >= tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+
+    def __hash__(self):
+        return hash((self.partition, self.epoch, self.offset))
+
+    def __repr__(self):
+        return f"Position(partition={self.partition}, epoch={self.epoch}, offset={self.offset})"
+
+    def __reduce__(self):
+        return Position, (self.partition, self.epoch, self.offset)
+
+
+@cython.final
+cdef class Span:
+    """Records that one call appended to one partition: offsets first_offset to first_offset + count - 1.
+
+    Behaves as the tuple (partition, epoch, first_offset, count).
+    """
+    cdef readonly int64_t partition
+    cdef readonly uint64_t epoch
+    cdef readonly uint64_t first_offset
+    cdef readonly uint64_t count
+
+    def __init__(self, partition, epoch, first_offset, count):
+        self.partition = partition
+        self.epoch = epoch
+        self.first_offset = first_offset
+        self.count = count
+
+    def __iter__(self):
+        return iter((self.partition, self.epoch, self.first_offset, self.count))
+
+    def __getitem__(self, index):
+        return (self.partition, self.epoch, self.first_offset, self.count)[index]
+
+    def __len__(self):
+        return 4
+
+    def __eq__(self, other):
+        return tuple(self) == tuple(other) if isinstance(other, (Span, tuple)) else NotImplemented
+
+    def __hash__(self):
+        return hash((self.partition, self.epoch, self.first_offset, self.count))
+
+    def __repr__(self):
+        return (f"Span(partition={self.partition}, epoch={self.epoch}, first_offset={self.first_offset}, "
+                f"count={self.count})")
+
+    def __reduce__(self):
+        return Span, (self.partition, self.epoch, self.first_offset, self.count)
+
+
+cdef enum:
+    EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of level "process"
+
+EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EVENT_SPARE,
+          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED, "want_sync": EVENT_WANT_SYNC}
+LEVELS = {"process": 0, "interval": 1, "sync": 2}
+
+
+cdef class StreamCore:
+    """Base of `millstream.Stream`: the control file as mapped, and appending.
+
+    Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes, deadline)``,
+    ``_after_append(index, events, end)``, ``_make_durable(index, end, deadline)``, ``_timestamp(value)``,
+    ``_timestamps(values, count)``, ``_refresh()``.
+    """
+    cdef object map
+    cdef Py_buffer control
+    cdef bint mapped
+    cdef bint writable
+    cdef ms_control_header *header
+    cdef list opened
+    cdef uint32_t count
+    cdef uint32_t turn
+    cdef uint32_t fork
+    cdef int level
+    cdef bint is_closed
+    cdef list natives
+
+    def __dealloc__(self):
+        if self.mapped:
+            PyBuffer_Release(&self.control)
+
+    # --- what the subclass builds on -----------------------------------------------------------------
+
+    def _attach(self, control, bint writable, str durability, uint32_t turn):
+        """Use this map of the control file; partitions that were open stay open."""
+        cdef Py_buffer buffer
+        PyObject_GetBuffer(control, &buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
+        if self.mapped:
+            PyBuffer_Release(&self.control)
+        self.control = buffer
+        self.map = control
+        self.mapped = True
+        self.writable = writable
+        self.header = <ms_control_header *>buffer.buf
+        cdef uint32_t room = <uint32_t>((buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
+        self.count = min(ms_load32(&self.header.partitions), room)
+        if self.opened is None:
+            self.opened = []
+            self.natives = []
+            self.turn = turn
+        self.opened.extend([None] * (self.count - len(self.opened)))
+        self.natives.extend([None] * (self.count - len(self.natives)))
+        self.level = LEVELS[durability]
+        self.fork = ms_fork_count()
+
+    def _new_partition(self, uint32_t index, members, uint64_t generation):
+        cdef Partition partition = Partition.__new__(Partition)
+        # The map that the block lies in stays alive as long as the partition: a later, larger map of the same
+        # file shares its pages.
+        partition.control = memory_of(self)
+        partition.c.header = self.header
+        partition.c.block = <ms_control_block *>(<uint8_t *>self.control.buf + MS_CONTROL_BLOCKS_POSITION) + index
+        partition.c.generation = generation
+        partition.c.self = members.word
+        partition.members = members
+        partition.index = index
+        return partition
+
+    def _partition(self, index):
+        """The open partition, opening it when this is its first use here."""
+        cdef uint32_t i
+        self.alive()
+        try:
+            i = index
+        except (TypeError, OverflowError) as error:
+            raise _errors.InvalidArgument(
+                f"partition {index!r}: expected an int from 0 to {self.count - 1}") from error
+        if i >= self.count:
+            self._refresh()
+        if i >= self.count:
+            raise _errors.NotFound(f"partition {index}: the stream has partitions 0 to {self.count - 1}")
+        if self.opened[i] is None:
+            log = self._open_partition(i)
+            self.natives[i] = log.native
+            self.opened[i] = log
+        return self.opened[i]
+
+    def _opened(self):
+        return [log for log in self.opened or () if log is not None]
+
+    def _close(self):
+        self.is_closed = True
+        if self.opened is not None:
+            self.opened[:] = [None] * len(self.opened)
+            self.natives[:] = [None] * len(self.natives)
+
+    def _set_level(self, str durability):
+        self.level = LEVELS[durability]
+
+    cdef int alive(self) except -1:
+        if self.is_closed:
+            raise _errors.Closed("the stream is closed; open the store again")
+        if self.fork != ms_fork_count():
+            raise _errors.Closed("the stream was inherited through a fork; open the store again in the child")
+        return 0
+
+    @property
+    def closed(self):
+        """Is the handle closed?"""
+        return self.is_closed or self.fork != ms_fork_count()
+
+    @property
+    def partitions(self):
+        """How many partitions the stream has."""
+        if not self.is_closed and ms_load32(&self.header.partitions) != self.count:
+            self._refresh()
+        return self.count
+
+    @property
+    def _state(self):
+        return ms_load32(&self.header.state)
+
+    @property
+    def _config_number(self):
+        return ms_load32(&self.header.config)
+
+    def _set_state(self, uint32_t state):
+        ms_store32(&self.header.state, state)
+        ms_add32(&self.header.wake, 1)
+        ms_futex_wake(&self.header.wake, 0x7fffffff)
+
+    def _add_config(self):
+        ms_add32(&self.header.config, 1)
+
+    def _set_partitions(self, uint32_t count):
+        ms_store32(&self.header.partitions, count)
+
+    def _wake(self):
+        ms_add32(&self.header.wake, 1)
+        ms_futex_wake(&self.header.wake, 0x7fffffff)
+
+    def _prepare_wait(self):
+        """Say that somebody will sleep; look for records after this and before `_wait`."""
+        cdef uint32_t seen = ms_load32(&self.header.wake)
+        if self.writable:
+            ms_store32(&self.header.waiters, 1)
+            ms_fence()
+        return seen
+
+    def _wait(self, uint32_t seen, double timeout):
+        """Sleep until somebody appends, at most `timeout` seconds, maybe less."""
+        # A read-only map cannot say that somebody waits, so nobody wakes it: it looks 100 times a second.
+        cdef double slice = 1.0 if self.writable else 0.01
+        cdef int64_t left = <int64_t>((timeout if timeout < slice else slice) * 1e9)
+        with nogil:
+            ms_futex_wait(&self.header.wake, seen, left)
+        PyErr_CheckSignals()
+
+    def partition_for(self, key):
+        """The partition of a key: ``xxh3_64(key) % partitions``, for ever.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     store.stream("s", partitions=8).partition_for(b"N14228")
+        5
+        """
+        return xxh3_64(key) % <uint64_t>self.partitions
+
+    # --- appending -----------------------------------------------------------------------------------
+
+    cdef int level_of(self, object durability) except -1:
+        if durability is None:
+            return self.level
+        level = LEVELS.get(durability)
+        if level is None:
+            raise _errors.InvalidArgument(f"durability {durability!r}: expected one of {', '.join(LEVELS)}")
+        return level
+
+    cdef int publish(self, uint32_t index, const ms_records *records, const ms_shape *shape, int level,
+                     object timeout, ms_appended *out) except -1:
+        cdef ms_error err
+        cdef ms_status status
+        cdef Partition partition
+        cdef object deadline = None
+        cdef uint32_t events = 0
+        if self.natives[index] is None:
+            self._partition(index)
+        while True:
+            partition = <Partition>self.natives[index]
+            status = ms_partition_try_append(&partition.c, records, shape, 0, 0, out, &err)
+            events |= out.events
+            if status == MS_OK:
+                break
+            partition.follow()
+            if deadline is None:
+                deadline = self._deadline(timeout)
+            if status < 0:
+                fail(status, &err, self._where(index))
+            self._resolve(index, status, out.owner, out.need_bytes, deadline)
+        if level == 1 and self.level == 0:
+            events |= EVENT_WANT_SYNC
+        if events:
+            partition.follow()
+            self._after_append(index, events, out.end, timeout)
+        if level == 2:
+            self._make_durable(index, out.end, timeout)
+        return 0
+
+    cdef uint32_t next_turn(self):
+        cdef uint32_t index = self.turn % self.count
+        self.turn += 1
+        return index
+
+    def append(self, value, *, key=None, headers=None, timestamp=None, partition=None, durability=None,
+               timeout=None):
+        """Append one record and return its `Position`.
+
+        Durability: at `process` and `interval` the record survives the death of any process when this returns; at
+        `interval` also a power cut after the next completed sync (one starts every 100 ms); at `sync` it survives a
+        power cut when this returns.
+
+        Args:
+            value: bytes-like, at most 256 MiB; None is a null (with a key: a tombstone).
+            key: bytes-like, at most 64 KiB: chooses the partition, and so keeps records of one key in order.
+            headers: mapping of str to bytes.
+            timestamp: int of microseconds since 1970 UTC, datetime or numpy.datetime64; default: now.
+            partition: chooses the partition by hand. Without key and partition, calls go round the partitions.
+            durability: another level than the stream's, for this call.
+            timeout: seconds to wait for other processes; default 30.
+
+        Raises: StoreFull, StorageError, LockTimeout, LimitExceeded, InvalidType, InvalidArgument; Indeterminate when
+        the sync behind the record failed.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     store.stream("s").append(b"hello", key=b"k")
+        Position(partition=0, epoch=1, offset=0)
+        """
+        cdef ms_slice value_slice, key_slice
+        cdef ms_records records
+        cdef ms_shape shape
+        cdef ms_appended out
+        cdef ms_error err
+        cdef ms_status status
+        cdef uint32_t index
+        cdef Position position
+        cdef int level
+        self.alive()
+        if (type(value) is not bytes and value is not None) or headers is not None or \
+                (type(key) is not bytes and key is not None):
+            span = self.append_many([value], keys=None if key is None else [key],
+                                    headers=None if headers is None else [headers], timestamps=timestamp,
+                                    partition=partition, durability=durability, timeout=timeout)[0]
+            return Position(span.partition, span.epoch, span.first_offset)
+        memset(&records, 0, sizeof(ms_records))
+        records.count = 1
+        records.values = &value_slice
+        if value is None:
+            value_slice.data = NULL
+            value_slice.size = -1
+        else:
+            value_slice.data = <const uint8_t *>PyBytes_AS_STRING(value)
+            value_slice.size = PyBytes_GET_SIZE(value)
+        records.timestamp = ms_clock_wall_us() if timestamp is None else self._timestamp(timestamp)
+        if ms_load32(&self.header.partitions) != self.count:
+            self._refresh()
+        if key is not None:
+            key_slice.data = <const uint8_t *>PyBytes_AS_STRING(key)
+            key_slice.size = PyBytes_GET_SIZE(key)
+            records.keys = &key_slice
+            index = 0
+            if partition is None and self.count > 1:
+                index = <uint32_t>(ms_xxh3_64(key_slice.data, <size_t>key_slice.size, 0) % self.count)
+        elif partition is None:
+            index = self.next_turn()
+        if partition is not None:
+            index = self._partition(partition).native.index
+        level = self.level if durability is None else self.level_of(durability)
+        status = ms_batch_measure(&records, &shape, &err)
+        if status < 0:
+            fail(status, &err, None)
+        self.publish(index, &records, &shape, level, timeout, &out)
+        position = Position.__new__(Position)
+        position.partition = index
+        position.epoch = out.epoch
+        position.offset = out.first_offset
+        return position
+
+    def append_many(self, values, *, keys=None, headers=None, timestamps=None, partition=None, durability=None,
+                    timeout=None):
+        """Append records, and return a `Span` for each partition that got some.
+
+        With keys, each goes to the partition of its key (records without a key go together to the next one in
+        turn); without, the batch stays whole. Readers see a partition's share whole or not at all. One bad element
+        and nothing is appended. Durability as for `append`.
+
+        Args:
+            values: list of bytes-like or None; NumPy array (one fixed-width or structured element a value); Arrow
+                array (binary, string, fixed-size or primitive).
+            keys: likewise, as many; a NumPy array of dtype 'S' without its padding.
+            headers: a mapping for all records, or a sequence of mapping or None, one a record.
+            timestamps: one for all (see `append`), or a list, NumPy or Arrow array of them.
+            partition, durability, timeout: see `append`.
+
+        Raises: as `append`. `StoreFull.appended` lists the spans that were stored before the room ended.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     store.stream("s").append_many([b"a", b"b", None], keys=[b"1", b"2", b"1"])
+        [Span(partition=0, epoch=1, first_offset=0, count=3)]
+        """
+        self.alive()
+        cdef SliceColumn value_column = column_of(values, "value")
+        cdef SliceColumn key_column = None if keys is None else column_of(keys, "key", True)
+        cdef HeaderColumn header_column = None
+        cdef Py_ssize_t count = value_column.count
+        if key_column is not None and key_column.count != count:
+            raise _errors.InvalidArgument(f"{key_column.count} keys for {count} values")
+        if headers is not None:
+            header_column = headers_of(headers, count)
+        return self.append_columns(
+            value_column.slices, NULL if key_column is None else key_column.slices, count, header_column,
+            timestamps, partition, self.level_of(durability), timeout)
+
+    cdef list append_columns(self, ms_slice *values, ms_slice *keys, Py_ssize_t count, HeaderColumn headers,
+                             object timestamps, object partition, int level, object timeout):
+        cdef ms_records records
+        cdef Py_buffer times
+        cdef bint has_times = False
+        if count == 0:
+            return []
+        if count > 0x7fffffff:
+            raise _errors.LimitExceeded(f"{count} records in one call, the limit is {0x7fffffff}")
+        memset(&records, 0, sizeof(ms_records))
+        records.count = <uint32_t>count
+        records.values = values
+        records.keys = keys
+        if headers is not None:
+            records.header_starts = headers.starts
+            records.header_names = headers.names.slices
+            records.header_values = headers.values.slices
+        if timestamps is None:
+            records.timestamp = ms_clock_wall_us()
+        else:
+            made = self._timestamps(timestamps, count)
+            if type(made) is int:
+                records.timestamp = made
+            else:
+                PyObject_GetBuffer(made, &times, PyBUF_SIMPLE)
+                has_times = True
+                records.timestamps = <const int64_t *>times.buf
+        try:
+            if ms_load32(&self.header.partitions) != self.count:
+                self._refresh()
+            if partition is not None:
+                return self.append_whole(&records, self._partition(partition).native.index, level, timeout)
+            if keys == NULL:
+                return self.append_whole(&records, self.next_turn(), level, timeout)
+            if self.count == 1:
+                return self.append_whole(&records, 0, level, timeout)
+            return self.append_split(&records, level, timeout)
+        finally:
+            if has_times:
+                PyBuffer_Release(&times)
+
+    cdef list append_whole(self, ms_records *records, uint32_t index, int level, object timeout):
+        cdef ms_shape shape
+        cdef ms_error err
+        cdef ms_appended out
+        cdef ms_status status = ms_batch_measure(records, &shape, &err)
+        if status < 0:
+            fail(status, &err, None)
+        self.publish(index, records, &shape, level, timeout, &out)
+        return [Span(index, out.epoch, out.first_offset, records.count)]
+
+    cdef list append_split(self, ms_records *records, int level, object timeout):
+        """Rows to partitions by counting sort, everything measured before anything is appended."""
+        cdef uint32_t parts = self.count, total = records.count, i, p, null_part = parts
+        cdef uint32_t *chosen = NULL
+        cdef uint32_t *rows = NULL
+        cdef uint32_t *ends = NULL
+        cdef ms_shape *shapes = NULL
+        cdef ms_error err
+        cdef ms_appended out
+        cdef ms_status status
+        cdef list spans = []
+        try:
+            chosen = <uint32_t *>PyMem_Malloc(total * sizeof(uint32_t))
+            rows = <uint32_t *>PyMem_Malloc(total * sizeof(uint32_t))
+            ends = <uint32_t *>PyMem_Calloc(parts + 1, sizeof(uint32_t))
+            shapes = <ms_shape *>PyMem_Calloc(parts, sizeof(ms_shape))
+            if chosen == NULL or rows == NULL or ends == NULL or shapes == NULL:
+                raise MemoryError
+            for i in range(total):
+                if records.keys[i].size < 0:
+                    if null_part == parts:
+                        null_part = self.next_turn()
+                    p = null_part
+                else:
+                    p = <uint32_t>(ms_xxh3_64(records.keys[i].data, <size_t>records.keys[i].size, 0) % parts)
+                chosen[i] = p
+                ends[p + 1] += 1
+            for p in range(parts):
+                ends[p + 1] += ends[p]
+            for i in range(total):
+                rows[ends[chosen[i]]] = i
+                ends[chosen[i]] += 1
+            # Now ends[p] is the end of p's rows, and the beginning of p + 1's.
+            for p in range(parts):
+                self.choose(records, rows, ends, p)
+                if records.count:
+                    status = ms_batch_measure(records, &shapes[p], &err)
+                    if status < 0:
+                        fail(status, &err, None)
+            for p in range(parts):
+                self.choose(records, rows, ends, p)
+                if records.count:
+                    # Only the last publish waits for durability of its own; the others are awaited after.
+                    self.publish(p, records, &shapes[p], 0 if level == 2 else level, timeout, &out)
+                    spans.append((Span(p, out.epoch, out.first_offset, records.count), out.end))
+            if level == 2:
+                for span, end in spans:
+                    self._make_durable(span.partition, end, timeout)
+            return [span for span, _ in spans]
+        except _errors.StorageError as error:
+            error.appended = tuple(span for span, _ in spans)
+            raise
+        finally:
+            PyMem_Free(chosen)
+            PyMem_Free(rows)
+            PyMem_Free(ends)
+            PyMem_Free(shapes)
+
+    cdef int choose(self, ms_records *records, uint32_t *rows, uint32_t *ends, uint32_t p) except -1:
+        cdef uint32_t begin = ends[p - 1] if p else 0
+        records.rows = rows + begin
+        records.count = ends[p] - begin
+        return 0
+
+    def append_arrow(self, data, *, value="value", key=None, timestamp=None, partition=None, durability=None,
+                     timeout=None):
+        """Append Arrow data: anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``.
+
+        Each chunk becomes one batch a partition; no Python object is made for a row.
+
+        Args:
+            data: a table, record batch, data frame or reader (pyarrow, polars, DuckDB, ...).
+            value, key, timestamp: names of its columns; a key or timestamp of None: there is none.
+            partition, durability, timeout: see `append`.
+
+        Returns: a `Span` for each batch. Raises: as `append_many`; InvalidArgument for a column that is not there.
+        """
+        cdef ArrowChunk chunk
+        cdef list spans = []
+        cdef int level = self.level_of(durability)
+        self.alive()
+        chunks = list(import_arrow(data, value, key, timestamp))
+        for chunk in chunks:
+            times = None
+            if chunk.timestamps != NULL:
+                times = memory(chunk, chunk.timestamps, <Py_ssize_t>chunk.count * 8)
+            spans += self.append_columns(chunk.values, chunk.keys, <Py_ssize_t>chunk.count, None, times, partition,
+                                         level, timeout)
+        return spans
+
+
+@cython.final
+cdef class _ControlBuffer:
+    cdef Py_buffer buffer
+
+    def __dealloc__(self):
+        PyBuffer_Release(&self.buffer)
+
+
+cdef object memory_of(StreamCore core):
+    cdef _ControlBuffer keep = _ControlBuffer.__new__(_ControlBuffer)
+    PyObject_GetBuffer(core.map, &keep.buffer, PyBUF_SIMPLE)
+    return keep

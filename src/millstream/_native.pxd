@@ -1,0 +1,260 @@
+# What the binding sees of the C core. The contracts are in the headers.
+from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
+from libc.stddef cimport size_t
+
+cdef extern from "ms_platform.h" nogil:
+    int64_t ms_clock_wall_us()
+    int64_t ms_clock_monotonic_ns()
+    int ms_futex_wait(const void *word, uint32_t expected, int64_t timeout_ns)
+    void ms_futex_wake(const void *word, int32_t count)
+    int ms_pages_populate(void *start, size_t size, bint writable)
+    int ms_pages_remove(void *start, size_t size)
+    int ms_pages_random(void *start, size_t size)
+    void ms_pages_dirty(void *start, size_t size)
+    int ms_fork_guard(int descriptor)
+    void ms_fork_release(int descriptor)
+    uint32_t ms_fork_count()
+
+cdef extern from "ms_status.h" nogil:
+    ctypedef enum ms_status:
+        MS_OK
+        MS_END
+        MS_BUSY
+        MS_TIMEOUT
+        MS_ROLL
+        MS_MOVED
+        MS_WALK
+        MS_INTERRUPTED
+        MS_CORRUPT
+        MS_INVALID
+        MS_NOMEM
+    ctypedef struct ms_error:
+        uint64_t position
+        uint64_t expected
+        uint64_t found
+        char *text
+    ctypedef struct ms_status_row:
+        int value
+        const char *name
+        const char *class_name
+        const char *text
+    const ms_status_row *ms_status_rows()
+
+cdef extern from "ms_xxh3.h" nogil:
+    uint64_t ms_xxh3_64(const void *data, size_t size, uint64_t seed)
+
+cdef extern from "ms_owner.h" nogil:
+    uint32_t ms_owner_word(uint32_t index, uint32_t incarnation)
+    uint32_t ms_owner_index(uint32_t word)
+    uint32_t ms_owner_incarnation(uint32_t word)
+    ms_status ms_owner_try_take(void *word, uint32_t self, uint32_t *out_owner)
+    void ms_owner_release(void *word)
+    ms_status ms_owner_wait(void *word, uint32_t self, int64_t timeout_ns, uint32_t *out_owner)
+    ms_status ms_owner_take_over(void *word, uint32_t self, uint32_t dead, uint32_t *out_owner)
+
+cdef extern from "ms_format.h" nogil:
+    enum:
+        MS_BATCH_FIXED
+        MS_INDEX_BLOCK_BYTES
+        MS_SEGMENT_INDEX_POSITION
+        MS_CONTROL_BLOCKS_POSITION
+        MS_KEY_BYTES_MAX
+        MS_VALUE_BYTES_MAX
+    ctypedef struct ms_control_header:
+        uint64_t magic
+        uint32_t version
+        uint32_t partitions
+        uint64_t stream_id
+        uint64_t generation
+        uint32_t state
+        uint32_t config
+        uint32_t wake
+        uint32_t waiters
+    ctypedef struct ms_control_block:
+        uint32_t append
+        uint32_t poison
+        uint64_t tail
+        uint64_t active
+        uint32_t sync
+        uint32_t durable_hash
+        uint64_t durable
+        uint64_t durable_offset
+        uint32_t durable_wake
+        uint32_t durable_waiters
+        uint32_t maintenance
+        uint32_t walk
+        uint64_t walked
+        uint64_t first_segment
+        uint64_t first_offset
+        uint32_t structure
+    ctypedef struct ms_format_field:
+        const char *type
+        const char *field
+        uint32_t offset
+        uint32_t size
+    const ms_format_field *ms_format_fields()
+
+cdef extern from "ms_batch.h" nogil:
+    ctypedef struct ms_slice:
+        const uint8_t *data
+        int64_t size
+    ctypedef struct ms_records:
+        uint32_t count
+        const uint32_t *rows
+        const ms_slice *values
+        const ms_slice *keys
+        const int64_t *timestamps
+        int64_t timestamp
+        const uint32_t *header_starts
+        const ms_slice *header_names
+        const ms_slice *header_values
+    ctypedef struct ms_shape:
+        uint32_t count
+    ctypedef struct ms_view:
+        const uint8_t *bytes
+        uint32_t length
+        uint32_t count
+        uint32_t flags
+        uint32_t header_count
+        uint64_t base_offset
+        int64_t timestamp_min
+        int64_t timestamp_max
+        const int64_t *timestamps
+        const int64_t *offsets
+        const uint8_t *key_validity
+        const int32_t *key_offsets
+        const uint8_t *keys
+        const uint8_t *value_validity
+        const int32_t *value_offsets
+        const uint8_t *values
+        const int32_t *header_offsets
+        const int32_t *name_offsets
+        const uint8_t *names
+        const int32_t *header_value_offsets
+        const uint8_t *header_values
+    ctypedef struct ms_gather:
+        uint32_t count
+    ms_status ms_batch_measure(const ms_records *records, ms_shape *out_shape, ms_error *err)
+    uint64_t ms_gather_bytes(const ms_gather *gather)
+    void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view)
+    bint ms_bit(const uint8_t *bitmap, uint64_t i)
+
+cdef extern from "ms_segment.h" nogil:
+    ctypedef struct ms_mark:
+        uint64_t position
+        uint64_t offset
+        uint64_t hash
+        int64_t timestamp_max
+    ctypedef struct ms_identity:
+        uint8_t store_id[16]
+        uint64_t stream_id
+        uint32_t partition
+        uint64_t number
+    ctypedef struct ms_segment:
+        uint8_t *bytes
+        uint64_t size
+        uint64_t number
+        uint64_t salt
+        uint32_t data_position
+        uint32_t index_count
+        bint writable
+        bint activated
+        uint64_t base_offset
+        uint64_t base_position
+        uint64_t epoch
+        uint64_t predecessor
+        uint64_t predecessor_hash
+        int64_t activated_at
+        int64_t timestamp_max
+        void *checked
+    void ms_segment_geometry(uint64_t size, uint32_t *out_index_count, uint32_t *out_data_position)
+    ms_status ms_segment_open(ms_segment *segment, void *bytes, uint64_t size, bint writable,
+                              const ms_identity *identity, void *checked, ms_error *err)
+    ms_status ms_segment_load_activation(ms_segment *segment)
+    uint64_t ms_segment_capacity_end(const ms_segment *segment)
+    uint64_t ms_segment_file_position(const ms_segment *segment, uint64_t position)
+    ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit,
+                              ms_view *out_view, ms_error *err)
+    ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
+                                     uint64_t *out_position, ms_error *err)
+    ms_status ms_segment_find_timestamp(ms_segment *segment, int64_t timestamp, uint64_t limit,
+                                        uint64_t *out_position, ms_error *err)
+    ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *out_mark,
+                                 ms_error *err)
+    ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bint mend,
+                              ms_error *err)
+    ms_status ms_segment_search(ms_segment *segment, uint64_t begin, uint64_t *out_position,
+                                uint64_t *out_synced)
+    uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset)
+    uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp)
+    ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32_t *skip,
+                                     uint64_t limit, uint64_t records, uint32_t large,
+                                     ms_gather *out_gather, ms_error *err)
+    void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip,
+                               const ms_gather *gather, ms_view *gathered)
+
+cdef extern from "ms_partition.h" nogil:
+    enum:
+        MS_EVENT_WRITTEN
+        MS_EVENT_ROLLED
+        MS_EVENT_SPARE
+        MS_EVENT_POPULATE
+        MS_EVENT_UNSYNCED
+    ctypedef struct ms_partition:
+        ms_control_header *header
+        ms_control_block *block
+        uint64_t generation
+        uint32_t self
+        bint written
+        bint spare_wanted
+        ms_segment *active
+        ms_segment *next
+        bint end_valid
+        uint64_t populated
+        uint64_t populate_low
+        uint64_t unsynced_max
+    ctypedef struct ms_appended:
+        uint64_t first_offset
+        uint64_t epoch
+        uint64_t end
+        uint32_t events
+        uint32_t owner
+        uint64_t need_bytes
+    ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
+                                      const ms_shape *shape, uint32_t producer, uint64_t sequence,
+                                      ms_appended *out, ms_error *err)
+    ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner)
+    ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end)
+    void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark)
+    void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,
+                                uint64_t active, uint64_t first_segment, uint64_t first_offset,
+                                uint32_t poison)
+    void ms_stream_wake(ms_control_header *header)
+
+# Relaxed and acquire loads, and stores, of words in mapped files.
+cdef extern from *:
+    """
+    #include <stdatomic.h>
+    static inline uint64_t ms_load64(const void *p) {
+        return atomic_load_explicit((const _Atomic uint64_t *)p, memory_order_acquire);
+    }
+    static inline uint32_t ms_load32(const void *p) {
+        return atomic_load_explicit((const _Atomic uint32_t *)p, memory_order_acquire);
+    }
+    static inline void ms_store64(void *p, uint64_t v) {
+        atomic_store_explicit((_Atomic uint64_t *)p, v, memory_order_release);
+    }
+    static inline void ms_store32(void *p, uint32_t v) {
+        atomic_store_explicit((_Atomic uint32_t *)p, v, memory_order_release);
+    }
+    static inline void ms_add32(void *p, uint32_t v) {
+        atomic_fetch_add((_Atomic uint32_t *)p, v);
+    }
+    static inline void ms_fence(void) { atomic_thread_fence(memory_order_seq_cst); }
+    """
+    uint64_t ms_load64(const void *p) nogil
+    uint32_t ms_load32(const void *p) nogil
+    void ms_store64(void *p, uint64_t v) nogil
+    void ms_store32(void *p, uint32_t v) nogil
+    void ms_add32(void *p, uint32_t v) nogil
+    void ms_fence() nogil

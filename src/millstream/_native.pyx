@@ -1,0 +1,12 @@
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: embedsignature=True, freethreading_compatible=False
+# The one extension: directives and includes in layer order, no code.
+include "_binding/status.pxi"
+include "_binding/platform.pxi"
+include "_binding/owner.pxi"
+include "_binding/columns.pxi"
+include "_binding/batch.pxi"
+include "_binding/segment.pxi"
+include "_binding/partition.pxi"
+include "_binding/arrow.pxi"
+include "_binding/stream.pxi"

@@ -1,0 +1,191 @@
+"""The work that nobody waits for, in one thread a store and process: syncing by interval, spare segments,
+populated pages, sealed ends, retention.
+
+The thread starts with the first append and sleeps while nothing is due. What it fails at is not lost: the next call
+that needs the same raises it.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from typing import TYPE_CHECKING
+
+from millstream import _native
+from millstream.errors import Closed, Indeterminate, MillstreamError, StorageError
+
+if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
+    from millstream.store import Store
+
+SYNC_SECONDS = 0.1
+RETENTION_SECONDS = 1.0
+POPULATE_BYTES = 32 << 20
+POPULATE_LOW = 24 << 20
+LATELY_SECONDS = 1.0
+UNSYNCED_BYTES = 256 << 20
+WARM_BYTES = 4 << 20  # a log that grew by this much is worth populating ahead
+
+WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
+    _native.EVENTS[name] for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
+)
+LOGGER = logging.getLogger("millstream")
+
+
+class Background:
+    """The thread, and what it was asked to do."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._wanted = threading.Event()
+        self._asked: dict[PartitionLog, int] = {}
+        self._unsynced: set[PartitionLog] = set()
+        self._logs: list[PartitionLog] = []
+        self._stopping = False
+        self._thread: threading.Thread | None = None
+        self._synced_at = 0.0
+        self._retained_at = 0.0
+        self._sealed: dict[PartitionLog, int] = {}
+
+    def adopt(self, log: PartitionLog) -> None:
+        """A partition was opened here."""
+        self._logs.append(log)
+        log.native.configure(POPULATE_LOW, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
+
+    def notice(self, log: PartitionLog, events: int) -> None:
+        """An append asks for something."""
+        self._asked[log] = self._asked.get(log, 0) | events
+        self._wanted.set()
+        if self._thread is None and not self._stopping:
+            self._thread = threading.Thread(target=self._run, name="millstream", daemon=True)
+            self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; what it was at is finished."""
+        self._stopping = True
+        self._wanted.set()
+        if self._thread is not None and self._thread is not threading.current_thread():
+            self._thread.join()
+        self._thread = None
+
+    def _run(self) -> None:
+        while not self._stopping:
+            self._wanted.wait(self._pause())
+            self._wanted.clear()
+            if self._stopping:
+                return
+            for log, events in self._take():
+                self._attempt("preparing space", log, lambda: self._prepare(log, events))  # noqa: B023
+            now = time.monotonic()
+            if self._unsynced and now - self._synced_at >= SYNC_SECONDS:
+                self._synced_at = now
+                self._sync_all()
+            if self._retention_due(now):
+                self._retained_at = now
+                for stream in list(self.store._streams.values()):
+                    for log in stream._opened():
+                        self._attempt("retention", log, lambda: stream._retire(log))  # noqa: B023
+
+    def _take(self) -> list[tuple[PartitionLog, int]]:
+        taken = []
+        while self._asked:
+            taken.append(self._asked.popitem())
+        return taken
+
+    def _pause(self) -> float | None:
+        """Seconds until something is due by the clock; None: nothing."""
+        now = time.monotonic()
+        due = [self._synced_at + SYNC_SECONDS - now] if self._unsynced else []
+        if self._has_retention():
+            due.append(self._retained_at + RETENTION_SECONDS - now)
+        return max(0.0, min(due)) if due else None
+
+    def _has_retention(self) -> bool:
+        return any(
+            keep.bytes is not None or keep.age is not None or keep.records is not None
+            for keep in (stream.retention for stream in list(self.store._streams.values()))
+        )
+
+    def _retention_due(self, now: float) -> bool:
+        return now - self._retained_at >= RETENTION_SECONDS and self._has_retention()
+
+    def _attempt(self, what: str, log: PartitionLog, work: object) -> bool:
+        """Do it; say in the log what failed. The next call on a hot path that needs it raises the same."""
+        try:
+            work()  # type: ignore[operator]
+        except Closed:
+            return False  # the stream was dropped or the store closed meanwhile
+        except (MillstreamError, OSError, ValueError) as error:
+            if not self._stopping:
+                LOGGER.warning("%s: %s in the background failed: %s", log, what, error)
+            return False
+        return True
+
+    # --- space ---------------------------------------------------------------------------------------------
+
+    def _prepare(self, log: PartitionLog, events: int) -> None:
+        native = log.native
+        if events & (WRITTEN | WANT_SYNC | ROLLED):
+            wants = events & WANT_SYNC or log.stream.durability == "interval"
+            if wants or events & ROLLED:
+                self._unsynced.add(log)
+        if events & SPARE and native.next is None:
+            log.provide_next()
+        if events & ROLLED:
+            self._seal(log)
+        if events & POPULATE:
+            self._populate(log)
+
+    def _populate(self, log: PartitionLog) -> None:
+        """Fault pages in ahead of the tail, where this process appended lately."""
+        native = log.native
+        segment, tail = native.active, native.tail
+        if segment is None or not segment.activated:
+            return
+        if tail - segment.base_position + segment.base_position < WARM_BYTES:
+            native.set_populated(1 << 62)  # a quiet log: look again after the next roll
+            return
+        begin = max(tail, min(native.populated, segment.capacity_end))
+        end = min(tail + POPULATE_BYTES, segment.capacity_end)
+        # In steps, so that the tail may overtake us without our faulting in what it has passed.
+        while begin < end and not self._stopping:
+            step = min(begin + (4 << 20), end)
+            segment.populate(begin, step)
+            begin = max(step, native.tail)
+            if native.active is segment:
+                native.set_populated(begin)
+
+    def _seal(self, log: PartitionLog) -> None:
+        """Punch out the unused ends of segments that have a successor."""
+        numbers = log.current()
+        done = self._sealed.get(log, 0)
+        for number, following in zip(numbers, numbers[1:], strict=False):
+            if number > done:
+                log.segment(number, write=True).remove_behind(log.activated(following).base_position)
+                self._sealed[log] = number
+
+    # --- syncing -------------------------------------------------------------------------------------------
+
+    def _sync_all(self) -> None:
+        for log in list(self._unsynced):
+            log.native.take_written()
+            if log.native.durable >= log.native.tail or log.native.poison:
+                self._unsynced.discard(log)
+                continue
+            self._attempt("syncing", log, log.sync)
+            if log.stream.durability == "process":
+                self._unsynced.discard(log)
+
+    def sync_everything(self) -> list[Exception]:
+        """Sync what this process wrote; what failed."""
+        failed: list[Exception] = []
+        for log in self._logs:
+            try:
+                if log.native.walked == self.store._generation and log.stream._state == 1:
+                    log.sync()
+            except (Indeterminate, StorageError) as error:
+                failed.append(error)
+        return failed
+
+

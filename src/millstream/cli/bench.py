@@ -1,0 +1,299 @@
+"""`bench`: how fast this machine appends and reads, said with all that the figures depend on.
+
+It is a first look, not the project's benchmarks: those are in benchmarks/, with rivals and limits.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import platform
+import shutil
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+from millstream.cli.output import (
+    Column,
+    Output,
+    Progress,
+    count_text,
+    rate_text,
+    seconds_text,
+    size_text,
+)
+from millstream.cli.records import count_argument
+
+if TYPE_CHECKING:
+    from millstream import Store, Stream
+
+SINGLES_SECONDS = 3.0  # appends one at a time end then; at level sync a million would take minutes
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb."""
+    parser = verbs.add_parser(
+        "bench",
+        help="measure appends and reads on this machine",
+        description="Append records to a temporary store and read them back, in several ways.",
+    )
+    parser.add_argument("--records", type=positive, default=1_000_000, metavar="N")
+    parser.add_argument("--size", type=size_argument, default=100, metavar="B", help="of a value")
+    parser.add_argument("--batch", type=positive, default=1_000, metavar="N", help="records a call")
+    parser.add_argument(
+        "--processes", type=positive, default=1, metavar="N", help="that append to one partition"
+    )
+    parser.add_argument(
+        "--durability", choices=("process", "interval", "sync"), default="process", metavar="LEVEL"
+    )
+    parser.add_argument("--dir", metavar="DIR", help="make the temporary store below DIR")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.set_defaults(run=run)
+
+
+def positive(text: str) -> int:
+    """Read a count of one or more."""
+    count = count_argument(text)
+    if count == 0:
+        raise argparse.ArgumentTypeError("must be at least 1")
+    return count
+
+
+def size_argument(text: str) -> int:
+    """Read a number of bytes such as 100 or 4KiB."""
+    from millstream.errors import MillstreamError
+    from millstream.options import parse_bytes
+
+    try:
+        return parse_bytes(text)
+    except MillstreamError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+
+
+def run(args: argparse.Namespace) -> int:
+    """Measure, then print."""
+    import millstream
+
+    output = Output(args.json)
+    directory = tempfile.mkdtemp(prefix="millstream-bench-", dir=args.dir)
+    try:
+        path = os.path.join(directory, "store")
+        with millstream.open(path, durability=args.durability) as store:
+            results = list(measure(output, store, path, args))
+        machine = describe_machine(directory)
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+    if args.json:
+        output.json(
+            {
+                "version": millstream.__version__,
+                "durability": args.durability,
+                "value_bytes": args.size,
+                "batch_records": args.batch,
+                "processes": args.processes,
+                "machine": machine,
+                "results": [
+                    {
+                        "what": what,
+                        "records": count,
+                        "seconds": seconds,
+                        "records_per_second": count / seconds,
+                        "bytes_per_second": count * args.size / seconds,
+                    }
+                    for what, count, seconds in results
+                ],
+            }
+        )
+        return 0
+    output.line(
+        f"Durability level {args.durability}, values of {args.size:,} bytes, "
+        f"{args.batch:,} a batch",
+        "bold",
+    )
+    output.line(
+        f"{machine['cpu']}, {machine['cores']} cores; Linux {machine['kernel']}, "
+        f"{machine['file_system']}; Python {machine['python']}"
+    )
+    output.line()
+    columns = [Column("Work"), *(Column(title, right=True) for title in
+               ("Records", "Time", "Rate", "Each", "Values"))]  # fmt: skip
+    output.table(
+        columns,
+        [
+            (
+                what,
+                count_text(count),
+                seconds_text(seconds),
+                rate_text(count, seconds),
+                seconds_text(seconds / count),
+                f"{size_text(count * args.size / seconds)}/s",
+            )
+            for what, count, seconds in results
+        ],
+    )
+    return 0
+
+
+def measure(
+    output: Output, store: Store, path: str, args: argparse.Namespace
+) -> Iterator[tuple[str, int, float]]:
+    """Yield (what, records, seconds) of each kind of work, each on a stream of its own."""
+
+    def timed(what: str, work: Callable[[Progress], int]) -> tuple[str, int, float]:
+        with output.progress(what, args.records) as progress:
+            began = time.perf_counter()
+            count = work(progress)
+            return what, count, time.perf_counter() - began
+
+    value = os.urandom(args.size)
+    singles = store.stream("singles", partitions=1)
+    yield timed("append, one at a time", lambda p: append_singles(singles, value, args.records, p))
+    batches = store.stream("batches", partitions=1)
+    yield timed(
+        "append_many, lists of bytes",
+        lambda p: append_batches(batches, [value] * args.batch, args.records, p),
+    )
+    if args.size > 0:
+        arrays = store.stream("arrays", partitions=1)
+        yield timed(
+            "append_many, NumPy",
+            lambda p: append_batches(arrays, numpy_values(value, args.batch), args.records, p),
+        )
+    if args.processes > 1:
+        with processes(path, args) as go:
+            yield timed(f"append_many, {args.processes} processes", go)
+    yield timed("read batches, hashes checked", lambda p: read_batches(batches, p))
+    yield timed("read batches again", lambda p: read_batches(batches, p))
+    yield timed("read records appended singly", lambda p: read_batches(singles, p))
+    yield timed("iterate values as bytes", lambda p: iterate_values(batches, p))
+
+
+def numpy_values(value: bytes, count: int) -> Any:
+    """Return the value `count` times as an array of fixed width."""
+    import numpy as np
+
+    return np.full(count, np.void(value))
+
+
+def append_singles(stream: Stream, value: bytes, count: int, progress: Progress) -> int:
+    """Append one record a call, for a few seconds at most."""
+    append = stream.append
+    done = 0
+    end = time.perf_counter() + SINGLES_SECONDS
+    while done < count and time.perf_counter() < end:
+        step = min(1_000 if done else 10, count - done)
+        for _ in range(step):
+            append(value)
+        done += step
+        progress.advance(step)
+    return done
+
+
+def append_batches(stream: Stream, values: Any, count: int, progress: Progress) -> int:
+    """Append records in batches, the last one shorter."""
+    for start in range(0, count, len(values)):
+        step = min(len(values), count - start)
+        stream.append_many(values if step == len(values) else values[:step])
+        progress.advance(step)
+    return count
+
+
+def read_batches(stream: Stream, progress: Progress) -> int:
+    """Get every batch, as views."""
+    count = 0
+    for batch in stream.read():
+        count += len(batch)
+        progress.advance(len(batch))
+    return count
+
+
+def iterate_values(stream: Stream, progress: Progress) -> int:
+    """Make every value an object of Python."""
+    count = 0
+    for batch in stream.read():
+        for _ in batch.values:
+            count += 1
+        progress.advance(len(batch))
+    return count
+
+
+@contextlib.contextmanager
+def processes(path: str, args: argparse.Namespace) -> Iterator[Callable[[Progress], int]]:
+    """Start processes that wait, and yield what makes them append and waits for their end."""
+    import multiprocessing
+
+    context = multiprocessing.get_context("spawn")
+    share: int = max(1, args.records // args.processes)
+    members: list[tuple[Any, Any]] = []
+    try:
+        for _ in range(args.processes):
+            ours, theirs = context.Pipe()
+            arguments = (path, args.size, args.batch, share, theirs)
+            member = context.Process(target=append_in_process, args=arguments, daemon=True)
+            member.start()
+            theirs.close()
+            members.append((member, ours))
+        for _, pipe in members:
+            pipe.recv()
+
+        def go(progress: Progress) -> int:
+            for _, pipe in members:
+                pipe.send("go")
+            for _, pipe in members:
+                progress.advance(pipe.recv())
+            return share * len(members)
+
+        yield go
+    finally:
+        for member, pipe in members:
+            pipe.close()
+            member.join(timeout=10)
+
+
+def append_in_process(path: str, size: int, batch: int, count: int, pipe: Any) -> None:
+    """Append in a process of our own, when told to."""
+    import millstream
+    from millstream.cli.output import NoProgress
+
+    with contextlib.suppress(KeyboardInterrupt, EOFError), millstream.open(path) as store:
+        stream = store.stream("shared", partitions=1)
+        values = [os.urandom(size)] * batch
+        pipe.send("ready")
+        pipe.recv()
+        pipe.send(append_batches(stream, values, count, NoProgress()))
+
+
+def describe_machine(directory: str) -> dict[str, object]:
+    """Return what the figures depend on."""
+    return {
+        "cpu": cpu_name(),
+        "cores": len(os.sched_getaffinity(0)),
+        "kernel": platform.release(),
+        "python": platform.python_version(),
+        "file_system": file_system(directory),
+    }
+
+
+def cpu_name() -> str:
+    """Return the name of the processor as the kernel tells it."""
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as file:
+        for line in file:
+            name, _, value = line.partition(":")
+            if name.strip() == "model name":
+                return value.strip()
+    return platform.machine()
+
+
+def file_system(directory: str) -> str:
+    """Return the type of the file system that a directory is on."""
+    best, kind = "", "unknown"
+    real = os.path.realpath(directory)
+    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8") as file:
+        for line in file:
+            _, point, name, *_ = line.split()
+            inside = real == point or real.startswith(point.rstrip("/") + "/")
+            if inside and len(point) >= len(best):
+                best, kind = point, name
+    return kind

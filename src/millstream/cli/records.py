@@ -1,0 +1,407 @@
+"""`append`, `cat` and `tail`: records in from stdin, records out to stdout."""
+
+from __future__ import annotations
+
+import argparse
+import heapq
+import os
+import select
+import sys
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
+
+from millstream.cli.formats import (
+    Record,
+    Writer,
+    compile_format,
+    json_writer,
+    raw_writer,
+    records_of,
+)
+from millstream.cli.output import Output, count_text
+from millstream.cli.stores import existing, find_store, opened, parse_start
+
+if TYPE_CHECKING:
+    from datetime import datetime
+
+    from millstream import Batch, Stream
+
+CHUNK_BYTES = 1 << 18
+BATCH_RECORDS = 10_000
+BATCH_BYTES = 4 << 20
+LINE_BYTES_MAX = 512 << 20  # what we hold of a line that does not end; above any limit of a value
+TAIL_RECORDS = 10
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verbs."""
+    register_append(verbs)
+    parser = verbs.add_parser(
+        "cat",
+        help="print records",
+        description="Print the records of a stream, from the first one on, and leave at the end. "
+        "Values are written as they are, each followed by a newline. The records of one partition "
+        "come in order; with -o -N those of all partitions are merged by time.",
+        epilog="FORMAT: %s value, %S its length, %k key, %K its length, %h headers, %o offset, "
+        "%p partition, %t stream, %T timestamp in ms, %% percent, and \\n \\t \\r \\0 \\\\ \\xHH.",
+    )
+    add_reading(parser, "-f")
+    parser.add_argument(
+        "-o",
+        "--offset",
+        metavar="START",
+        type=start_argument,
+        default="earliest",
+        help="where to start: an offset, -N for the last N records, earliest, latest, or a time "
+        "such as 2013-07-01T12:00 (local) or 2013-07-01T12:00Z (default: earliest)",
+    )
+    parser.add_argument("-e", "--exit", action="store_true", help="leave at the end (as ever)")
+    parser.add_argument(
+        "-n", "-c", "--max-records", metavar="N", type=count_argument, help="leave after N records"
+    )
+    parser.set_defaults(run=run_cat, follow=False)
+    parser = verbs.add_parser(
+        "tail",
+        help="print the last records, and with -f those to come",
+        description="Print the last records of a stream, merged by time; with -f wait for more "
+        "until Ctrl-C.",
+    )
+    add_reading(parser)
+    parser.add_argument(
+        "-n",
+        "--lines",
+        metavar="N",
+        type=count_argument,
+        default=TAIL_RECORDS,
+        help=f"how many records (default: {TAIL_RECORDS})",
+    )
+    parser.add_argument("-f", "--follow", action="store_true", help="wait for more")
+    parser.set_defaults(run=run_tail)
+
+
+def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add `append`."""
+    parser = verbs.add_parser(
+        "append",
+        help="append the lines of stdin",
+        description="Append each line of stdin as one record, in batches: whatever there is, as "
+        "soon as stdin has no more ready. Store and stream are made if they do not exist.",
+    )
+    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    keys = parser.add_mutually_exclusive_group()
+    keys.add_argument(
+        "-k",
+        "-K",
+        "--key-separator",
+        metavar="SEP",
+        type=separator_argument,
+        help="each line is KEY SEP VALUE; one without SEP has no key",
+    )
+    keys.add_argument("--key", help="the key of every record")
+    parser.add_argument("-p", "--partition", type=count_argument, help="the partition to append to")
+    parser.add_argument("--partitions", type=count_argument, help="how many, if the stream is new")
+    parser.add_argument(
+        "--durability",
+        choices=("process", "interval", "sync"),
+        help="what a record has survived when it counts as appended (default: as stored)",
+    )
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        type=header_argument,
+        action="append",
+        default=[],
+        help="a header of every record; may be given again",
+    )
+    parser.add_argument(
+        "-0", "--null", action="store_true", help="records end with NUL, not newline"
+    )
+    parser.add_argument("-Z", "--empty-null", action="store_true", help="an empty value is null")
+    parser.add_argument("--json", action="store_true", help="print the count as JSON on stdout")
+    parser.set_defaults(run=run_append)
+
+
+def add_reading(parser: argparse.ArgumentParser, *format_options: str) -> None:
+    """Add what `cat` and `tail` share; -f means what it does in kcat and in tail(1)."""
+    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    shape = parser.add_mutually_exclusive_group()
+    shape.add_argument(
+        *format_options,
+        "--format",
+        metavar="FORMAT",
+        type=format_argument,
+        help="how to write a record",
+    )
+    shape.add_argument("-J", "--json", action="store_true", help="one JSON object a line")
+    shape.add_argument("-0", "--null", action="store_true", help="end values with NUL, not newline")
+
+
+def count_argument(text: str) -> int:
+    """Read a number that cannot be negative."""
+    if not text.isascii() or not text.isdigit():
+        raise argparse.ArgumentTypeError(f"{text!r} is not a count")
+    return int(text)
+
+
+def separator_argument(text: str) -> bytes:
+    """Read a separator of one byte or more."""
+    if not text:
+        raise argparse.ArgumentTypeError("is empty")
+    return os.fsencode(text)
+
+
+def format_argument(text: str) -> str:
+    """Read a format, and see that it can be compiled."""
+    try:
+        compile_format(text, "")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return text
+
+
+def header_argument(text: str) -> tuple[str, bytes]:
+    """Read NAME=VALUE."""
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise argparse.ArgumentTypeError(f"{text!r} is not NAME=VALUE")
+    return name, os.fsencode(value)
+
+
+def start_argument(text: str) -> int | datetime | str:
+    """Read what -o takes."""
+    try:
+        return parse_start(text)
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r} is not an offset, earliest, latest or an ISO 8601 time"
+        ) from None
+
+
+# --- append -------------------------------------------------------------------------------------
+
+
+def run_append(args: argparse.Namespace) -> int:
+    """Append stdin and say how much it was, also when it ends early."""
+    import millstream
+
+    output = Output(args.json)
+    key = None if args.key is None else os.fsencode(args.key)
+    counts: dict[int, int] = {}
+    with millstream.open(args.store) as store:
+        stream = store.stream(args.stream, partitions=args.partitions)
+        try:
+            for lines in ready_lines(0, b"\0" if args.null else b"\n"):
+                keys, values = split_keys(lines, args.key_separator, key)
+                spans = stream.append_many(
+                    [value or None for value in values] if args.empty_null else values,
+                    keys=keys,
+                    headers=dict(args.header) or None,
+                    partition=args.partition,
+                    durability=args.durability,
+                )
+                for span in spans:
+                    counts[span.partition] = counts.get(span.partition, 0) + span.count
+        finally:
+            total = sum(counts.values())
+            if args.json:
+                by_partition = {str(partition): counts[partition] for partition in sorted(counts)}
+                output.json({"appended": total, "partitions": by_partition})
+            else:
+                output.say(f"{count_text(total)} record{'' if total == 1 else 's'} appended")
+    return 0
+
+
+def ready_lines(descriptor: int, end: bytes) -> Iterator[list[bytes]]:
+    """Yield lists of lines: all that are complete, before each wait for more.
+
+    The last line needs no end. Only complete lines are held, and the one that is not yet.
+    """
+    lines: list[bytes] = []
+    size = 0
+    pieces: list[bytes] = []  # of the line that has not ended
+    pending = 0
+    while True:
+        full = len(lines) >= BATCH_RECORDS or size >= BATCH_BYTES
+        if lines and (full or not select.select([descriptor], [], [], 0)[0]):
+            yield lines
+            lines, size = [], 0
+        chunk = os.read(descriptor, CHUNK_BYTES)
+        if not chunk:
+            break
+        first, *more = chunk.split(end)
+        pieces.append(first)
+        pending += len(first)
+        if more:
+            lines.append(b"".join(pieces))
+            lines += more[:-1]
+            size += len(chunk) + pending
+            pieces, pending = [more[-1]], len(more[-1])
+        elif pending > LINE_BYTES_MAX:
+            raise too_long()
+    if pending:
+        lines.append(b"".join(pieces))
+    if lines:
+        yield lines
+
+
+def too_long() -> Exception:
+    """Return the error of a line that no record can hold."""
+    from millstream.errors import LimitExceeded
+
+    return LimitExceeded(f"a line of stdin is longer than {LINE_BYTES_MAX >> 20} MiB")
+
+
+def split_keys(
+    lines: list[bytes], separator: bytes | None, key: bytes | None
+) -> tuple[list[bytes | None] | None, list[bytes]]:
+    """Return the keys, None where no record has one, and the values."""
+    if separator is None:
+        return (None if key is None else [key] * len(lines)), lines
+    parts = [line.partition(separator) for line in lines]
+    keys = [key if found else None for key, found, _ in parts]
+    return keys, [value if found else line for line, found, value in parts]
+
+
+# --- cat, tail ----------------------------------------------------------------------------------
+
+
+def run_cat(args: argparse.Namespace) -> int:
+    """Print records from a start to the end."""
+    sink = Sink(args)
+    with opened(args.store) as store:
+        stream = existing(store, args.stream)
+        if isinstance(args.offset, int) and args.offset < 0:
+            ends = tails(stream, args.partition)
+            sink.records(merged(stream, last_of(stream, ends, -args.offset), ends))
+            return 0
+        for batch in from_start(stream, args.partition, args.offset):
+            if not sink.batch(batch):
+                break
+        sink.flush()
+    return 0
+
+
+def run_tail(args: argparse.Namespace) -> int:
+    """Print the last records, and with -f those to come."""
+    sink = Sink(args)
+    # Who follows joins the members where it may: only then do writers wake it at once, and it
+    # lives on when one of them is killed and the next recovers the store.
+    find_store(args.store)
+    member = args.follow and os.access(args.store, os.W_OK)
+    with opened(args.store, "rw" if member else "r") as store:
+        stream = existing(store, args.stream)
+        # The reader stands at the end before we look where that is: nothing falls in between.
+        reader = stream.read(partition=args.partition, start="latest", follow=args.follow)
+        ends = tails(stream, args.partition)
+        sink.records(merged(stream, last_of(stream, ends, args.lines), ends))
+        sink.flush()
+        if args.follow:
+            for batch in reader:
+                seen = ends.get(batch.partition, 0) - batch.first_offset
+                if seen < len(batch):
+                    sink.batch(batch[seen:] if seen > 0 else batch)
+                    sink.flush()
+    return 0
+
+
+class Sink:
+    """Writes records to stdout as the arguments say, up to a number of them."""
+
+    def __init__(self, args: argparse.Namespace) -> None:
+        self.out = sys.stdout.buffer
+        self.left: int | None = getattr(args, "max_records", None)
+        self.end = b"\0" if args.null else b"\n"
+        self.raw = not args.json and args.format is None
+        self.write: Writer = raw_writer(self.end)
+        if args.json:
+            self.write = json_writer(args.stream)
+        elif args.format is not None:
+            self.write = compile_format(args.format, args.stream)
+
+    def batch(self, batch: Batch) -> bool:
+        """Write a batch; return whether more is wanted."""
+        if self.raw and (self.left is None or self.left >= len(batch)):
+            self.out.writelines((value or b"") + self.end for value in batch.values)
+            self.left = None if self.left is None else self.left - len(batch)
+            return self.left != 0
+        return self.records(records_of(batch))
+
+    def records(self, records: Iterable[Record]) -> bool:
+        """Write records; return whether more is wanted."""
+        if self.left == 0:
+            return False
+        for record in records:
+            self.out.write(self.write(record))
+            if self.left is not None:
+                self.left -= 1
+                if self.left == 0:
+                    return False
+        return True
+
+    def flush(self) -> None:
+        """Hand what was written to whoever reads us."""
+        self.out.flush()
+
+
+def from_start(
+    stream: Stream, partition: int | None, start: int | datetime | str
+) -> Iterator[Batch]:
+    """Yield batches from one start; without a partition, an offset is cut to each one's range."""
+    if partition is not None or not isinstance(start, int):
+        yield from stream.read(partition=partition, start=start)
+        return
+    for number, end in tails(stream, None).items():
+        if start < end:
+            yield from stream.read(partition=number, start=max(start, stream.first_offset(number)))
+
+
+def tails(stream: Stream, partition: int | None) -> dict[int, int]:
+    """Return the next offset of each partition, or of one."""
+    numbers = range(stream.partitions) if partition is None else [partition]
+    return {number: stream.next_offset(number) for number in numbers}
+
+
+def last_of(stream: Stream, ends: dict[int, int], count: int) -> dict[int, int]:
+    """Return where to start in each partition for the last `count` records of them all, by time.
+
+    A partition keeps its order, whatever the timestamps: a record counts as late as the latest
+    before it.
+    """
+    import numpy as np
+
+    starts = {p: max(stream.first_offset(p), end - count) for p, end in ends.items()}
+    if len(ends) == 1 or count == 0:
+        return starts
+    times, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+    for number, end in ends.items():
+        found = [
+            batch.timestamps[batch.offsets < end]
+            for batch in stream.read(partition=number, start=starts[number])
+            if batch.first_offset < end
+        ]
+        if found:
+            times.append(np.maximum.accumulate(np.concatenate(found)))
+            owners.append(np.full(len(times[-1]), number))
+    order = np.argsort(np.concatenate(times), kind="stable")[-count:]
+    kept = np.concatenate(owners)[order]
+    return {number: end - int((kept == number).sum()) for number, end in ends.items()}
+
+
+def merged(stream: Stream, starts: dict[int, int], ends: dict[int, int]) -> Iterator[Record]:
+    """Yield the records of several partitions by time, those of each in its order."""
+
+    def partition(number: int) -> Iterator[tuple[int, int, Record]]:
+        latest = -(1 << 63)
+        for batch in stream.read(partition=number, start=starts[number]):
+            for record in records_of(batch):
+                if record.offset >= ends[number]:
+                    return
+                latest = max(latest, record.timestamp)
+                yield latest, number, record
+
+    parts = [partition(number) for number in starts if starts[number] < ends[number]]
+    for _, _, record in heapq.merge(*parts, key=lambda part: part[:2]):
+        yield record

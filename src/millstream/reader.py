@@ -1,0 +1,390 @@
+"""Reading: from where, how far, and waiting for more."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any
+
+from millstream import recovery, timestamps
+from millstream._native import Batch, Cursor, Position
+from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, NotFound
+
+if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
+    from millstream.stream import Stream
+
+UNLIMITED = 1 << 62
+CORRUPT = 2
+
+
+def extend_private(log: PartitionLog) -> None:
+    """A read-only opener without members to tell it the tail walks on from where it was."""
+    recovery.recover(log)
+
+
+def offset_at(log: PartitionLog, timestamp: int) -> int:
+    """First offset with a timestamp at or after this one."""
+    numbers = log.current()
+    low, high = 0, max(len(numbers) - 1, 0)
+    while low < high:
+        # A successor's record says the largest timestamp of all before it.
+        middle = (low + high) // 2
+        if log.activated(numbers[middle + 1]).timestamp_max < timestamp:
+            low = middle + 1
+        else:
+            high = middle
+    for number in numbers[low:]:
+        segment = log.activated(number)
+        found = segment.find_timestamp(timestamp, _end_of(log, number))
+        if found is not None:
+            return int(found)
+    return log.next_offset
+
+
+def _end_of(log: PartitionLog, number: int) -> int:
+    numbers = log.current()
+    at = numbers.index(number)
+    return int(log.activated(numbers[at + 1]).base_position if at + 1 < len(numbers) else log.native.tail)
+
+
+class PartitionReader:
+    """One reader's place in one partition."""
+
+    def __init__(self, log: PartitionLog, start: Any, *, durable: bool, on_lost: str) -> None:
+        self.log = log
+        self.durable = durable
+        self.on_lost = on_lost
+        self.cursor = Cursor(0, 0)
+        self._segment: Any = None
+        self._end = 0
+        self._go_to(self._offset_of(start))
+
+    def _offset_of(self, start: Any) -> int:
+        log = self.log
+        if isinstance(start, str):
+            if start == "earliest":
+                return log.first_offset
+            if start == "latest":
+                return int(log.native.durable_offset) if self.durable else log.next_offset
+            raise InvalidArgument(f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or "latest"')
+        if isinstance(start, Position):
+            self._check_epoch(start)
+            return int(start.offset)
+        if isinstance(start, datetime) or getattr(getattr(start, "dtype", None), "kind", "") == "M":
+            return offset_at(log, timestamps.microseconds(start))
+        if isinstance(start, bool) or not hasattr(start, "__index__"):
+            raise InvalidType(f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or "latest"')
+        return int(start.__index__())
+
+    def _check_epoch(self, start: Position) -> None:
+        """An offset that a power cut took and another record got is not the record that was meant."""
+        found = self.log.locate_offset(start.offset)
+        if found is None or found[0].epoch == start.epoch or start.offset >= self.log.next_offset:
+            return
+        if found[0].epoch > start.epoch and found[0].base_offset == start.offset:
+            return  # the first record after all that its epoch had
+        raise self.log.out_of_range(
+            start.offset, f" of epoch {start.epoch} was lost; what is there now is of epoch {found[0].epoch}"
+        )
+
+    def _go_to(self, offset: int) -> None:
+        log = self.log
+        first, following = log.first_offset, log.next_offset
+        if offset < first and self.on_lost == "earliest":
+            offset = first
+        if not first <= offset <= following:
+            if offset > following and self.on_lost == "earliest":
+                offset = first
+            else:
+                raise log.out_of_range(offset)
+        while True:
+            try:
+                found = log.locate_offset(offset)
+                if found is None:
+                    self.cursor.move(0 if not log.current() else log.activated(log.current()[0]).base_position, offset)
+                    return
+                segment, end = found
+                if self.cursor.seek(segment, offset, end):
+                    self._segment, self._end = segment, end
+                return
+            except NotFound as error:
+                if not log.not_found(error):
+                    raise
+                if offset < log.first_offset:
+                    raise log.out_of_range(offset) from error
+
+    def limit(self) -> int:
+        native = self.log.native
+        return int(native.durable if self.durable else native.tail)
+
+    def ready(self) -> bool:
+        """Is there something to read?"""
+        return self.cursor.position < self.limit()
+
+    def next(self, most: int) -> Batch | None:
+        """The next batch of at most `most` records, or None at the end."""
+        cursor, log = self.cursor, self.log
+        while True:
+            limit = self.limit()
+            position = cursor.position
+            if position >= limit:
+                if log.native.poison == CORRUPT and not self.durable:
+                    raise CorruptBatch(
+                        f"{log}: the log is damaged behind offset {log.next_offset - 1}, position {limit}; nothing was "
+                        "changed, see `millstream verify` and `millstream repair`",
+                        path=log.path,
+                        position=limit,
+                    )
+                return None
+            segment = self._segment
+            if segment is None or not segment.base_position <= position < self._end:
+                if not self._enter(position):
+                    continue
+                segment = self._segment
+            batch: Batch | None = cursor.next(segment, min(self._end, limit), most)
+            if batch is not None:
+                return batch
+            # Nothing but fillers were left before the end.
+
+    def _enter(self, position: int) -> bool:
+        """Find the segment that holds the position; False where retention was faster and the cursor moved."""
+        log = self.log
+        try:
+            found = log.locate(position)
+        except NotFound as error:
+            if not log.not_found(error):
+                raise
+            found = log.locate(position)
+        if found is None:
+            if self.on_lost == "earliest":
+                self._go_to(log.first_offset)
+                return False
+            raise log.out_of_range(self.cursor.offset, " was removed by retention")
+        self._segment, self._end = found
+        return True
+
+
+def _readers(
+    stream: Stream, partition: int | None, start: Any, durable: bool, on_lost: str
+) -> tuple[list[PartitionReader], bool]:
+    if on_lost not in ("raise", "earliest"):
+        raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
+    if isinstance(start, Position):
+        if partition is not None and partition != start.partition:
+            raise InvalidArgument(f"start {start!r} is not of partition {partition}")
+        partition = start.partition
+    which = range(stream.partitions) if partition is None else [partition]
+    return (
+        [PartitionReader(stream._log(index), start, durable=durable, on_lost=on_lost) for index in which],
+        partition is None,
+    )
+
+
+def _check_counts(timeout: float | None, max_records: int | None) -> int:
+    if timeout is not None and not timeout >= 0:
+        raise InvalidArgument(f"timeout {timeout!r}: cannot be negative")
+    if max_records is None:
+        return UNLIMITED
+    if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 0:
+        raise InvalidArgument(f"max_records {max_records!r}: expected an int of at least 0")
+    return max_records
+
+
+class _Turn:
+    """The readers of a `read`, asked in turn."""
+
+    def __init__(self, stream: Stream, readers: list[PartitionReader], grows: bool) -> None:
+        self.stream = stream
+        self.readers = readers
+        self.grows = grows
+
+    def round(self, left: int) -> Iterator[Batch]:
+        for one in self.readers:
+            if left <= 0:
+                return
+            batch = one.next(left)
+            if batch is not None:
+                left -= len(batch)
+                yield batch
+
+    def ready(self) -> bool:
+        return any(one.ready() for one in self.readers)
+
+    def look_again(self) -> None:
+        """Between waits: partitions may have been added, the stream dropped."""
+        stream = self.stream
+        stream._check_live()
+        if stream.store._private:
+            for one in self.readers:
+                extend_private(one.log)
+        if self.grows:
+            for index in range(len(self.readers), stream.partitions):
+                first = self.readers[0]
+                self.readers.append(
+                    PartitionReader(stream._log(index), "earliest", durable=first.durable, on_lost=first.on_lost)
+                )
+
+    def wait(self, deadline: float) -> None:
+        """Sleep until there may be something, or the deadline."""
+        stream = self.stream
+        seen = stream._prepare_wait()
+        if self.ready():
+            return
+        left = min(deadline - time.monotonic(), 1.0)
+        if left <= 0:
+            return
+        if self.readers and self.readers[0].durable:
+            # Durability has a wake word a partition; it comes within a sync, so look often enough.
+            one = self.readers[0]
+            one.log.native.wait_durable(one.limit() + 1, min(left, 0.02))
+        else:
+            stream._wait(seen, left)
+
+
+def read(
+    stream: Stream,
+    *,
+    partition: int | None,
+    start: Any,
+    follow: bool,
+    timeout: float | None,
+    max_records: int | None,
+    durable: bool,
+    on_lost: str,
+) -> Iterator[Batch]:
+    """`Stream.read`. Arguments are checked at the call, not at the first batch."""
+    left = _check_counts(timeout, max_records)
+    readers, grows = _readers(stream, partition, start, durable, on_lost)
+    if len(readers) == 1 and not follow:
+        return _read_one(readers[0], left)
+    return _read(_Turn(stream, readers, grows), left, follow, timeout)
+
+
+def _read_one(one: PartitionReader, left: int) -> Iterator[Batch]:
+    """One partition to its tail: what was there at the call, and what came while reading."""
+    while left > 0:
+        batch = one.next(left)
+        if batch is None:
+            return
+        left -= len(batch)
+        yield batch
+
+
+def _read(turn: _Turn, left: int, follow: bool, timeout: float | None) -> Iterator[Batch]:
+    quiet_until = _quiet_until(timeout)
+    while left > 0:
+        some = False
+        for batch in turn.round(left):
+            some = True
+            left -= len(batch)
+            yield batch
+        if some:
+            quiet_until = _quiet_until(timeout)
+            continue
+        if not follow or time.monotonic() >= quiet_until:
+            return
+        turn.wait(quiet_until)
+        if not turn.ready():
+            turn.look_again()
+
+
+def _quiet_until(timeout: float | None) -> float:
+    return time.monotonic() + (UNLIMITED if timeout is None else timeout)
+
+
+async def _aread(turn: _Turn, left: int, follow: bool, timeout: float | None) -> AsyncIterator[Batch]:
+    quiet_until = _quiet_until(timeout)
+    waiter = _Waiter(turn)
+    try:
+        while left > 0:
+            some = False
+            for batch in turn.round(left):
+                some = True
+                left -= len(batch)
+                yield batch
+            if some:
+                quiet_until = _quiet_until(timeout)
+                await asyncio.sleep(0)
+                continue
+            if not follow or time.monotonic() >= quiet_until:
+                return
+            await waiter.wait(quiet_until)
+            if not turn.ready():
+                turn.look_again()
+    finally:
+        waiter.stop()
+
+
+def aread(
+    stream: Stream,
+    *,
+    partition: int | None,
+    start: Any,
+    follow: bool,
+    timeout: float | None,
+    max_records: int | None,
+    durable: bool,
+    on_lost: str,
+) -> AsyncIterator[Batch]:
+    """`Stream.aread`."""
+    left = _check_counts(timeout, max_records)
+    readers, grows = _readers(stream, partition, start, durable, on_lost)
+    return _aread(_Turn(stream, readers, grows), left, follow, timeout)
+
+
+class _Waiter:
+    """One thread that sleeps on the stream's futex for an asyncio reader, and wakes its loop."""
+
+    def __init__(self, turn: _Turn) -> None:
+        self.turn = turn
+        self._thread: threading.Thread | None = None
+        self._asked = threading.Event()
+        self._stopped = False
+        self._deadline = 0.0
+        self._future: asyncio.Future[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def wait(self, deadline: float) -> None:
+        self._loop = asyncio.get_running_loop()
+        self._future = self._loop.create_future()
+        self._deadline = deadline
+        self._asked.set()
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._run, name="millstream-aread", daemon=True)
+            self._thread.start()
+        await self._future
+
+    def stop(self) -> None:
+        self._stopped = True
+        self._asked.set()
+        if self._thread is not None and not self.turn.stream.closed:
+            self.turn.stream._wake()
+
+    def _run(self) -> None:
+        while True:
+            self._asked.wait()
+            self._asked.clear()
+            if self._stopped:
+                return
+            error: BaseException | None = None
+            try:
+                self.turn.wait(self._deadline)
+            except BaseException as caught:  # handed to the reader, who raises it
+                error = caught
+            loop, future = self._loop, self._future
+            if self._stopped or loop is None or future is None or loop.is_closed():
+                return
+            loop.call_soon_threadsafe(_finish, future, error)
+
+
+def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(None)
+    else:
+        future.set_exception(error)

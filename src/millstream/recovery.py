@@ -1,0 +1,189 @@
+"""Recovery of one partition, at its first use in a generation: find where the log ends, and why.
+
+What is kept is made dirty again and synced; what lies behind a torn tail is set aside under another name. Where bytes
+that had been synced are damaged the log is corrupt: it stays as it is, appends are refused, readers come as far as the
+damage.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import TYPE_CHECKING
+
+from millstream import files
+from millstream.errors import CorruptBatch
+
+if TYPE_CHECKING:
+    from millstream import _native
+    from millstream.segments import Mark, PartitionLog
+
+NOWHERE: Mark = (0, 0, 0, -(1 << 63))
+CORRUPT = 2
+EVERYTHING = (1 << 64) - 1
+
+
+def recover(log: PartitionLog) -> None:
+    """Walk the partition and open it for this generation. Other processes wait, or find it done."""
+    if not log.store.writable:
+        _recover_owned(log)
+        return
+    with log.native.word("walk", str(log), 600.0):
+        if log.native.walked != log.store._generation:
+            _recover_owned(log)
+
+
+def _recover_owned(log: PartitionLog) -> None:
+    chain, rest = _chain(log)
+    mark, kept, reason = _walk(log, chain)
+    poison = 0
+    if reason:
+        damage = _later_proof(log, chain[kept:] + rest, mark[0])
+        if damage is not None:
+            poison = CORRUPT
+    if kept < len(chain) and poison == 0:
+        rest = chain[kept + 1 :] + rest
+        chain = chain[: kept + 1]
+    if log.store.writable:
+        if poison == 0:
+            _set_aside(log, rest)
+        _sync_kept(log, chain, mark)
+    first = chain[0] if chain else None
+    active = chain[min(kept, len(chain) - 1)].number if chain else 0
+    log.native.recovered(
+        mark, active, first.number if first else 0, first.base_offset if first else mark[1], poison
+    )
+    log.native.set_active(None)
+    log.native.set_next(None)
+    log.refresh()
+
+
+def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segment]]:
+    """The segments that follow one another, and the others (spares, and what a power cut left)."""
+    chain: list[_native.Segment] = []
+    rest: list[_native.Segment] = []
+    broken = False
+    for number in log.listed():
+        try:
+            segment = log.segment(number, write=log.store.writable)
+        except CorruptBatch:
+            if log.store.writable:
+                raise
+            continue
+        # A spare below is one that a slow process published after others had gone on: it holds nothing.
+        follows = not chain or segment.predecessor == chain[-1].number
+        broken = broken or (segment.activated and not follows)
+        (chain if segment.activated and not broken else rest).append(segment)
+    return chain, rest
+
+
+def _walk(log: PartitionLog, chain: list[_native.Segment]) -> tuple[Mark, int, str]:
+    """(end of the valid log, index of the segment it lies in, what is wrong there or "")."""
+    mend = log.store.writable
+    start, mark = _start(log, chain)
+    reason = ""
+    index = start
+    for index in range(start, len(chain)):
+        segment = chain[index]
+        if index > start:
+            mark = (mark[0], mark[1], segment.predecessor_hash, mark[3])
+        last = index + 1 == len(chain)
+        limit = EVERYTHING if last else chain[index + 1].base_position
+        mark, reason = segment.walk(mark, limit, mend)
+        if last:
+            if reason == "end":
+                reason = ""
+            break
+        if mark[0] != limit or mark[2] & 0xFFFFFFFF != chain[index + 1].predecessor_hash & 0xFFFFFFFF:
+            reason = reason or "the next segment does not follow"
+            break
+    if index + 1 == len(chain) and chain and reason == "" and not _zero_at(chain[index], mark[0]):
+        reason = "bytes behind the last batch"
+    return mark, index, reason
+
+
+def _zero_at(segment: _native.Segment, position: int) -> bool:
+    return segment.search(position) is None
+
+
+def _start(log: PartitionLog, chain: list[_native.Segment]) -> tuple[int, Mark]:
+    """Where to begin: at the durable mark where its hash fits, else at its segment's start, else at the first."""
+    if not chain:
+        return 0, NOWHERE
+    durable, durable_hash = log.native.durable, log.native.durable_hash
+    index = 0
+    for i, segment in enumerate(chain):
+        if segment.base_position <= durable and durable:
+            index = i
+    segment = chain[index]
+    base: Mark = (segment.base_position, segment.base_offset, segment.predecessor_hash, segment.timestamp_max)
+    following = chain[index + 1].base_position if index + 1 < len(chain) else segment.capacity_end
+    if segment.base_position < durable <= following:
+        try:
+            mark = segment.mark_at(durable)
+        except CorruptBatch:
+            return index, base
+        if mark[2] & 0xFFFFFFFF == durable_hash:
+            return index, mark
+    return index, base
+
+
+def _later_proof(log: PartitionLog, segments: list[_native.Segment], failure: int) -> int | None:
+    """A valid batch behind the failure that was written when the failing bytes had been synced already."""
+    for segment in segments:
+        if not segment.activated:
+            continue
+        begin = max(failure + 8, segment.base_position)
+        while begin < segment.capacity_end:
+            found = segment.search(begin)
+            if found is None:
+                break
+            position, synced = found
+            if synced > failure:
+                return int(position)
+            begin = position + 8
+    return None
+
+
+def _set_aside(log: PartitionLog, segments: list[_native.Segment]) -> None:
+    """Rename what is cut off to ``.lost``; unlink spares that hold nothing but zeros."""
+    for segment in segments:
+        path = segment.path
+        if not segment.activated and _is_empty(path):
+            files.remove(path)
+        else:
+            files.rename(path, f"{path}.lost")
+        log.store._cache.drop(log, segment.number)
+    if segments:
+        files.sync_directory(log.path)
+
+
+def _is_empty(path: str) -> bool:
+    """Nothing but zeros behind the header page?"""
+    descriptor = files.open_file(path, write=False)
+    try:
+        position, size = 4096, files.size(descriptor)
+        while position < size:
+            data = files.read(descriptor, 1 << 20, position, path)
+            if data.count(0) != len(data):
+                return False
+            position += len(data) or size
+    finally:
+        files.close(descriptor)
+    return True
+
+
+def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> None:
+    """Make what is kept dirty again and sync it: after a failed sync the kernel calls unwritten pages clean."""
+    durable = log.native.durable
+    for i, segment in enumerate(chain):
+        end = chain[i + 1].base_position if i + 1 < len(chain) else mark[0]
+        if end < durable or segment.base_position > mark[0]:
+            continue
+        segment.dirty(max(segment.base_position, min(durable, end)), min(end, mark[0]))
+        descriptor = files.open_file(segment.path, write=True)
+        try:
+            files.sync(descriptor, segment.path)
+        finally:
+            files.close(descriptor)
+    if os.path.isdir(log.path):
+        files.sync_directory(log.path)

@@ -1,0 +1,416 @@
+"""Repair: set damaged bytes of a closed store aside; what lies behind them can be read again.
+
+Rules: (1) no damaged byte is deleted: a file is changed by putting a changed copy in its place, and
+stays beside it as `.corrupt`. (2) A name is never without the old or the new file behind it.
+(3) The store is marked unclean last, and only when no problem is left: that a store is clean may
+be all that tells damage at a tail from a torn one, which the next open would cut off.
+Crash: after a kill at any instruction run it again; at worst a `.tmp` copy lies about.
+
+Threads: one call at a time a store, held by the gate; no other process may have it open.
+"""
+
+import errno
+import fcntl
+import json
+import os
+import struct
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+from millstream.errors import NotFound, StorageError, VersionMismatch
+from millstream.inspect import (
+    ACTIVATION,
+    BATCH,
+    BATCH_BYTES_MAX,
+    FILLER,
+    LOW,
+    MEMBER,
+    SEGMENT,
+    STORE_JSON,
+    Batch,
+    File,
+    Invalid,
+    Log,
+    Problem,
+    SegmentInfo,
+    StoreInfo,
+    Walk,
+    check_members,
+    decode,
+    hash64,
+    logs,
+    open_store,
+    open_stream,
+    partition_numbers,
+    probe,
+    read_json,
+    stream_paths,
+    unreadable,
+)
+
+COPY_BYTES = 1 << 20
+Patch = tuple[int, bytes]
+
+
+@dataclass(frozen=True, slots=True)
+class Action:
+    """One thing that repair did, would do (`dry_run`), or cannot do.
+
+    `kind`: "filler", "activation", "unclean" or "cannot"; `position` is a byte of the file.
+    """
+
+    kind: str
+    path: Path
+    position: int | None
+    text: str
+
+    def __str__(self) -> str:
+        """Return one line."""
+        at = "" if self.position is None else f" at byte {self.position}"
+        return f"{self.kind}: {self.path}{at}: {self.text}"
+
+
+def repair(
+    path: str | os.PathLike[str], stream: str | None = None, *, dry_run: bool = False
+) -> list[Action]:
+    """Make the valid batches behind damaged ones readable again; returns what was done.
+
+    Records in damaged bytes stay lost, and their offsets unused. The damaged files are kept.
+
+    Durability: what was done is synced when the call returns.
+
+    Args:
+        path: directory of a store that no process has open.
+        stream: only this one.
+        dry_run: change nothing, say what would be done.
+
+    Raises:
+        StorageError: a process has the store open (its pid is named), or a file system's refusal.
+        NotFound: no such stream.
+    """
+    top = Path(path)
+    with gate(top):
+        return Repair(top, dry_run=dry_run).run(stream)
+
+
+@contextmanager
+def gate(path: Path) -> Iterator[None]:
+    """Hold the gate of a store that no other process has open; StorageError if one has."""
+    name = path / "members"
+    try:
+        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except FileNotFoundError:
+        raise NotFound(f"no store in {path}: it has no file 'members'") from None
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(name)) from None
+    try:
+        lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, 0, 1, 0)
+        try:
+            fcntl.fcntl(fd, fcntl.F_OFD_SETLK, lock)
+        except OSError as error:
+            text = "a process is opening or closing the store, or repairs it; try again"
+            raise StorageError(error.errno, text, str(path)) from None
+        held = probe(fd, 1, 1)
+        if held is not None:
+            text = "a process has the store open for reading; close it there first"
+            raise StorageError(errno.EBUSY, text, str(path))
+        held = probe(fd, 64, 64 * 1024)
+        if held is not None:
+            entry = os.pread(fd, MEMBER.size, held // 64 * 64).ljust(MEMBER.size, b"\0")
+            text = f"process {MEMBER.read(entry)['pid']} has the store open; close it there first"
+            raise StorageError(errno.EBUSY, text, str(path))
+        yield
+    finally:
+        os.close(fd)
+
+
+class Repair:
+    """One run over a store whose gate is held."""
+
+    def __init__(self, path: Path, *, dry_run: bool) -> None:
+        self.path, self.dry_run = path, dry_run
+        self.actions: list[Action] = []
+        self.changed = False
+
+    def run(self, stream: str | None) -> list[Action]:
+        """Go through the streams."""
+        try:
+            store, _ = open_store(self.path)
+        except Invalid as bad:
+            self.cannot(bad.problem("store", self.path / "store.json", None))
+            return self.actions
+        try:
+            check_members(self.path, store.store_id)
+        except Invalid as bad:
+            self.cannot(bad.problem("members", self.path / "members", 0))
+            return self.actions
+        for where in stream_paths(self.path, stream):
+            try:
+                found = open_stream(where)
+            except Invalid as bad:
+                self.cannot(bad.problem("stream", where / "stream.json", None))
+                continue
+            except StorageError as error:
+                self.cannot(unreadable(where / "stream.json", error))
+                continue
+            for number in partition_numbers(found):
+                log = self.activations(store, Log(store, found, number))
+                self.batches(log)
+        if self.changed and store.clean and self.all_sound(stream):
+            text = "marked unclean, so that the next open walks it"
+            self.actions.append(Action("unclean", self.path / "store.json", None, text))
+            if not self.dry_run:
+                mark_unclean(self.path)
+        return self.actions
+
+    def all_sound(self, stream: str | None) -> bool:
+        """Whether nothing is left that an open of an unclean store could take for a torn tail."""
+        if any(action.kind == "cannot" for action in self.actions):
+            return False
+        others = (log for log in logs(self.path) if log.stream.name != stream)
+        if stream is None:
+            return True
+        try:
+            return not any(isinstance(event, Problem) for log in others for event in log.events())
+        except (StorageError, VersionMismatch):
+            return False
+
+    def cannot(self, problem: Problem) -> None:
+        """Report what is beyond repair."""
+        advice = problem.advice or "restore it from a backup; nothing of it can be guessed"
+        text = f"cannot repair: expected {problem.expected}, found {problem.found}; {advice}"
+        self.actions.append(Action("cannot", problem.path, problem.position, text))
+
+    # activation records
+
+    def activations(self, store: StoreInfo, log: Log) -> Log:
+        """Rebuild the records that follow with certainty; returns the log as it is then."""
+        broken = [f for f in log.findings if isinstance(f, Problem) and f.kind == "activation"]
+        for problem in broken:
+            rebuilt = rebuild(log, problem.path, store)
+            if rebuilt is None:
+                continue
+            text = f"rebuilt for position {rebuilt.base_position}, offset {rebuilt.base_offset}"
+            self.actions.append(Action("activation", problem.path, 4096, text))
+            self.replace(problem.path, [(4096, record_of(rebuilt))])
+            if not self.dry_run:
+                log = Log(store, log.stream, log.number)
+        return log
+
+    # batches
+
+    def batches(self, log: Log) -> None:
+        """Put fillers over damaged batches that something valid follows."""
+        patches: dict[Path, list[Patch]] = {}
+        segment: SegmentInfo | None = None
+        before: Batch | None = None  # the last one in this segment
+        damage: Problem | None = None
+        for event in [*log.events(), None]:
+            if damage is not None and segment is not None and not isinstance(event, Problem):
+                span = self.span(log, segment, before, damage, event)
+                if span is None:
+                    self.cannot(damage)
+                else:
+                    patches.setdefault(segment.path, []).extend(span)
+                damage = None
+            if isinstance(event, SegmentInfo):
+                segment, before = event, None
+            elif isinstance(event, Batch):
+                before = event
+            elif isinstance(event, Problem):
+                if damage is not None:
+                    self.cannot(damage)
+                damage = event if event.kind == "batch" else None
+                rebuilt = any((a.kind, a.path) == ("activation", event.path) for a in self.actions)
+                if damage is None and not rebuilt:
+                    self.cannot(event)
+        for path, found in patches.items():
+            self.replace(path, found)
+
+    def span(
+        self,
+        log: Log,
+        segment: SegmentInfo,
+        before: Batch | None,
+        damage: Problem,
+        event: object,
+    ) -> list[Patch] | None:
+        """Return the headers that cover one damaged range, or None if its end is not known."""
+        if damage.position is None or damage.offset_range is None:
+            return None
+        at = damage.position
+        if isinstance(event, Batch) and event.path == segment.path:
+            end, sequence = event.file_position, event.chain
+        elif isinstance(event, SegmentInfo) and not event.link_broken:
+            end = segment.file_position(event.base_position)
+            sequence = event.predecessor_hash & LOW
+        elif event is None and log.settled and log.block["hint_tail"] == segment.end_position:
+            end = segment.file_position(log.block["hint_tail"])
+            sequence = log.block["hint_hash"] & LOW
+        else:
+            return None
+        chain = segment.predecessor_hash & LOW if before is None else before.link
+        offset = damage.offset_range[0]
+        patches = []
+        while at < end:
+            length = min(end - at, BATCH_BYTES_MAX)
+            if length < BATCH.size:
+                return None
+            if 0 < end - at - length < BATCH.size:
+                length -= BATCH.size
+            position = at - segment.data_position + segment.base_position
+            raw = filler(segment.salt, position, length, offset, chain, sequence)
+            patches.append((at, raw))
+            text = f"{length} bytes set aside, records {damage.offset_range[0]} to"
+            text += f" {damage.offset_range[1]} (not included) are lost"
+            self.actions.append(Action("filler", segment.path, at, text))
+            at, chain = at + length, sequence
+        return patches
+
+    # files
+
+    def replace(self, path: Path, patches: list[Patch]) -> None:
+        """Put a changed copy in the place of a segment; the original becomes `.corrupt`."""
+        self.changed = True
+        if self.dry_run:
+            return
+        copy = path.with_name(f"{path.name}.repair.tmp")
+        try:
+            copy_changed(path, copy, patches)
+            aside = path.with_name(f"{path.name}.corrupt")
+            count = 1
+            while os.path.lexists(aside):
+                count += 1
+                aside = path.with_name(f"{path.name}.{count}.corrupt")
+            # A second name, then one rename: at no instant is the segment without a file.
+            os.link(path, aside)
+            sync_directory(path.parent)
+            os.replace(copy, path)
+            sync_directory(path.parent)
+        except OSError as error:
+            with suppress(OSError):
+                os.unlink(copy)
+            raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def rebuild(log: Log, path: Path, store: StoreInfo) -> SegmentInfo | None:
+    """Return a segment whose record is damaged with the one that it must have had, or None."""
+    number = int(path.stem)
+    older = [segment for segment in log.segments if segment.number < number]
+    newer = [segment for segment in log.segments if segment.number > number]
+    with File(path) as file:
+        fields = SEGMENT.read(file.read(0, SEGMENT.size))
+        names = ("number", "size", "data_position", "index_count", "created", "salt")
+        segment = SegmentInfo(
+            stream=log.stream.name,
+            partition=log.number,
+            path=path,
+            **{name: fields[name] for name in names},
+            base_offset=0,
+            base_position=0,
+            epoch=newer[0].epoch if newer else store.generation,
+            predecessor=0,
+            predecessor_hash=0,
+            activated=fields["created"],  # not known; it cannot be earlier
+            timestamp_max=-(1 << 63),
+        )
+        walk, epoch = Walk(segment), 1
+        if older:
+            last = older[-1]
+            walk, epoch = Walk(last), last.epoch
+            with File(last.path) as before:
+                events = list(log.segment_events(before, log.segments.index(last), walk))
+            if any(isinstance(event, Problem) for event in events):
+                return None
+            segment = replace(segment, predecessor=last.number)
+        elif number != 1:
+            return None
+        segment = replace(
+            segment,
+            base_position=walk.position,
+            predecessor_hash=walk.hash,
+            timestamp_max=walk.timestamp_max,
+        )
+        try:
+            batch = decode(file, segment, walk.position, segment.limit_position)
+            walk.check(batch)
+        except Invalid:
+            return None
+        fits = not newer or newer[0].predecessor == number
+        if not (walk.exact and fits and segment.epoch == epoch) or walk.filler:
+            return None
+        return replace(segment, base_offset=batch.base_offset)
+
+
+def record_of(segment: SegmentInfo) -> bytes:
+    """Return the activation record of a segment."""
+    values = [getattr(segment, name) for name in ACTIVATION.names[1:]]
+    raw = ACTIVATION.pack.pack(0, *values)
+    return struct.pack("<Q", hash64(raw[8:], segment.salt)) + raw[8:]
+
+
+def filler(salt: int, position: int, length: int, offset: int, chain: int, sequence: int) -> bytes:
+    """Return the header of a FILLER; what follows it stays as it is."""
+    raw = BATCH.pack.pack(0, length, 1, FILLER, offset, 0, chain, 0, 0, 0, 0, sequence)
+    return struct.pack("<Q", hash64(raw[8:], salt + position)) + raw[8:]
+
+
+def copy_changed(source: Path, target: Path, patches: list[Patch]) -> None:
+    """Write and sync a copy with patches in it; blocks behind every byte, none of them shared."""
+    with suppress(FileNotFoundError):
+        os.unlink(target)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    fd = os.open(target, flags, 0o600)
+    try:
+        with File(source) as file:
+            for at in range(0, file.size, COPY_BYTES):
+                size = min(COPY_BYTES, file.size - at)
+                part = file.read(at, size)[:size]
+                if len(part) < size:
+                    raise OSError(errno.EIO, "the file shrank while it was copied")
+                write_all(fd, part, at)
+        for at, raw in patches:
+            write_all(fd, memoryview(raw), at)
+        os.fchmod(fd, 0o600)
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def write_all(fd: int, data: memoryview, at: int) -> None:
+    """Write all of the data, however many calls it takes."""
+    while data:
+        done = os.pwrite(fd, data, at)
+        data, at = data[done:], at + done
+
+
+def mark_unclean(path: Path) -> None:
+    """Replace `store.json` by one that says unclean."""
+    body = {**read_json(path / "store.json", STORE_JSON), "clean": False}
+    text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
+    whole = json.dumps({"body": body, "checksum": f"{hash64(text.encode()):016x}"}) + "\n"
+    copy = path / "store.json.repair.tmp"
+    try:
+        with suppress(FileNotFoundError):
+            os.unlink(copy)
+        fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
+        try:
+            write_all(fd, memoryview(whole.encode()), 0)
+            os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.replace(copy, path / "store.json")
+        sync_directory(path)
+    except OSError as error:
+        raise StorageError(error.errno, error.strerror, str(copy)) from error
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

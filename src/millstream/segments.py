@@ -1,0 +1,391 @@
+"""The segment files of one partition: which there are, mapping them, adding, syncing and retiring them.
+
+Short words are taken in the core. The long ones here: *sync* (one process syncs, the others wait for its result) and
+*maintenance* (one process retires segments).
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import struct
+import threading
+import time
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+from millstream import _native, files, recovery
+from millstream.errors import CorruptBatch, Indeterminate, LockTimeout, NotFound, OffsetOutOfRange, Poisoned
+
+if TYPE_CHECKING:
+    from millstream.stream import Stream
+
+FIRST_SEGMENT_BYTES = 1 << 20
+LARGEST_SEGMENT_BYTES = (4 << 30) - (1 << 20)
+HEADER = struct.Struct("<8sII16sQQQQIIq")
+MAGIC = b"MSSEGMT1"
+SEGMENT = re.compile(r"[0-9]{16}\.seg")
+NUMBERED = re.compile(r"[0-9]{16}\.seg")
+POISON_SYNC, POISON_CORRUPT = 1, 2
+
+Mark = tuple[int, int, int, int]
+NOWHERE: Mark = (0, 0, 0, -(1 << 63))
+
+
+class SegmentCache:
+    """The maps of one store, bounded by the limit of open files: a map takes one descriptor, syncing another."""
+
+    def __init__(self) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
+        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = OrderedDict()
+        self._lock = threading.RLock()
+
+    def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
+        found = self._segments.get((id(log), number))
+        return None if found is None else found[1]
+
+    def put(self, log: PartitionLog, segment: _native.Segment) -> None:
+        with self._lock:
+            self._segments[id(log), segment.number] = (log, segment)
+            self._segments.move_to_end((id(log), segment.number))
+            while len(self._segments) > self.most:
+                _, (owner, oldest) = self._segments.popitem(last=False)
+                owner.let_go(oldest)
+
+    def drop(self, log: PartitionLog, number: int) -> None:
+        with self._lock:
+            found = self._segments.pop((id(log), number), None)
+        if found is not None:
+            log.let_go(found[1])
+
+    def clear(self) -> None:
+        with self._lock:
+            while self._segments:
+                _, (owner, segment) = self._segments.popitem()
+                owner.let_go(segment)
+
+
+class PartitionLog:
+    """One partition of one stream, as this process has it open."""
+
+    def __init__(self, stream: Stream, index: int) -> None:
+        self.stream = stream
+        self.store = stream.store
+        self.index = index
+        self.path = os.path.join(stream.path, f"{index:05d}")
+        self.native = stream._new_partition(index, self.store._members, self.store._generation)
+        self.numbers: list[int] = []
+        self._structure = -1
+        self._lock = threading.RLock()
+        self.syncing = self.native.word("sync", str(self), 30.0)
+        self.maintaining = self.native.word("maintenance", str(self), 30.0)
+        self.ensure_walked()
+
+    def __str__(self) -> str:
+        return f"{self.path}"
+
+    def ensure_walked(self) -> None:
+        """Recover the partition unless somebody did in this generation."""
+        if self.native.walked != self.store._generation:
+            recovery.recover(self)
+
+    # --- which segments there are ---------------------------------------------------------------------
+
+    def file(self, number: int) -> str:
+        return os.path.join(self.path, f"{number:016d}.seg")
+
+    def listed(self) -> list[int]:
+        """Numbers of all published segment files, rising."""
+        return sorted(int(name[:16]) for name in files.names(self.path) if SEGMENT.fullmatch(name))
+
+    def refresh(self) -> None:
+        """Look again which segments the log has."""
+        with self._lock:
+            structure, first, active = self.native.structure, self.native.first_segment, self.native.active_number
+            numbers = [number for number in self.listed() if first <= number <= active]
+            for gone in set(self.numbers) - set(numbers):
+                self.store._cache.drop(self, gone)
+            self.numbers, self._structure = numbers, structure
+
+    def current(self) -> list[int]:
+        """The numbers of the log's segments."""
+        active = self.native.active_number
+        if self._structure != self.native.structure or (active and (not self.numbers or self.numbers[-1] != active)):
+            self.refresh()
+        return self.numbers
+
+    def segment(self, number: int, *, write: bool = False) -> _native.Segment:
+        """Map a segment, or find it mapped."""
+        found = self.store._cache.get(self, number)
+        if found is not None and (found.writable or not write):
+            return found
+        path = self.file(number)
+        descriptor = files.open_file(path, write=write)
+        try:
+            length = files.size(descriptor)
+            mapping = files.map_file(descriptor, length, path, write=write)
+        finally:
+            files.close(descriptor)
+        segment = _native.Segment(
+            mapping, self.store._store_id, self.stream._stream_id, self.index, number, write, path
+        )
+        self.store._cache.put(self, segment)
+        return segment
+
+    def let_go(self, segment: _native.Segment) -> None:
+        """The cache gives a map up: what was made from it lives on, the next append maps anew."""
+        if self.native.active is segment:
+            if self.stream._durability != "process" and self.native.durable < self.native.tail:
+                self.sync()
+            self.native.set_active(None)
+        if self.native.next is segment:
+            self.native.set_next(None)
+        descriptor, segment.descriptor = segment.descriptor, -1
+        if descriptor >= 0:
+            files.close(descriptor)
+
+    def activated(self, number: int) -> _native.Segment:
+        """Map a segment of the log, which must have a valid activation record."""
+        segment = self.segment(number)
+        if not segment.activated:
+            raise CorruptBatch(
+                f"{segment.path}: its activation record is not valid; nothing was changed, see `millstream verify`",
+                path=segment.path,
+                position=4096,
+            )
+        return segment
+
+    def locate(self, position: int) -> tuple[_native.Segment, int] | None:
+        """The segment that holds a position below the tail, and the position where it ends."""
+        numbers = self.current()
+        low, high = 0, len(numbers)
+        while low < high:
+            middle = (low + high) // 2
+            if self.activated(numbers[middle]).base_position <= position:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            return None
+        end = self.activated(numbers[low]).base_position if low < len(numbers) else self.native.tail
+        return self.activated(numbers[low - 1]), end
+
+    def locate_offset(self, offset: int) -> tuple[_native.Segment, int] | None:
+        """The segment that holds an offset, and the position where it ends."""
+        numbers = self.current()
+        low, high = 0, len(numbers)
+        while low < high:
+            middle = (low + high) // 2
+            if self.activated(numbers[middle]).base_offset <= offset:
+                low = middle + 1
+            else:
+                high = middle
+        if low == 0:
+            return None
+        end = self.activated(numbers[low]).base_position if low < len(numbers) else self.native.tail
+        return self.activated(numbers[low - 1]), end
+
+    def end(self) -> Mark:
+        """The tail as a mark, exact even where a writer died in the middle."""
+        while True:
+            mark = self.native.end()
+            if mark is not None:
+                return mark
+            tail = self.native.tail
+            found = self.locate(tail) if tail else None
+            if found is None:
+                return NOWHERE
+            mark = found[0].mark_at(tail)
+            if self.native.tail == tail:
+                return mark
+
+    @property
+    def first_offset(self) -> int:
+        return int(self.native.first_offset)
+
+    @property
+    def next_offset(self) -> int:
+        return self.end()[1]
+
+    def out_of_range(self, offset: int, why: str = "") -> OffsetOutOfRange:
+        first, following = self.first_offset, self.next_offset
+        return OffsetOutOfRange(
+            f"{self}: offset {offset}{why}; there are offsets {first} to {following - 1}, the next will be {following}",
+            partition=self.index,
+            first=first,
+            next=following,
+        )
+
+    # --- appending: what the core cannot do itself ------------------------------------------------------
+
+    def follow_active(self) -> None:
+        """Map the segment that is appended to now."""
+        number = self.native.active_number
+        self.native.set_active(self.segment(number, write=True) if number else None)
+
+    def provide_next(self, need_bytes: int = 0) -> None:
+        """Have a successor mapped that has room for `need_bytes`, making one where there is none."""
+        self.follow_active()
+        active = self.native.active_number
+        # One listing for both: whoever sees the same files makes the same number, and `link` lets one win.
+        names = files.names(self.path)
+        later = sorted(int(name[:16]) for name in names if SEGMENT.fullmatch(name) and int(name[:16]) > active)
+        if later:
+            number = later[0]
+        else:
+            # Numbers are never used again, also not those of files that were set aside.
+            number = 1 + max([*(int(name[:16]) for name in names if NUMBERED.match(name)), active])
+            files.make_directory(self.path)
+            self.make_segment(number, need_bytes)
+        segment = self.segment(number, write=True)
+        if self.native.active_number < number:
+            self.native.set_next(segment)
+
+    def make_segment(self, number: int, need_bytes: int) -> None:
+        """Publish a new segment file: twice as large as the last, up to the stream's segment size."""
+        active = self.native.active
+        size = FIRST_SEGMENT_BYTES if active is None else min(active.size * 2, self.stream._segment_bytes)
+        size = min(size, self.stream._segment_bytes)
+        overhead = 8192 + 2 * 4096 + (need_bytes + size) // 2048 + 16
+        size = max(size, need_bytes + overhead + 4095 & ~4095)
+        size = min(size, LARGEST_SEGMENT_BYTES)
+        index_count, data_position = _native.segment_geometry(size)
+        fields = (
+            MAGIC, files.FORMAT, self.index, self.store._store_id, self.stream._stream_id, number,
+            int.from_bytes(os.urandom(8), "little"), size, index_count, data_position, int(time.time() * 1e6),
+        )  # fmt: skip
+        header = HEADER.pack(*fields)
+        header += struct.pack("<Q", _native.xxh3_64(header))
+        files.make(self.file(number), size, header)
+
+    def wait_for_word(self, owner: int, deadline: float) -> None:
+        """The append word is taken: wait for it, take it over from the dead, give up at the deadline."""
+        while True:
+            if self.store._members.is_dead(owner):
+                self.follow_active()
+                later = [number for number in self.listed() if number > self.native.active_number]
+                if later and self.native.next is None:
+                    self.native.set_next(self.segment(later[0], write=True))
+                if self.native.take_over(owner) != "moved":
+                    return
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise LockTimeout(f"{self}: the append word is held by {self.store._members.describe(owner)}")
+            owner = self.native.wait_append_word(left)
+            if owner == 0:
+                return
+
+    # --- syncing ----------------------------------------------------------------------------------------
+
+    def sync(self, *, timeout: float = 30.0) -> None:
+        """Make everything up to the tail, as it is now, survive a power cut. One process at a time does it."""
+        if self.native.durable >= self.native.tail:
+            return
+        self.syncing.take(timeout)
+        try:
+            self._sync_owned(self.syncing.inherited)
+        finally:
+            self.syncing.release()
+
+    def _sync_owned(self, inherited: bool) -> None:
+        self.check_poison()
+        mark = self.end()
+        durable = self.native.durable
+        if mark[0] <= durable:
+            return
+        try:
+            for segment, begin, end in self.between(durable, mark[0]):
+                if inherited:
+                    # The dead holder's sync may have failed unseen: the pages must be dirty to be written again.
+                    self.segment(segment.number, write=True).dirty(begin, end)
+                if segment.descriptor < 0:
+                    segment.descriptor = files.open_file(segment.path, write=True)
+                files.sync(segment.descriptor, segment.path)
+        except BaseException as error:
+            if isinstance(error, OSError):
+                self.native.set_poison(POISON_SYNC)
+                raise Indeterminate(
+                    error.errno or 0,
+                    f"a sync failed ({error.strerror or error}); records from offset {self.native.durable_offset} on may "
+                    "not survive a power cut; close the store in every process and open it again",
+                    self.path,
+                ) from error
+            raise
+        self.native.set_durable(mark)
+
+    def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
+        """The segments that hold the positions [begin, end), with their parts of it."""
+        parts: list[tuple[_native.Segment, int, int]] = []
+        position = begin
+        while position < end:
+            found = self.locate(position)
+            if found is None:
+                break
+            segment, until = found
+            until = min(until, end)
+            parts.append((segment, position, until))
+            if until <= position:
+                break
+            position = until
+        return parts
+
+    def check_poison(self) -> None:
+        """Refuse where an earlier sync failed."""
+        if self.native.poison == POISON_SYNC:
+            raise Poisoned(
+                0,
+                f"an earlier sync failed; records from offset {self.native.durable_offset} on may not survive a power "
+                "cut; close the store in every process and open it again",
+                self.path,
+            )
+
+    def wait_durable(self, position: int, deadline: float) -> None:
+        """Return when the log is synced up to a position: sync it, or wait for who is syncing."""
+        native = self.native
+        while native.durable < position:
+            if native.poison == POISON_SYNC:
+                raise Indeterminate(0, "the sync behind the record failed; it may not survive a power cut", self.path)
+            if self.syncing.try_take():
+                try:
+                    self._sync_owned(self.syncing.inherited)
+                finally:
+                    self.syncing.release()
+                continue
+            left = deadline - time.monotonic()
+            if left <= 0:
+                raise Indeterminate(
+                    0, f"the record is stored, but its sync did not end in time ({self.syncing.name})", self.path
+                )
+            native.wait_durable(position, min(left, 0.01))
+
+    # --- retiring ---------------------------------------------------------------------------------------
+
+    def retire_before(self, number: int) -> int:
+        """Remove the segments before `number`, whatever reads them; how many. Holder of the maintenance word."""
+        numbers = [known for known in self.current() if known < number]
+        if not numbers:
+            return 0
+        self.native.retire(number, self.activated(number).base_offset)
+        for gone in numbers:
+            self.store._cache.drop(self, gone)
+            files.remove(self.file(gone))
+        self.refresh()
+        return len(numbers)
+
+    def allocated_bytes(self) -> int:
+        """Bytes of disk that the partition's files take."""
+        return sum(files.allocated_bytes(os.path.join(self.path, name)) for name in files.names(self.path))
+
+    def log_bytes(self) -> int:
+        """Bytes of log from the first record kept to the tail."""
+        numbers = self.current()
+        return int(self.native.tail - self.activated(numbers[0]).base_position) if numbers else 0
+
+    def not_found(self, error: NotFound) -> bool:
+        """Was a segment retired while it was looked for? Then look again."""
+        before = list(self.numbers)
+        self.refresh()
+        return self.numbers != before

@@ -1,0 +1,481 @@
+"""A stream: a partitioned, retained, replayable log that any number of processes append to and read."""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import time
+from collections.abc import AsyncIterator, Iterator
+from datetime import datetime
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias
+
+from millstream import _native, files, reader, timestamps
+from millstream._native import Batch, Position
+from millstream.errors import Closed, ConfigMismatch, InvalidArgument, OffsetOutOfRange, WaitTimeout
+from millstream.options import DURABILITIES, Durability, Retention
+from millstream.segments import PartitionLog
+
+if TYPE_CHECKING:
+    from millstream.store import Store
+
+__all__ = ["PartitionStats", "Start", "Stream", "StreamStats"]
+
+Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
+
+WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
+    _native.EVENTS[name] for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
+)
+STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
+LOCK_SECONDS = 30.0
+POPULATE_BYTES = 32 << 20
+POPULATE_LOW = 24 << 20
+UNSYNCED_BYTES = 256 << 20
+PARTITIONS_MAX = 4096
+
+
+@dataclasses.dataclass(frozen=True)
+class PartitionStats:
+    """One partition: offsets, bytes and health."""
+
+    partition: int
+    first_offset: int
+    next_offset: int
+    durable_offset: int
+    records: int
+    """Offsets from first to next; after compaction or repair some of them have no record."""
+    log_bytes: int
+    """Bytes of log that can be read."""
+    allocated_bytes: int
+    """Bytes of disk that its files take."""
+    segments: int
+    health: Literal["sound", "sync failed", "corrupt"]
+
+
+@dataclasses.dataclass(frozen=True)
+class StreamStats:
+    """A stream: the sums, and each partition."""
+
+    name: str
+    durability: Durability
+    """What an append through this handle has survived when it returns."""
+    retention: Retention
+    segment_bytes: int
+    records: int
+    log_bytes: int
+    allocated_bytes: int
+    partitions: tuple[PartitionStats, ...]
+
+
+class Stream(_native.StreamCore):
+    """A stream of a store; made by `Store.stream`. Thread-safe; pickles by the store's path and its name.
+
+    `append`, `append_many`, `append_arrow` and `partition_for` are the extension's own.
+    """
+
+    def __init__(self, store: Store, name: str, config: dict[str, Any], durability: Durability | None) -> None:
+        self.store = store
+        self.name = name
+        self.path = store._stream_path(name)
+        self._stream_id = int(config["stream_id"], 16)
+        self._override = durability
+        self._durability: Durability = "interval"
+        self._config = config
+        self._config_seen = -1
+        self._map_control()
+        self._configure(config)
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{self.partitions} partitions"
+        return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (_reopen, (self.store.path, self.store._mode, self.store._force, self.name, self._override))
+
+    # --- configuration ------------------------------------------------------------------------------------
+
+    def _map_control(self) -> None:
+        control = self.store._map_control(self.path)
+        # Processes begin their turns at different partitions, so that they spread.
+        turn = os.getpid() & 0xFFFF
+        self._attach(control, self.store._control_writable, self._durability, turn)
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        self._config_seen = self._config_number
+        self._config = config
+        self._segment_bytes = int(config["segment_bytes"])
+        kept = config["retention"]
+        self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
+        self._durability = self._override or self.store._override or config["durability"] or self.store.durability
+        self._set_level(self._durability)
+
+    def _refresh(self) -> None:
+        """The control file changed: partitions were added, the configuration altered, the stream dropped."""
+        self._check_live()
+        self._map_control()
+        self._configure(files.read_json(os.path.join(self.path, "stream.json")))
+
+    def _check_live(self) -> None:
+        if self.closed:
+            raise Closed(f"{self.path}: the stream is closed; open the store again")
+        if self._state != 1:
+            why = "dropped" if self._state == 2 else "recovered by another process; open the store again"
+            raise Closed(f"{self.path}: the stream was {why}")
+        if self._config_number != self._config_seen and self._config_seen >= 0:
+            self._configure(files.read_json(os.path.join(self.path, "stream.json")))
+
+    @property
+    def durability(self) -> Durability:
+        """What an append through this handle has survived when it returns."""
+        return self._durability
+
+    @property
+    def segment_bytes(self) -> int:
+        """Size that segments grow to."""
+        return self._segment_bytes
+
+    # --- hooks of the core --------------------------------------------------------------------------------
+
+    def _where(self, index: int) -> str:
+        return os.path.join(self.path, f"{index:05d}")
+
+    def _deadline(self, timeout: float | None) -> float:
+        return time.monotonic() + (LOCK_SECONDS if timeout is None else timeout)
+
+    def _timestamp(self, value: Any) -> int:
+        return timestamps.microseconds(value)
+
+    def _timestamps(self, values: Any, count: int) -> Any:
+        return timestamps.column(values, count)
+
+    def _open_partition(self, index: int) -> PartitionLog:
+        self._check_live()
+        log = PartitionLog(self, index)
+        self.store._background.adopt(log)
+        return log
+
+    def _resolve(self, index: int, status: int, owner: int, need_bytes: int, deadline: float) -> None:
+        """Do what the core could not: its status says what."""
+        self.store._check_writable()
+        log: PartitionLog = self._partition(index)
+        kind = STATUS[status]
+        if kind == "BUSY":
+            log.wait_for_word(owner, deadline)
+        elif kind == "ROLL":
+            log.provide_next(need_bytes)
+        elif kind == "MOVED":
+            log.follow_active()
+        else:
+            log.ensure_walked()
+
+    def _after_append(self, index: int, events: int, end: int, timeout: float | None) -> None:
+        log: PartitionLog = self._partition(index)
+        if events & UNSYNCED and self._durability == "interval":
+            log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
+        self.store._background.notice(log, events)
+
+    def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
+        self._partition(index).wait_durable(end, self._deadline(timeout))
+
+    # --- reading ------------------------------------------------------------------------------------------
+
+    def read(
+        self,
+        *,
+        partition: int | None = None,
+        start: Start = "earliest",
+        follow: bool = False,
+        timeout: float | None = None,
+        max_records: int | None = None,
+        durable: bool = False,
+        on_lost: Literal["raise", "earliest"] = "raise",
+    ) -> Iterator[Batch]:
+        """Iterate over batches: of one partition in order, or of all, each in order, interleaved.
+
+        Takes no lock and moves nothing: any number of readers read the same records. Only what was published when a
+        batch is made is in it; batches of a transaction or an `append_many` are seen whole.
+
+        Args:
+            partition: one of them; None: all.
+            start: an offset (of each partition), a `Position` (its partition alone), a datetime (the first record at
+                or after it), "earliest" or "latest".
+            follow: wait for more at the tail instead of ending there.
+            timeout: with `follow`, end after so many seconds without a record. None: wait for ever.
+            max_records: end after so many records.
+            durable: only what survives a power cut.
+            on_lost: where retention was faster than this reader: "raise" `OffsetOutOfRange`, or go on at the
+                "earliest" record.
+
+        Raises: OffsetOutOfRange (carries the valid range), CorruptBatch, NotFound, InvalidArgument, Closed.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     _ = stream.append_many([b"a", b"b", b"c"])
+        ...     [list(batch.values) for batch in stream.read(start=1)]
+        [[b'b', b'c']]
+        """
+        return reader.read(
+            self,
+            partition=partition,
+            start=start,
+            follow=follow,
+            timeout=timeout,
+            max_records=max_records,
+            durable=durable,
+            on_lost=on_lost,
+        )
+
+    def aread(
+        self,
+        *,
+        partition: int | None = None,
+        start: Start = "earliest",
+        follow: bool = False,
+        timeout: float | None = None,
+        max_records: int | None = None,
+        durable: bool = False,
+        on_lost: Literal["raise", "earliest"] = "raise",
+    ) -> AsyncIterator[Batch]:
+        """`read` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
+        return reader.aread(
+            self,
+            partition=partition,
+            start=start,
+            follow=follow,
+            timeout=timeout,
+            max_records=max_records,
+            durable=durable,
+            on_lost=on_lost,
+        )
+
+    # --- offsets ------------------------------------------------------------------------------------------
+
+    def first_offset(self, partition: int) -> int:
+        """Offset of the oldest record that is kept (the next one, where there is none)."""
+        return self._log(partition).first_offset
+
+    def next_offset(self, partition: int) -> int:
+        """Offset that the next record will get."""
+        return self._log(partition).next_offset
+
+    def durable_offset(self, partition: int) -> int:
+        """Offset of the first record that a power cut may take."""
+        return int(self._log(partition).native.durable_offset)
+
+    def offset_at(self, timestamp: Any, partition: int) -> int:
+        """Offset of the first record with a timestamp at or after this one; `next_offset` where there is none.
+
+        Args:
+            timestamp: as for `append`.
+            partition: one partition.
+        """
+        return reader.offset_at(self._log(partition), timestamps.microseconds(timestamp))
+
+    def _log(self, partition: int) -> PartitionLog:
+        log: PartitionLog = self._partition(partition)
+        self._check_live()
+        log.ensure_walked()
+        if self.store._private:
+            reader.extend_private(log)
+        return log
+
+    def stats(self) -> StreamStats:
+        """Offsets, bytes and health of the stream and each partition, as of now."""
+        found = tuple(self._partition_stats(index) for index in range(self.partitions))
+        return StreamStats(
+            self.name,
+            self._durability,
+            self.retention,
+            self._segment_bytes,
+            sum(part.records for part in found),
+            sum(part.log_bytes for part in found),
+            sum(part.allocated_bytes for part in found),
+            found,
+        )
+
+    def _partition_stats(self, index: int) -> PartitionStats:
+        log = self._log(index)
+        first, following = log.first_offset, log.next_offset
+        return PartitionStats(
+            index,
+            first,
+            following,
+            log.native.durable_offset,
+            following - first,
+            log.log_bytes(),
+            log.allocated_bytes(),
+            len(log.current()),
+            ("sound", "sync failed", "corrupt")[log.native.poison],
+        )
+
+    # --- durability ---------------------------------------------------------------------------------------
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Return when all that was appended before this call, by anyone, survives a power cut.
+
+        Raises: Indeterminate, Poisoned, StorageError.
+        """
+        self.store._check_writable()
+        deadline = self._deadline(timeout)
+        for index in range(self.partitions):
+            log = self._log(index)
+            log.wait_durable(log.native.tail, deadline)
+
+    def wait_durable(self, position: Position | _native.Span, *, timeout: float | None = None) -> None:
+        """Return when the record (or all of the span) survives a power cut. Syncs, if nobody else does.
+
+        Raises: OffsetOutOfRange where there is no such record (any more); WaitTimeout.
+        """
+        log = self._log(position.partition)
+        last = position.offset if isinstance(position, Position) else position.first_offset + position.count - 1
+        deadline = self._deadline(timeout)
+        if last >= log.next_offset:
+            raise log.out_of_range(last, " was not appended")
+        while log.native.durable_offset <= last:
+            if time.monotonic() > deadline:
+                raise WaitTimeout(f"{log}: offset {last} did not become durable in time")
+            if self.store.writable:
+                log.wait_durable(log.native.tail, deadline)
+            else:
+                log.native.wait_durable(log.native.tail, 0.01)
+
+    # --- retention ----------------------------------------------------------------------------------------
+
+    def enforce_retention(self) -> int:
+        """Remove the segments that `retention` does not keep, now; how many. The background does it each second."""
+        self.store._check_writable()
+        return sum(self._retire(self._log(index)) for index in range(self.partitions))
+
+    def _retire(self, log: PartitionLog) -> int:
+        keep = self.retention
+        if keep.bytes is None and keep.age is None and keep.records is None:
+            return 0
+        with log.maintaining:
+            numbers = log.current()
+            if not numbers:
+                return 0
+            mark = log.end()
+            horizon = None if keep.age is None else int((time.time() - keep.age) * 1e6)
+            first = numbers[0]
+            for number, following in zip(numbers, numbers[1:], strict=False):
+                after = log.activated(following)
+                too_many_bytes = keep.bytes is not None and mark[0] - after.base_position >= keep.bytes
+                too_many = keep.records is not None and mark[1] - after.base_offset >= keep.records
+                # Its last append came before its successor was activated.
+                too_old = horizon is not None and after.activated_at < horizon
+                if not (too_many_bytes or too_many or too_old):
+                    break
+                first = following
+                del number
+            return log.retire_before(first)
+
+    def delete_before(self, position: Position) -> int:
+        """Remove the segments that lie wholly before a position, and return the first offset that is left.
+
+        Whole segments go: records before the position in its own segment stay.
+        """
+        self.store._check_writable()
+        log = self._log(position.partition)
+        if not log.first_offset <= position.offset <= log.next_offset:
+            if position.offset < log.first_offset:
+                return log.first_offset
+            raise log.out_of_range(position.offset)
+        with log.maintaining:
+            found = log.locate_offset(position.offset)
+            if found is not None:
+                log.retire_before(found[0].number)
+        return log.first_offset
+
+    def alter(
+        self,
+        *,
+        retention: Retention | None | Literal["unchanged"] = "unchanged",
+        segment_bytes: int | Literal["unchanged"] = "unchanged",
+        durability: Durability | None | Literal["unchanged"] = "unchanged",
+    ) -> None:
+        """Change the stored configuration. Other processes follow at their next call on a cold path."""
+        self.store._check_writable()
+        self._check_live()
+        with self._log(0).maintaining:
+            path = os.path.join(self.path, "stream.json")
+            config = files.read_json(path)
+            if retention != "unchanged":
+                config["retention"] = retention_config(retention)
+            if segment_bytes != "unchanged":
+                config["segment_bytes"] = check_segment_bytes(segment_bytes)
+            if durability != "unchanged":
+                config["durability"] = check_durability(durability)
+            files.write_json(path, config)
+            self._add_config()
+            self._configure(config)
+
+    def add_partitions(self, count: int) -> int:
+        """Add `count` partitions and return how many there are now. They cannot be removed.
+
+        The partition of most keys changes: records of one key appended before and after are not in one order.
+        """
+        self.store._check_writable()
+        self._check_live()
+        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+            raise InvalidArgument(f"add_partitions({count!r}): expected an int of at least 1")
+        with self._log(0).maintaining:
+            path = os.path.join(self.path, "stream.json")
+            config = files.read_json(path)
+            config["partitions"] = check_partitions(int(config["partitions"]) + count)
+            self.store._grow_control(self.path, config["partitions"])
+            files.write_json(path, config)
+            self._set_partitions(config["partitions"])
+            self._add_config()
+        self._refresh()
+        self._wake()
+        return int(config["partitions"])
+
+    def _dispose(self) -> None:
+        """Give up this handle; batches that were made from it stay valid."""
+        self._close()
+
+
+# --- configuration ----------------------------------------------------------------------------------------
+
+
+def check_partitions(partitions: int) -> int:
+    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
+        raise InvalidArgument(f"partitions {partitions!r}: expected an int from 1 to {PARTITIONS_MAX}")
+    return partitions
+
+
+def check_segment_bytes(size: int) -> int:
+    if isinstance(size, bool) or not isinstance(size, int) or not 1 << 16 <= size <= 2 << 30:
+        raise InvalidArgument(f"segment_bytes {size!r}: expected an int from 64 KiB to 2 GiB")
+    return size + 4095 & ~4095
+
+
+def check_durability(durability: Any) -> Durability | None:
+    if durability is not None and durability not in DURABILITIES:
+        raise InvalidArgument(f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}")
+    checked: Durability | None = durability
+    return checked
+
+
+def retention_config(retention: Any) -> dict[str, Any]:
+    if retention is None:
+        retention = Retention()
+    if not isinstance(retention, Retention):
+        raise InvalidArgument(f"retention {retention!r}: expected a millstream.Retention or None")
+    return {"bytes": retention.bytes, "age": retention.age, "records": retention.records}
+
+
+def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise `ConfigMismatch` where what was given is not what is stored."""
+    for field, value in given.items():
+        if value is not None and stored[field] != value:
+            advice = "it can only grow, by add_partitions()" if field == "partitions" else "change it with alter()"
+            raise ConfigMismatch(f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}")
+
+
+def _reopen(path: str, mode: str, force: bool, name: str, durability: Durability | None) -> Stream:
+    from millstream import store
+
+    return store.shared(path, mode, force).stream(name, durability=durability)
+
+

@@ -1,0 +1,70 @@
+"""What users write for a time, as microseconds since 1970 UTC."""
+
+from __future__ import annotations
+
+import array
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from millstream.errors import InvalidArgument, InvalidType
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+SMALLEST, LARGEST = -(1 << 62), 1 << 62
+
+
+def microseconds(value: Any) -> int:
+    """One time: int of microseconds, datetime (a naive one is local time, as in Python), numpy.datetime64.
+
+    >>> microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
+    1000000
+    """
+    if isinstance(value, datetime):
+        return (value.astimezone(UTC) - EPOCH) // MICROSECOND
+    if hasattr(value, "astype") and getattr(value, "dtype", None) is not None and value.dtype.kind == "M":
+        value = value.astype("M8[us]").astype("i8")
+    if isinstance(value, (bool, float, str, bytes)) or not hasattr(value, "__index__"):
+        raise InvalidType(
+            f"timestamp {value!r}: expected an int of microseconds since 1970 UTC, a datetime or a numpy.datetime64"
+        )
+    number = int(value)
+    if not SMALLEST <= number <= LARGEST:
+        raise InvalidArgument(f"timestamp {number}: out of range (microseconds since 1970)")
+    return number
+
+
+def column(values: Any, count: int) -> Any:
+    """One time for all records as an int, or one a record as a buffer of int64."""
+    if isinstance(values, (datetime, int)) or getattr(values, "shape", None) == ():
+        return microseconds(values)
+    if isinstance(values, memoryview) or type(values).__name__ == "Memory":
+        made = values
+        length = len(memoryview(values).cast("B")) // 8
+    elif hasattr(values, "__array_interface__") and values.dtype.kind in "Miu":
+        import numpy
+
+        if values.dtype.kind == "M":
+            values = values.astype("M8[us]")
+            if numpy.isnat(values).any():
+                raise InvalidArgument("timestamps: one of them is NaT")
+            values = values.view("i8")
+        made = numpy.ascontiguousarray(values, dtype="<i8")
+        length = len(made)
+        if length and not (SMALLEST <= made.min() and made.max() <= LARGEST):
+            raise InvalidArgument("timestamps: out of range (microseconds since 1970)")
+    elif hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
+        from millstream import _native
+
+        made = _native.arrow_timestamps(values)
+        length = len(made)
+    else:
+        try:
+            made = array.array("q", [microseconds(value) for value in values])
+        except TypeError as error:
+            if isinstance(error, InvalidType):
+                raise
+            raise InvalidType(f"timestamps: expected one time or a sequence, found {values!r:.60}") from error
+        length = len(made)
+    if length != count:
+        raise InvalidArgument(f"{length} timestamps for {count} values")
+    return made

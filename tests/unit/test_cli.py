@@ -1,0 +1,551 @@
+"""The command line as its users meet it: in processes of its own, through pipes."""
+
+import base64
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+import millstream
+from millstream.cli import main
+from millstream.cli.formats import Record, compile_format, timestamp_text
+from millstream.cli.output import (
+    Column,
+    Output,
+    age_text,
+    plain_table,
+    rate_text,
+    seconds_text,
+    size_text,
+)
+
+COMMAND = [sys.executable, "-m", "millstream"]
+VERBS = (
+    "ls",
+    "info",
+    "append",
+    "cat",
+    "tail",
+    "verify",
+    "repair",
+    "dump",
+    "backup",
+    "bench",
+    "demo",
+)
+
+
+def run(*args, input=b"", code=0, **options):
+    """Run one command, hold it to its exit code, and return it; a traceback is never right."""
+    words = [*COMMAND, *map(str, args)]
+    done = subprocess.run(words, input=input, capture_output=True, timeout=60, **options)
+    assert done.returncode == code, (args, done.returncode, done.stdout, done.stderr)
+    assert b"Traceback" not in done.stderr
+    return done
+
+
+def refusal(*args, code=3, **options):
+    """Run a command that is refused, and return the one line that says why."""
+    done = run(*args, code=code, **options)
+    lines = done.stderr.decode().splitlines()
+    assert done.stdout == b""
+    assert len(lines) == 1, lines
+    assert lines[0].startswith("millstream: ")
+    return lines[0]
+
+
+def json_of(*args, **options):
+    return json.loads(run(*args, "--json", **options).stdout)
+
+
+def start(*args, **options):
+    return subprocess.Popen(
+        [*COMMAND, *map(str, args)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, **options
+    )
+
+
+def end(process):
+    """Return what is left of a process's output once it has ended."""
+    out, err = process.communicate(timeout=30)
+    assert b"Traceback" not in err, err
+    return out, err
+
+
+@pytest.fixture
+def store(tmp_path):
+    """The path of a store with one stream of one partition, `letters`: a to z."""
+    path = tmp_path / "store"
+    with millstream.open(path) as opened:
+        letters = opened.stream("letters", partitions=1)
+        values = [bytes([code]) for code in range(ord("a"), ord("z") + 1)]
+        letters.append_many(values, timestamps=[number * 1_000_000 for number in range(26)])
+    return path
+
+
+@pytest.fixture
+def keyed(tmp_path):
+    """The path of a store with one stream of four partitions, `numbers`: 0 to 99, by time."""
+    path = tmp_path / "keyed"
+    with millstream.open(path) as opened:
+        numbers = opened.stream("numbers", partitions=4)
+        for number in range(100):
+            text = b"%d" % number
+            numbers.append(text, key=b"key%d" % (number % 10), timestamp=number * 1_000_000)
+    return path
+
+
+# --- the program --------------------------------------------------------------------------------
+
+
+def test_version_and_help_say_what_they_should():
+    assert run("--version").stdout.decode() == f"millstream {millstream.__version__}\n"
+    listed = run("--help").stdout.decode()
+    for verb in VERBS:
+        assert verb in listed
+        assert b"usage: millstream " + verb.encode() in run(verb, "--help").stdout
+
+
+def test_usage_errors_end_with_2():
+    run(code=2)
+    run("nonsense", code=2)
+    run("cat", code=2)
+    run("cat", "store", "stream", "-o", "yesterday", code=2)
+    run("cat", "store", "stream", "-f", "%y", code=2)
+    run("cat", "store", "stream", "-n", "-1", code=2)
+    run("append", "store", "stream", "--header", "novalue", code=2)
+    run("append", "store", "stream", "-k", "", code=2)
+    run("bench", "--size", "huge", code=2)
+
+
+def test_import_of_the_command_line_loads_neither_numpy_nor_rich():
+    code = "import sys, millstream.cli; print([m for m in ('numpy', 'rich') if m in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
+    assert done.stdout == b"[]\n"
+
+
+def test_main_returns_codes_in_process(store, capsys):
+    assert main(["ls", str(store), "--json"]) == 0
+    assert [entry["name"] for entry in json.loads(capsys.readouterr().out)] == ["letters"]
+    assert main(["ls", str(store / "no")]) == 3
+    assert capsys.readouterr().err.startswith("millstream: ")
+    assert main([]) == 2
+    assert main(["--version"]) == 0
+
+
+@pytest.mark.parametrize(
+    "verb", ["ls", "info", "cat", "tail", "verify", "repair", "dump", "backup"]
+)
+def test_missing_store_is_refused_and_not_made(tmp_path, verb):
+    missing = tmp_path / "missing"
+    more = {"cat": ["s"], "tail": ["s"], "backup": [tmp_path / "copy"]}.get(verb, [])
+    assert "missing" in refusal(verb, missing, *more)
+    assert not missing.exists()
+    assert not (tmp_path / "copy").exists()
+
+
+@pytest.mark.parametrize("verb", ["ls", "cat", "verify", "append"])
+def test_file_in_place_of_a_store_is_refused(tmp_path, verb):
+    path = tmp_path / "file"
+    path.write_bytes(b"precious")
+    refusal(verb, path, *{"cat": ["s"], "append": ["s"]}.get(verb, []))
+    assert path.read_bytes() == b"precious"
+
+
+@pytest.mark.parametrize("verb", ["ls", "cat", "verify"])
+def test_directory_that_is_no_store_is_refused(tmp_path, verb):
+    (tmp_path / "notes.txt").write_bytes(b"precious")
+    refusal(verb, tmp_path, *{"cat": ["s"]}.get(verb, []))
+    assert os.listdir(tmp_path) == ["notes.txt"]
+
+
+@pytest.mark.parametrize("verb", ["info", "cat", "tail", "verify", "dump"])
+def test_missing_stream_is_refused_and_not_made(store, verb):
+    assert "nosuch" in refusal(verb, store, "nosuch")
+    with millstream.open(store, mode="r") as opened:
+        assert list(opened.streams()) == ["letters"]
+
+
+@pytest.mark.parametrize(
+    "name", ["..", "../evil", "a/b", "", "a\nb", "\x1b[31mred", "x" * 300, "é"]
+)
+def test_hostile_names_are_refused_on_one_printable_line(tmp_path, store, name):
+    for verb in ("append", "cat", "verify"):
+        line = refusal(verb, store, name, input=b"x\n")
+        assert line.isprintable()
+    assert os.listdir(tmp_path) == ["store"]
+    assert [entry["name"] for entry in json_of("ls", store)] == ["letters"]
+
+
+# --- append -------------------------------------------------------------------------------------
+
+
+def test_append_then_cat_gives_the_lines_back(tmp_path):
+    path = tmp_path / "new"
+    done = run("append", path, "s", input=b"one\ntwo\n\nlast without an end")
+    assert done.stdout == b""
+    assert b"4 records appended" in done.stderr
+    assert run("cat", path, "s").stdout == b"one\ntwo\n\nlast without an end\n"
+    assert json_of("append", path, "s", input=b"five\n") == {"appended": 1, "partitions": {"0": 1}}
+    assert json_of("append", path, "s", input=b"") == {"appended": 0, "partitions": {}}
+
+
+def test_binary_records_survive_both_ways(tmp_path):
+    path = tmp_path / "new"
+    values = [bytes(range(1, 256)), b"\xff\xfe", b"a\nb", b""]
+    run("append", "-0", path, "s", input=b"".join(value + b"\0" for value in values))
+    assert run("cat", "-0", path, "s").stdout == b"".join(value + b"\0" for value in values)
+    objects = [json.loads(line) for line in run("cat", path, "s", "--json").stdout.splitlines()]
+    assert base64.b64decode(objects[0]["value"]["base64"]) == values[0]
+    assert [thing["value"] for thing in objects[2:]] == ["a\nb", ""]
+
+
+def test_append_reads_keys_headers_and_tombstones(tmp_path):
+    path = tmp_path / "new"
+    options = ["-k", "::", "-Z", "--header", "src=test", "--header", "n=1=2", "--partitions", "3"]
+    run("append", path, "s", *options, input=b"k1::v1\nk2::\nno key\n::empty key\n")
+    lines = run("cat", path, "s", "--json").stdout.splitlines()
+    found = {(thing["key"], thing["value"]) for thing in map(json.loads, lines)}
+    assert found == {("k1", "v1"), ("k2", None), (None, "no key"), ("", "empty key")}
+    assert all(json.loads(line)["headers"] == {"src": "test", "n": "1=2"} for line in lines)
+    run("append", path, "s", "--key", "fixed", "--durability", "sync", input=b"x\n")
+    with millstream.open(path, mode="r") as opened:
+        stream = opened.stream("s")
+        assert stream.partitions == 3
+        where = stream.partition_for(b"fixed")
+    assert b"fixed x" in run("cat", path, "s", "-p", where, "-f", "%k %s\n").stdout
+
+
+def test_append_to_one_partition_and_to_none(keyed):
+    counts = json_of("append", keyed, "numbers", "-p", "2", input=b"a\nb\n")
+    assert counts == {"appended": 2, "partitions": {"2": 2}}
+    refusal("append", keyed, "numbers", "--partitions", "5", input=b"x\n")
+    done = run("append", keyed, "numbers", "-p", "4", input=b"x\n", code=3)
+    assert b"0 records appended" in done.stderr
+
+
+def test_append_shows_records_before_stdin_ends(tmp_path):
+    path = tmp_path / "new"
+    producer = start("append", path, "s", stdin=subprocess.PIPE)
+    producer.stdin.write(b"first\nhalf of the sec")
+    producer.stdin.flush()
+    wait_for(lambda: path.exists() and b"first" in cat_or_nothing(path))
+    assert cat_or_nothing(path) == b"first\n"
+    producer.stdin.write(b"ond\n")
+    producer.stdin.close()
+    producer.stdin = None
+    _, err = end(producer)
+    assert b"2 records appended" in err
+    assert cat_or_nothing(path) == b"first\nsecond\n"
+
+
+def cat_or_nothing(path):
+    done = subprocess.run([*COMMAND, "cat", path, "s"], capture_output=True, timeout=60)
+    return done.stdout if done.returncode == 0 else b""
+
+
+def wait_for(condition, seconds=30):
+    until = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < until
+        time.sleep(0.01)
+
+
+def test_append_takes_more_than_a_pipe_holds(tmp_path):
+    path = tmp_path / "new"
+    lines = [b"%d %s" % (number, b"x" * (number % 2000)) for number in range(20_000)]
+    lines[777] = b"long" * 500_000
+    text = b"\n".join(lines) + b"\n"
+    assert json_of("append", path, "s", input=text)["appended"] == len(lines)
+    assert run("cat", path, "s").stdout == text
+
+
+def test_append_interrupted_says_how_much_is_in(tmp_path):
+    path = tmp_path / "new"
+    producer = start("append", path, "s", stdin=subprocess.PIPE)
+    producer.stdin.write(b"first\n")
+    producer.stdin.flush()
+    wait_for(lambda: path.exists() and cat_or_nothing(path) == b"first\n")
+    producer.send_signal(signal.SIGINT)
+    _, err = end(producer)
+    assert producer.returncode == 130
+    assert b"1 record appended" in err
+
+
+# --- cat and tail -------------------------------------------------------------------------------
+
+
+def test_cat_starts_where_it_is_told(store):
+    def cat(*options):
+        return run("cat", store, "letters", *options).stdout.replace(b"\n", b"").decode()
+
+    assert cat() == cat("-e") == "abcdefghijklmnopqrstuvwxyz"
+    assert cat("-o", "23") == cat("-p", "0", "-o", "23") == "xyz"
+    assert cat("-o", "-2", "-e") == "yz"
+    assert len(cat("-o", "-1000")) == 26
+    assert cat("-o", "earliest", "-n", "3") == cat("-o", "beginning", "-c", "3") == "abc"
+    assert cat("-o", "latest") == cat("-o", "26") == cat("-n", "0") == ""
+    assert cat("-o", "1970-01-01T00:00:24Z") == cat("-o", "1970-01-01T01:00:24+01:00") == "yz"
+    assert cat("-o", "-5", "-n", "2") == "vw"
+
+
+def test_cat_refuses_what_is_not_there(store):
+    assert "26" in refusal("cat", store, "letters", "-p", "0", "-o", "27")
+    refusal("cat", store, "letters", "-p", "1")
+
+
+def test_cat_of_all_partitions_keeps_each_in_order(keyed):
+    lines = run("cat", keyed, "numbers", "-f", "%p %o %s\n").stdout.decode().splitlines()
+    assert len(lines) == 100
+    for partition in "0123":
+        mine = [tuple(map(int, line.split())) for line in lines if line[0] == partition]
+        assert [offset for _, offset, _ in mine] == list(range(len(mine)))
+        assert [number for *_, number in mine] == sorted(number for *_, number in mine)
+        only = run("cat", keyed, "numbers", "-p", partition, "-f", "%o,").stdout.decode()
+        assert only == "".join(f"{offset}," for _, offset, _ in mine)
+    tens = run("cat", keyed, "numbers", "-o", "10", "-f", "%o\n").stdout.split()
+    assert tens
+    assert min(map(int, tens)) == 10
+
+
+def test_last_records_of_all_partitions_are_merged_by_time(keyed):
+    last = [b"%d" % number for number in range(100)]
+    assert run("tail", keyed, "numbers").stdout.split() == last[-10:]
+    assert run("tail", keyed, "numbers", "-n", "37").stdout.split() == last[-37:]
+    assert run("tail", keyed, "numbers", "-n", "0").stdout == b""
+    assert run("cat", keyed, "numbers", "-o", "-1000").stdout.split() == last
+    assert run("cat", keyed, "numbers", "-o", "-3").stdout.split() == last[-3:]
+
+
+def test_formats_are_those_of_kcat(tmp_path):
+    path = tmp_path / "new"
+    with millstream.open(path) as opened:
+        stream = opened.stream("s", partitions=1)
+        stream.append(b"value", key=b"key", headers={"a": b"1", "b": b"2"}, timestamp=1_234_567)
+        stream.append(None, key=b"gone", timestamp=2_000_000)
+    form = r"%t[%p]@%o %T %k(%K)=%s(%S) %h 100%%\t\x41\\\n"
+    assert run("cat", path, "s", "-f", form).stdout == (
+        b"s[0]@0 1234 key(3)=value(5) a=1,b=2 100%\tA\\\ns[0]@1 2000 gone(4)=(-1)  100%\tA\\\n"
+    )
+    first, second = map(json.loads, run("cat", path, "s", "-J").stdout.splitlines())
+    assert first == {
+        "stream": "s",
+        "partition": 0,
+        "offset": 0,
+        "timestamp": "1970-01-01T00:00:01.234567Z",
+        "key": "key",
+        "value": "value",
+        "headers": {"a": "1", "b": "2"},
+    }
+    assert second["value"] is None
+    assert run("cat", path, "s", "-o", second["timestamp"], "-f", "%k").stdout == b"gone"
+
+
+def test_reader_that_goes_away_ends_cat_quietly(tmp_path):
+    path = tmp_path / "new"
+    with millstream.open(path) as opened:
+        opened.stream("s").append_many([b"x" * 100] * 50_000)
+    for options in ([], ["--json"], ["-f", "%s\n"]):
+        process = start("cat", path, "s", *options)
+        assert process.stdout.readline()
+        process.stdout.close()
+        process.stdout = None
+        process.wait(timeout=30)
+        assert process.stderr.read() == b""
+        process.stderr.close()
+        assert process.returncode == 141
+
+
+def test_full_disk_behind_stdout_is_a_failure(store):
+    with open("/dev/full", "wb") as full:
+        words = [*COMMAND, "cat", store, "letters"]
+        done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert done.returncode == 4
+    assert done.stderr == b"millstream: No space left on device\n"
+
+
+@pytest.mark.parametrize("partitions", [1, 4])
+def test_tail_follows_until_it_is_interrupted(tmp_path, partitions):
+    path = tmp_path / "new"
+    with millstream.open(path) as opened:
+        stream = opened.stream("s", partitions=partitions)
+        for number in range(3):
+            stream.append(b"old%d" % number, partition=number % partitions)
+    # Nobody else has the store open: the one who tails must still see those who come.
+    process = start("tail", "-f", path, "s")
+    assert [process.stdout.readline() for _ in range(3)] == [b"old0\n", b"old1\n", b"old2\n"]
+    for number in range(8):
+        line = b"new%d\n" % number
+        run("append", path, "s", "-p", number % partitions, input=line)
+        assert process.stdout.readline() == line
+    process.send_signal(signal.SIGINT)
+    out, err = end(process)
+    assert (process.returncode, out, err) == (130, b"", b"")
+
+
+# --- ls, info -----------------------------------------------------------------------------------
+
+
+def test_ls_lists_streams(keyed):
+    run("append", keyed, "alpha", input=b"x\n")
+    listed = json_of("ls", keyed)
+    assert [(entry["name"], entry["partitions"], entry["records"]) for entry in listed] == [
+        ("alpha", 1, 1),
+        ("numbers", 4, 100),
+    ]
+    lines = run("ls", keyed).stdout.decode().splitlines()
+    assert lines[0].split()[:3] == ["Stream", "Partitions", "Records"]
+    assert lines[1].split()[:3] == ["alpha", "1", "1"]
+    assert lines[2].split()[:3] == ["numbers", "4", "100"]
+
+
+def test_ls_of_an_empty_store_is_an_empty_list(tmp_path):
+    with millstream.open(tmp_path / "empty"):
+        pass
+    assert json_of("ls", tmp_path / "empty") == []
+    run("ls", tmp_path / "empty")
+
+
+def test_info_shows_each_partition(keyed):
+    found = json_of("info", keyed, "numbers")
+    assert found["durability"] == "interval"
+    (stream,) = found["streams"]
+    assert stream["name"] == "numbers"
+    assert [part["partition"] for part in stream["partitions"]] == [0, 1, 2, 3]
+    assert sum(part["next_offset"] - part["first_offset"] for part in stream["partitions"]) == 100
+    text = run("info", keyed).stdout.decode()
+    assert "numbers" in text
+    assert "interval" in text
+
+
+# --- verify, repair, dump, backup, bench --------------------------------------------------------
+
+
+def flip(store):
+    """Flip a byte of the one batch of `letters`."""
+    for path in Path(store).rglob("*"):
+        if path.is_file() and b"abcdefghijklm" in (data := path.read_bytes()):
+            with open(path, "r+b") as file:
+                file.seek(data.index(b"abcdefghijklm"))
+                file.write(b"X")
+            return path
+    raise AssertionError("no such batch")
+
+
+def test_verify_passes_a_good_store(store):
+    found = json_of("verify", store)
+    assert (found["well"], found["records"], found["problems"]) == (True, 26, [])
+    assert b"no problems" in run("verify", store, "letters").stdout
+
+
+def test_verify_finds_a_flipped_byte_and_ends_with_1(store):
+    path = flip(store)
+    found = json_of("verify", store, code=1)
+    assert found["well"] is False
+    assert any(problem["path"] == str(path) for problem in found["problems"])
+    done = run("verify", store, code=1)
+    assert str(path).encode() in done.stdout
+
+
+def test_corrupt_batch_ends_cat_with_4_and_one_line(store):
+    path = flip(store)
+    line = refusal("cat", store, "letters", code=4)
+    assert path.name in line
+
+
+def test_repair_says_what_it_would_do_and_does_it(store):
+    assert json_of("repair", store) == {"dry_run": False, "actions": []}
+    flip(store)
+    planned = json_of("repair", store, "--dry-run")
+    assert planned["actions"]
+    json_of("verify", store, code=1)
+    assert len(json_of("repair", store)["actions"]) == len(planned["actions"])
+    json_of("verify", store)
+    run("cat", store, "letters")
+
+
+def test_dump_prints_what_the_files_hold(store):
+    assert run("dump", store).stdout.strip()
+    lines = run("dump", store, "letters", "-p", "0", "--json").stdout.splitlines()
+    assert lines
+    assert all(isinstance(json.loads(line), dict) for line in lines)
+
+
+def test_backup_makes_a_copy_and_refuses_to_replace_one(store, tmp_path):
+    copy = tmp_path / "copy"
+    assert json_of("backup", store, copy) == {"target": str(copy)}
+    assert run("cat", copy, "letters").stdout == run("cat", store, "letters").stdout
+    refusal("backup", store, copy)
+
+
+def test_bench_measures_with_several_processes(tmp_path):
+    options = ["--records", "2000", "--batch", "100", "--processes", "2", "--dir", tmp_path]
+    found = json_of("bench", *options)
+    assert all(result["records_per_second"] > 0 for result in found["results"])
+    assert any("2 processes" in result["what"] for result in found["results"])
+    assert found["machine"]["cores"] >= 1
+    assert list(tmp_path.iterdir()) == []
+    text = run("bench", "--records", "500", "--size", "1KiB", "--durability", "interval").stdout
+    assert b"interval" in text
+    assert max(map(len, text.decode().splitlines()[3:])) <= 100
+
+
+# --- words --------------------------------------------------------------------------------------
+
+
+def test_texts_for_people():
+    assert [size_text(size) for size in (0, 1023, 1024, 5 << 30)] == [
+        "0 B",
+        "1023 B",
+        "1.0 KiB",
+        "5.0 GiB",
+    ]
+    assert [rate_text(count, 1) for count in (5, 12_345, 27.44e6, 999_999)] == [
+        "5.0/s",
+        "12.3 k/s",
+        "27.4 M/s",
+        "1.0 M/s",
+    ]
+    assert [seconds_text(s) for s in (2, 0.0123, 0.0000123)] == ["2.00 s", "12.3 ms", "12.3 us"]
+    assert [age_text(s) for s in (None, 0.5, 61, 7200, 90061)] == [
+        "-",
+        "0 s",
+        "1 min 1 s",
+        "2 h",
+        "1 d 1 h",
+    ]
+
+
+def test_bars_have_eighths_and_never_overflow():
+    output = Output()
+    output.blocks = "█▉▊▋▌▍▎▏"
+    assert output.bar(1.5, 4) == "████"
+    assert output.bar(0.5, 1) == "▌"
+    assert output.bar(0, 4) == ""
+    assert output.bar(1 / 8, 1) == "▏"
+    assert output.bar(7 / 8, 1) == "▉"
+    output.blocks = ""
+    assert output.bar(0.5, 4) == "##"
+
+
+def test_plain_table_aligns():
+    lines = plain_table([Column("a"), Column("n", right=True)], [("xyz", "1"), ("", "10")], "T")
+    assert list(lines) == ["T", "a     n", "xyz   1", "     10", ""]
+
+
+def test_timestamps_of_any_year_are_written():
+    assert timestamp_text(0) == "1970-01-01T00:00:00.000000Z"
+    assert timestamp_text(-1) == "1969-12-31T23:59:59.999999Z"
+    assert timestamp_text((1 << 63) - 1).startswith("294247-")
+
+
+def test_format_with_a_lone_percent_or_backslash_is_refused():
+    record = Record(0, 0, 0, None, b"v", {})
+    for text in ("%", "\\", r"\q", "%é"):
+        with pytest.raises(ValueError, match="unknown token"):
+            compile_format(text, "s")
+    assert compile_format("é%s", "s")(record) == "é".encode() + b"v"
