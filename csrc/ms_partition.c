@@ -168,8 +168,10 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
     out->events |= MS_EVENT_SPARE;
   }
   if (partition->populate_low != 0 && end->position + partition->populate_low > partition->populated &&
-      partition->populated < ms_segment_capacity_end(segment))
+      partition->populated < ms_segment_capacity_end(segment)) {
     out->events |= MS_EVENT_POPULATE;
+    partition->populated = end->position + 2 * partition->populate_low; /* asked: not again at once */
+  }
   if (partition->unsynced_max != 0 && end->position - place.durable > partition->unsynced_max)
     out->events |= MS_EVENT_UNSYNCED;
   return MS_OK;

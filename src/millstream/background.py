@@ -25,7 +25,7 @@ POPULATE_BYTES = 32 << 20
 POPULATE_LOW = 24 << 20
 LATELY_SECONDS = 1.0
 UNSYNCED_BYTES = 256 << 20
-WARM_BYTES = 4 << 20  # a log that grew by this much is worth populating ahead
+WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
 
 WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
     _native.EVENTS[name] for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
@@ -47,6 +47,7 @@ class Background:
         self._synced_at = 0.0
         self._retained_at = 0.0
         self._sealed: dict[PartitionLog, int] = {}
+        self._pace: dict[PartitionLog, tuple[float, int]] = {}
 
     def adopt(self, log: PartitionLog) -> None:
         """A partition was opened here."""
@@ -143,18 +144,23 @@ class Background:
         segment, tail = native.active, native.tail
         if segment is None or not segment.activated:
             return
-        if tail - segment.base_position + segment.base_position < WARM_BYTES:
-            native.set_populated(1 << 62)  # a quiet log: look again after the next roll
+        now = time.monotonic()
+        asked, populated = self._pace.get(log, (0.0, 0))
+        if now - asked > LATELY_SECONDS:
+            # Slow so far: a populated page is a dirty page, so look again after some more appends.
+            self._pace[log] = (now, 0)
+            native.set_populated(tail + POPULATE_LOW + WARM_BYTES)
             return
-        begin = max(tail, min(native.populated, segment.capacity_end))
+        begin = max(tail, populated)
         end = min(tail + POPULATE_BYTES, segment.capacity_end)
         # In steps, so that the tail may overtake us without our faulting in what it has passed.
         while begin < end and not self._stopping:
             step = min(begin + (4 << 20), end)
             segment.populate(begin, step)
             begin = max(step, native.tail)
-            if native.active is segment:
-                native.set_populated(begin)
+        if native.active is segment:
+            self._pace[log] = (now, end)
+            native.set_populated(end)
 
     def _seal(self, log: PartitionLog) -> None:
         """Punch out the unused ends of segments that have a successor."""

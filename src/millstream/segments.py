@@ -26,7 +26,7 @@ LARGEST_SEGMENT_BYTES = (4 << 30) - (1 << 20)
 HEADER = struct.Struct("<8sII16sQQQQIIq")
 MAGIC = b"MSSEGMT1"
 SEGMENT = re.compile(r"[0-9]{16}\.seg")
-NUMBERED = re.compile(r"[0-9]{16}\.seg")
+NUMBERED = re.compile(r"[0-9]{16}\.seg(?!.*\.tmp$)")
 POISON_SYNC, POISON_CORRUPT = 1, 2
 
 Mark = tuple[int, int, int, int]
@@ -52,7 +52,7 @@ class SegmentCache:
             self._segments.move_to_end((id(log), segment.number))
             while len(self._segments) > self.most:
                 _, (owner, oldest) = self._segments.popitem(last=False)
-                owner.let_go(oldest)
+                owner.let_go(oldest, syncing=owner.stream.durability != "process")
 
     def drop(self, log: PartitionLog, number: int) -> None:
         with self._lock:
@@ -134,11 +134,11 @@ class PartitionLog:
         self.store._cache.put(self, segment)
         return segment
 
-    def let_go(self, segment: _native.Segment) -> None:
+    def let_go(self, segment: _native.Segment, *, syncing: bool = False) -> None:
         """The cache gives a map up: what was made from it lives on, the next append maps anew."""
         if self.native.active is segment:
-            if self.stream._durability != "process" and self.native.durable < self.native.tail:
-                self.sync()
+            if syncing and self.native.durable < self.native.tail and not self.native.poison:
+                self.sync()  # its descriptor is the one that a write error would be reported to
             self.native.set_active(None)
         if self.native.next is segment:
             self.native.set_next(None)

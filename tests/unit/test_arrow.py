@@ -261,10 +261,10 @@ def test_released_exports_give_their_memory_back(stream: Any) -> None:
     for _ in range(100):  # small batches: each read gathers them into memory of its own
         stream.append(b"v" * 3000)
     before = resident_bytes()
-    for _ in range(1000):  # 300 MB in all
+    for _ in range(3000):  # 900 MB in all
         for batch in stream.read():
             batch.to_arrow()
-    assert resident_bytes() - before < 50 << 20
+    assert resident_bytes() - before < 400 << 20  # AddressSanitizer holds 256 MiB back
 
 
 def test_empty_log_gives_no_batch(stream: Any) -> None:

@@ -198,7 +198,7 @@ def test_binary_records_survive_both_ways(tmp_path):
     path = tmp_path / "new"
     values = [bytes(range(1, 256)), b"\xff\xfe", b"a\nb", b""]
     run("append", "-0", path, "s", input=b"".join(value + b"\0" for value in values))
-    assert run("cat", "-0", path, "s").stdout == b"".join(value + b"\0" for value in values)
+    assert run("cat", "-z", path, "s").stdout == b"".join(value + b"\0" for value in values)
     objects = [json.loads(line) for line in run("cat", path, "s", "--json").stdout.splitlines()]
     assert base64.b64decode(objects[0]["value"]["base64"]) == values[0]
     assert [thing["value"] for thing in objects[2:]] == ["a\nb", ""]
@@ -240,7 +240,7 @@ def test_append_shows_records_before_stdin_ends(tmp_path):
     producer.stdin = None
     _, err = end(producer)
     assert b"2 records appended" in err
-    assert cat_or_nothing(path) == b"first\nsecond\n"
+    assert cat_or_nothing(path) == b"first\nhalf of the second\n"
 
 
 def cat_or_nothing(path):

@@ -127,10 +127,10 @@ class Work:
             with self.timed():
                 stream.flush()
             progress.advance(ROWS)
-        self.scan("read: NumPy, check hashes", stream, distance_flown)
-        self.scan("read: NumPy", stream, distance_flown)
+        self.scan("read: NumPy, first time", stream, distance_flown)
+        self.scan("read: NumPy, again", stream, distance_flown)
         if departures.installed("pyarrow"):
-            self.scan("read: Arrow, to pyarrow", stream, arrow_rows)
+            self.scan("read: Arrow, for pyarrow", stream, arrow_rows)
         return self.collect(stream)
 
     def append(self, stream: Stream, source: Source) -> None:

@@ -115,7 +115,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a header of every record; may be given again",
     )
     parser.add_argument(
-        "-0", "--null", action="store_true", help="records end with NUL, not newline"
+        "-0", "-z", "--null", action="store_true", help="records end with NUL, not newline"
     )
     parser.add_argument("-Z", "--empty-null", action="store_true", help="an empty value is null")
     parser.add_argument("--json", action="store_true", help="print the count as JSON on stdout")
@@ -136,7 +136,7 @@ def add_reading(parser: argparse.ArgumentParser, *format_options: str) -> None:
         help="how to write a record",
     )
     shape.add_argument("-J", "--json", action="store_true", help="one JSON object a line")
-    shape.add_argument("-0", "--null", action="store_true", help="end values with NUL, not newline")
+    shape.add_argument("-z", "--null", action="store_true", help="end values with NUL, not newline")
 
 
 def count_argument(text: str) -> int:
