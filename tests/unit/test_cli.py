@@ -1,11 +1,15 @@
 """The command line as its users meet it: in processes of its own, through pipes."""
 
 import base64
+import fcntl
 import json
 import os
+import re
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from pathlib import Path
 
@@ -19,6 +23,7 @@ from millstream.cli.output import (
     Output,
     age_text,
     plain_table,
+    plural,
     rate_text,
     seconds_text,
     size_text,
@@ -494,6 +499,58 @@ def test_bench_measures_with_several_processes(tmp_path):
     assert max(map(len, text.decode().splitlines()[3:])) <= 100
 
 
+# --- terminals ----------------------------------------------------------------------------------
+
+
+def on_terminal(*words, columns=80, term="xterm-256color"):
+    """Run a command on a terminal of its own; return its exit code and what it showed."""
+    main_end, their_end = os.openpty()
+    fcntl.ioctl(their_end, termios.TIOCSWINSZ, struct.pack("HHHH", 40, columns, 0, 0))
+    env = {name: value for name, value in os.environ.items() if name not in ("COLUMNS", "NO_COLOR")}
+    process = subprocess.Popen(
+        [*map(str, words)],
+        stdin=their_end,
+        stdout=their_end,
+        stderr=their_end,
+        env={**env, "TERM": term},
+    )
+    os.close(their_end)
+    shown = b""
+    while True:
+        try:
+            chunk = os.read(main_end, 1 << 16)
+        except OSError:  # the other end is closed
+            break
+        if not chunk:
+            break
+        shown += chunk
+    os.close(main_end)
+    return process.wait(timeout=30), shown.decode()
+
+
+def test_tables_on_a_terminal_are_painted_and_fit(keyed):
+    pytest.importorskip("rich")
+    code, shown = on_terminal(*COMMAND, "info", keyed)
+    plain = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown)
+    assert code == 0
+    assert "\x1b[" in shown
+    assert "───" in plain
+    table = plain[plain.index("Partition") :]
+    assert max(map(len, table.splitlines())) <= 80
+
+
+def test_terminal_without_rich_or_colours_gets_plain_text(keyed):
+    code, shown = on_terminal(*COMMAND, "verify", keyed, term="dumb")
+    assert (code, "\x1b" in shown) == (0, False)
+    assert "100 records" in shown
+    script = (
+        "import sys; sys.modules['rich'] = None; import millstream.cli as c; sys.exit(c.main())"
+    )
+    code, shown = on_terminal(sys.executable, "-c", script, "info", keyed)
+    assert (code, "\x1b" in shown) == (0, False)
+    assert "Partition" in shown
+
+
 # --- words --------------------------------------------------------------------------------------
 
 
@@ -510,7 +567,17 @@ def test_texts_for_people():
         "27.4 M/s",
         "1.0 M/s",
     ]
-    assert [seconds_text(s) for s in (2, 0.0123, 0.0000123)] == ["2.00 s", "12.3 ms", "12.3 us"]
+    assert [seconds_text(s) for s in (2, 0.0123, 0.0000123, 37e-9)] == [
+        "2.00 s",
+        "12.3 ms",
+        "12.3 us",
+        "37.0 ns",
+    ]
+    assert [plural(1, "batch"), plural(2000, "batch"), plural(0, "record")] == [
+        "1 batch",
+        "2,000 batches",
+        "0 records",
+    ]
     assert [age_text(s) for s in (None, 0.5, 61, 7200, 90061)] == [
         "-",
         "0 s",

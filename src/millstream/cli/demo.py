@@ -82,8 +82,8 @@ def run(args: argparse.Namespace) -> int:
     well = conclude(output, checks)
     if args.keep is not None:
         keep = shlex.quote(args.keep)
-        output.line(f"The store stays; try: millstream info {keep}")
-        output.line(f"                      millstream tail {keep} {STREAM} --json")
+        output.line(f"The store stays. Try: millstream info {keep}")
+        output.line(f"                      millstream tail {keep} {STREAM} --format '%o %k\\n'")
     return 0 if well else 1
 
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING, Any
 
-from millstream.cli.output import Output, count_text, size_text
+from millstream.cli.output import Output, plural, size_text
 from millstream.cli.records import count_argument
 from millstream.cli.stores import find_store
 
+if TYPE_CHECKING:
+    from millstream.inspect import Note
+
+COUNTED = ("stream", "partition", "segment", "batch", "record")
 COUNTS = ("streams", "partitions", "segments", "batches", "records", "bytes")
 
 
@@ -64,14 +68,13 @@ def run_verify(args: argparse.Namespace) -> int:
         problems, notes = fields(report.problems), fields(report.notes)
         output.json({"well": not problems, **counts, "problems": problems, "notes": notes})
         return code
-    shown = [f"{count_text(counts[name])} {name}" for name in COUNTS[:-1]]
+    shown = map(plural, counts.values(), COUNTED)
     output.line(", ".join([*shown, size_text(counts["bytes"])]))
-    for note in report.notes:
-        output.line(f"note: {note.kind}: {note.path}: {note.text}")
+    for line in told(report.notes):
+        output.line(f"note: {line}")
     for problem in report.problems:
         output.line(str(problem), "red")
-    count = len(report.problems)
-    output.line(f"{count} problem{'' if count == 1 else 's'}" if count else "no problems")
+    output.line(plural(len(report.problems), "problem") if report.problems else "no problems")
     return code
 
 
@@ -105,6 +108,16 @@ def run_dump(args: argparse.Namespace) -> int:
         else:
             output.line(str(line))
     return 0
+
+
+def told(notes: Iterable[Note]) -> Iterator[str]:
+    """Yield lines about notes, those that say the same of many files only once."""
+    alike: dict[tuple[str, str], list[Note]] = {}
+    for note in notes:
+        alike.setdefault((note.kind, note.text), []).append(note)
+    for (kind, text), group in alike.items():
+        more = f" and {len(group) - 1} more" if len(group) > 1 else ""
+        yield f"{kind}: {group[0].path}{more}: {text}"
 
 
 def fields(found: Iterable[Any]) -> list[object]:

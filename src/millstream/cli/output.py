@@ -265,6 +265,12 @@ def count_text(count: int) -> str:
     return f"{count:,}"
 
 
+def plural(count: int, noun: str) -> str:
+    """Return a count with its noun: 1 stream, 2 streams, 3 batches."""
+    ending = "" if count == 1 else "es" if noun.endswith("ch") else "s"
+    return f"{count_text(count)} {noun}{ending}"
+
+
 def size_text(size: float) -> str:
     """Return a number of bytes for people: 12.3 MiB."""
     if size < 1024:
@@ -291,7 +297,9 @@ def seconds_text(seconds: float) -> str:
         return f"{seconds:.2f} s"
     if seconds >= 0.9995e-3:
         return f"{seconds * 1e3:.1f} ms"
-    return f"{seconds * 1e6:.1f} us"
+    if seconds >= 0.9995e-6:
+        return f"{seconds * 1e6:.1f} us"
+    return f"{seconds * 1e9:.1f} ns"
 
 
 def age_text(seconds: float | None) -> str:

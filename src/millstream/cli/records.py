@@ -18,7 +18,7 @@ from millstream.cli.formats import (
     raw_writer,
     records_of,
 )
-from millstream.cli.output import Output, count_text
+from millstream.cli.output import Output, plural
 from millstream.cli.stores import existing, find_store, opened, parse_start
 
 if TYPE_CHECKING:
@@ -210,7 +210,7 @@ def run_append(args: argparse.Namespace) -> int:
                 by_partition = {str(partition): counts[partition] for partition in sorted(counts)}
                 output.json({"appended": total, "partitions": by_partition})
             else:
-                output.say(f"{count_text(total)} record{'' if total == 1 else 's'} appended")
+                output.say(f"{plural(total, 'record')} appended")
     return 0
 
 
