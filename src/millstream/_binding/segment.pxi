@@ -251,6 +251,7 @@ cdef class Cursor:
         cdef uint64_t position
         cdef uint32_t skip
         limit = segment.within(0, limit)
+        drain_pins()
         while True:
             status = ms_segment_view(&segment.c, self.position, limit, &view, &err)
             if status == MS_END:

@@ -101,6 +101,9 @@ EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EV
 LEVELS = {"process": 0, "interval": 1, "sync": 2}
 
 
+cdef int64_t TIMESTAMP_MOST = <int64_t>1 << 62
+
+
 cdef class StreamCore:
     """Base of `millstream.Stream`: the control file as mapped, and appending.
 
@@ -302,6 +305,13 @@ cdef class StreamCore:
             self._make_durable(index, out.end, timeout)
         return 0
 
+    cdef int64_t microseconds(self, object timestamp) except? -1:
+        cdef int64_t value
+        if type(timestamp) is int and -TIMESTAMP_MOST <= timestamp <= TIMESTAMP_MOST:
+            value = timestamp
+            return value
+        return self._timestamp(timestamp)
+
     cdef uint32_t next_turn(self):
         cdef uint32_t index = self.turn % self.count
         self.turn += 1
@@ -357,7 +367,10 @@ cdef class StreamCore:
         else:
             value_slice.data = <const uint8_t *>PyBytes_AS_STRING(value)
             value_slice.size = PyBytes_GET_SIZE(value)
-        records.timestamp = ms_clock_wall_us() if timestamp is None else self._timestamp(timestamp)
+        if timestamp is None:
+            records.timestamp = ms_clock_wall_us()
+        else:
+            records.timestamp = self.microseconds(timestamp)
         if ms_load32(&self.header.partitions) != self.count:
             self._refresh()
         if key is not None:
@@ -537,7 +550,8 @@ cdef class StreamCore:
                      timeout=None):
         """Append Arrow data: anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``.
 
-        Each chunk becomes one batch a partition; no Python object is made for a row.
+        Each chunk of the data is appended as it comes, as one batch a partition (several, where it is large); no
+        Python object is made for a row. Where a later chunk fails, `appended` of the error has the spans before it.
 
         Args:
             data: a table, record batch, data frame or reader (pyarrow, polars, DuckDB, ...).
@@ -550,14 +564,41 @@ cdef class StreamCore:
         cdef list spans = []
         cdef int level = self.level_of(durability)
         self.alive()
-        chunks = list(import_arrow(data, value, key, timestamp))
-        for chunk in chunks:
-            times = None
-            if chunk.timestamps != NULL:
-                times = memory(chunk, chunk.timestamps, <Py_ssize_t>chunk.count * 8)
-            spans += self.append_columns(chunk.values, chunk.keys, <Py_ssize_t>chunk.count, None, times, partition,
-                                         level, timeout)
+        cdef Py_ssize_t first, count
+        try:
+            for chunk in import_arrow(data, value, key, timestamp):
+                first = 0
+                while first < <Py_ssize_t>chunk.count:
+                    count = rows_within(chunk, first)
+                    times = None
+                    if chunk.timestamps != NULL:
+                        times = memory(chunk, chunk.timestamps + first, count * 8)
+                    spans += self.append_columns(
+                        chunk.values + first, NULL if chunk.keys == NULL else chunk.keys + first, count, None, times,
+                        partition, level, timeout)
+                    first += count
+        except _errors.MillstreamError as error:
+            error.appended = tuple(spans) + tuple(getattr(error, "appended", ()))
+            raise
         return spans
+
+
+cdef enum:
+    ARROW_BATCH_BYTES = 64 << 20
+
+
+cdef Py_ssize_t rows_within(ArrowChunk chunk, Py_ssize_t first):
+    """How many rows from `first` make a batch of about ARROW_BATCH_BYTES; at least one."""
+    cdef Py_ssize_t i = first
+    cdef int64_t size = 0
+    while i < <Py_ssize_t>chunk.count and (i == first or size < ARROW_BATCH_BYTES):
+        size += 16
+        if chunk.values[i].size > 0:
+            size += chunk.values[i].size
+        if chunk.keys != NULL and chunk.keys[i].size > 0:
+            size += chunk.keys[i].size
+        i += 1
+    return i - first
 
 
 @cython.final

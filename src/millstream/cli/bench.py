@@ -8,9 +8,6 @@ from __future__ import annotations
 import argparse
 import contextlib
 import os
-import platform
-import shutil
-import tempfile
 import time
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
@@ -74,6 +71,9 @@ def size_argument(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
+    import shutil
+    import tempfile
+
     import millstream
 
     output = Output(args.json)
@@ -267,6 +267,8 @@ def append_in_process(path: str, size: int, batch: int, count: int, pipe: Any) -
 
 def describe_machine(directory: str) -> dict[str, object]:
     """Return what the figures depend on."""
+    import platform
+
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
@@ -283,7 +285,7 @@ def cpu_name() -> str:
             name, _, value = line.partition(":")
             if name.strip() == "model name":
                 return value.strip()
-    return platform.machine()
+    return os.uname().machine
 
 
 def file_system(directory: str) -> str:

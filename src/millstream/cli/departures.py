@@ -7,10 +7,7 @@ timestamp is the scheduled departure, the value is `DEPARTURE`, 24 bytes with ev
 
 from __future__ import annotations
 
-import csv
-import io
 import os
-import zipfile
 from collections import Counter
 from dataclasses import dataclass, field
 from datetime import datetime
@@ -124,6 +121,10 @@ def installed(package: str) -> bool:
 
 def load(archive: str, progress: Progress) -> Source:
     """Read the CSV file with the standard library, in the order of scheduled departure."""
+    import csv
+    import io
+    import zipfile
+
     import numpy as np
 
     totals = Totals(airlines(os.path.dirname(archive)))
@@ -186,6 +187,8 @@ def tail_number(text: str) -> bytes | None:
 
 def airlines(directory: str) -> dict[str, str]:
     """Return the names of the carriers, where the package has them."""
+    import csv
+
     try:
         with open(os.path.join(directory, "airlines.csv"), encoding="utf-8", newline="") as file:
             return {row["carrier"]: row["name"].strip() for row in csv.DictReader(file)}
