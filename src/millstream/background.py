@@ -21,8 +21,8 @@ if TYPE_CHECKING:
 
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0
-POPULATE_BYTES = 32 << 20
-POPULATE_LOW = 24 << 20
+POPULATE_BYTES = 48 << 20
+POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
 UNSYNCED_BYTES = 256 << 20
 WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead

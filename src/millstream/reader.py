@@ -23,7 +23,7 @@ CORRUPT = 2
 
 def extend_private(log: PartitionLog) -> None:
     """A read-only opener without members to tell it the tail walks on from where it was."""
-    recovery.recover(log)
+    recovery.extend(log)
 
 
 def offset_at(log: PartitionLog, timestamp: int) -> int:
@@ -218,8 +218,8 @@ class _Turn:
         """Between waits: partitions may have been added, the stream dropped."""
         stream = self.stream
         stream._check_live()
-        if stream.store._private:
-            for one in self.readers:
+        for one in self.readers:
+            if one.log.private:
                 extend_private(one.log)
         if self.grows:
             for index in range(len(self.readers), stream.partitions):

@@ -22,6 +22,13 @@ CORRUPT = 2
 EVERYTHING = (1 << 64) - 1
 
 
+def extend(log: PartitionLog) -> None:
+    """A read-only process whom nobody tells the tail walks on from where it was."""
+    chain, _ = _chain(log)
+    mark, kept, _ = _walk(log, chain, looking=False)
+    _open(log, chain, mark, kept, log.native.poison)
+
+
 def recover(log: PartitionLog) -> None:
     """Walk the partition and open it for this generation. Other processes wait, or find it done."""
     if not log.store.writable:
@@ -47,6 +54,10 @@ def _recover_owned(log: PartitionLog) -> None:
         if poison == 0:
             _set_aside(log, rest)
         _sync_kept(log, chain, mark)
+    _open(log, chain, mark, kept, poison)
+
+
+def _open(log: PartitionLog, chain: list[_native.Segment], mark: Mark, kept: int, poison: int) -> None:
     first = chain[0] if chain else None
     active = chain[min(kept, len(chain) - 1)].number if chain else 0
     log.native.recovered(
@@ -76,7 +87,9 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
     return chain, rest
 
 
-def _walk(log: PartitionLog, chain: list[_native.Segment]) -> tuple[Mark, int, str]:
+def _walk(
+    log: PartitionLog, chain: list[_native.Segment], *, looking: bool = True
+) -> tuple[Mark, int, str]:
     """(end of the valid log, index of the segment it lies in, what is wrong there or "")."""
     mend = log.store.writable
     start, mark = _start(log, chain)
@@ -96,7 +109,7 @@ def _walk(log: PartitionLog, chain: list[_native.Segment]) -> tuple[Mark, int, s
         if mark[0] != limit or mark[2] & 0xFFFFFFFF != chain[index + 1].predecessor_hash & 0xFFFFFFFF:
             reason = reason or "the next segment does not follow"
             break
-    if index + 1 == len(chain) and chain and reason == "" and not _zero_at(chain[index], mark[0]):
+    if looking and index + 1 == len(chain) and chain and reason == "" and not _zero_at(chain[index], mark[0]):
         reason = "bytes behind the last batch"
     return mark, index, reason
 

@@ -76,6 +76,12 @@ class PartitionLog:
         self.index = index
         self.path = os.path.join(stream.path, f"{index:05d}")
         self.native = stream._new_partition(index, self.store._members, self.store._generation)
+        self.private = self.store._private
+        """Walked by this read-only process for itself: nobody tells it the tail."""
+        if not self.store.writable and not self.private and self.native.walked != self.store._generation:
+            control = _native.private_memory(self.store._rebuilt(stream.path))
+            self.native = stream._new_partition(index, self.store._members, self.store._generation, control)
+            self.private = True
         self.numbers: list[int] = []
         self._structure = -1
         self._lock = threading.RLock()

@@ -18,7 +18,15 @@ from typing import Any, Literal
 from millstream import _native, files
 from millstream import stream as streams_module
 from millstream.background import Background
-from millstream.errors import Closed, InvalidArgument, InvalidType, NotFound, StorageError, Unsupported
+from millstream.errors import (
+    Closed,
+    InvalidArgument,
+    InvalidType,
+    MillstreamError,
+    NotFound,
+    StorageError,
+    Unsupported,
+)
 from millstream.members import Members, require
 from millstream.options import Durability, Retention, parse_bytes
 from millstream.segments import SegmentCache
@@ -181,6 +189,7 @@ class Store:
         with self._lock:
             if self._closed:
                 return
+            self._recover_the_rest()
             self._closed = True
             OPEN.discard(self)
             if self._fork != _native.fork_count():
@@ -203,6 +212,16 @@ class Store:
                 files.remove_tree(self.path)
             elif failed:
                 raise failed[0]
+
+    def _recover_the_rest(self) -> None:
+        """Walk what nobody used since an unclean end, so that the store can be marked clean."""
+        if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
+            return
+        for name in self.streams():
+            with contextlib.suppress(MillstreamError):  # it stays unclean, and the next open says why
+                stream = self.stream(name)
+                for index in range(stream.partitions):
+                    stream._log(index)
 
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""

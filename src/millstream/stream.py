@@ -27,8 +27,6 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 )
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
-POPULATE_BYTES = 32 << 20
-POPULATE_LOW = 24 << 20
 UNSYNCED_BYTES = 256 << 20
 PARTITIONS_MAX = 4096
 
@@ -275,7 +273,7 @@ class Stream(_native.StreamCore):
         log: PartitionLog = self._partition(partition)
         self._check_live()
         log.ensure_walked()
-        if self.store._private:
+        if log.private:
             reader.extend_private(log)
         return log
 

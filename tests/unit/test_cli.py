@@ -120,6 +120,7 @@ def test_usage_errors_end_with_2():
     run("nonsense", code=2)
     run("cat", code=2)
     run("cat", "store", "stream", "-o", "yesterday", code=2)
+    run("cat", "store", "stream", "-o", "0001-01-01T00:00+14:00", code=2)
     run("cat", "store", "stream", "-f", "%y", code=2)
     run("cat", "store", "stream", "-n", "-1", code=2)
     run("append", "store", "stream", "--header", "novalue", code=2)
@@ -371,6 +372,13 @@ def test_full_disk_behind_stdout_is_a_failure(store):
         done = subprocess.run(words, stdout=full, stderr=subprocess.PIPE, timeout=60)
     assert done.returncode == 4
     assert done.stderr == b"millstream: No space left on device\n"
+
+
+def test_closed_stdout_is_a_failure_and_no_file_of_the_store_takes_its_place(store):
+    words = f"{sys.executable} -m millstream cat {store} letters >&-"
+    done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, timeout=60)
+    assert (done.returncode, done.stderr) == (4, b"millstream: stdout is closed\n")
+    json_of("verify", store)
 
 
 @pytest.mark.parametrize("partitions", [1, 4])

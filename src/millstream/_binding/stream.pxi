@@ -1,4 +1,5 @@
 # The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through the hooks.
+from threading import RLock
 
 @cython.final
 @cython.freelist(64)
@@ -123,6 +124,7 @@ cdef class StreamCore:
     cdef int level
     cdef bint is_closed
     cdef list natives
+    cdef object opening
 
     def __dealloc__(self):
         if self.mapped:
@@ -146,19 +148,21 @@ cdef class StreamCore:
         if self.opened is None:
             self.opened = []
             self.natives = []
+            self.opening = RLock()
             self.turn = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
         self.natives.extend([None] * (self.count - len(self.natives)))
         self.level = LEVELS[durability]
         self.fork = ms_fork_count()
 
-    def _new_partition(self, uint32_t index, members, uint64_t generation):
+    def _new_partition(self, uint32_t index, members, uint64_t generation, private=None):
         cdef Partition partition = Partition.__new__(Partition)
         # The map that the block lies in stays alive as long as the partition: a later, larger map of the same
         # file shares its pages.
-        partition.control = memory_of(self)
-        partition.c.header = self.header
-        partition.c.block = <ms_control_block *>(<uint8_t *>self.control.buf + MS_CONTROL_BLOCKS_POSITION) + index
+        cdef _ControlBuffer keep = hold_control(self.map if private is None else private)
+        partition.control = keep
+        partition.c.header = <ms_control_header *>keep.buffer.buf
+        partition.c.block = <ms_control_block *>(<uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION) + index
         partition.c.generation = generation
         partition.c.self = members.word
         partition.members = members
@@ -179,9 +183,11 @@ cdef class StreamCore:
         if i >= self.count:
             raise _errors.NotFound(f"partition {index}: the stream has partitions 0 to {self.count - 1}")
         if self.opened[i] is None:
-            log = self._open_partition(i)
-            self.natives[i] = log.native
-            self.opened[i] = log
+            with self.opening:
+                if self.opened[i] is None:
+                    log = self._open_partition(i)
+                    self.natives[i] = log.native
+                    self.opened[i] = log
         return self.opened[i]
 
     def _opened(self):
@@ -609,7 +615,7 @@ cdef class _ControlBuffer:
         PyBuffer_Release(&self.buffer)
 
 
-cdef object memory_of(StreamCore core):
+cdef _ControlBuffer hold_control(object map):
     cdef _ControlBuffer keep = _ControlBuffer.__new__(_ControlBuffer)
-    PyObject_GetBuffer(core.map, &keep.buffer, PyBUF_SIMPLE)
+    PyObject_GetBuffer(map, &keep.buffer, PyBUF_SIMPLE)
     return keep

@@ -64,6 +64,7 @@ def build_parser() -> argparse.ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see the module for what the codes mean."""
+    occupy_standard_descriptors()
     try:
         args = build_parser().parse_args(argv)
     except SystemExit as left:  # argparse has printed what it had to say
@@ -85,6 +86,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         complain(error)
         flush_or_mute()
         return refused
+
+
+def occupy_standard_descriptors() -> None:
+    """Open what the caller closed of 0, 1 and 2, so that no file of a store gets their numbers."""
+    while (descriptor := os.open(os.devnull, os.O_RDWR)) <= 2:
+        pass
+    os.close(descriptor)
 
 
 def exit_code(error: Exception) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import errno
 import heapq
 import os
 import select
@@ -24,7 +25,7 @@ from millstream.cli.stores import existing, find_store, opened, parse_start
 if TYPE_CHECKING:
     from datetime import datetime
 
-    from millstream import Batch, Stream
+    from millstream import Batch, Span, Stream
 
 CHUNK_BYTES = 1 << 18
 BATCH_RECORDS = 10_000
@@ -174,7 +175,7 @@ def start_argument(text: str) -> int | datetime | str:
     """Read what -o takes."""
     try:
         return parse_start(text)
-    except ValueError:
+    except (ValueError, OverflowError):
         raise argparse.ArgumentTypeError(
             f"{text!r} is not an offset, earliest, latest or an ISO 8601 time"
         ) from None
@@ -195,15 +196,18 @@ def run_append(args: argparse.Namespace) -> int:
         try:
             for lines in ready_lines(0, b"\0" if args.null else b"\n"):
                 keys, values = split_keys(lines, args.key_separator, key)
-                spans = stream.append_many(
-                    [value or None for value in values] if args.empty_null else values,
-                    keys=keys,
-                    headers=dict(args.header) or None,
-                    partition=args.partition,
-                    durability=args.durability,
-                )
-                for span in spans:
-                    counts[span.partition] = counts.get(span.partition, 0) + span.count
+                try:
+                    spans = stream.append_many(
+                        [value or None for value in values] if args.empty_null else values,
+                        keys=keys,
+                        headers=dict(args.header) or None,
+                        partition=args.partition,
+                        durability=args.durability,
+                    )
+                except millstream.StoreFull as full:  # in this partition; others have their part
+                    add_spans(counts, full.appended)
+                    raise
+                add_spans(counts, spans)
         finally:
             total = sum(counts.values())
             if args.json:
@@ -212,6 +216,12 @@ def run_append(args: argparse.Namespace) -> int:
             else:
                 output.say(f"{plural(total, 'record')} appended")
     return 0
+
+
+def add_spans(counts: dict[int, int], spans: Iterable[Span]) -> None:
+    """Count what was appended to each partition."""
+    for span in spans:
+        counts[span.partition] = counts.get(span.partition, 0) + span.count
 
 
 def ready_lines(descriptor: int, end: bytes) -> Iterator[list[bytes]]:
@@ -311,6 +321,8 @@ class Sink:
     """Writes records to stdout as the arguments say, up to a number of them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
+        if sys.stdout is None:
+            raise OSError(errno.EBADF, "stdout is closed")
         self.out = sys.stdout.buffer
         self.left: int | None = getattr(args, "max_records", None)
         self.end = b"\0" if args.null else b"\n"
@@ -355,7 +367,8 @@ def from_start(
         return
     for number, end in tails(stream, None).items():
         if start < end:
-            yield from stream.read(partition=number, start=max(start, stream.first_offset(number)))
+            first = max(start, stream.first_offset(number))
+            yield from stream.read(partition=number, start=first, on_lost="earliest")
 
 
 def tails(stream: Stream, partition: int | None) -> dict[int, int]:
@@ -379,7 +392,7 @@ def last_of(stream: Stream, ends: dict[int, int], count: int) -> dict[int, int]:
     for number, end in ends.items():
         found = [
             batch.timestamps[batch.offsets < end]
-            for batch in stream.read(partition=number, start=starts[number])
+            for batch in stream.read(partition=number, start=starts[number], on_lost="earliest")
             if batch.first_offset < end
         ]
         if found:
@@ -395,7 +408,7 @@ def merged(stream: Stream, starts: dict[int, int], ends: dict[int, int]) -> Iter
 
     def partition(number: int) -> Iterator[tuple[int, int, Record]]:
         latest = -(1 << 63)
-        for batch in stream.read(partition=number, start=starts[number]):
+        for batch in stream.read(partition=number, start=starts[number], on_lost="earliest"):
             for record in records_of(batch):
                 if record.offset >= ends[number]:
                     return
