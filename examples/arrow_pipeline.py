@@ -36,8 +36,8 @@ def append(stream: millstream.Stream, made: np.ndarray) -> str:
         return "NumPy"
     import pyarrow as pa
 
-    raw = pa.py_buffer(made.tobytes())
-    payload = pa.FixedSizeBinaryArray.from_buffers(pa.binary(READING.itemsize), READINGS, [None, raw])
+    kind, raw = pa.binary(READING.itemsize), pa.py_buffer(made)
+    payload = pa.FixedSizeBinaryArray.from_buffers(kind, READINGS, [None, raw])
     table = pa.table({"sensor": pa.array(keys.tolist(), pa.binary()), "payload": payload})
     for batch in table.to_batches(10_000):
         stream.append_arrow(batch, value="payload", key="sensor")
@@ -73,7 +73,7 @@ def busiest_with_duckdb(stream: millstream.Stream) -> tuple[str, int]:
 
     log = pa.Table.from_batches([batch.to_arrow() for batch in stream.read()])
     query = "select key, count(*) from log group by key order by 2 desc, 1 limit 1"
-    key, count = duckdb.sql(query).fetchone()
+    [(key, count)] = duckdb.sql(query).fetchall()
     assert log.num_rows == READINGS
     return bytes(key).decode(), count
 

@@ -1,7 +1,7 @@
-"""Kill a writer with SIGKILL in the middle of its work: nothing that it was told is appended is lost.
+"""Kill a writer with SIGKILL in the middle of its work: nothing acknowledged is lost.
 
 The child appends and, after each append has returned, writes the offset to a pipe. The parent kills
-it at a random moment, opens the store, and compares what the child had been told with what is there.
+it at a random moment, opens the store, and compares what the child was told with what is there.
 
 Run it: `python examples/crash.py [ROUNDS]`.
 """
@@ -31,7 +31,7 @@ def write(path: str) -> None:
 
 
 def kill_one(path: str, seconds: float) -> int:
-    """Run a writer, kill it, and return the last offset it was told (-1: none)."""
+    """Run a writer, kill it, and return the last offset it was told."""
     command = [sys.executable, __file__, "--write", path]
     with subprocess.Popen(command, stdout=subprocess.PIPE) as writer:
         told = bytearray(os.read(writer.stdout.fileno(), OFFSET.size))  # it has begun
@@ -40,8 +40,10 @@ def kill_one(path: str, seconds: float) -> int:
             told += os.read(writer.stdout.fileno(), 1 << 16)
         writer.send_signal(signal.SIGKILL)
         told += writer.stdout.read()
-    whole = len(told) // OFFSET.size * OFFSET.size
-    return OFFSET.unpack(told[whole - OFFSET.size : whole])[0] if whole else -1
+    if not told:
+        raise SystemExit("the writer ended before its first append")
+    last: int = OFFSET.unpack(told[-OFFSET.size :])[0]  # writes of 8 bytes to a pipe are whole
+    return last
 
 
 def check(path: str, last: int) -> int:

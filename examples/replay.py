@@ -76,8 +76,8 @@ def main() -> None:
             print(f"second start, from the snapshot: {later.replay(log):,} records replayed")
             whole = Book(Path(scratch, "none"))
             print(f"from nothing: {whole.replay(log):,} records replayed")
-            same = whole.balances == later.balances
-            print(f"{len(whole.balances)} accounts, the two books are {'equal' if same else 'NOT equal'}")
+            same = "equal" if whole.balances == later.balances else "NOT equal"
+            print(f"{len(whole.balances)} accounts, the two books are {same}")
 
 
 if __name__ == "__main__":

@@ -8,22 +8,23 @@ Run it: `python examples/retention.py`.
 
 import millstream
 
-RECORDS = 40_000
+RECORDS, KEPT = 40_000, 10_000
 
 
 def main() -> None:
     with millstream.temporary() as store:
-        keep = millstream.Retention(records=10_000)
+        keep = millstream.Retention(records=KEPT)
         logs = store.stream("logs", segment_bytes="256KiB", retention=keep)
         slow = logs.read()
         logs.append_many([b"line 0"])
         first = next(slow)
         for start in range(1, RECORDS, 1_000):
             count = min(1_000, RECORDS - start)
-            logs.append_many([b"line %d, and some more text of it" % (start + i) for i in range(count)])
+            logs.append_many([b"line %d, and some more text" % (start + i) for i in range(count)])
         logs.enforce_retention()
         stats = logs.stats().partitions[0]
-        print(f"appended {RECORDS:,}, kept {stats.records:,} in {stats.segments} segments")
+        print(f"appended {RECORDS:,}, of which {KEPT:,} must stay")
+        print(f"kept {stats.records:,}: {stats.segments} whole segments")
         print(f"offsets {stats.first_offset:,} to {stats.next_offset - 1:,}")
         print(f"a batch read before is still valid: {first.values[0].decode()!r}")
         try:

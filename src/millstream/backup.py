@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from millstream import files
+from millstream import files, members
 from millstream.errors import StorageError
 
 if TYPE_CHECKING:
@@ -28,6 +28,7 @@ def backup(store: Store, target: str) -> None:
         _copy_stream(store, name, parts, os.path.join(target, "streams", name))
     body = files.read_json(store._config_path)
     body["clean"] = False
+    members.create(target, store._store_id)
     files.write_json(os.path.join(target, "store.json"), body)
     files.sync_directory(target)
 

@@ -72,7 +72,7 @@ class Members:
                 time.sleep(0.001)
                 continue
             if not os.path.lexists(self.path):
-                files.make(self.path, FILE_BYTES, HEADER.pack(MAGIC, files.FORMAT, COUNT, bytes(16)))
+                create(directory)
 
     def enter_gate(self, timeout: float) -> None:
         """Let nobody else open or close meanwhile. Read-only openers share the gate among themselves."""
@@ -168,6 +168,11 @@ class Members:
     def abandon(self) -> None:
         """In a forked child: the descriptors are the parent's and were closed by the fork guard."""
         self._descriptors.clear()
+
+
+def create(directory: str, store_id: bytes = bytes(16)) -> None:
+    """Publish a ``members`` file without members, unless there is one."""
+    files.make(os.path.join(directory, "members"), FILE_BYTES, HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id))
 
 
 def exists(directory: str) -> bool:

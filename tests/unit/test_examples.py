@@ -1,0 +1,108 @@
+"""Every example and every `python run` block of the docs, each in a process and a directory of its own."""
+
+import re
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+EXAMPLES = ROOT / "examples"
+BLOCK = re.compile(r"^( *)```python +run *\n(.*?)^ *```", re.M | re.S)
+OPTIONAL = ("duckdb", "numpy", "polars", "pyarrow")
+
+
+def run(*words, cwd):
+    """Run Python with warnings as errors and return what it printed, which must have ended well."""
+    command = [sys.executable, "-W", "error", *map(str, words)]
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
+    assert done.stderr == ""
+    return done.stdout
+
+
+def example(name, cwd):
+    """Run an example; its output, and that it left nothing behind."""
+    out = run(EXAMPLES / name, cwd=cwd)
+    assert list(cwd.iterdir()) == []
+    return out
+
+
+def test_every_example_has_a_test():
+    tests = {name.removeprefix("test_example_") for name in globals()}
+    assert {path.stem for path in EXAMPLES.glob("*.py")} <= tests
+
+
+def test_example_producer_consumer(tmp_path):
+    out = example("producer_consumer.py", tmp_path)
+    assert "producer: 5,000 orders" in out
+    assert "consumer: 5,000 orders" in out
+    counts = [int(n.replace(",", "")) for n in re.findall(r"partition \d: ([\d,]+) records", out)]
+    assert len(counts) == 4
+    assert sum(counts) == 5_000 + 4  # each partition has one that says the end
+
+
+def test_example_follow(tmp_path):
+    out = example("follow.py", tmp_path)
+    assert re.findall(r"^tick +(\d+) after", out, re.M) == [str(i) for i in range(20)]
+    assert int(re.search(r"other work (\d+) times", out)[1]) > 0
+
+
+def test_example_arrow_pipeline(tmp_path):
+    pytest.importorskip("numpy")
+    out = example("arrow_pipeline.py", tmp_path)
+    assert "200,000 readings appended" in out
+    for sensor in (0, 25, 49):
+        mean = float(re.search(rf"sensor +{sensor}: +(\S+) degrees", out)[1])
+        assert abs(mean - sensor) < 0.1
+    assert ("by polars" in out) == (find_spec("polars") is not None)
+    both = all(find_spec(name) for name in ("duckdb", "pyarrow"))
+    assert ("busiest by DuckDB: sensor-" in out) == both
+
+
+def test_example_replay(tmp_path):
+    out = example("replay.py", tmp_path)
+    assert "first start: 20,000 records replayed" in out
+    assert "from the snapshot: 1,000 records replayed" in out
+    assert "from nothing: 21,000 records replayed" in out
+    assert "the two books are equal" in out
+
+
+def test_example_retention(tmp_path):
+    out = example("retention.py", tmp_path)
+    kept = int(re.search(r"kept ([\d,]+):", out)[1].replace(",", ""))
+    assert 10_000 <= kept < 40_000
+    first = re.search(r"offsets ([\d,]+) to 39,999", out)[1]
+    assert f"offset 0 is gone; there are {first} to 39,999" in out
+    assert f"reading begins at {first}" in out
+    assert "still valid: 'line 0'" in out
+
+
+def test_example_crash(tmp_path):
+    out = example("crash.py", tmp_path)
+    found = re.findall(r"acknowledged up to offset ([\d,]+), found ([\d,]+)", out)
+    assert len(found) == 5
+    assert all(int(a.replace(",", "")) < int(b.replace(",", "")) for a, b in found)
+    assert "nothing acknowledged was lost" in out
+
+
+def blocks():
+    """Yield every block of README and docs that is to be run, named by file and line."""
+    for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
+        text = path.read_text(encoding="utf-8")
+        for found in BLOCK.finditer(text):
+            line = text.count("\n", 0, found.start()) + 1
+            code = re.sub(f"^{found[1]}", "", found[2], flags=re.M)
+            yield pytest.param(code, id=f"{path.relative_to(ROOT)}:{line}")
+
+
+@pytest.mark.parametrize("code", blocks())
+def test_block_of_the_docs_runs(code, tmp_path):
+    for name in OPTIONAL:
+        if re.search(rf"^ *import {name}\b", code, re.M):
+            pytest.importorskip(name)
+    script = tmp_path / "block.py"
+    script.write_text(code)
+    run(script, cwd=tmp_path)
