@@ -52,7 +52,9 @@ class Background:
     def adopt(self, log: PartitionLog) -> None:
         """A partition was opened here."""
         self._logs.append(log)
-        log.native.configure(POPULATE_LOW, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
+        # A populated page is a dirty page: where syncs follow, it would be written twice.
+        populate = POPULATE_LOW if log.stream.durability == "process" else 0
+        log.native.configure(populate, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
 
     def notice(self, log: PartitionLog, events: int) -> None:
         """An append asks for something."""

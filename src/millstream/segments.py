@@ -354,18 +354,17 @@ class PartitionLog:
         while native.durable < position:
             if native.poison == POISON_SYNC:
                 raise Indeterminate(0, "the sync behind the record failed; it may not survive a power cut", self.path)
-            if self.syncing.try_take():
+            step = native.lead_or_wait(position, deadline - time.monotonic())
+            if step == "lead" or (step == "look" and self.syncing.try_take()):
                 try:
-                    self._sync_owned(self.syncing.inherited)
+                    # Of a dead leader, who had it in a hand that we took it from, the pages are dirtied anew.
+                    self._sync_owned(step == "look" and self.syncing.inherited)
                 finally:
                     self.syncing.release()
-                continue
-            left = deadline - time.monotonic()
-            if left <= 0:
+            elif step == "look" and time.monotonic() >= deadline:
                 raise Indeterminate(
                     0, f"the record is stored, but its sync did not end in time ({self.syncing.name})", self.path
                 )
-            native.wait_durable(position, min(left, 0.01))
 
     # --- retiring ---------------------------------------------------------------------------------------
 

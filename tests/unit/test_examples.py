@@ -1,4 +1,4 @@
-"""Every example and every `python run` block of the docs, each in a process and a directory of its own."""
+"""Every example and every `python run` block of the docs, each in a process of its own."""
 
 import re
 import subprocess
@@ -98,7 +98,7 @@ def blocks():
             yield pytest.param(code, id=f"{path.relative_to(ROOT)}:{line}")
 
 
-@pytest.mark.parametrize("code", blocks())
+@pytest.mark.parametrize("code", list(blocks()))
 def test_block_of_the_docs_runs(code, tmp_path):
     for name in OPTIONAL:
         if re.search(rf"^ *import {name}\b", code, re.M):

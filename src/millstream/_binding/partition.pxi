@@ -1,4 +1,8 @@
 # ms_partition.h: one partition as this process has it
+cdef enum:
+    DURABLE_SLICE_NS = 10000000  # 10 ms, then look whether who syncs is alive
+
+
 @cython.final
 cdef class Partition:
     """The control block of a partition, and the segments that this process appends to."""
@@ -142,6 +146,30 @@ cdef class Partition:
             return 0
         PyErr_CheckSignals()
         return owner
+
+    def lead_or_wait(self, uint64_t position, double timeout):
+        """Group commit: "done" when the position is durable, "lead" when the caller now holds the sync word and
+        must sync, "look" when the time-out or a slice passed, or the log is poisoned."""
+        cdef uint32_t owner, seen
+        cdef int64_t left = <int64_t>(timeout * 1e9)
+        cdef int64_t deadline = ms_clock_monotonic_ns() + (left if left < DURABLE_SLICE_NS else DURABLE_SLICE_NS)
+        while ms_load64(&self.c.block.durable) < position:
+            if ms_load32(&self.c.block.poison) != 0:
+                return "look"
+            seen = ms_load32(&self.c.block.durable_wake)
+            if ms_owner_try_take(&self.c.block.sync, self.c.self, &owner) == MS_OK:
+                return "lead"
+            ms_store32(&self.c.block.durable_waiters, 1)
+            ms_fence()
+            if ms_load64(&self.c.block.durable) >= position:
+                break
+            left = deadline - ms_clock_monotonic_ns()
+            if left <= 0:
+                return "look"
+            with nogil:
+                ms_futex_wait(&self.c.block.durable_wake, seen, left)
+            PyErr_CheckSignals()
+        return "done"
 
     def wait_durable(self, uint64_t position, double timeout):
         """Sleep until `durable` may have reached the position: at most `timeout` seconds, maybe less."""
