@@ -21,6 +21,7 @@ if TYPE_CHECKING:
 
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0
+SEALED_SECONDS = 5.0
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
@@ -44,7 +45,9 @@ class Background:
         self._logs: list[PartitionLog] = []
         self._stopping = False
         self._thread: threading.Thread | None = None
+        self._sealed_unsynced: set[PartitionLog] = set()
         self._synced_at = 0.0
+        self._sealed_at = 0.0
         self._retained_at = 0.0
         self._sealed: dict[PartitionLog, int] = {}
         self._pace: dict[PartitionLog, tuple[float, int]] = {}
@@ -84,6 +87,8 @@ class Background:
             if self._unsynced and now - self._synced_at >= SYNC_SECONDS:
                 self._synced_at = now
                 self._sync_all()
+            if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
+                self._sync_sealed()
             if self._retention_due(now):
                 self._retained_at = now
                 for stream in list(self.store._streams.values()):
@@ -100,6 +105,8 @@ class Background:
         """Seconds until something is due by the clock; None: nothing."""
         now = time.monotonic()
         due = [self._synced_at + SYNC_SECONDS - now] if self._unsynced else []
+        if self._sealed_unsynced:
+            due.append(self._sealed_at + SEALED_SECONDS - now)
         if self._has_retention():
             due.append(self._retained_at + RETENTION_SECONDS - now)
         return max(0.0, min(due)) if due else None
@@ -131,8 +138,12 @@ class Background:
         native = log.native
         if events & (WRITTEN | WANT_SYNC | ROLLED):
             wants = events & WANT_SYNC or log.stream.durability == "interval"
-            if wants or events & ROLLED:
+            if wants:
                 self._unsynced.add(log)
+            elif events & ROLLED:
+                if not self._sealed_unsynced:
+                    self._sealed_at = time.monotonic()
+                self._sealed_unsynced.add(log)
         if events & SPARE and native.next is None:
             log.provide_next()
         if events & ROLLED:
@@ -180,10 +191,14 @@ class Background:
             log.native.take_written()
             if log.native.durable >= log.native.tail or log.native.poison:
                 self._unsynced.discard(log)
-                continue
-            self._attempt("syncing", log, log.sync)
-            if log.stream.durability == "process":
-                self._unsynced.discard(log)
+            else:
+                self._attempt("syncing", log, log.sync)
+
+    def _sync_sealed(self) -> None:
+        """At "process" what is sealed is synced as well, but seldom: a sync stalls page faults of the writers."""
+        while self._sealed_unsynced:
+            log = self._sealed_unsynced.pop()
+            self._attempt("syncing", log, lambda: log.sync(sealed=True))  # noqa: B023
 
     def sync_everything(self) -> list[Exception]:
         """Sync what this process wrote; what failed."""

@@ -65,6 +65,8 @@ class PartitionReader:
 
     def _offset_of(self, start: Any) -> int:
         log = self.log
+        if type(start) is int:
+            return start
         if isinstance(start, str):
             if start == "earliest":
                 return log.first_offset
@@ -93,14 +95,12 @@ class PartitionReader:
 
     def _go_to(self, offset: int) -> None:
         log = self.log
-        first, following = log.first_offset, log.next_offset
-        if offset < first and self.on_lost == "earliest":
-            offset = first
-        if not first <= offset <= following:
-            if offset > following and self.on_lost == "earliest":
+        if offset < 0 or not log.native.holds(offset):
+            first, following = log.first_offset, log.next_offset
+            if not first <= offset <= following:
+                if self.on_lost != "earliest":
+                    raise log.out_of_range(offset)
                 offset = first
-            else:
-                raise log.out_of_range(offset)
         while True:
             try:
                 found = log.locate_offset(offset)

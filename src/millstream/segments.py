@@ -84,6 +84,7 @@ class PartitionLog:
             self.private = True
         self.numbers: list[int] = []
         self._structure = -1
+        self._bases: dict[int, tuple[int, int]] = {}
         self._lock = threading.RLock()
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
@@ -112,6 +113,7 @@ class PartitionLog:
             structure, first, active = self.native.structure, self.native.first_segment, self.native.active_number
             numbers = [number for number in self.listed() if first <= number <= active]
             for gone in set(self.numbers) - set(numbers):
+                self._bases.pop(gone, None)
                 self.store._cache.drop(self, gone)
             self.numbers, self._structure = numbers, structure
 
@@ -163,35 +165,36 @@ class PartitionLog:
             )
         return segment
 
-    def locate(self, position: int) -> tuple[_native.Segment, int] | None:
-        """The segment that holds a position below the tail, and the position where it ends."""
+    def base(self, number: int) -> tuple[int, int]:
+        """(base position, base offset) of a segment of the log; they never change."""
+        found = self._bases.get(number)
+        if found is None:
+            segment = self.activated(number)
+            found = self._bases[number] = (segment.base_position, segment.base_offset)
+        return found
+
+    def _last_at_or_before(self, which: int, wanted: int) -> tuple[_native.Segment, int] | None:
+        """The last segment whose base (0: position, 1: offset) is not above `wanted`, and where it ends."""
         numbers = self.current()
         low, high = 0, len(numbers)
         while low < high:
             middle = (low + high) // 2
-            if self.activated(numbers[middle]).base_position <= position:
+            if self.base(numbers[middle])[which] <= wanted:
                 low = middle + 1
             else:
                 high = middle
         if low == 0:
             return None
-        end = self.activated(numbers[low]).base_position if low < len(numbers) else self.native.tail
+        end = self.base(numbers[low])[0] if low < len(numbers) else self.native.tail
         return self.activated(numbers[low - 1]), end
+
+    def locate(self, position: int) -> tuple[_native.Segment, int] | None:
+        """The segment that holds a position below the tail, and the position where it ends."""
+        return self._last_at_or_before(0, position)
 
     def locate_offset(self, offset: int) -> tuple[_native.Segment, int] | None:
         """The segment that holds an offset, and the position where it ends."""
-        numbers = self.current()
-        low, high = 0, len(numbers)
-        while low < high:
-            middle = (low + high) // 2
-            if self.activated(numbers[middle]).base_offset <= offset:
-                low = middle + 1
-            else:
-                high = middle
-        if low == 0:
-            return None
-        end = self.activated(numbers[low]).base_position if low < len(numbers) else self.native.tail
-        return self.activated(numbers[low - 1]), end
+        return self._last_at_or_before(1, offset)
 
     def end(self) -> Mark:
         """The tail as a mark, exact even where a writer died in the middle."""
@@ -286,19 +289,30 @@ class PartitionLog:
 
     # --- syncing ----------------------------------------------------------------------------------------
 
-    def sync(self, *, timeout: float = 30.0) -> None:
-        """Make everything up to the tail, as it is now, survive a power cut. One process at a time does it."""
+    def sync(self, *, sealed: bool = False, timeout: float = 30.0) -> None:
+        """Make everything up to the tail, as it is now, survive a power cut; of `sealed`, what has a successor.
+
+        One process at a time does it, under the sync word.
+        """
         if self.native.durable >= self.native.tail:
             return
         self.syncing.take(timeout)
         try:
-            self._sync_owned(self.syncing.inherited)
+            self._sync_owned(self.syncing.inherited, self._sealed_end() if sealed else None)
         finally:
             self.syncing.release()
 
-    def _sync_owned(self, inherited: bool) -> None:
+    def _sealed_end(self) -> Mark:
+        """The mark at which the active segment begins."""
+        number = self.native.active_number
+        if number == 0:
+            return NOWHERE
+        active = self.activated(number)
+        return active.base_position, active.base_offset, active.predecessor_hash, active.timestamp_max
+
+    def _sync_owned(self, inherited: bool, mark: Mark | None = None) -> None:
         self.check_poison()
-        mark = self.end()
+        mark = mark or self.end()
         durable = self.native.durable
         if mark[0] <= durable:
             return

@@ -62,6 +62,12 @@ cdef class Partition:
             return None
         return mark.position, mark.offset, mark.hash, mark.timestamp_max
 
+    def holds(self, uint64_t offset):
+        """Is the offset one that can be read, or the next one? False also when it is not known at once."""
+        cdef ms_mark mark
+        return (ms_load64(&self.c.block.first_offset) <= offset
+                and ms_partition_try_end(self.c.block, &mark) == MS_OK and offset <= mark.offset)
+
     @property
     def tail(self):
         return ms_load64(&self.c.block.tail)
