@@ -1,0 +1,1 @@
+"""How fast millstream is on this machine, against its limits and its rivals: see README.md."""

@@ -1,0 +1,138 @@
+"""What do others do with the same records? Each rival in a process of its own, each loop on its own file.
+
+A rival is a module here with a class `Rival`; it is left out, with a note, where what it needs is not
+installed. Loops end after a time or 300 MB. Unsynced loops are rates into the page cache; their
+files are removed at once. *synced*: each call returns after fdatasync or the rival's equal.
+"""
+
+from __future__ import annotations
+
+import importlib
+import itertools
+import os
+import shutil
+import time
+from collections.abc import Callable, Iterable
+from typing import TYPE_CHECKING, Any, Protocol
+
+if TYPE_CHECKING:
+    from benchmarks.harness import Bench
+
+NAMES = ("millstream_", "plain_file", "os_write", "sqlite", "lmdb_", "rocks", "arrow_ipc")
+WORKS = ("append 1", "by 1,000", "read each", "read batch", "synced 1", "synced by 1,000")
+BYTES_MOST = 300_000_000
+
+
+class Log(Protocol):
+    """What a rival does. Works that it has no way to do raise NotImplementedError."""
+
+    title: str
+
+    def __init__(self, path: str, synced: bool) -> None:
+        """Open a new log."""
+
+    def append(self, value: bytes) -> None:
+        """Append one record."""
+
+    def append_many(self, values: list[bytes]) -> None:
+        """Append a batch."""
+
+    def finish(self) -> None:
+        """Do what makes all of it readable."""
+
+    def read_each(self) -> Iterable[object]:
+        """Every record as an object."""
+
+    def read_batches(self) -> Iterable[int]:
+        """How many records there are in each batch, as few objects as can be."""
+
+
+def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
+    """Do one work in this process: records a second, or why not."""
+    from benchmarks import harness
+
+    try:
+        rival: type[Log] = importlib.import_module(f"benchmarks.rivals.{name}").Rival
+    except ImportError as error:
+        return {"title": name, "skipped": str(error)}
+    os.mkdir(path)
+    values = harness.values(harness.BATCH)
+    log = rival(os.path.join(path, "log"), work.startswith("synced"))
+    try:
+        if work.startswith("read"):
+            for _ in range(200 if seconds >= 0.2 else 2):
+                log.append_many(values)
+            log.finish()
+            found = read(log.read_each if work == "read each" else log.read_batches, seconds)
+        elif work in ("append 1", "synced 1"):
+            found = append(log.append, values, 1, seconds)
+        else:
+            found = append(log.append_many, itertools.repeat(values), len(values), seconds)
+    except NotImplementedError:
+        return {"title": rival.title, "rate": None}
+    return {"title": rival.title, "rate": found}
+
+
+def append(
+    call: Callable[[Any], None], given: Iterable[Any], count: int, seconds: float
+) -> float:
+    """Records a second."""
+    from benchmarks import harness
+
+    turns = itertools.cycle(given) if count == 1 else iter(given)
+    calls_most = BYTES_MOST // (harness.VALUE_BYTES * count)
+    step = 1
+    done = 0
+    call(next(turns))  # what is loaded or made at first use is not counted
+    began = time.perf_counter()
+    while True:
+        for one in itertools.islice(turns, step):
+            call(one)
+        done += step
+        taken = time.perf_counter() - began
+        if taken >= seconds or done >= calls_most:
+            return done * count / taken
+        step = min(max(1, int(done * seconds / taken / 10)), 10_000, calls_most - done)
+
+
+def read(call: Callable[[], Iterable[Any]], seconds: float) -> float:
+    """Records a second, warm: the first pass does not count."""
+    passes: list[float] = []
+    count = 0
+    began = time.perf_counter()
+    while len(passes) < 2 or time.perf_counter() - began < seconds:
+        started = time.perf_counter()
+        count = 0
+        for one in call():
+            count += one if type(one) is int else 1
+        passes.append(time.perf_counter() - started)
+    passes = sorted(passes[1:])
+    return count / passes[len(passes) // 2]
+
+
+def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
+    """Measure every rival: a dict each with name, rates by work, or why it was skipped."""
+    found = []
+    for name in NAMES:
+        one: dict[str, Any] = {"name": name, "rates": {}, "skipped": ""}
+        for work in WORKS:
+            rounds = 1 if bench.scale.name != "full" else 3
+            for _ in range(rounds):
+                if one["skipped"]:
+                    break
+                arguments = {"name": name, "work": work, "seconds": bench.scale.rival_seconds / 2}
+                path = bench.new_path()
+                try:
+                    result = bench.run(run, path=path, **arguments)
+                except Exception as error:  # the other rivals are worth having
+                    one["skipped"] = f"{type(error).__name__}: {error}"
+                    break
+                finally:
+                    shutil.rmtree(path, ignore_errors=True)
+                one["name"] = result["title"]
+                one["skipped"] = result.get("skipped", "")
+                if result.get("rate"):
+                    one["rates"].setdefault(work, []).append(result["rate"])
+        found.append(one)
+        say(f"rivals.{name}: " + (one["skipped"] or f"{len(one['rates'])} works"))
+    return found

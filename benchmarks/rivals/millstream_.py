@@ -1,0 +1,28 @@
+"""Ourselves, doing what the rivals do."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import millstream
+
+
+class Rival:
+    title = "millstream"
+
+    def __init__(self, path: str, synced: bool) -> None:
+        level = "sync" if synced else "process"
+        self.stream = millstream.open(path, durability=level).stream("s")  # type: ignore[arg-type]
+        self.append = self.stream.append
+        self.append_many = self.stream.append_many
+
+    def finish(self) -> None:
+        pass
+
+    def read_each(self) -> Iterator[object]:
+        for batch in self.stream.read():
+            yield from batch.values
+
+    def read_batches(self) -> Iterator[int]:
+        for batch in self.stream.read():
+            yield len(batch)
