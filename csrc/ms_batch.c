@@ -1,8 +1,8 @@
 /* One batch as bytes (docs/format.md). Pure functions, any thread.
  *
- * Invariants: (1) encode writes exactly ms_batch_length() bytes, all of them, so that no stale byte is
- * hashed or kept. (2) view reads each length of the file once, into a local, and checks it by subtraction
- * before use. (3) after check, offsets rise from 0 to the size of their buffer.
+ * Invariants: (1) encode writes exactly ms_batch_length() bytes, all of them, so that no stale
+ * byte is hashed or kept. (2) view reads each length of the file once, into a local, and checks it
+ * by subtraction before use. (3) after check, offsets rise from 0 to the size of their buffer.
  * Does not know where batches come from, nor what a tail is.
  */
 #include "ms_batch.h"
@@ -22,11 +22,13 @@ static uint64_t row_of(const ms_records *records, uint32_t i) {
   return records->rows != NULL ? records->rows[i] : i;
 }
 
-/* --- measure ---------------------------------------------------------------------------------------- */
+/* --- measure --- */
 
-static ms_status too_large(ms_error *err, const char *what, uint64_t row, uint64_t limit, uint64_t found) {
-  return ms_fail(err, MS_LIMIT, row, limit, found, "%s of element %" PRIu64 ": %" PRIu64 " bytes, the limit is %"
-                 PRIu64, what, row, found, limit);
+static ms_status too_large(ms_error *err, const char *what, uint64_t row, uint64_t limit,
+                           uint64_t found) {
+  return ms_fail(err, MS_LIMIT, row, limit, found,
+                 "%s of element %" PRIu64 ": %" PRIu64 " bytes, the limit is %" PRIu64, what, row,
+                 found, limit);
 }
 
 static ms_status measure_headers(const ms_records *records, ms_shape *shape, ms_error *err) {
@@ -36,10 +38,11 @@ static ms_status measure_headers(const ms_records *records, ms_shape *shape, ms_
     uint32_t begin = records->header_starts[row], end = records->header_starts[row + 1];
     if (end - begin > MS_HEADER_COUNT_MAX)
       return ms_fail(err, MS_LIMIT, row, MS_HEADER_COUNT_MAX, end - begin,
-                     "element %" PRIu64 " has %" PRIu32 " headers, the limit is %u", row, end - begin,
-                     MS_HEADER_COUNT_MAX);
+                     "element %" PRIu64 " has %" PRIu32 " headers, the limit is %u", row,
+                     end - begin, MS_HEADER_COUNT_MAX);
     for (uint32_t h = begin; h < end; h++) {
-      uint64_t name = (uint64_t)records->header_names[h].size, value = (uint64_t)records->header_values[h].size;
+      uint64_t name = (uint64_t)records->header_names[h].size,
+               value = (uint64_t)records->header_values[h].size;
       if (name > MS_HEADER_NAME_BYTES_MAX)
         return too_large(err, "header name", row, MS_HEADER_NAME_BYTES_MAX, name);
       if (value > MS_HEADER_VALUE_BYTES_MAX)
@@ -114,15 +117,17 @@ ms_status ms_batch_measure(const ms_records *records, ms_shape *out_shape, ms_er
   uint64_t length = ms_batch_length_max(&shape);
   if (length > MS_BATCH_BYTES_MAX)
     return ms_fail(err, MS_LIMIT, 0, MS_BATCH_BYTES_MAX, length,
-                   "a batch of %" PRIu64 " bytes, the limit is %u: append it in parts", length, MS_BATCH_BYTES_MAX);
+                   "a batch of %" PRIu64 " bytes, the limit is %u: append it in parts", length,
+                   MS_BATCH_BYTES_MAX);
   *out_shape = shape;
   return MS_OK;
 }
 
-/* --- layout: one walk over the buffers for measuring, writing and viewing ---------------------------- */
+/* --- layout: one walk over the buffers for measuring, writing and viewing --- */
 
 typedef struct batch_layout {
-  uint64_t timestamps, offsets, key_validity, key_offsets, keys, value_validity, value_offsets, values;
+  uint64_t timestamps, offsets, key_validity, key_offsets, keys, value_validity, value_offsets,
+      values;
   uint64_t header_offsets, name_offsets, names, header_value_offsets, header_values;
   uint64_t end; /* all are distances from the batch's first byte */
 } batch_layout;
@@ -139,7 +144,8 @@ static inline uint64_t place_buffer(buffer_cursor *cursor, uint64_t bytes) {
   return at - cursor->begin;
 }
 
-static inline batch_layout lay_out(const ms_shape *shape, uint64_t file_position, uint64_t alignment) {
+static inline batch_layout lay_out(const ms_shape *shape, uint64_t file_position,
+                                   uint64_t alignment) {
   buffer_cursor cursor = {file_position + sizeof(ms_batch_header), file_position, alignment};
   uint64_t count = shape->count, bitmap = (count + 7) / 8, offsets = 4 * (count + 1);
   batch_layout layout = {0};
@@ -178,7 +184,7 @@ uint64_t ms_batch_length(const ms_shape *shape, uint64_t file_position) {
 
 uint64_t ms_batch_length_max(const ms_shape *shape) { return ms_batch_length(shape, 0) + 64; }
 
-/* --- encode ----------------------------------------------------------------------------------------- */
+/* --- encode --- */
 
 /* Zero the gap that alignment left before `to`: every byte of a batch is hashed. */
 static inline uint8_t *pad_to(uint8_t *end, uint8_t *to) {
@@ -186,7 +192,8 @@ static inline uint8_t *pad_to(uint8_t *end, uint8_t *to) {
   return to;
 }
 
-static uint8_t *encode_validity(uint8_t *bitmap, const ms_records *records, const ms_slice *slices) {
+static uint8_t *encode_validity(uint8_t *bitmap, const ms_records *records,
+                                const ms_slice *slices) {
   memset(bitmap, 0, (records->count + 7) / 8);
   for (uint32_t i = 0; i < records->count; i++) {
     unsigned present = slices[row_of(records, i)].size >= 0;
@@ -195,9 +202,10 @@ static uint8_t *encode_validity(uint8_t *bitmap, const ms_records *records, cons
   return bitmap + (records->count + 7) / 8;
 }
 
-/* Slices to offsets and bytes. Slices that lie one behind the other (a NumPy array, an Arrow column) are
- * copied as one run. Returns the end of the bytes. */
-static uint8_t *encode_slices(int32_t *offsets, uint8_t *bytes, const ms_slice *slices, uint64_t count) {
+/* Slices to offsets and bytes. Slices that lie one behind the other (a NumPy array, an Arrow
+ * column) are copied as one run. Returns the end of the bytes. */
+static uint8_t *encode_slices(int32_t *offsets, uint8_t *bytes, const ms_slice *slices,
+                              uint64_t count) {
   uint64_t used = 0, i = 0;
   offsets[0] = 0;
   while (i < count) {
@@ -212,7 +220,8 @@ static uint8_t *encode_slices(int32_t *offsets, uint8_t *bytes, const ms_slice *
   return bytes + used;
 }
 
-static uint8_t *encode_rows(int32_t *offsets, uint8_t *bytes, const ms_slice *slices, const ms_records *records) {
+static uint8_t *encode_rows(int32_t *offsets, uint8_t *bytes, const ms_slice *slices,
+                            const ms_records *records) {
   if (records->rows == NULL) return encode_slices(offsets, bytes, slices, records->count);
   uint8_t *end = bytes;
   offsets[0] = 0;
@@ -227,7 +236,8 @@ static uint8_t *encode_rows(int32_t *offsets, uint8_t *bytes, const ms_slice *sl
   return end;
 }
 
-static uint8_t *encode_headers(const ms_records *records, const batch_layout *layout, uint8_t *at, uint8_t *end) {
+static uint8_t *encode_headers(const ms_records *records, const batch_layout *layout, uint8_t *at,
+                               uint8_t *end) {
   int32_t *starts = (int32_t *)(void *)pad_to(end, at + layout->header_offsets);
   uint32_t total = 0;
   starts[0] = 0;
@@ -248,7 +258,8 @@ static uint8_t *encode_headers(const ms_records *records, const batch_layout *la
     end = bytes;
     for (uint32_t i = 0; i < records->count; i++) {
       uint64_t row = row_of(records, i);
-      for (uint32_t from = records->header_starts[row]; from < records->header_starts[row + 1]; from++) {
+      for (uint32_t from = records->header_starts[row]; from < records->header_starts[row + 1];
+           from++) {
         const ms_slice *slice = &parts[part][from];
         if (slice->size > 0) memcpy(end, slice->data, (size_t)slice->size);
         end += slice->size > 0 ? slice->size : 0;
@@ -259,7 +270,8 @@ static uint8_t *encode_headers(const ms_records *records, const batch_layout *la
   return end;
 }
 
-uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const ms_place *place, uint8_t *at) {
+uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const ms_place *place,
+                         uint8_t *at) {
   bool align64;
   const batch_layout layout = lay_out_best(shape, place->file_position, &align64);
   const uint32_t count = records->count;
@@ -303,7 +315,7 @@ uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const
   return hash;
 }
 
-/* --- view and check --------------------------------------------------------------------------------- */
+/* --- view and check --- */
 
 /* Take the next buffer of `bytes` at the cursor; false when it does not fit before `end`. */
 static bool take_buffer(buffer_cursor *cursor, uint64_t end, uint64_t bytes, uint64_t *out_at) {
@@ -320,7 +332,8 @@ static bool take_column(buffer_cursor *cursor, uint64_t end, const uint8_t *batc
   uint64_t at;
   if (!take_buffer(cursor, end, 4 * (count + 1), &at)) return false;
   const int32_t *offsets = (const int32_t *)(const void *)(batch + at);
-  int32_t size = ((const volatile int32_t *)offsets)[count]; /* read once: others may write the file */
+  int32_t size =
+      ((const volatile int32_t *)offsets)[count]; /* read once: others may write the file */
   if (size < 0 || !take_buffer(cursor, end, (uint64_t)size, &at)) return false;
   *out_offsets = offsets;
   *out_bytes = batch + at;
@@ -329,7 +342,7 @@ static bool take_column(buffer_cursor *cursor, uint64_t end, const uint8_t *batc
 
 static bool take_all(ms_view *view, uint64_t file_position) {
   buffer_cursor cursor = {file_position + sizeof(ms_batch_header), file_position,
-                   view->flags & MS_BATCH_ALIGN64 ? 64u : 8u};
+                          view->flags & MS_BATCH_ALIGN64 ? 64u : 8u};
   const uint64_t end = file_position + view->length, count = view->count, bitmap = (count + 7) / 8;
   const uint8_t *batch = view->bytes;
   uint64_t at;
@@ -359,29 +372,33 @@ static bool take_all(ms_view *view, uint64_t file_position) {
     int32_t headers = ((const volatile int32_t *)view->header_offsets)[count];
     if (headers < 0) return false;
     view->header_count = (uint32_t)headers;
-    if (!take_column(&cursor, end, batch, (uint32_t)headers, &view->name_offsets, &view->names)) return false;
-    if (!take_column(&cursor, end, batch, (uint32_t)headers, &view->header_value_offsets, &view->header_values))
+    if (!take_column(&cursor, end, batch, (uint32_t)headers, &view->name_offsets, &view->names))
+      return false;
+    if (!take_column(&cursor, end, batch, (uint32_t)headers, &view->header_value_offsets,
+                     &view->header_values))
       return false;
   }
   return align_up(cursor.at, 8) == end;
 }
 
-ms_status ms_batch_view(const uint8_t *bytes, uint64_t available, uint64_t file_position, ms_view *out_view,
-                        ms_error *err) {
+ms_status ms_batch_view(const uint8_t *bytes, uint64_t available, uint64_t file_position,
+                        ms_view *out_view, ms_error *err) {
   ms_batch_header header;
   if (available < sizeof header) return MS_END;
   memcpy(&header, bytes, sizeof header); /* the copy is what is checked and used */
   if (header.length == 0) return MS_END;
   if (header.format != MS_FORMAT_VERSION || (header.flags & ~MS_BATCH_FLAGS_KNOWN) != 0) {
-    return ms_fail(err, header.format > MS_FORMAT_VERSION && header.format < 16 ? MS_VERSION : MS_CORRUPT,
-                   file_position, MS_FORMAT_VERSION, header.format,
-                   "batch format %u with flags 0x%x, this version reads format %u with flags 0x%x",
-                   header.format, header.flags, MS_FORMAT_VERSION, (unsigned)MS_BATCH_FLAGS_KNOWN);
+    return ms_fail(
+        err, header.format > MS_FORMAT_VERSION && header.format < 16 ? MS_VERSION : MS_CORRUPT,
+        file_position, MS_FORMAT_VERSION, header.format,
+        "batch format %u with flags 0x%x, this version reads format %u with flags 0x%x",
+        header.format, header.flags, MS_FORMAT_VERSION, (unsigned)MS_BATCH_FLAGS_KNOWN);
   }
   if (header.length < sizeof header || header.length % 8 != 0 || header.length > available ||
       header.length > MS_BATCH_BYTES_MAX)
     return ms_fail(err, MS_CORRUPT, file_position, available, header.length,
-                   "batch length %u does not fit the %" PRIu64 " bytes that are there", header.length, available);
+                   "batch length %u does not fit the %" PRIu64 " bytes that are there",
+                   header.length, available);
   bool filler = (header.flags & MS_BATCH_FILLER) != 0;
   if (filler ? header.count != 0 : header.count == 0 || header.count > header.length / 4)
     return ms_fail(err, MS_CORRUPT, file_position, header.length / 4, header.count,
@@ -439,36 +456,40 @@ ms_status ms_batch_check(const ms_view *view, uint64_t seed, ms_error *err) {
   hash = ms_xxh3_64(view->bytes + 8, (filler ? sizeof(ms_batch_header) : view->length) - 8, seed);
   if (hash != stored)
     return ms_fail(err, MS_CORRUPT, 0, stored, hash,
-                   "batch of %u bytes: its hash is %016" PRIx64 ", its bytes have %016" PRIx64, view->length, stored,
-                   hash);
+                   "batch of %u bytes: its hash is %016" PRIx64 ", its bytes have %016" PRIx64,
+                   view->length, stored, hash);
   if (filler) return MS_OK;
   const uint64_t count = view->count;
-  bool sound = view->timestamp_min <= view->timestamp_max && view->base_offset < INT64_MAX / 2 &&
-               (view->timestamps != NULL || view->timestamp_min == view->timestamp_max) &&
-               offsets_rise(view->value_offsets, count, view->value_offsets[count]) &&
-               lengths_within(view->value_offsets, count, (int32_t)MS_VALUE_BYTES_MAX) &&
-               offsets_rise(view->key_offsets, count, view->key_offsets ? view->key_offsets[count] : 0) &&
-               (view->key_offsets == NULL || lengths_within(view->key_offsets, count, (int32_t)MS_KEY_BYTES_MAX)) &&
-               (view->key_validity == NULL || view->key_offsets != NULL) &&
-               (!(view->flags & MS_BATCH_FIXED) ||
-                (view->value_validity == NULL && lengths_equal(view->value_offsets, count))) &&
-               (view->offsets == NULL || record_offsets_rise(view));
+  bool sound =
+      view->timestamp_min <= view->timestamp_max && view->base_offset < INT64_MAX / 2 &&
+      (view->timestamps != NULL || view->timestamp_min == view->timestamp_max) &&
+      offsets_rise(view->value_offsets, count, view->value_offsets[count]) &&
+      lengths_within(view->value_offsets, count, (int32_t)MS_VALUE_BYTES_MAX) &&
+      offsets_rise(view->key_offsets, count, view->key_offsets ? view->key_offsets[count] : 0) &&
+      (view->key_offsets == NULL ||
+       lengths_within(view->key_offsets, count, (int32_t)MS_KEY_BYTES_MAX)) &&
+      (view->key_validity == NULL || view->key_offsets != NULL) &&
+      (!(view->flags & MS_BATCH_FIXED) ||
+       (view->value_validity == NULL && lengths_equal(view->value_offsets, count))) &&
+      (view->offsets == NULL || record_offsets_rise(view));
   if (sound && view->header_offsets != NULL) {
     uint64_t headers = view->header_count;
-    sound = offsets_rise(view->header_offsets, count, (int64_t)headers) &&
-            lengths_within(view->header_offsets, count, (int32_t)MS_HEADER_COUNT_MAX) &&
-            offsets_rise(view->name_offsets, headers, view->name_offsets[headers]) &&
-            lengths_within(view->name_offsets, headers, (int32_t)MS_HEADER_NAME_BYTES_MAX) &&
-            offsets_rise(view->header_value_offsets, headers, view->header_value_offsets[headers]) &&
-            lengths_within(view->header_value_offsets, headers, (int32_t)MS_HEADER_VALUE_BYTES_MAX);
+    sound =
+        offsets_rise(view->header_offsets, count, (int64_t)headers) &&
+        lengths_within(view->header_offsets, count, (int32_t)MS_HEADER_COUNT_MAX) &&
+        offsets_rise(view->name_offsets, headers, view->name_offsets[headers]) &&
+        lengths_within(view->name_offsets, headers, (int32_t)MS_HEADER_NAME_BYTES_MAX) &&
+        offsets_rise(view->header_value_offsets, headers, view->header_value_offsets[headers]) &&
+        lengths_within(view->header_value_offsets, headers, (int32_t)MS_HEADER_VALUE_BYTES_MAX);
   }
   if (!sound)
-    return ms_fail(err, MS_CORRUPT, 0, 0, 0, "batch of %u bytes: the hash is right but its offsets are not rising",
+    return ms_fail(err, MS_CORRUPT, 0, 0, 0,
+                   "batch of %u bytes: the hash is right but its offsets are not rising",
                    view->length);
   return MS_OK;
 }
 
-/* --- gather ----------------------------------------------------------------------------------------- */
+/* --- gather --- */
 
 static uint64_t column_bytes(const int32_t *offsets, uint32_t first, uint32_t count) {
   return offsets == NULL ? 0 : (uint64_t)(offsets[first + count] - offsets[first]);
@@ -483,7 +504,8 @@ bool ms_gather_measure(ms_gather *gather, const ms_view *view, uint32_t first, u
   uint64_t keys = gather->key_bytes + column_bytes(view->key_offsets, first, count);
   uint64_t values = gather->value_bytes + column_bytes(view->value_offsets, first, count);
   uint64_t names = gather->name_bytes + column_bytes(view->name_offsets, header_first, headers);
-  uint64_t header_values = gather->header_bytes + column_bytes(view->header_value_offsets, header_first, headers);
+  uint64_t header_values =
+      gather->header_bytes + column_bytes(view->header_value_offsets, header_first, headers);
   if (keys > INT32_MAX || values > INT32_MAX || names > INT32_MAX || header_values > INT32_MAX ||
       gather->count > INT32_MAX - count || gather->header_count > INT32_MAX - headers)
     return false;
@@ -495,8 +517,8 @@ bool ms_gather_measure(ms_gather *gather, const ms_view *view, uint32_t first, u
   }
   int32_t value_size = view->value_offsets[first + 1] - view->value_offsets[first];
   bool is_first = gather->count == 0;
-  uint32_t flags = view->flags & (MS_BATCH_KEYS | MS_BATCH_KEY_NULLS | MS_BATCH_VALUE_NULLS | MS_BATCH_HEADERS |
-                                  MS_BATCH_OFFSETS | MS_BATCH_TIMESTAMPS);
+  uint32_t flags = view->flags & (MS_BATCH_KEYS | MS_BATCH_KEY_NULLS | MS_BATCH_VALUE_NULLS |
+                                  MS_BATCH_HEADERS | MS_BATCH_OFFSETS | MS_BATCH_TIMESTAMPS);
   bool fixed = (view->flags & MS_BATCH_FIXED) && (is_first || gather->value_size == value_size);
   if (is_first) {
     gather->flags = MS_BATCH_FIXED;
@@ -548,7 +570,8 @@ void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view
   out_view->timestamp_min = gather->timestamp_min;
   out_view->timestamp_max = gather->timestamp_max;
   uint32_t flags = gather->flags;
-  if (flags & MS_BATCH_TIMESTAMPS) out_view->timestamps = (int64_t *)(void *)(buffer + layout.timestamps);
+  if (flags & MS_BATCH_TIMESTAMPS)
+    out_view->timestamps = (int64_t *)(void *)(buffer + layout.timestamps);
   if (flags & MS_BATCH_OFFSETS) out_view->offsets = (int64_t *)(void *)(buffer + layout.offsets);
   if (flags & MS_BATCH_KEY_NULLS) {
     out_view->key_validity = buffer + layout.key_validity;
@@ -579,8 +602,9 @@ void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view
 }
 
 /* The view's pointers are const for its readers; while gathering we own the buffer behind them. */
-static void append_column(const int32_t *to_offsets, const uint8_t *to_bytes, uint32_t to, const int32_t *offsets,
-                          const uint8_t *bytes, uint32_t first, uint32_t count) {
+static void append_column(const int32_t *to_offsets, const uint8_t *to_bytes, uint32_t to,
+                          const int32_t *offsets, const uint8_t *bytes, uint32_t first,
+                          uint32_t count) {
   int32_t *out = (int32_t *)(uintptr_t)to_offsets + to;
   int32_t used = *out;
   if (offsets == NULL) {
@@ -590,11 +614,12 @@ static void append_column(const int32_t *to_offsets, const uint8_t *to_bytes, ui
   int32_t shift = used - offsets[first];
   for (uint32_t i = 1; i <= count; i++) out[i] = offsets[first + i] + shift;
   if (out[count] > used)
-    memcpy((uint8_t *)(uintptr_t)to_bytes + used, bytes + offsets[first], (size_t)(out[count] - used));
+    memcpy((uint8_t *)(uintptr_t)to_bytes + used, bytes + offsets[first],
+           (size_t)(out[count] - used));
 }
 
-static void append_validity(const uint8_t *to_bitmap, uint32_t to, const uint8_t *bitmap, bool all, uint32_t first,
-                            uint32_t count) {
+static void append_validity(const uint8_t *to_bitmap, uint32_t to, const uint8_t *bitmap, bool all,
+                            uint32_t first, uint32_t count) {
   uint8_t *out = (uint8_t *)(uintptr_t)to_bitmap;
   for (uint32_t i = 0; i < count; i++) {
     unsigned present = bitmap != NULL ? ms_bit(bitmap, first + i) : all;
@@ -602,11 +627,13 @@ static void append_validity(const uint8_t *to_bitmap, uint32_t to, const uint8_t
   }
 }
 
-void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view, uint32_t first, uint32_t count) {
+void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view, uint32_t first,
+                   uint32_t count) {
   uint32_t to = gathered->count;
   if (gathered->timestamps != NULL) {
     int64_t *out = (int64_t *)(uintptr_t)gathered->timestamps + to;
-    for (uint32_t i = 0; i < count; i++) out[i] = view->timestamps ? view->timestamps[first + i] : view->timestamp_min;
+    for (uint32_t i = 0; i < count; i++)
+      out[i] = view->timestamps ? view->timestamps[first + i] : view->timestamp_min;
   }
   if (gathered->offsets != NULL) {
     int64_t *out = (int64_t *)(uintptr_t)gathered->offsets + to;
@@ -614,12 +641,15 @@ void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *vi
       out[i] = view->offsets ? view->offsets[first + i] : (int64_t)(view->base_offset + first + i);
   }
   if (gathered->key_validity != NULL)
-    append_validity(gathered->key_validity, to, view->key_validity, view->key_offsets != NULL, first, count);
+    append_validity(gathered->key_validity, to, view->key_validity, view->key_offsets != NULL,
+                    first, count);
   if (gathered->key_offsets != NULL)
-    append_column(gathered->key_offsets, gathered->keys, to, view->key_offsets, view->keys, first, count);
+    append_column(gathered->key_offsets, gathered->keys, to, view->key_offsets, view->keys, first,
+                  count);
   if (gathered->value_validity != NULL)
     append_validity(gathered->value_validity, to, view->value_validity, true, first, count);
-  append_column(gathered->value_offsets, gathered->values, to, view->value_offsets, view->values, first, count);
+  append_column(gathered->value_offsets, gathered->values, to, view->value_offsets, view->values,
+                first, count);
   if (gathered->header_offsets != NULL) {
     int32_t *out = (int32_t *)(uintptr_t)gathered->header_offsets + to;
     uint32_t headers_to = gathered->header_count, headers = 0, headers_first = 0;
@@ -628,11 +658,13 @@ void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *vi
       headers = (uint32_t)view->header_offsets[first + count] - headers_first;
     }
     for (uint32_t i = 1; i <= count; i++)
-      out[i] = view->header_offsets ? view->header_offsets[first + i] - (int32_t)headers_first + out[0] : out[0];
-    append_column(gathered->name_offsets, gathered->names, headers_to, view->name_offsets, view->names,
-                  headers_first, headers);
-    append_column(gathered->header_value_offsets, gathered->header_values, headers_to, view->header_value_offsets,
-                  view->header_values, headers_first, headers);
+      out[i] = view->header_offsets
+                   ? view->header_offsets[first + i] - (int32_t)headers_first + out[0]
+                   : out[0];
+    append_column(gathered->name_offsets, gathered->names, headers_to, view->name_offsets,
+                  view->names, headers_first, headers);
+    append_column(gathered->header_value_offsets, gathered->header_values, headers_to,
+                  view->header_value_offsets, view->header_values, headers_first, headers);
     gathered->header_count += headers;
   }
   gathered->count += count;

@@ -1,6 +1,6 @@
-/* Every struct that lies in a file. The meaning of each byte is in docs/format.md, and only there; a
- * test compares its tables with ms_format_fields(). Fields that several processes change are atomic
- * here: the mapped file is the shared memory.
+/* Every struct that lies in a file. The meaning of each byte is in docs/format.md, and only there;
+ * a test compares its tables with ms_format_fields(). Fields that several processes change are
+ * atomic here: the mapped file is the shared memory.
  */
 #ifndef MS_FORMAT_H
 #define MS_FORMAT_H
@@ -14,8 +14,8 @@
 #define MS_FORMAT_VERSION 1u
 
 /* Eight ASCII characters as they lie in the file. */
-#define MS_MAGIC(a, b, c, d, e, f, g, h)                                                   \
-  ((uint64_t)(a) | (uint64_t)(b) << 8 | (uint64_t)(c) << 16 | (uint64_t)(d) << 24 |        \
+#define MS_MAGIC(a, b, c, d, e, f, g, h)                                            \
+  ((uint64_t)(a) | (uint64_t)(b) << 8 | (uint64_t)(c) << 16 | (uint64_t)(d) << 24 | \
    (uint64_t)(e) << 32 | (uint64_t)(f) << 40 | (uint64_t)(g) << 48 | (uint64_t)(h) << 56)
 #define MS_MAGIC_MEMBERS MS_MAGIC('M', 'S', 'M', 'E', 'M', 'B', 'R', '1')
 #define MS_MAGIC_CONTROL MS_MAGIC('M', 'S', 'C', 'N', 'T', 'R', 'L', '1')
@@ -159,81 +159,82 @@ typedef struct ms_batch_header {
   uint64_t sequence;
 } ms_batch_header;
 
-/* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read it. */
-#define MS_FORMAT_FIELDS(XX)              \
-  XX(ms_members_header, magic, 0)         \
-  XX(ms_members_header, version, 8)       \
-  XX(ms_members_header, count, 12)        \
-  XX(ms_members_header, store_id, 16)     \
-  XX(ms_member, incarnation, 0)           \
-  XX(ms_member, pid, 4)                   \
-  XX(ms_member, claimed, 8)               \
-  XX(ms_member, pid_namespace, 16)        \
-  XX(ms_control_header, magic, 0)         \
-  XX(ms_control_header, version, 8)       \
-  XX(ms_control_header, partitions, 12)   \
-  XX(ms_control_header, store_id, 16)     \
-  XX(ms_control_header, stream_id, 32)    \
-  XX(ms_control_header, generation, 40)   \
-  XX(ms_control_header, state, 48)        \
-  XX(ms_control_header, config, 52)       \
-  XX(ms_control_header, wake, 64)         \
-  XX(ms_control_header, waiters, 68)      \
-  XX(ms_control_block, append, 0)         \
-  XX(ms_control_block, poison, 4)         \
-  XX(ms_control_block, tail, 8)           \
-  XX(ms_control_block, hint_tail, 16)     \
-  XX(ms_control_block, hint_offset, 24)   \
-  XX(ms_control_block, hint_timestamp, 32) \
-  XX(ms_control_block, hint_hash, 40)     \
-  XX(ms_control_block, active, 48)        \
-  XX(ms_control_block, sync, 64)          \
-  XX(ms_control_block, durable_hash, 68)  \
-  XX(ms_control_block, durable, 72)       \
-  XX(ms_control_block, durable_offset, 80) \
-  XX(ms_control_block, durable_wake, 88)  \
+/* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read
+ * it. */
+#define MS_FORMAT_FIELDS(XX)                \
+  XX(ms_members_header, magic, 0)           \
+  XX(ms_members_header, version, 8)         \
+  XX(ms_members_header, count, 12)          \
+  XX(ms_members_header, store_id, 16)       \
+  XX(ms_member, incarnation, 0)             \
+  XX(ms_member, pid, 4)                     \
+  XX(ms_member, claimed, 8)                 \
+  XX(ms_member, pid_namespace, 16)          \
+  XX(ms_control_header, magic, 0)           \
+  XX(ms_control_header, version, 8)         \
+  XX(ms_control_header, partitions, 12)     \
+  XX(ms_control_header, store_id, 16)       \
+  XX(ms_control_header, stream_id, 32)      \
+  XX(ms_control_header, generation, 40)     \
+  XX(ms_control_header, state, 48)          \
+  XX(ms_control_header, config, 52)         \
+  XX(ms_control_header, wake, 64)           \
+  XX(ms_control_header, waiters, 68)        \
+  XX(ms_control_block, append, 0)           \
+  XX(ms_control_block, poison, 4)           \
+  XX(ms_control_block, tail, 8)             \
+  XX(ms_control_block, hint_tail, 16)       \
+  XX(ms_control_block, hint_offset, 24)     \
+  XX(ms_control_block, hint_timestamp, 32)  \
+  XX(ms_control_block, hint_hash, 40)       \
+  XX(ms_control_block, active, 48)          \
+  XX(ms_control_block, sync, 64)            \
+  XX(ms_control_block, durable_hash, 68)    \
+  XX(ms_control_block, durable, 72)         \
+  XX(ms_control_block, durable_offset, 80)  \
+  XX(ms_control_block, durable_wake, 88)    \
   XX(ms_control_block, durable_waiters, 92) \
-  XX(ms_control_block, maintenance, 128)  \
-  XX(ms_control_block, walk, 132)         \
-  XX(ms_control_block, walked, 136)       \
-  XX(ms_control_block, first_segment, 144) \
-  XX(ms_control_block, first_offset, 152) \
-  XX(ms_control_block, structure, 160)    \
-  XX(ms_segment_header, magic, 0)         \
-  XX(ms_segment_header, version, 8)       \
-  XX(ms_segment_header, partition, 12)    \
-  XX(ms_segment_header, store_id, 16)     \
-  XX(ms_segment_header, stream_id, 32)    \
-  XX(ms_segment_header, number, 40)       \
-  XX(ms_segment_header, salt, 48)         \
-  XX(ms_segment_header, size, 56)         \
-  XX(ms_segment_header, index_count, 64)  \
-  XX(ms_segment_header, data_position, 68) \
-  XX(ms_segment_header, created, 72)      \
-  XX(ms_segment_header, checksum, 80)     \
-  XX(ms_activation, checksum, 0)          \
-  XX(ms_activation, number, 8)            \
-  XX(ms_activation, base_offset, 16)      \
-  XX(ms_activation, base_position, 24)    \
-  XX(ms_activation, epoch, 32)            \
-  XX(ms_activation, predecessor, 40)      \
-  XX(ms_activation, predecessor_hash, 48) \
-  XX(ms_activation, activated, 56)        \
-  XX(ms_activation, timestamp_max, 64)    \
-  XX(ms_index_entry, offset, 0)           \
-  XX(ms_index_entry, position, 4)         \
-  XX(ms_index_entry, timestamp_max, 8)    \
-  XX(ms_batch_header, hash, 0)            \
-  XX(ms_batch_header, length, 8)          \
-  XX(ms_batch_header, format, 12)         \
-  XX(ms_batch_header, flags, 14)          \
-  XX(ms_batch_header, base_offset, 16)    \
-  XX(ms_batch_header, count, 24)          \
-  XX(ms_batch_header, chain, 28)          \
-  XX(ms_batch_header, timestamp_min, 32)  \
-  XX(ms_batch_header, timestamp_max, 40)  \
-  XX(ms_batch_header, producer, 48)       \
-  XX(ms_batch_header, synced_distance, 52) \
+  XX(ms_control_block, maintenance, 128)    \
+  XX(ms_control_block, walk, 132)           \
+  XX(ms_control_block, walked, 136)         \
+  XX(ms_control_block, first_segment, 144)  \
+  XX(ms_control_block, first_offset, 152)   \
+  XX(ms_control_block, structure, 160)      \
+  XX(ms_segment_header, magic, 0)           \
+  XX(ms_segment_header, version, 8)         \
+  XX(ms_segment_header, partition, 12)      \
+  XX(ms_segment_header, store_id, 16)       \
+  XX(ms_segment_header, stream_id, 32)      \
+  XX(ms_segment_header, number, 40)         \
+  XX(ms_segment_header, salt, 48)           \
+  XX(ms_segment_header, size, 56)           \
+  XX(ms_segment_header, index_count, 64)    \
+  XX(ms_segment_header, data_position, 68)  \
+  XX(ms_segment_header, created, 72)        \
+  XX(ms_segment_header, checksum, 80)       \
+  XX(ms_activation, checksum, 0)            \
+  XX(ms_activation, number, 8)              \
+  XX(ms_activation, base_offset, 16)        \
+  XX(ms_activation, base_position, 24)      \
+  XX(ms_activation, epoch, 32)              \
+  XX(ms_activation, predecessor, 40)        \
+  XX(ms_activation, predecessor_hash, 48)   \
+  XX(ms_activation, activated, 56)          \
+  XX(ms_activation, timestamp_max, 64)      \
+  XX(ms_index_entry, offset, 0)             \
+  XX(ms_index_entry, position, 4)           \
+  XX(ms_index_entry, timestamp_max, 8)      \
+  XX(ms_batch_header, hash, 0)              \
+  XX(ms_batch_header, length, 8)            \
+  XX(ms_batch_header, format, 12)           \
+  XX(ms_batch_header, flags, 14)            \
+  XX(ms_batch_header, base_offset, 16)      \
+  XX(ms_batch_header, count, 24)            \
+  XX(ms_batch_header, chain, 28)            \
+  XX(ms_batch_header, timestamp_min, 32)    \
+  XX(ms_batch_header, timestamp_max, 40)    \
+  XX(ms_batch_header, producer, 48)         \
+  XX(ms_batch_header, synced_distance, 52)  \
   XX(ms_batch_header, sequence, 56)
 
 #define MS_ASSERT_OFFSET(type, field, at) \

@@ -1,9 +1,10 @@
 /* The slow paths of the owner word.
  *
- * Invariants: (1) the word is changed by compare-and-swap or exchange only. (2) A sleeper has set the waiters
- * bit on the very value it sleeps on, so the release that ends that ownership sees the bit. (3) Who takes
- * the word after having slept keeps the bit, since others may sleep still: at worst one wake too many.
- * Crash: a dead owner's value stays in the word; nothing else remembers the owner.
+ * Invariants: (1) the word is changed by compare-and-swap or exchange only. (2) A sleeper has set
+ * the waiters bit on the very value it sleeps on, so the release that ends that ownership sees the
+ * bit. (3) Who takes the word after having slept keeps the bit, since others may sleep still: at
+ * worst one wake too many. Crash: a dead owner's value stays in the word; nothing else remembers
+ * the owner.
  */
 #include "ms_owner.h"
 
@@ -11,11 +12,13 @@
 
 enum { SPINS = 200 };
 
-static ms_status try_take_keeping(_Atomic uint32_t *word, uint32_t self, uint32_t keep, uint32_t *out_owner) {
+static ms_status try_take_keeping(_Atomic uint32_t *word, uint32_t self, uint32_t keep,
+                                  uint32_t *out_owner) {
   uint32_t found = atomic_load_explicit(word, memory_order_relaxed);
   if ((found & ~MS_OWNER_WAITERS) == MS_OWNER_FREE) {
     /* Acquire: pairs with the release in ms_owner_release. */
-    if (atomic_compare_exchange_strong_explicit(word, &found, self | keep | (found & MS_OWNER_WAITERS),
+    if (atomic_compare_exchange_strong_explicit(word, &found,
+                                                self | keep | (found & MS_OWNER_WAITERS),
                                                 memory_order_acquire, memory_order_relaxed))
       return MS_OK;
   }
@@ -23,7 +26,8 @@ static ms_status try_take_keeping(_Atomic uint32_t *word, uint32_t self, uint32_
   return MS_BUSY;
 }
 
-ms_status ms_owner_wait(_Atomic uint32_t *word, uint32_t self, int64_t timeout_ns, uint32_t *out_owner) {
+ms_status ms_owner_wait(_Atomic uint32_t *word, uint32_t self, int64_t timeout_ns,
+                        uint32_t *out_owner) {
   uint32_t found = 0;
   for (int i = 0; i < SPINS; i++) {
     if (try_take_keeping(word, self, 0, &found) == MS_OK) return MS_OK;
@@ -37,8 +41,8 @@ ms_status ms_owner_wait(_Atomic uint32_t *word, uint32_t self, int64_t timeout_n
     if (try_take_keeping(word, self, MS_OWNER_WAITERS, &found) == MS_OK) return MS_OK;
     if ((found & ~MS_OWNER_WAITERS) == MS_OWNER_FREE) continue;
     if (!(found & MS_OWNER_WAITERS)) {
-      if (!atomic_compare_exchange_weak_explicit(word, &found, found | MS_OWNER_WAITERS, memory_order_relaxed,
-                                                 memory_order_relaxed))
+      if (!atomic_compare_exchange_weak_explicit(word, &found, found | MS_OWNER_WAITERS,
+                                                 memory_order_relaxed, memory_order_relaxed))
         continue;
       found |= MS_OWNER_WAITERS;
     }
@@ -53,11 +57,13 @@ ms_status ms_owner_wait(_Atomic uint32_t *word, uint32_t self, int64_t timeout_n
   return MS_BUSY;
 }
 
-ms_status ms_owner_take_over(_Atomic uint32_t *word, uint32_t self, uint32_t dead, uint32_t *out_owner) {
+ms_status ms_owner_take_over(_Atomic uint32_t *word, uint32_t self, uint32_t dead,
+                             uint32_t *out_owner) {
   uint32_t found = atomic_load_explicit(word, memory_order_relaxed);
   while ((found & ~MS_OWNER_WAITERS) == (dead & ~MS_OWNER_WAITERS)) {
     MS_YIELD("owner_take_over");
-    /* Acquire: pairs with nothing the dead owner did in order; what it half did is mended by the caller. */
+    /* Acquire: pairs with nothing the dead owner did in order; what it half did is mended by the
+     * caller. */
     if (atomic_compare_exchange_weak_explicit(word, &found, self | (found & MS_OWNER_WAITERS),
                                               memory_order_acquire, memory_order_relaxed))
       return MS_OK;

@@ -1,22 +1,25 @@
 /* Append, publish, roll and take over.
  *
- * Invariants: (1) tail <= bytes written <= bytes allocated and mapped. (2) Bytes below the tail never change.
- * (3) Only the owner of the append word stores into segments, tail, hints and active. (4) A successor's
- * activation record is valid before `active` names it, and `active` names it before the tail moves into it.
- * (5) The hints belong to hint_tail; where that is not the tail they mean nothing.
- * Crash: the old tail or the new one, at every instruction; bytes behind it mean nothing.
+ * Invariants: (1) tail <= bytes written <= bytes allocated and mapped. (2) Bytes below the tail
+ * never change. (3) Only the owner of the append word stores into segments, tail, hints and
+ * active. (4) A successor's activation record is valid before `active` names it, and `active`
+ * names it before the tail moves into it. (5) The hints belong to hint_tail; where that is not the
+ * tail they mean nothing. Crash: the old tail or the new one, at every instruction; bytes behind
+ * it mean nothing.
  */
 #include "ms_partition.h"
 
 #include <inttypes.h>
 #include <string.h>
 
-static uint64_t load64(const _Atomic uint64_t *word) { return atomic_load_explicit(word, memory_order_relaxed); }
+static uint64_t load64(const _Atomic uint64_t *word) {
+  return atomic_load_explicit(word, memory_order_relaxed);
+}
 
 ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end) {
   for (int i = 0; i < 100; i++) {
-    /* Acquire, each pairing with a release store in publish(): a hint that was read new forces the reads after
-     * it to see hint_tail new, and then the stamps differ. */
+    /* Acquire, each pairing with a release store in publish(): a hint that was read new forces the
+     * reads after it to see hint_tail new, and then the stamps differ. */
     uint64_t tail = atomic_load_explicit(&block->tail, memory_order_acquire);
     uint64_t offset = atomic_load_explicit(&block->hint_offset, memory_order_acquire);
     int64_t timestamp = atomic_load_explicit(&block->hint_timestamp, memory_order_acquire);
@@ -39,13 +42,14 @@ static void publish(ms_control_block *block, const ms_mark *end) {
   atomic_store_explicit(&block->hint_timestamp, end->timestamp_max, memory_order_release);
   atomic_store_explicit(&block->hint_hash, end->hash, memory_order_release);
   MS_YIELD("publish_tail");
-  /* Release: pairs with the acquire load of every reader; publishing the tail is what lets it read the batch. */
+  /* Release: pairs with the acquire load of every reader; publishing the tail is what lets it read
+   * the batch. */
   atomic_store_explicit(&block->tail, end->position, memory_order_release);
 }
 
 void ms_stream_wake(ms_control_header *header) {
-  /* Full fence between our store of the tail and the load of waiters; a reader stores waiters, fences, then
-   * loads the tail: one of the two sees the other. */
+  /* Full fence between our store of the tail and the load of waiters; a reader stores waiters,
+   * fences, then loads the tail: one of the two sees the other. */
   atomic_thread_fence(memory_order_seq_cst);
   if (MS_LIKELY(atomic_load_explicit(&header->waiters, memory_order_relaxed) == 0)) return;
   MS_YIELD("stream_wake");
@@ -56,18 +60,23 @@ void ms_stream_wake(ms_control_header *header) {
 
 static ms_status refuse(const ms_partition *partition, ms_error *err) {
   const ms_control_block *block = partition->block;
-  if (MS_UNLIKELY(atomic_load_explicit(&partition->header->state, memory_order_relaxed) != MS_CONTROL_LIVE))
-    return ms_fail(err, MS_CLOSED, 0, MS_CONTROL_LIVE, 0, "the stream was dropped, or opened anew by others");
+  if (MS_UNLIKELY(atomic_load_explicit(&partition->header->state, memory_order_relaxed) !=
+                  MS_CONTROL_LIVE))
+    return ms_fail(err, MS_CLOSED, 0, MS_CONTROL_LIVE, 0,
+                   "the stream was dropped, or opened anew by others");
   uint32_t poison = atomic_load_explicit(&block->poison, memory_order_relaxed);
   if (MS_UNLIKELY(poison == MS_POISON_SYNC))
     return ms_fail(err, MS_POISONED, load64(&block->durable), 0, poison,
-                   "an earlier sync of the partition failed; close the store in every process and open it again");
+                   "an earlier sync of the partition failed; close the store in every process and "
+                   "open it again");
   if (MS_UNLIKELY(poison == MS_POISON_CORRUPT))
     return ms_fail(err, MS_CORRUPT, load64(&block->tail), 0, poison,
-                   "the log is corrupt behind position %" PRIu64 "; nothing is appended until it is repaired",
+                   "the log is corrupt behind position %" PRIu64
+                   "; nothing is appended until it is repaired",
                    load64(&block->tail));
   /* Acquire: pairs with the release in ms_partition_recovered. */
-  if (MS_UNLIKELY(atomic_load_explicit(&block->walked, memory_order_acquire) != partition->generation))
+  if (MS_UNLIKELY(atomic_load_explicit(&block->walked, memory_order_acquire) !=
+                  partition->generation))
     return MS_WALK;
   return MS_OK;
 }
@@ -100,10 +109,12 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
   if (ms_segment_load_activation(next) == MS_OK) {
     /* An owner died between the record and `active`: the roll is the log's. */
     if (next->predecessor != predecessor || next->base_position != partition->end.position)
-      return ms_fail(err, MS_CORRUPT, partition->end.position, partition->end.position, next->base_position,
-                     "segment %" PRIu64 " was activated elsewhere in the log", next->number);
+      return ms_fail(err, MS_CORRUPT, partition->end.position, partition->end.position,
+                     next->base_position, "segment %" PRIu64 " was activated elsewhere in the log",
+                     next->number);
   } else {
-    ms_segment_activate(next, &partition->end, predecessor, partition->generation, ms_clock_wall_us());
+    ms_segment_activate(next, &partition->end, predecessor, partition->generation,
+                        ms_clock_wall_us());
   }
   MS_YIELD("roll_active");
   /* Release: who loads this number finds the record valid (ms_segment_load_activation). */
@@ -113,8 +124,9 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
   return MS_OK;
 }
 
-static ms_status append_owned(ms_partition *partition, const ms_records *records, const ms_shape *shape,
-                              uint32_t producer, uint64_t sequence, ms_appended *out, ms_error *err) {
+static ms_status append_owned(ms_partition *partition, const ms_records *records,
+                              const ms_shape *shape, uint32_t producer, uint64_t sequence,
+                              ms_appended *out, ms_error *err) {
   ms_control_block *block = partition->block;
   MS_TRY(refuse(partition, err));
   uint64_t active_number = load64(&block->active);
@@ -154,7 +166,8 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
   end->position = position + length;
   end->offset += shape->count;
   if (shape->timestamp_max > end->timestamp_max) end->timestamp_max = shape->timestamp_max;
-  if (ms_segment_index_due(segment, position, end->position)) ms_segment_index_put(segment, position, end);
+  if (ms_segment_index_due(segment, position, end->position))
+    ms_segment_index_put(segment, position, end);
   publish(block, end);
   out->first_offset = place.base_offset;
   out->epoch = segment->epoch;
@@ -163,22 +176,26 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
     partition->written = true;
     out->events |= MS_EVENT_WRITTEN;
   }
-  if (!partition->spare_wanted && partition->next == NULL && file_position + length > segment->size / 2) {
+  if (!partition->spare_wanted && partition->next == NULL &&
+      file_position + length > segment->size / 2) {
     partition->spare_wanted = true;
     out->events |= MS_EVENT_SPARE;
   }
-  if (partition->populate_low != 0 && end->position + partition->populate_low > partition->populated &&
+  if (partition->populate_low != 0 &&
+      end->position + partition->populate_low > partition->populated &&
       partition->populated < ms_segment_capacity_end(segment)) {
     out->events |= MS_EVENT_POPULATE;
-    partition->populated = end->position + 2 * partition->populate_low; /* asked: not again at once */
+    partition->populated =
+        end->position + 2 * partition->populate_low; /* asked: not again at once */
   }
   if (partition->unsynced_max != 0 && end->position - place.durable > partition->unsynced_max)
     out->events |= MS_EVENT_UNSYNCED;
   return MS_OK;
 }
 
-ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records, const ms_shape *shape,
-                                  uint32_t producer, uint64_t sequence, ms_appended *out, ms_error *err) {
+ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
+                                  const ms_shape *shape, uint32_t producer, uint64_t sequence,
+                                  ms_appended *out, ms_error *err) {
   out->events = 0;
   MS_TRY(refuse(partition, err));
   MS_TRY(ms_owner_try_take(&partition->block->append, partition->self, &out->owner));
@@ -205,7 +222,8 @@ ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_
     }
     if (segment != NULL && segment->activated && segment->epoch == partition->generation) {
       uint64_t at = ms_segment_file_position(segment, tail);
-      if (fits(segment, at, sizeof(ms_batch_header))) memset(segment->bytes + at, 0, sizeof(ms_batch_header));
+      if (fits(segment, at, sizeof(ms_batch_header)))
+        memset(segment->bytes + at, 0, sizeof(ms_batch_header));
     }
     partition->end_valid = false;
   }
@@ -214,10 +232,9 @@ ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_
   } else {
     /* Not mended: give the word back to the dead owner, so that whoever comes next mends. */
     uint32_t self = atomic_load_explicit(&block->append, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(&block->append, &self,
-                                                  (dead & ~MS_OWNER_WAITERS) | (self & MS_OWNER_WAITERS),
-                                                  memory_order_release, memory_order_relaxed)) {
-    }
+    while (!atomic_compare_exchange_weak_explicit(
+        &block->append, &self, (dead & ~MS_OWNER_WAITERS) | (self & MS_OWNER_WAITERS),
+        memory_order_release, memory_order_relaxed)) {}
   }
   return status;
 }
@@ -235,8 +252,9 @@ void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark) {
   ms_futex_wake(&block->durable_wake, INT32_MAX);
 }
 
-void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end, uint64_t active,
-                            uint64_t first_segment, uint64_t first_offset, uint32_t poison) {
+void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,
+                            uint64_t active, uint64_t first_segment, uint64_t first_offset,
+                            uint32_t poison) {
   atomic_store_explicit(&block->active, active, memory_order_relaxed);
   atomic_store_explicit(&block->first_segment, first_segment, memory_order_relaxed);
   atomic_store_explicit(&block->first_offset, first_offset, memory_order_relaxed);
@@ -246,6 +264,7 @@ void ms_partition_recovered(ms_control_block *block, uint64_t generation, const 
   atomic_store_explicit(&block->poison, poison, memory_order_relaxed);
   publish(block, end);
   MS_YIELD("recovered");
-  /* Release: pairs with the acquire load in refuse() and in readers; all above is there when it is seen. */
+  /* Release: pairs with the acquire load in refuse() and in readers; all above is there when it is
+   * seen. */
   atomic_store_explicit(&block->walked, generation, memory_order_release);
 }

@@ -1,8 +1,8 @@
 /* One partition: its control block and the segments that this process has mapped.
  *
- * One writer at a time (append word), any number of readers in any process. Functions named try_ touch memory
- * only and never block; their caller keeps the GIL, which is what keeps two threads of one process apart in
- * the fields of ms_partition. Knows no file names.
+ * One writer at a time (append word), any number of readers in any process. Functions named try_
+ * touch memory only and never block; their caller keeps the GIL, which is what keeps two threads
+ * of one process apart in the fields of ms_partition. Knows no file names.
  */
 #ifndef MS_PARTITION_H
 #define MS_PARTITION_H
@@ -23,14 +23,15 @@ typedef struct ms_partition {
   ms_control_header *header;
   ms_control_block *block;
   uint64_t generation;
-  uint32_t self;         /* owner word of this process */
-  bool written;          /* this process appended since it last synced */
-  bool spare_wanted;     /* MS_EVENT_SPARE was said and not answered */
-  ms_segment *active;    /* mapped writable; NULL: none yet */
-  ms_segment *next;      /* mapped writable, not activated when it was mapped; NULL: none */
-  ms_mark end;           /* as this process left it; valid while end.position is the tail */
+  uint32_t self;      /* owner word of this process */
+  bool written;       /* this process appended since it last synced */
+  bool spare_wanted;  /* MS_EVENT_SPARE was said and not answered */
+  ms_segment *active; /* mapped writable; NULL: none yet */
+  ms_segment *next;   /* mapped writable, not activated when it was mapped; NULL: none */
+  ms_mark end;        /* as this process left it; valid while end.position is the tail */
   bool end_valid;
-  uint64_t populated;    /* position up to which pages of `active` were populated; said by the caller */
+  uint64_t
+      populated; /* position up to which pages of `active` were populated; said by the caller */
   uint64_t populate_low; /* MS_EVENT_POPULATE when less than this is ahead of the tail; 0: never */
   uint64_t unsynced_max; /* 0: no bound */
 } ms_partition;
@@ -44,32 +45,38 @@ typedef struct ms_appended {
   uint64_t need_bytes; /* with MS_ROLL: data bytes that the successor must have */
 } ms_appended;
 
-/* Append one batch and publish it with one store of the tail. When it returns MS_OK the batch survives the
- * death of any process; whether it survives a power cut is the business of who syncs.
+/* Append one batch and publish it with one store of the tail. When it returns MS_OK the batch
+ * survives the death of any process; whether it survives a power cut is the business of who syncs.
  * MS_BUSY: take the word by ms_owner_wait() or ms_partition_take_over(), release it, try again.
- * MS_ROLL: map a successor of at least need_bytes of data as `next`, try again. MS_MOVED: map block->active.
- * MS_WALK: recover first. MS_POISONED, MS_CORRUPT: refused until all have closed, or until repair.
- * MS_CLOSED: the stream was dropped or its control file replaced. out is written also on those. */
+ * MS_ROLL: map a successor of at least need_bytes of data as `next`, try again. MS_MOVED: map
+ * block->active. MS_WALK: recover first. MS_POISONED, MS_CORRUPT: refused until all have closed,
+ * or until repair. MS_CLOSED: the stream was dropped or its control file replaced. out is written
+ * also on those. */
 MS_MUST_USE ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
-                                              const ms_shape *shape, uint32_t producer, uint64_t sequence,
-                                              ms_appended *out, ms_error *err);
+                                              const ms_shape *shape, uint32_t producer,
+                                              uint64_t sequence, ms_appended *out, ms_error *err);
 
-/* Take the append word from a dead owner and mend what it left: finish a roll whose record is valid, else zero
- * the header at the tail, so that no ghost of its batch can be walked into. The caller has mapped block->active
- * as `active` and, where that file exists, its successor as `next`. The word is free again on return.
- * MS_BUSY: somebody else was faster. MS_MOVED: `active` is not what the block says: map it, try again. */
-MS_MUST_USE ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner);
+/* Take the append word from a dead owner and mend what it left: finish a roll whose record is
+ * valid, else zero the header at the tail, so that no ghost of its batch can be walked into. The
+ * caller has mapped block->active as `active` and, where that file exists, its successor as
+ * `next`. The word is free again on return. MS_BUSY: somebody else was faster. MS_MOVED: `active`
+ * is not what the block says: map it, try again. */
+MS_MUST_USE ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead,
+                                             uint32_t *out_owner);
 
-/* Tail, next offset and hash as they belong together, without a lock. MS_BUSY: a writer is (or died) between
- * them, use ms_segment_mark_at() on the tail. */
+/* Tail, next offset and hash as they belong together, without a lock. MS_BUSY: a writer is (or
+ * died) between them, use ms_segment_mark_at() on the tail. */
 MS_MUST_USE ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end);
 
-/* Say that the log is synced up to *mark, and wake who waits. Holder of the sync word. Never falls. */
+/* Say that the log is synced up to *mark, and wake who waits. Holder of the sync word. Never
+ * falls. */
 void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);
 
-/* Write what recovery found, and open the partition for this generation. Holder of the walk word. */
-void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end, uint64_t active,
-                            uint64_t first_segment, uint64_t first_offset, uint32_t poison);
+/* Write what recovery found, and open the partition for this generation. Holder of the walk word.
+ */
+void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,
+                            uint64_t active, uint64_t first_segment, uint64_t first_offset,
+                            uint32_t poison);
 
 /* Tell all readers that sleep on the stream's wake word. */
 void ms_stream_wake(ms_control_header *header);

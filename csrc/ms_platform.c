@@ -32,7 +32,8 @@ int64_t ms_clock_monotonic_ns(void) {
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
   struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
   /* Without FUTEX_PRIVATE_FLAG: the word lies in a file that other processes map elsewhere. */
-  long result = syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
+  long result =
+      syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
   if (result == 0 || errno == EAGAIN) return 0;
   return errno;
 }
@@ -65,7 +66,8 @@ void ms_pages_dirty(void *start, size_t size) {
   }
 }
 
-/* --- the fork guard: the only state of the core that is not behind a handle, since fork() has none --- */
+/* --- the fork guard: the only state of the core that is not behind a handle, since fork() has
+ * none --- */
 
 #define GUARDED_MAX 4096
 static int guarded[GUARDED_MAX];
@@ -74,7 +76,8 @@ static pthread_mutex_t guard_lock = PTHREAD_MUTEX_INITIALIZER;
 static pthread_once_t guard_once = PTHREAD_ONCE_INIT;
 uint32_t ms_fork_counter;
 
-/* Holding the lock over the fork gives the child a table that no thread was in the middle of changing. */
+/* Holding the lock over the fork gives the child a table that no thread was in the middle of
+ * changing. */
 static void before_fork(void) { pthread_mutex_lock(&guard_lock); }
 
 static void after_fork_parent(void) { pthread_mutex_unlock(&guard_lock); }
@@ -86,7 +89,9 @@ static void after_fork_child(void) {
   pthread_mutex_unlock(&guard_lock);
 }
 
-static void install_handlers(void) { pthread_atfork(before_fork, after_fork_parent, after_fork_child); }
+static void install_handlers(void) {
+  pthread_atfork(before_fork, after_fork_parent, after_fork_child);
+}
 
 int ms_fork_guard(int descriptor) {
   int error = 0;

@@ -1,8 +1,8 @@
 /* The CPU and the kernel: cache lines, clocks, futexes, advice about pages, forks, yield points.
  *
- * Every function is thread-safe and keeps no state but the fork guard's. Knows no file and no Python.
- * MS_YIELD(name) marks a point where the test scheduler may run, stop or kill another virtual process;
- * in builds without MS_SCHEDULER it is nothing.
+ * Every function is thread-safe and keeps no state but the fork guard's. Knows no file and no
+ * Python. MS_YIELD(name) marks a point where the test scheduler may run, stop or kill another
+ * virtual process; in builds without MS_SCHEDULER it is nothing.
  */
 #ifndef MS_PLATFORM_H
 #define MS_PLATFORM_H
@@ -45,31 +45,33 @@ static inline void ms_cpu_relax(void) {
 #endif
 }
 
-/* Sleep while *word == expected, at most timeout_ns (negative: for ever). Shared between processes.
- * Returns 0 when woken or when *word differed at once, else ETIMEDOUT or EINTR. May wake for nothing:
- * callers look again. Blocks: call without the GIL. */
+/* Sleep while *word == expected, at most timeout_ns (negative: for ever). Shared between
+ * processes. Returns 0 when woken or when *word differed at once, else ETIMEDOUT or EINTR. May
+ * wake for nothing: callers look again. Blocks: call without the GIL. */
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
 
 /* Wake up to count sleepers (INT32_MAX: all). */
 void ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
 
-/* Advice about a page-aligned range of a mapping; each returns 0 or an errno.
- * populate: fault the pages in, writable or not, without touching their bytes; EFAULT where a store would
- * raise SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead. */
+/* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
+ * pages in, writable or not, without touching their bytes; EFAULT where a store would raise
+ * SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead.
+ */
 int ms_pages_populate(void *start, size_t size, bool writable);
 int ms_pages_remove(void *start, size_t size);
 int ms_pages_random(void *start, size_t size);
 int ms_pages_dontfork(void *start, size_t size);
 
-/* Make every page of [start, start + size) dirty again by an atomic store of one word onto itself. The
- * range must be mapped writable and have blocks behind it; its content does not change, also not for a
- * reader in the middle of it. */
+/* Make every page of [start, start + size) dirty again by an atomic store of one word onto itself.
+ * The range must be mapped writable and have blocks behind it; its content does not change, also
+ * not for a reader in the middle of it. */
 void ms_pages_dirty(void *start, size_t size);
 
-/* The fork guard. A child inherits the open file descriptions that prove its parent alive; the handler
- * closes them there. ms_fork_count() differs between a process and its forked child: a handle remembers the
- * value it was made under and refuses use under another. Guarded descriptors: at most 4,096.
- * ms_fork_guard returns 0 or an errno (ENOSPC). ms_fork_release forgets a descriptor before it is closed. */
+/* The fork guard. A child inherits the open file descriptions that prove its parent alive; the
+ * handler closes them there. ms_fork_count() differs between a process and its forked child: a
+ * handle remembers the value it was made under and refuses use under another. Guarded descriptors:
+ * at most 4,096. ms_fork_guard returns 0 or an errno (ENOSPC). ms_fork_release forgets a
+ * descriptor before it is closed. */
 int ms_fork_guard(int descriptor);
 void ms_fork_release(int descriptor);
 extern uint32_t ms_fork_counter; /* read through ms_fork_count() */

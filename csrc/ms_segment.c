@@ -1,9 +1,9 @@
 /* One mapped segment: identity, index, and walks over its batches.
  *
- * Invariants: (1) nothing is read behind `size`. (2) An index entry is believed only where the batch it names
- * is valid and has the offset it says; otherwise the walk begins at the segment's base. (3) checked[b] only
- * rises, and only over batches that lie one behind the other from the first that begins in block b.
- * Crash: nothing here needs mending but by ms_segment_walk(mend).
+ * Invariants: (1) nothing is read behind `size`. (2) An index entry is believed only where the
+ * batch it names is valid and has the offset it says; otherwise the walk begins at the segment's
+ * base. (3) checked[b] only rises, and only over batches that lie one behind the other from the
+ * first that begins in block b. Crash: nothing here needs mending but by ms_segment_walk(mend).
  */
 #include "ms_segment.h"
 
@@ -26,21 +26,25 @@ ms_status ms_segment_open(ms_segment *segment, void *bytes, uint64_t size, bool 
   ms_segment_header header;
   uint32_t index_count, data_position;
   if (size < MS_SEGMENT_INDEX_POSITION + MS_PAGE_BYTES || size > UINT32_MAX)
-    return ms_fail(err, MS_CORRUPT, 0, MS_SEGMENT_INDEX_POSITION, size, "a segment file of %" PRIu64 " bytes", size);
+    return ms_fail(err, MS_CORRUPT, 0, MS_SEGMENT_INDEX_POSITION, size,
+                   "a segment file of %" PRIu64 " bytes", size);
   memcpy(&header, bytes, sizeof header);
   if (header.magic != MS_MAGIC_SEGMENT)
-    return ms_fail(err, MS_CORRUPT, 0, MS_MAGIC_SEGMENT, header.magic, "not a segment file: wrong magic");
+    return ms_fail(err, MS_CORRUPT, 0, MS_MAGIC_SEGMENT, header.magic,
+                   "not a segment file: wrong magic");
   if (header.version != MS_FORMAT_VERSION)
     return ms_fail(err, MS_VERSION, 8, MS_FORMAT_VERSION, header.version,
-                   "segment format %u, this version reads format %u", header.version, MS_FORMAT_VERSION);
+                   "segment format %u, this version reads format %u", header.version,
+                   MS_FORMAT_VERSION);
   uint64_t sum = ms_xxh3_64(&header, offsetof(ms_segment_header, checksum), 0);
   if (sum != header.checksum)
-    return ms_fail(err, MS_CORRUPT, 0, header.checksum, sum, "the checksum of the segment header is wrong");
+    return ms_fail(err, MS_CORRUPT, 0, header.checksum, sum,
+                   "the checksum of the segment header is wrong");
   ms_segment_geometry(header.size, &index_count, &data_position);
-  if (header.size > size || header.index_count != index_count || header.data_position != data_position ||
-      data_position >= header.size)
-    return ms_fail(err, MS_CORRUPT, 56, header.size, size, "the file has %" PRIu64 " bytes, its header says %" PRIu64,
-                   size, header.size);
+  if (header.size > size || header.index_count != index_count ||
+      header.data_position != data_position || data_position >= header.size)
+    return ms_fail(err, MS_CORRUPT, 56, header.size, size,
+                   "the file has %" PRIu64 " bytes, its header says %" PRIu64, size, header.size);
   if (memcmp(header.store_id, identity->store_id, sizeof header.store_id) != 0 ||
       header.stream_id != identity->stream_id || header.partition != identity->partition ||
       header.number != identity->number)
@@ -72,8 +76,9 @@ ms_status ms_segment_load_activation(ms_segment *segment) {
   ms_activation copy;
   memcpy((uint8_t *)&copy + 8, (const uint8_t *)record + 8, ACTIVATION_HASHED);
   if (ms_xxh3_64((const uint8_t *)&copy + 8, ACTIVATION_HASHED, segment->salt) != checksum ||
-      copy.number != segment->number || copy.base_position % 8 != 0 || copy.predecessor >= copy.number ||
-      copy.base_position > UINT64_MAX / 4 || copy.base_offset > INT64_MAX / 2)
+      copy.number != segment->number || copy.base_position % 8 != 0 ||
+      copy.predecessor >= copy.number || copy.base_position > UINT64_MAX / 4 ||
+      copy.base_offset > INT64_MAX / 2)
     return MS_END;
   segment->base_offset = copy.base_offset;
   segment->base_position = copy.base_position;
@@ -86,8 +91,8 @@ ms_status ms_segment_load_activation(ms_segment *segment) {
   return MS_OK;
 }
 
-void ms_segment_activate(ms_segment *segment, const ms_mark *end, uint64_t predecessor, uint64_t epoch,
-                         int64_t now_us) {
+void ms_segment_activate(ms_segment *segment, const ms_mark *end, uint64_t predecessor,
+                         uint64_t epoch, int64_t now_us) {
   ms_activation *record = activation_of(segment);
   ms_activation copy = {
       .number = segment->number,
@@ -111,7 +116,7 @@ void ms_segment_activate(ms_segment *segment, const ms_mark *end, uint64_t prede
   (void)!ms_segment_load_activation(segment);
 }
 
-/* --- index ------------------------------------------------------------------------------------------ */
+/* --- index --- */
 
 static ms_index_entry *index_of(const ms_segment *segment) {
   return (ms_index_entry *)(void *)(segment->bytes + MS_SEGMENT_INDEX_POSITION);
@@ -129,7 +134,8 @@ void ms_segment_index_put(ms_segment *segment, uint64_t begin, const ms_mark *en
   }
 }
 
-/* Entry k as a mark without hash, if it can be one below the limit; entry 0 is the segment's base. */
+/* Entry k as a mark without hash, if it can be one below the limit; entry 0 is the segment's base.
+ */
 static bool index_mark(const ms_segment *segment, uint64_t k, uint64_t limit, ms_mark *out) {
   if (k == 0) {
     *out = (ms_mark){segment->base_position, segment->base_offset, segment->predecessor_hash,
@@ -140,7 +146,8 @@ static bool index_mark(const ms_segment *segment, uint64_t k, uint64_t limit, ms
   memcpy(&entry, index_of(segment) + k, sizeof entry);
   if (entry.position == 0) return false;
   uint64_t position = segment->base_position + entry.position - 1;
-  if (position % 8 != 0 || position > limit || entry.position - 1 < k * MS_INDEX_BLOCK_BYTES) return false;
+  if (position % 8 != 0 || position > limit || entry.position - 1 < k * MS_INDEX_BLOCK_BYTES)
+    return false;
   *out = (ms_mark){position, segment->base_offset + entry.offset, 0, entry.timestamp_max};
   return true;
 }
@@ -157,9 +164,11 @@ static bool position_is_before(const ms_mark *mark, const void *key) {
   return mark->position < *(const uint64_t *)key;
 }
 
-/* The last index mark that is `before` the key and is confirmed by the batch at its position. Without one, the
- * segment's base. An empty or wild entry counts as not before: at worst the walk is longer. */
-static ms_mark index_search(ms_segment *segment, uint64_t limit, mark_is_before before, const void *key) {
+/* The last index mark that is `before` the key and is confirmed by the batch at its position.
+ * Without one, the segment's base. An empty or wild entry counts as not before: at worst the walk
+ * is longer. */
+static ms_mark index_search(ms_segment *segment, uint64_t limit, mark_is_before before,
+                            const void *key) {
   uint64_t low = 0, high = (limit - segment->base_position) / MS_INDEX_BLOCK_BYTES;
   ms_mark mark;
   if (high >= segment->index_count) high = segment->index_count - 1;
@@ -173,7 +182,8 @@ static ms_mark index_search(ms_segment *segment, uint64_t limit, mark_is_before 
   ms_mark found = {0};
   if (low > 0 && index_mark(segment, low, limit, &found)) {
     ms_view view;
-    if (found.position < limit && ms_segment_view(segment, found.position, limit, &view, NULL) == MS_OK &&
+    if (found.position < limit &&
+        ms_segment_view(segment, found.position, limit, &view, NULL) == MS_OK &&
         view.base_offset == found.offset)
       return found;
   }
@@ -181,10 +191,10 @@ static ms_mark index_search(ms_segment *segment, uint64_t limit, mark_is_before 
   return found;
 }
 
-/* --- checked views ---------------------------------------------------------------------------------- */
+/* --- checked views --- */
 
-static ms_status view_unchecked(const ms_segment *segment, uint64_t position, uint64_t limit, ms_view *out_view,
-                                ms_error *err) {
+static ms_status view_unchecked(const ms_segment *segment, uint64_t position, uint64_t limit,
+                                ms_view *out_view, ms_error *err) {
   uint64_t at = ms_segment_file_position(segment, position);
   ms_status status = ms_batch_view(segment->bytes + at, limit - position, at, out_view, err);
   if (status < 0 && err != NULL) err->position = position;
@@ -203,8 +213,8 @@ static void note_checked(ms_segment *segment, uint64_t at, uint64_t length) {
   _Atomic uint32_t *checked = &segment->checked[at / MS_INDEX_BLOCK_BYTES];
   uint32_t until = atomic_load_explicit(checked, memory_order_relaxed);
   if (until == at || (until == 0 && first_in_block(segment, at)))
-    atomic_compare_exchange_strong_explicit(checked, &until, (uint32_t)(at + length), memory_order_relaxed,
-                                            memory_order_relaxed);
+    atomic_compare_exchange_strong_explicit(checked, &until, (uint32_t)(at + length),
+                                            memory_order_relaxed, memory_order_relaxed);
 }
 
 ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit, ms_view *out_view,
@@ -218,10 +228,12 @@ ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit
   ms_status status = view_unchecked(segment, position, limit, out_view, err);
   if (status == MS_END)
     return ms_fail(err, MS_CORRUPT, position, limit, 0,
-                   "no batch at position %" PRIu64 ", the log goes on to %" PRIu64, position, limit);
+                   "no batch at position %" PRIu64 ", the log goes on to %" PRIu64, position,
+                   limit);
   if (status != MS_OK) return status;
   uint64_t at = position - segment->base_position;
-  if (MS_LIKELY(at < atomic_load_explicit(&segment->checked[at / MS_INDEX_BLOCK_BYTES], memory_order_relaxed)))
+  if (MS_LIKELY(at < atomic_load_explicit(&segment->checked[at / MS_INDEX_BLOCK_BYTES],
+                                          memory_order_relaxed)))
     return MS_OK;
   status = ms_batch_check(out_view, segment->salt + position, err);
   if (status != MS_OK) {
@@ -232,15 +244,16 @@ ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit
   return MS_OK;
 }
 
-/* --- search ----------------------------------------------------------------------------------------- */
+/* --- search --- */
 
 static uint64_t view_next_offset(const ms_view *view) {
   if (view->count == 0) return view->base_offset;
-  return view->offsets != NULL ? (uint64_t)view->offsets[view->count - 1] + 1 : view->base_offset + view->count;
+  return view->offsets != NULL ? (uint64_t)view->offsets[view->count - 1] + 1
+                               : view->base_offset + view->count;
 }
 
-ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit, uint64_t *out_position,
-                                 ms_error *err) {
+ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
+                                 uint64_t *out_position, ms_error *err) {
   uint64_t position = index_search(segment, limit, offset_is_before, &offset).position;
   ms_view view;
   for (;;) {
@@ -278,10 +291,12 @@ static void mark_after(ms_mark *mark, const ms_view *view) {
   mark->position += view->length;
   mark->offset = view_next_offset(view);
   mark->hash = stored_hash(view);
-  if (view->count > 0 && view->timestamp_max > mark->timestamp_max) mark->timestamp_max = view->timestamp_max;
+  if (view->count > 0 && view->timestamp_max > mark->timestamp_max)
+    mark->timestamp_max = view->timestamp_max;
 }
 
-ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *out_mark, ms_error *err) {
+ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *out_mark,
+                             ms_error *err) {
   ms_mark mark = index_search(segment, position, position_is_before, &position);
   ms_view view;
   while (mark.position < position) {
@@ -292,7 +307,8 @@ ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *ou
   return MS_OK;
 }
 
-ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bool mend, ms_error *err) {
+ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bool mend,
+                          ms_error *err) {
   uint64_t end = ms_segment_capacity_end(segment);
   if (limit > end) limit = end;
   while (mark->position < limit) {
@@ -302,7 +318,8 @@ ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bo
     memcpy(&header, view.bytes, sizeof header);
     if (header.chain != (uint32_t)mark->hash)
       return ms_fail(err, MS_CORRUPT, mark->position, (uint32_t)mark->hash, header.chain,
-                     "the batch at position %" PRIu64 " does not follow the one before it", mark->position);
+                     "the batch at position %" PRIu64 " does not follow the one before it",
+                     mark->position);
     if (header.base_offset < mark->offset)
       return ms_fail(err, MS_CORRUPT, mark->position, mark->offset, header.base_offset,
                      "the batch at position %" PRIu64 " repeats offsets", mark->position);
@@ -313,15 +330,18 @@ ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bo
     }
     uint64_t begin = mark->position;
     mark_after(mark, &view);
-    if (mend && ms_segment_index_due(segment, begin, mark->position)) ms_segment_index_put(segment, begin, mark);
+    if (mend && ms_segment_index_due(segment, begin, mark->position))
+      ms_segment_index_put(segment, begin, mark);
     note_checked(segment, begin - segment->base_position, view.length);
   }
   return limit == end && mark->position == end ? MS_END : MS_OK;
 }
 
-ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_position, uint64_t *out_synced) {
+ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_position,
+                            uint64_t *out_synced) {
   uint64_t end = ms_segment_capacity_end(segment);
-  for (uint64_t position = (from + 7) & ~(uint64_t)7; position + sizeof(ms_batch_header) <= end; position += 8) {
+  for (uint64_t position = (from + 7) & ~(uint64_t)7; position + sizeof(ms_batch_header) <= end;
+       position += 8) {
     ms_view view;
     if (view_unchecked(segment, position, end, &view, NULL) != MS_OK ||
         ms_batch_check(&view, segment->salt + position, NULL) != MS_OK)
@@ -336,7 +356,7 @@ ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_po
   return MS_END;
 }
 
-/* --- records within a batch, runs of small batches ---------------------------------------------------- */
+/* --- records within a batch, runs of small batches --- */
 
 uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset) {
   if (view->offsets == NULL) {
@@ -362,8 +382,9 @@ uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp) {
   return i;
 }
 
-ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32_t *skip, uint64_t limit,
-                                 uint64_t records, uint32_t large, ms_gather *out_gather, ms_error *err) {
+ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32_t *skip,
+                                 uint64_t limit, uint64_t records, uint32_t large,
+                                 ms_gather *out_gather, ms_error *err) {
   ms_gather gather = {0};
   uint64_t at = *position;
   uint32_t taken = *skip;
@@ -391,12 +412,13 @@ ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32
   return MS_OK;
 }
 
-void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip, const ms_gather *gather,
-                           ms_view *gathered) {
+void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip,
+                           const ms_gather *gather, ms_view *gathered) {
   uint64_t limit = ms_segment_capacity_end(segment);
   while (gathered->count < gather->count) {
     ms_view view;
-    if (view_unchecked(segment, position, limit, &view, NULL) != MS_OK) break; /* measured just now */
+    if (view_unchecked(segment, position, limit, &view, NULL) != MS_OK)
+      break; /* measured just now */
     uint32_t count = view.count - skip, room = gather->count - gathered->count;
     if (view.count > 0) ms_gather_add(gathered, gather, &view, skip, count < room ? count : room);
     skip = 0;

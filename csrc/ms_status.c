@@ -11,8 +11,8 @@ const ms_status_row *ms_status_rows(void) {
   return rows;
 }
 
-ms_status ms_fail(ms_error *err, ms_status status, uint64_t position, uint64_t expected, uint64_t found,
-                  const char *format, ...) {
+ms_status ms_fail(ms_error *err, ms_status status, uint64_t position, uint64_t expected,
+                  uint64_t found, const char *format, ...) {
   if (err == NULL) return status;
   va_list arguments;
   va_start(arguments, format);
