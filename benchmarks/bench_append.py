@@ -111,8 +111,9 @@ def test_append_arrow(bench: Bench) -> None:
 def bursts(bench: Bench, work: str, form: str, count: int, source: str, ratio: float) -> None:
     """One row of bursts; held to twice the target of sustained appends."""
     warm = 1 if bench.scale.bursts == 1 else 5  # 160 MiB: segments have grown to their size
-    fresh, populated = bench.append_limit(count, source), bench.append_limit(
-        count, source, "populated"
+    fresh, populated = (
+        bench.append_limit(count, source),
+        bench.append_limit(count, source, "populated"),
     )
     limits = [found for found in (fresh() for _ in range(bench.scale.rounds)) if found is not None]
     best = populated()
@@ -121,9 +122,7 @@ def bursts(bench: Bench, work: str, form: str, count: int, source: str, ratio: f
     if best is not None:
         note += f"; C on populated pages {harness.number(1e-6 / best)} M/s"
     limit_is = f"C: {source}, {count:,} a batch, fresh pages"
-    bench.row(
-        work, (ours, limits), unit="M/s", limit_is=limit_is, ratio=ratio, note=note
-    )
+    bench.row(work, (ours, limits), unit="M/s", limit_is=limit_is, ratio=ratio, note=note)
 
 
 def test_burst_lists(bench: Bench) -> None:
@@ -140,9 +139,7 @@ def singly(bench: Bench, work: str, keyed: bool, most: float) -> None:
         lambda: bench.run_fresh(append_singly, count=bench.scale.singles, keyed=keyed),
         bench.append_limit(1),
     )
-    bench.row(
-        work, measured, unit="ns", limit_is="C: 1 a batch, no key, fresh pages", most=most
-    )
+    bench.row(work, measured, unit="ns", limit_is="C: 1 a batch, no key, fresh pages", most=most)
 
 
 def test_append_one(bench: Bench) -> None:

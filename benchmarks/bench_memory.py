@@ -1,7 +1,7 @@
 """How much memory does reading take?
 
-Anonymous memory (RssAnon) of a process that reads all of a log and looks at every page of its values.
-Mapped pages of files are not counted: the kernel takes them back when it needs them.
+Anonymous memory (RssAnon) of a process that reads all of a log and looks at every page of its
+values. Mapped pages of files are not counted: the kernel takes them back when it needs them.
 """
 
 from __future__ import annotations

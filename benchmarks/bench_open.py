@@ -1,7 +1,7 @@
 """How long does opening a store take?
 
-A store that was closed cleanly, its one partition of 1,000 segments; a new process each time. What is
-measured: `open()`, `stream()` and asking for the next offset, so that the partition is open, too.
+A store that was closed cleanly, its one partition of 1,000 segments; a new process each time. What
+is measured: `open()`, `stream()` and asking for the next offset, so that the partition is open.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What does it cost when several processes append to one partition?
 
-Values of 100 bytes, durability "process". Four processes append together as many records as one does
-alone, to a store of their own each round. The limit is ours with one process.
+Values of 100 bytes, durability "process". Four processes append together as many records as one
+does alone, to a store of their own each round. The limit is ours with one process.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How fast do records get out of a stream?
 
-Warm: everything lies in the page cache. *Checked before*: this process has verified the hash of what
-it reads once; it does so the first time, and never again. Values of 100 bytes.
+Warm: everything lies in the page cache. *Checked before*: this process has verified the hash of
+what it reads once; it does so the first time, and never again. Values of 100 bytes.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What the benchmarks build on: how much is done, processes that do it, the C limits, the rows.
 
-A benchmark is a function `test_...(bench)` in a `bench_*.py`. It measures in processes of their own,
-in turn with the C program that does the same, and ends with one `bench.row(...)`. pytest and
+A benchmark is a function `test_...(bench)` in a `bench_*.py`. It measures in processes of their
+own, in turn with the C program that does the same, and ends with one `bench.row(...)`. pytest and
 `report.py` both call these functions. Every measured number is seconds (a record, a call or a
 byte, as the row's unit says), but for rows of memory, which are bytes, and of counts.
 """
@@ -63,19 +63,26 @@ class Scale:
     """Records that processes append together, in a round."""
     segments: int
     rival_seconds: float
+    """Of a loop."""
+
+    @property
+    def disk_bytes(self) -> int:
+        """Room that the files of a run take at most."""
+        return self.log_bytes + 4 * self.append_bytes + (1 << 30)
 
 
-TINY = Scale("tiny", 1, 1 << 20, 1, 8 << 20, 2 << 20, 2_000, 200, 5, 20, 2_000, 20, 0.01)
+TINY = Scale("tiny", 1, 1 << 20, 1, 8 << 20, 2 << 20, 2_000, 200, 5, 20, 2_000, 20, 0.005)
 QUICK = Scale("quick", 3, 128 << 20, 5, 1 << 30, 256 << 20, 500_000, 5_000, 300, 700,
-              400_000, 1_000, 0.2)  # fmt: skip
-FULL = Scale("full", 5, 1 << 30, 12, 10 << 30, 1 << 30, 4_000_000, 50_000, 3_000, 4_000,
-             4_000_000, 1_000, 1.0)  # fmt: skip
+              400_000, 1_000, 0.1)  # fmt: skip
+FULL = Scale("full", 5, 1 << 30, 12, 10 << 30, 1 << 30, 4_000_000, 50_000, 3_000, 3_000,
+             4_000_000, 1_000, 0.35)  # fmt: skip
 SCALES = {scale.name: scale for scale in (TINY, QUICK, FULL)}
 
 
 # --- rows -----------------------------------------------------------------------------------------
 
 RATES = {"M/s": 1e6, "k/s": 1e3, "GB/s": 1e9, "/s": 1.0}
+SECONDS = {"ns", "µs", "ms", *RATES}
 TIMES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "MiB": 1 / (1 << 20), "a second": 1.0}
 
 
@@ -125,7 +132,7 @@ class Row:
     def shown(self, values: list[float]) -> str:
         """Return the median and the spread of some rounds in the row's unit."""
         if not values:
-            return "–"
+            return "-"
         found = sorted(in_unit(value, self.unit) if value else 0.0 for value in values)
         middle = number(statistics.median(found))
         if len(found) == 1:
@@ -141,7 +148,7 @@ class Row:
         if self.most_wanted is not None:
             sign = "≥" if self.unit in RATES else "≤"
             wanted.append(f"{sign} {number(in_unit(self.most_wanted, self.unit))} {self.unit}")
-        return ", ".join(wanted) or "–"
+        return ", ".join(wanted) or "-"
 
     def as_dict(self) -> dict[str, Any]:
         """Return all of it for JSON, what was measured in the row's unit."""
@@ -319,9 +326,7 @@ class Bench:
         if self._program is None:
             return []
         command = [str(self._program), kind, *map(str, arguments)]
-        done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, timeout=WORKER_SECONDS
-        )
+        done = subprocess.run(command, capture_output=True, text=True, timeout=WORKER_SECONDS)
         if done.returncode:
             raise WorkerFailed(f"{' '.join(command[:5])}: {done.stderr.strip()}")
         return [float(line) for line in done.stdout.split()]

@@ -1,8 +1,8 @@
-/* The limits that benchmarks/ holds millstream to: programs that do the same stores, loads and system
- * calls, and nothing else.
+/* The limits that benchmarks/ holds millstream to: programs that do the same stores, loads and
+ * system calls, and nothing else.
  *
- * `limit KIND ARGUMENTS` measures once and prints seconds (p50 and p99 of `futex`: two numbers), each on
- * a line of its own. Every file that it makes is unlinked at once, so that nothing of it is written
+ * `limit KIND ARGUMENTS` measures once and prints seconds (`futex`: two numbers, p50 and p99), each
+ * on a line of its own. Every file that it makes is unlinked at once, so that nothing of it is written
  * to the disk later, in another row's time. Knows the layout of a batch (docs/format.md), but
  * shares no code with the core except its XXH3.
  *
@@ -69,7 +69,7 @@ static int make_file(const char *directory, uint64_t size) {
   return descriptor;
 }
 
-/* --- append ------------------------------------------------------------------------------------- */
+/* --- append ------------------------------------------------------------------------------- */
 
 typedef struct slice {
   const uint8_t *data;
@@ -162,7 +162,7 @@ static void append(const char *directory, uint64_t size, uint32_t count, bool co
   printf("%.12f\n", (now() - began) / (double)records);
 }
 
-/* --- sync --------------------------------------------------------------------------------------- */
+/* --- sync --------------------------------------------------------------------------------- */
 
 static void sync_loop(const char *directory, uint64_t size, uint64_t calls) {
   int descriptor = make_file(directory, size * (calls + 1));
@@ -178,7 +178,7 @@ static void sync_loop(const char *directory, uint64_t size, uint64_t calls) {
   printf("%.12f\n", (now() - began) / (double)calls);
 }
 
-/* --- futex -------------------------------------------------------------------------------------- */
+/* --- futex -------------------------------------------------------------------------------- */
 
 typedef struct exchange {
   _Atomic uint32_t word;
@@ -228,7 +228,7 @@ static void futex_exchange(uint64_t calls, long interval_us) {
     if (i + 1 == calls) break;
   }
   int status;
-  /* Two stamps may have met one sleeper; then it waits for more than come. Send until it has gone. */
+  /* Two stamps may have met one sleeper; then it waits for more. Send until it has gone. */
   while (waitpid(child, &status, WNOHANG) == 0) {
     nanosleep(&interval, NULL);
     atomic_store_explicit(&shared->stamp, now(), memory_order_relaxed);
@@ -237,7 +237,7 @@ static void futex_exchange(uint64_t calls, long interval_us) {
   }
 }
 
-/* --- reading files of a store ------------------------------------------------------------------- */
+/* --- reading files of a store ------------------------------------------------------------- */
 
 typedef struct mapped {
   const uint8_t *bytes;

@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import importlib
 import json
+import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -62,12 +63,12 @@ def say(text: str) -> None:
 
 def met(row: Row) -> str:
     """Return whether the target is met, as text."""
-    return {True: "yes", False: "NO", None: "–"}[row.met]
+    return {True: "yes", False: "NO", None: "-"}[row.met]
 
 
 def cells(row: Row) -> tuple[str, ...]:
     """Return a row as text."""
-    ratio = "–" if row.ratio is None else f"{row.ratio:.2f}x"
+    ratio = "-" if row.ratio is None else f"{row.ratio:.2f}x"
     work = f"{row.work} ({row.note})" if row.note else row.work
     limit = row.shown(row.limit)
     if row.limit:
@@ -130,7 +131,7 @@ def print_report(document: dict[str, Any], rows: list[Row]) -> None:
 def rate(values: list[float] | None) -> str:
     """Return a median of records a second, as text."""
     if not values:
-        return "–"
+        return "-"
     middle = sorted(values)[len(values) // 2]
     if middle >= 1e6:
         return f"{harness.number(middle / 1e6)}M"
@@ -153,7 +154,10 @@ def main(arguments: list[str] | None = None) -> int:
     with_rivals = options.rivals if options.rivals is not None else not options.only
     failures: dict[str, str] = {}
     began = time.monotonic()
-    bench = Bench(scale, options.dir)
+    where = options.dir or harness.disk()
+    if shutil.disk_usage(where).free < scale.disk_bytes:
+        parser.error(f"{where}: needs {scale.disk_bytes >> 30} GiB free; --dir chooses another")
+    bench = Bench(scale, where)
     try:
         document: dict[str, Any] = {"machine": harness.machine(str(bench.directory))}
         measure(bench, options.only, failures)

@@ -99,7 +99,8 @@ typedef struct ms_control_block {
   _Atomic uint64_t durable_offset;
   _Atomic uint32_t durable_wake;
   _Atomic uint32_t durable_waiters;
-  uint64_t reserved1[4];
+  _Atomic uint64_t sync_target;
+  uint64_t reserved1[3];
 
   _Atomic uint32_t maintenance;
   _Atomic uint32_t walk;
@@ -194,6 +195,7 @@ typedef struct ms_batch_header {
   XX(ms_control_block, durable_offset, 80)  \
   XX(ms_control_block, durable_wake, 88)    \
   XX(ms_control_block, durable_waiters, 92) \
+  XX(ms_control_block, sync_target, 96)     \
   XX(ms_control_block, maintenance, 128)    \
   XX(ms_control_block, walk, 132)           \
   XX(ms_control_block, walked, 136)         \

@@ -245,11 +245,55 @@ void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark) {
   atomic_store_explicit(&block->durable_offset, mark->offset, memory_order_release);
   /* Release: pairs with the acquire load of who waits for it or reads up to it. */
   atomic_store_explicit(&block->durable, mark->position, memory_order_release);
+}
+
+void ms_partition_begin_sync(ms_control_block *block, uint64_t target) {
+  atomic_store_explicit(&block->sync_target, target, memory_order_release);
+}
+
+/* durable_wake counts ended syncs. Who is covered by the sync under way sleeps for the next value,
+ * the others for the one after: each is woken once. */
+static uint32_t class_of(uint32_t round) { return UINT32_C(1) << (round & 31); }
+
+void ms_partition_end_sync(ms_control_block *block) {
   atomic_thread_fence(memory_order_seq_cst); /* as in ms_stream_wake */
+  uint32_t round = atomic_fetch_add_explicit(&block->durable_wake, 1, memory_order_acq_rel) + 1;
   if (atomic_load_explicit(&block->durable_waiters, memory_order_relaxed) == 0) return;
-  atomic_store_explicit(&block->durable_waiters, 0, memory_order_relaxed);
-  atomic_fetch_add_explicit(&block->durable_wake, 1, memory_order_release);
-  ms_futex_wake(&block->durable_wake, INT32_MAX);
+  ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
+  ms_futex_wake_class(&block->durable_wake, INT32_MAX, class_of(round));
+}
+
+ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self, uint64_t position,
+                                    int64_t timeout_ns, bool *out_lead) {
+  const int64_t deadline = ms_clock_monotonic_ns() + timeout_ns;
+  bool next_class = false;
+  *out_lead = false;
+  for (;;) {
+    uint32_t round = atomic_load_explicit(&block->durable_wake, memory_order_acquire), owner;
+    /* Acquire: pairs with the release in ms_partition_set_durable. */
+    if (atomic_load_explicit(&block->durable, memory_order_acquire) >= position) break;
+    if (atomic_load_explicit(&block->poison, memory_order_relaxed) != MS_POISON_NONE)
+      return MS_BUSY;
+    if (ms_owner_try_take(&block->sync, self, &owner) == MS_OK) {
+      *out_lead = true;
+      return MS_BUSY;
+    }
+    atomic_store_explicit(&block->durable_waiters, 1, memory_order_relaxed);
+    atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in ms_partition_end_sync */
+    int64_t left = deadline - ms_clock_monotonic_ns();
+    if (left <= 0) return MS_BUSY;
+    /* The target may be the last sync's, when who holds the word has not said its own yet: then
+     * this sleeps a round too long, until the one who is woken for it passes the wake on. */
+    next_class = position > atomic_load_explicit(&block->sync_target, memory_order_acquire);
+    int error = ms_futex_wait_class(&block->durable_wake, round,
+                                    class_of(round + (next_class ? 2 : 1)), left);
+    if (error != 0) return MS_BUSY;
+  }
+  if (next_class) {
+    uint32_t round = atomic_load_explicit(&block->durable_wake, memory_order_relaxed);
+    ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
+  }
+  return MS_OK;
 }
 
 void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,

@@ -68,9 +68,19 @@ MS_MUST_USE ms_status ms_partition_take_over(ms_partition *partition, uint32_t d
  * died) between them, use ms_segment_mark_at() on the tail. */
 MS_MUST_USE ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end);
 
-/* Say that the log is synced up to *mark, and wake who waits. Holder of the sync word. Never
- * falls. */
+/* Group commit. Who holds the sync word says with begin_sync up to where its sync will reach;
+ * syncs; says with set_durable that it did (the mark never falls); gives the word back; and calls
+ * end_sync, which wakes all whom the sync covered, and one of the others to lead the next. */
+void ms_partition_begin_sync(ms_control_block *block, uint64_t target);
 void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);
+void ms_partition_end_sync(ms_control_block *block);
+
+/* Become the leader of a sync or sleep until `position` is durable, at most timeout_ns, maybe
+ * less. MS_OK: it is. MS_BUSY: look again (time-out, signal, poison or another's end). With `lead`
+ * set the caller now holds the sync word. Blocks: call without the GIL. */
+MS_MUST_USE ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self,
+                                                uint64_t position, int64_t timeout_ns,
+                                                bool *out_lead);
 
 /* Write what recovery found, and open the partition for this generation. Holder of the walk word.
  */

@@ -42,6 +42,19 @@ void ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
   (void)syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
 }
 
+int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_t bits,
+                        int64_t timeout_ns) {
+  int64_t end = ms_clock_monotonic_ns() + timeout_ns; /* FUTEX_WAIT_BITSET takes a point in time */
+  struct timespec deadline = {end / 1000000000, end % 1000000000};
+  long result = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, &deadline, NULL, bits);
+  if (result == 0 || errno == EAGAIN) return 0;
+  return errno;
+}
+
+void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t bits) {
+  (void)syscall(SYS_futex, word, FUTEX_WAKE_BITSET, count, NULL, NULL, bits);
+}
+
 static int advise(void *start, size_t size, int advice) {
   return madvise(start, size, advice) == 0 ? 0 : errno;
 }

@@ -50,6 +50,12 @@ static inline void ms_cpu_relax(void) {
  * wake for nothing: callers look again. Blocks: call without the GIL. */
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
 
+/* The same for sleepers of several classes: who sleeps with a bit is woken by a wake with that
+ * bit. */
+int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_t bits,
+                        int64_t timeout_ns);
+void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t bits);
+
 /* Wake up to count sleepers (INT32_MAX: all). */
 void ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
 

@@ -13,6 +13,7 @@
 #include "ms_xxh3.h"
 
 enum { ACTIVATION_HASHED = sizeof(ms_activation) - 8 };
+enum { GATHER_BYTES_MAX = 4 << 20 }; /* of one gathered batch: it is a copy in memory */
 
 void ms_segment_geometry(uint64_t size, uint32_t *out_index_count, uint32_t *out_data_position) {
   uint64_t count = (size + MS_INDEX_BLOCK_BYTES - 1) / MS_INDEX_BLOCK_BYTES;
@@ -388,7 +389,8 @@ ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32
   ms_gather gather = {0};
   uint64_t at = *position;
   uint32_t taken = *skip;
-  while (at < limit && gather.count < records) {
+  while (at < limit && gather.count < records &&
+         gather.value_bytes + gather.key_bytes + gather.header_bytes < GATHER_BYTES_MAX) {
     ms_view view;
     ms_status status = ms_segment_view(segment, at, limit, &view, err);
     if (status == MS_END) break;

@@ -1,7 +1,7 @@
-"""What do others do with the same records? Each rival in a process of its own, each loop on its own file.
+"""What do others do with the same records? Each work of a rival has its own process and file.
 
-A rival is a module here with a class `Rival`; it is left out, with a note, where what it needs is not
-installed. Loops end after a time or 300 MB. Unsynced loops are rates into the page cache; their
+A rival is a module here with a class `Rival`; it is left out, with a note, where what it needs is
+not installed. Loops end after a time or 300 MB. Unsynced loops are rates into the page cache; their
 files are removed at once. *synced*: each call returns after fdatasync or the rival's equal.
 """
 
@@ -60,7 +60,7 @@ def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     log = rival(os.path.join(path, "log"), work.startswith("synced"))
     try:
         if work.startswith("read"):
-            for _ in range(200 if seconds >= 0.2 else 2):
+            for _ in range(200 if seconds >= 0.1 else 2):
                 log.append_many(values)
             log.finish()
             found = read(log.read_each if work == "read each" else log.read_batches, seconds)
@@ -73,9 +73,7 @@ def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     return {"title": rival.title, "rate": found}
 
 
-def append(
-    call: Callable[[Any], None], given: Iterable[Any], count: int, seconds: float
-) -> float:
+def append(call: Callable[[Any], None], given: Iterable[Any], count: int, seconds: float) -> float:
     """Records a second."""
     from benchmarks import harness
 
@@ -120,7 +118,7 @@ def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
             for _ in range(rounds):
                 if one["skipped"]:
                     break
-                arguments = {"name": name, "work": work, "seconds": bench.scale.rival_seconds / 2}
+                arguments = {"name": name, "work": work, "seconds": bench.scale.rival_seconds}
                 path = bench.new_path()
                 try:
                     result = bench.run(run, path=path, **arguments)

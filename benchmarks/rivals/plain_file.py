@@ -1,4 +1,4 @@
-"""A file with a 1 MiB buffer: length and bytes. What is in the buffer is lost when the process dies."""
+"""A file with a 1 MiB buffer: length and bytes. A kill takes what is in the buffer."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ class Rival:
 
     def __init__(self, path: str, synced: bool) -> None:
         self.path = path
-        self.file = open(path, "wb", buffering=1 << 20)
+        self.file = open(path, "wb", buffering=1 << 20)  # noqa: SIM115
         self.synced = synced
 
     def append(self, value: bytes) -> None:

@@ -2,11 +2,15 @@
 from libc.stdint cimport int32_t, int64_t, uint8_t, uint16_t, uint32_t, uint64_t
 from libc.stddef cimport size_t
 
+cdef extern from "<stdbool.h>" nogil:
+    ctypedef bint cbool "bool"
+
 cdef extern from "ms_platform.h" nogil:
     int64_t ms_clock_wall_us()
     int64_t ms_clock_monotonic_ns()
     int ms_futex_wait(const void *word, uint32_t expected, int64_t timeout_ns)
     void ms_futex_wake(const void *word, int32_t count)
+    int ms_futex_wait_class(const void *word, uint32_t expected, uint32_t bits, int64_t timeout_ns)
     int ms_pages_populate(void *start, size_t size, bint writable)
     int ms_pages_remove(void *start, size_t size)
     int ms_pages_random(void *start, size_t size)
@@ -81,6 +85,7 @@ cdef extern from "ms_format.h" nogil:
         uint64_t durable_offset
         uint32_t durable_wake
         uint32_t durable_waiters
+        uint64_t sync_target
         uint32_t maintenance
         uint32_t walk
         uint64_t walked
@@ -225,7 +230,11 @@ cdef extern from "ms_partition.h" nogil:
                                       ms_appended *out, ms_error *err)
     ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner)
     ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end)
+    void ms_partition_begin_sync(ms_control_block *block, uint64_t target)
     void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark)
+    void ms_partition_end_sync(ms_control_block *block)
+    ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self, uint64_t position,
+                                        int64_t timeout_ns, cbool *out_lead)
     void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,
                                 uint64_t active, uint64_t first_segment, uint64_t first_offset,
                                 uint32_t poison)

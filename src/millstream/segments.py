@@ -297,10 +297,15 @@ class PartitionLog:
         if self.native.durable >= self.native.tail:
             return
         self.syncing.take(timeout)
+        self._lead(self.syncing.inherited, self._sealed_end() if sealed else None)
+
+    def _lead(self, inherited: bool, mark: Mark | None = None) -> None:
+        """Sync, give the sync word back, and wake who waited for it."""
         try:
-            self._sync_owned(self.syncing.inherited, self._sealed_end() if sealed else None)
+            self._sync_owned(inherited, mark)
         finally:
             self.syncing.release()
+            self.native.end_sync()
 
     def _sealed_end(self) -> Mark:
         """The mark at which the active segment begins."""
@@ -316,16 +321,16 @@ class PartitionLog:
         durable = self.native.durable
         if mark[0] <= durable:
             return
-        try:
-            for segment, begin, end in self.between(durable, mark[0]):
-                if inherited:
-                    # The dead holder's sync may have failed unseen: the pages must be dirty to be written again.
-                    self.segment(segment.number, write=True).dirty(begin, end)
-                if segment.descriptor < 0:
-                    segment.descriptor = files.open_file(segment.path, write=True)
+        self.native.begin_sync(mark[0])
+        for segment, begin, end in self.between(durable, mark[0]):
+            if inherited:
+                # The dead holder's sync may have failed unseen: the pages must be dirty to be written again.
+                self.segment(segment.number, write=True).dirty(begin, end)
+            if segment.descriptor < 0:
+                segment.descriptor = files.open_file(segment.path, write=True)
+            try:
                 files.sync(segment.descriptor, segment.path)
-        except BaseException as error:
-            if isinstance(error, OSError):
+            except OSError as error:
                 self.native.set_poison(POISON_SYNC)
                 raise Indeterminate(
                     error.errno or 0,
@@ -333,24 +338,22 @@ class PartitionLog:
                     "not survive a power cut; close the store in every process and open it again",
                     self.path,
                 ) from error
-            raise
         self.native.set_durable(mark)
 
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
-        """The segments that hold the positions [begin, end), with their parts of it."""
-        parts: list[tuple[_native.Segment, int, int]] = []
-        position = begin
-        while position < end:
-            found = self.locate(position)
-            if found is None:
-                break
-            segment, until = found
-            until = min(until, end)
-            parts.append((segment, position, until))
-            if until <= position:
-                break
-            position = until
-        return parts
+        """The segments that hold the positions [begin, end), with their parts; what is retired is left out."""
+        while True:
+            numbers = self.current()
+            try:
+                bases = [self.base(number)[0] for number in numbers]
+                return [
+                    (self.activated(number), max(begin, base), min(end, until))
+                    for number, base, until in zip(numbers, bases, [*bases[1:], end], strict=True)
+                    if base < end and until > begin
+                ]
+            except NotFound as error:
+                if not self.not_found(error):
+                    raise
 
     def check_poison(self) -> None:
         """Refuse where an earlier sync failed."""
@@ -370,11 +373,8 @@ class PartitionLog:
                 raise Indeterminate(0, "the sync behind the record failed; it may not survive a power cut", self.path)
             step = native.lead_or_wait(position, deadline - time.monotonic())
             if step == "lead" or (step == "look" and self.syncing.try_take()):
-                try:
-                    # Of a dead leader, who had it in a hand that we took it from, the pages are dirtied anew.
-                    self._sync_owned(step == "look" and self.syncing.inherited)
-                finally:
-                    self.syncing.release()
+                # What a dead leader was at may have failed unseen: its pages are made dirty anew.
+                self._lead(step == "look" and self.syncing.inherited)
             elif step == "look" and time.monotonic() >= deadline:
                 raise Indeterminate(
                     0, f"the record is stored, but its sync did not end in time ({self.syncing.name})", self.path

@@ -156,38 +156,40 @@ cdef class Partition:
     def lead_or_wait(self, uint64_t position, double timeout):
         """Group commit: "done" when the position is durable, "lead" when the caller now holds the sync word and
         must sync, "look" when the time-out or a slice passed, or the log is poisoned."""
-        cdef uint32_t owner, seen
         cdef int64_t left = <int64_t>(timeout * 1e9)
-        cdef int64_t deadline = ms_clock_monotonic_ns() + (left if left < DURABLE_SLICE_NS else DURABLE_SLICE_NS)
-        while ms_load64(&self.c.block.durable) < position:
-            if ms_load32(&self.c.block.poison) != 0:
-                return "look"
-            seen = ms_load32(&self.c.block.durable_wake)
-            if ms_owner_try_take(&self.c.block.sync, self.c.self, &owner) == MS_OK:
-                return "lead"
-            ms_store32(&self.c.block.durable_waiters, 1)
-            ms_fence()
-            if ms_load64(&self.c.block.durable) >= position:
-                break
-            left = deadline - ms_clock_monotonic_ns()
-            if left <= 0:
-                return "look"
-            with nogil:
-                ms_futex_wait(&self.c.block.durable_wake, seen, left)
-            PyErr_CheckSignals()
-        return "done"
+        cdef ms_status status
+        cdef cbool lead = False
+        if left > DURABLE_SLICE_NS:
+            left = DURABLE_SLICE_NS
+        if ms_load64(&self.c.block.durable) >= position:
+            return "done"
+        with nogil:
+            status = ms_partition_lead_or_wait(self.c.block, self.c.self, position, left, &lead)
+        if lead:
+            return "lead"
+        PyErr_CheckSignals()
+        return "done" if status == MS_OK else "look"
 
     def wait_durable(self, uint64_t position, double timeout):
-        """Sleep until `durable` may have reached the position: at most `timeout` seconds, maybe less."""
+        """Sleep, without leading, until `durable` may have reached the position: at most `timeout` seconds."""
         cdef uint32_t seen = ms_load32(&self.c.block.durable_wake)
         cdef int64_t left = <int64_t>(timeout * 1e9)
-        ms_store32(&self.c.block.durable_waiters, 1)
-        ms_fence()
+        if self.c.self != 0:  # a read-only map cannot say that somebody waits
+            ms_store32(&self.c.block.durable_waiters, 1)
+            ms_fence()
         if ms_load64(&self.c.block.durable) < position and ms_load32(&self.c.block.poison) == 0:
             with nogil:
-                ms_futex_wait(&self.c.block.durable_wake, seen, left)
+                ms_futex_wait_class(&self.c.block.durable_wake, seen, 0xffffffff, left)
             PyErr_CheckSignals()
         return ms_load64(&self.c.block.durable) >= position
+
+    def begin_sync(self, uint64_t target):
+        """The sync that the holder of the sync word begins will reach this position."""
+        ms_partition_begin_sync(self.c.block, target)
+
+    def end_sync(self):
+        """The sync word is free again: wake whom the sync covered, and one to lead the next."""
+        ms_partition_end_sync(self.c.block)
 
     def word(self, str name, str what, double timeout):
         """A long word of the block: "sync", "maintenance" or "walk"."""

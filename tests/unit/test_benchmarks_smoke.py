@@ -1,0 +1,52 @@
+"""The benchmarks run: tiny, so that their figures mean nothing and are not looked at."""
+
+import json
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+
+pytestmark = [
+    pytest.mark.skipif(not (ROOT / "benchmarks").is_dir(), reason="benchmarks/ is not here"),
+    pytest.mark.skipif(shutil.which("cc") is None, reason="no C compiler (cc) for the limits"),
+]
+
+
+def run(*arguments: str) -> str:
+    """Run a module of ours and return what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-m", *arguments], cwd=ROOT, capture_output=True, text=True, timeout=120
+    )
+    assert done.returncode == 0, f"{done.stderr}\n{done.stdout}"
+    return done.stdout
+
+
+def test_report_measures_every_row_and_its_limit() -> None:
+    pytest.importorskip("pyarrow")
+    document = json.loads(run("benchmarks", "--tiny", "--json", "--no-rivals"))
+    rows = document["rows"]
+    assert document["failures"] == {}
+    assert len(rows) >= 28
+    assert all(row["ours"] and all(value >= 0 for value in row["ours"]) for row in rows)
+    assert all(row["limit"] for row in rows if row["limit_is"])
+    assert all(row["met"] in (True, False) for row in rows), "every row has a target"
+    assert {row["unit"] for row in rows} >= {"ns", "µs", "ms", "M/s", "GB/s", "MiB"}
+
+
+def test_report_prints_tables() -> None:
+    printed = run("benchmarks", "--tiny", "--only", "sync.one", "--no-rivals")
+    assert "sync append, one caller" in printed
+    assert "of 1 targets met" in printed
+
+
+@pytest.mark.parametrize("name", ["millstream_", "plain_file", "os_write", "sqlite"])
+@pytest.mark.parametrize("work", ["append 1", "by 1,000", "read each", "read batch"])
+def test_rival_does_its_work(name: str, work: str, tmp_path: Path) -> None:
+    arguments = {"name": name, "work": work, "path": str(tmp_path / "log"), "seconds": 0.005}
+    found = json.loads(run("benchmarks.worker", "benchmarks.rivals", "run", json.dumps(arguments)))
+    assert "skipped" not in found
+    assert found["rate"] is None or found["rate"] > 0
