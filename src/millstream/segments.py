@@ -47,12 +47,16 @@ class SegmentCache:
         return None if found is None else found[1]
 
     def put(self, log: PartitionLog, segment: _native.Segment) -> None:
+        surplus = []
         with self._lock:
+            before = self._segments.pop((id(log), segment.number), None)
+            if before is not None:
+                surplus.append(before)  # mapped read-only, or by two threads at once
             self._segments[id(log), segment.number] = (log, segment)
-            self._segments.move_to_end((id(log), segment.number))
             while len(self._segments) > self.most:
-                _, (owner, oldest) = self._segments.popitem(last=False)
-                owner.let_go(oldest, syncing=owner.stream.durability != "process")
+                surplus.append(self._segments.popitem(last=False)[1])
+        for owner, oldest in surplus:
+            owner.let_go(oldest)
 
     def drop(self, log: PartitionLog, number: int) -> None:
         with self._lock:
@@ -142,15 +146,13 @@ class PartitionLog:
         self.store._cache.put(self, segment)
         return segment
 
-    def let_go(self, segment: _native.Segment, *, syncing: bool = False) -> None:
+    def let_go(self, segment: _native.Segment) -> None:
         """The cache gives a map up: what was made from it lives on, the next append maps anew."""
         if self.native.active is segment:
-            if syncing and self.native.durable < self.native.tail and not self.native.poison:
-                self.sync()  # its descriptor is the one that a write error would be reported to
             self.native.set_active(None)
         if self.native.next is segment:
             self.native.set_next(None)
-        descriptor, segment.descriptor = segment.descriptor, -1
+        descriptor = segment.give_up()
         if descriptor >= 0:
             files.close(descriptor)
 
@@ -326,10 +328,11 @@ class PartitionLog:
             if inherited:
                 # The dead holder's sync may have failed unseen: the pages must be dirty to be written again.
                 self.segment(segment.number, write=True).dirty(begin, end)
-            if segment.descriptor < 0:
-                segment.descriptor = files.open_file(segment.path, write=True)
+            descriptor = segment.take_descriptor()
+            if descriptor < 0:
+                descriptor = files.open_file(segment.path, write=True)
             try:
-                files.sync(segment.descriptor, segment.path)
+                files.sync(descriptor, segment.path)
             except OSError as error:
                 self.native.set_poison(POISON_SYNC)
                 raise Indeterminate(
@@ -338,19 +341,25 @@ class PartitionLog:
                     "not survive a power cut; close the store in every process and open it again",
                     self.path,
                 ) from error
+            finally:
+                if not segment.keep_descriptor(descriptor):
+                    files.close(descriptor)
         self.native.set_durable(mark)
 
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
         """The segments that hold the positions [begin, end), with their parts; what is retired is left out."""
         while True:
-            numbers = self.current()
+            parts: list[tuple[_native.Segment, int, int]] = []
+            until = end
             try:
-                bases = [self.base(number)[0] for number in numbers]
-                return [
-                    (self.activated(number), max(begin, base), min(end, until))
-                    for number, base, until in zip(numbers, bases, [*bases[1:], end], strict=True)
-                    if base < end and until > begin
-                ]
+                for number in reversed(self.current()):
+                    base = self.base(number)[0]
+                    if base < end:
+                        parts.append((self.activated(number), max(begin, base), min(end, until)))
+                    until = base
+                    if base <= begin:
+                        break
+                return parts[::-1]
             except NotFound as error:
                 if not self.not_found(error):
                     raise

@@ -33,7 +33,9 @@ def test_report_measures_every_row_and_its_limit() -> None:
     assert len(rows) >= 28
     assert all(row["ours"] and all(value >= 0 for value in row["ours"]) for row in rows)
     assert all(row["limit"] for row in rows if row["limit_is"])
-    assert all(row["met"] in (True, False) for row in rows), "every row has a target"
+    judged = [row for row in rows if row["target"] != "-"]
+    assert len(judged) >= 28
+    assert all(row["met"] in (True, False) for row in judged)
     assert {row["unit"] for row in rows} >= {"ns", "µs", "ms", "M/s", "GB/s", "MiB"}
 
 

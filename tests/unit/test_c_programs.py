@@ -73,6 +73,13 @@ def core(build: Path) -> Core:
     return Core([str(build / f"{source.stem}.o") for source in SOURCES], sanitizers, problem)
 
 
+def own_flags(program: Path) -> list[str]:
+    """Return the flags that the first line of a program asks for."""
+    with program.open() as file:
+        first = file.readline()
+    return shlex.split(first.removeprefix("/* flags: ")) if first.startswith("/* flags: ") else []
+
+
 def find_sanitizers(build: Path) -> list[str]:
     """Return the flags with which an empty program can be built and run, or none."""
     source, target = build / "empty.c", build / "empty"
@@ -91,9 +98,10 @@ def test_c_programs_are_built_with_sanitizers(core: Core) -> None:
 def test_c_program_passes(program: Path, core: Core, build: Path) -> None:
     assert not core.problem, f"csrc does not compile\n{core.problem}"
     target = str(build / program.stem)
-    linked = run(
-        [*CC, *FLAGS, *core.sanitizers, str(program), *core.objects, "-lpthread", "-o", target]
-    )
+    own = own_flags(program)
+    under = [str(source) for source in SOURCES] if own else core.objects
+    flags = [*FLAGS, *own, *core.sanitizers]
+    linked = run([*CC, *flags, str(program), *under, "-pthread", "-o", target])
     if linked.returncode != 0:
         pytest.fail(f"{program.name} does not build\n{linked.stdout}", pytrace=False)
     try:

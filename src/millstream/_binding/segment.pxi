@@ -20,7 +20,8 @@ cdef class Segment:
     cdef bint mapped
     cdef readonly str path
     cdef readonly uint32_t partition
-    cdef public int descriptor
+    cdef int descriptor
+    cdef bint given_up
 
     def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition, uint64_t number,
                   bint writable, str path):
@@ -51,6 +52,24 @@ cdef class Segment:
         PyMem_Free(self.c.checked)
         if self.mapped:
             PyBuffer_Release(&self.buffer)
+
+    def take_descriptor(self):
+        """The descriptor kept for syncing, now the caller's; -1: there is none."""
+        cdef int descriptor = self.descriptor
+        self.descriptor = -1
+        return descriptor
+
+    def keep_descriptor(self, int descriptor):
+        """Keep it for the next sync; False: the segment was given up, close it."""
+        if self.given_up or self.descriptor >= 0:
+            return False
+        self.descriptor = descriptor
+        return True
+
+    def give_up(self):
+        """Keep no descriptor any more; the one that was kept, or -1."""
+        self.given_up = True
+        return self.take_descriptor()
 
     @property
     def number(self):
