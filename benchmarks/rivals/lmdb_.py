@@ -5,7 +5,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-import lmdb
+import lmdb  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 KEY = struct.Struct(">Q")
 

@@ -5,7 +5,12 @@ from __future__ import annotations
 import struct
 from collections.abc import Iterator
 
-from rocksdict import Options, Rdict, WriteBatch, WriteOptions
+from rocksdict import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
+    Options,
+    Rdict,
+    WriteBatch,
+    WriteOptions,
+)
 
 KEY = struct.Struct(">Q")
 

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from millstream.stream import Stream
 
 UNLIMITED = 1 << 62
+KEEP_MAPS = 16
 CORRUPT = 2
 
 
@@ -46,9 +47,10 @@ def offset_at(log: PartitionLog, timestamp: int) -> int:
 
 
 def _end_of(log: PartitionLog, number: int) -> int:
+    tail = log.native.tail  # before the numbers, see PartitionLog.locate
     numbers = log.current()
     at = numbers.index(number)
-    return int(log.activated(numbers[at + 1]).base_position if at + 1 < len(numbers) else log.native.tail)
+    return int(log.activated(numbers[at + 1]).base_position if at + 1 < len(numbers) else tail)
 
 
 class PartitionReader:
@@ -125,6 +127,10 @@ class PartitionReader:
         """Is there something to read?"""
         return self.cursor.position < self.limit()
 
+    def forget(self) -> None:
+        """Hold no map between batches: a map is a descriptor, and there may be readers of many partitions."""
+        self._segment = None
+
     def next(self, most: int) -> Batch | None:
         """The next batch of at most `most` records, or None at the end."""
         cursor, log = self.cursor, self.log
@@ -178,10 +184,12 @@ def _readers(
             raise InvalidArgument(f"start {start!r} is not of partition {partition}")
         partition = start.partition
     which = range(stream.partitions) if partition is None else [partition]
-    return (
-        [PartitionReader(stream._log(index), start, durable=durable, on_lost=on_lost) for index in which],
-        partition is None,
-    )
+    readers = []
+    for index in which:
+        readers.append(PartitionReader(stream._log(index), start, durable=durable, on_lost=on_lost))
+        if len(which) > KEEP_MAPS:
+            readers[-1].forget()
+    return readers, partition is None
 
 
 def _check_counts(timeout: float | None, max_records: int | None) -> int:
@@ -207,6 +215,8 @@ class _Turn:
             if left <= 0:
                 return
             batch = one.next(left)
+            if len(self.readers) > KEEP_MAPS:
+                one.forget()
             if batch is not None:
                 left -= len(batch)
                 yield batch

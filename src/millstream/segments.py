@@ -86,6 +86,7 @@ class PartitionLog:
             control = _native.private_memory(self.store._rebuilt(stream.path))
             self.native = stream._new_partition(index, self.store._members, self.store._generation, control)
             self.private = True
+        self._names_synced = False
         self.numbers: list[int] = []
         self._structure = -1
         self._bases: dict[int, tuple[int, int]] = {}
@@ -177,6 +178,7 @@ class PartitionLog:
 
     def _last_at_or_before(self, which: int, wanted: int) -> tuple[_native.Segment, int] | None:
         """The last segment whose base (0: position, 1: offset) is not above `wanted`, and where it ends."""
+        tail = self.native.tail  # before the numbers: what was appended later may lie in a segment they do not have
         numbers = self.current()
         low, high = 0, len(numbers)
         while low < high:
@@ -187,7 +189,7 @@ class PartitionLog:
                 high = middle
         if low == 0:
             return None
-        end = self.base(numbers[low])[0] if low < len(numbers) else self.native.tail
+        end = self.base(numbers[low])[0] if low < len(numbers) else tail
         return self.activated(numbers[low - 1]), end
 
     def locate(self, position: int) -> tuple[_native.Segment, int] | None:
@@ -331,6 +333,7 @@ class PartitionLog:
             descriptor = segment.take_descriptor()
             if descriptor < 0:
                 descriptor = files.open_file(segment.path, write=True)
+                self._sync_names()
             try:
                 files.sync(descriptor, segment.path)
             except OSError as error:
@@ -346,6 +349,14 @@ class PartitionLog:
                     files.close(descriptor)
         self.native.set_durable(mark)
 
+    def _sync_names(self) -> None:
+        """Whoever published a segment may not have come to sync its directory yet, or may be dead."""
+        files.sync_directory(self.path)
+        if not self._names_synced:
+            files.sync_directory(self.stream.path)
+            files.sync_directory(os.path.dirname(self.stream.path))
+            self._names_synced = True
+
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
         """The segments that hold the positions [begin, end), with their parts; what is retired is left out."""
         while True:
@@ -354,10 +365,11 @@ class PartitionLog:
             try:
                 for number in reversed(self.current()):
                     base = self.base(number)[0]
-                    if base < end:
+                    # Also those without a batch, too small for the one that came: the next one names them.
+                    if base < end and (base >= begin or until > begin):
                         parts.append((self.activated(number), max(begin, base), min(end, until)))
                     until = base
-                    if base <= begin:
+                    if base < begin:
                         break
                 return parts[::-1]
             except NotFound as error:

@@ -48,7 +48,7 @@ def test_writers_killed_while_others_go_on(tmp_path, history, partitions, durabi
         workers.line(reader)
         reader.stdin.close()
         counts.append(int(workers.line(reader)))
-        assert reader.wait(workers.DEADLINE_S) == 0
+        assert workers.stop(reader) == 0
     records, _ = workers.judge(store, history)
     assert sum(counts) <= records
     workers.verified(store)

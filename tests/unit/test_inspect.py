@@ -33,7 +33,7 @@ from store_builder import (
 
 from millstream import inspect
 from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
-from millstream.repair import repair
+from millstream.inspect import repair
 
 
 @pytest.fixture

@@ -9,6 +9,8 @@ Crash: after a kill at any instruction run it again; at worst a `.tmp` copy lies
 Threads: one call at a time a store, held by the gate; no other process may have it open.
 """
 
+from __future__ import annotations
+
 import errno
 import fcntl
 import json
@@ -20,27 +22,11 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from millstream.errors import NotFound, StorageError, VersionMismatch
-from millstream.inspect import (
-    ACTIVATION,
-    BATCH,
-    BATCH_BYTES_MAX,
-    FILLER,
-    LOW,
-    MEMBER,
-    SEGMENT,
+from millstream.inspect.catalog import (
     STORE_JSON,
-    Batch,
-    File,
-    Invalid,
-    Log,
-    Problem,
     SegmentInfo,
     StoreInfo,
-    Walk,
     check_members,
-    decode,
-    hash64,
-    logs,
     open_store,
     open_stream,
     partition_numbers,
@@ -49,6 +35,22 @@ from millstream.inspect import (
     stream_paths,
     unreadable,
 )
+from millstream.inspect.columns import Batch, decode
+from millstream.inspect.layout import (
+    ACTIVATION,
+    BATCH,
+    BATCH_BYTES_MAX,
+    FILLER,
+    LOW,
+    MEMBER,
+    SEGMENT,
+    File,
+    Invalid,
+    Problem,
+    hash64,
+)
+from millstream.inspect.reading import logs
+from millstream.inspect.walk import Log, Walk
 
 COPY_BYTES = 1 << 20
 Patch = tuple[int, bytes]

@@ -1,0 +1,358 @@
+"""The walk along a partition: which segments belong to it, and where its log ends and why."""
+
+from __future__ import annotations
+
+import errno
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+from millstream.errors import StorageError
+from millstream.inspect.catalog import (
+    SegmentInfo,
+    StoreInfo,
+    StreamInfo,
+    listing,
+    read_segment,
+    unreadable,
+)
+from millstream.inspect.columns import Batch, decode
+from millstream.inspect.layout import (
+    BATCH,
+    BATCH_BYTES_MAX,
+    BLOCK,
+    CONTROL,
+    FILLER,
+    FLAGS_KNOWN,
+    LOW,
+    WINDOW_BYTES,
+    File,
+    Finding,
+    Invalid,
+    Note,
+    Problem,
+)
+
+
+class Log:
+    """One partition: its segments in order, where its walk ends, and what is found on the way.
+
+    `tail` is the position that the control block gives, None where it cannot be used. `settled`:
+    whatever lies below the tail was published and must be whole (the store is clean or alive).
+    """
+
+    def __init__(self, store: StoreInfo, stream: StreamInfo, number: int) -> None:
+        self.stream, self.number = stream, number
+        self.path = stream.path / f"{number:05}"
+        self.tail: int | None = None
+        self.block: dict[str, Any] = {}
+        self.settled = False
+        for _ in range(5):  # the tail is read last; a roll in between is seen as a newer segment
+            self.findings: list[Finding] = []
+            segments = self._load(store)
+            self._read_control(store)
+            newest = segments[-1].number if segments else 0
+            if not (store.alive and self.block.get("active", 0) > newest):
+                break
+        self.segments = self._chain(segments)
+        self._check_control(store)
+
+    def _load(self, store: StoreInfo) -> list[SegmentInfo]:
+        segments = []
+        for path in listing(self.path):
+            if path.suffix in (".tmp", ".lost", ".corrupt"):
+                self.findings.append(Note(path.suffix[1:], path, None, "set aside, never read"))
+            elif not re.fullmatch(r"[0-9]{16}\.seg", path.name):
+                self.findings.append(Note("foreign", path, None, "not a file of a store"))
+            else:
+                try:
+                    segment, finding = read_segment(path, store, self.stream, self.number)
+                except Invalid as bad:
+                    advice = "its batches cannot be checked without it; restore it from a backup"
+                    segment, finding = None, bad.problem("segment", path, 0, advice)
+                except StorageError as error:
+                    if error.errno == errno.ENOENT:  # retired since it was listed
+                        continue
+                    segment, finding = None, unreadable(path, error)
+                segments += [segment] if segment else []
+                self.findings += [finding] if finding else []
+        return segments
+
+    def _read_control(self, store: StoreInfo) -> None:
+        path = self.stream.path / "control"
+        try:
+            with File(path) as file:
+                fields = CONTROL.read(file.read(0, 4096).tobytes().ljust(CONTROL.size, b"\0"))
+                raw = file.read(4096 + 256 * self.number, 256)
+            expected = {"magic": b"MSCNTRL1", "version": 1, "store_id": store.store_id}
+            for name, value in {**expected, "stream_id": self.stream.stream_id}.items():
+                if fields[name] != value:
+                    raise Invalid(name, value, fields[name])
+            if len(raw) < 256 or self.number >= fields["partitions"]:
+                raise Invalid("block of partition", self.number, f"{fields['partitions']} blocks")
+            block = BLOCK.read(raw)
+            walked = block["walked"] == store.generation
+            if walked and store.clean and block["durable"] != block["tail"]:
+                raise Invalid("durable, in a clean store,", block["tail"], block["durable"])
+        except (Invalid, StorageError) as error:
+            self.block, self.tail, self.settled = {}, None, False
+            self.findings.append(Note("control", path, None, f"not used: {error}"))
+            return
+        self.block = block
+        self.tail = self.block["tail"] if walked else None
+        self.settled = walked and (store.clean or store.alive)
+
+    def _check_control(self, store: StoreInfo) -> None:
+        if not self.settled:
+            return
+        first, active = self.block["first_segment"], self.block["active"]
+        numbers = [segment.number for segment in self.segments]
+        for what, number in (("oldest", first), ("active", active)):
+            gone = number and number not in numbers and (what == "active" or not store.alive)
+            if gone and not (what == "oldest" and numbers and numbers[0] < number):
+                path = self.path / f"{number:016}.seg"
+                advice = "the segment is gone or unreadable: restore it from a backup"
+                found = f"segments {numbers[:1]} to {numbers[-1:]}"
+                expected = f"segment {number}, the {what} one"
+                problem = Problem("missing", path, None, None, expected, found, advice)
+                self.findings.append(problem)
+
+    def _chain(self, segments: list[SegmentInfo]) -> list[SegmentInfo]:
+        """Return the segments in order, with their ends; findings say what does not belong."""
+        chain = segments[-1:]
+        for segment in reversed(segments[:-1]):
+            after = chain[0]
+            linked = after.predecessor == segment.number
+            older = after.predecessor > segment.number or after.predecessor == 0
+            if (
+                linked
+                and not segment.base_position <= after.base_position <= segment.limit_position
+            ):
+                linked, older = False, True
+            if not linked and not older:
+                advice = "a later segment continues an earlier one: recovery was cut short"
+                found = f"predecessor {after.predecessor} of segment {after.number}"
+                expected = f"segment {segment.number} in the chain"
+                stray = Problem("stray", segment.path, 4096, None, expected, found, advice)
+                self.findings.append(stray)
+                continue
+            end = after.base_position if linked else None
+            chain[0] = replace(after, link_broken=not linked)
+            chain.insert(0, replace(segment, end_position=end))
+        if chain:
+            last = chain[-1]
+            usable = (
+                self.tail is not None and last.base_position <= self.tail <= last.limit_position
+            )
+            usable = usable and self.block["active"] <= last.number
+            chain[-1] = replace(last, active=True, end_position=self.tail if usable else None)
+        return chain
+
+    def events(self) -> Iterator[SegmentInfo | Batch | Finding]:
+        """Walk: yield each segment, then its batches, with findings where they are found."""
+        yield from self.findings
+        walk: Walk | None = None
+        for index, segment in enumerate(self.segments):
+            if walk is None or segment.link_broken:
+                if walk is not None:
+                    yield self._gap(walk, segment)
+                walk = Walk(segment)
+            else:
+                yield from walk.enter(segment)
+            yield segment
+            try:
+                with File(segment.path) as file:
+                    yield from self.segment_events(file, index, walk)
+            except StorageError as error:
+                if error.errno == errno.ENOENT and index == 0:
+                    yield Note("retired", segment.path, None, "retention took it away just now")
+                else:
+                    yield unreadable(segment.path, error)
+                walk.lost = True
+            if walk.ended:
+                return
+
+    def _gap(self, walk: Walk, segment: SegmentInfo) -> Problem:
+        lost = (walk.offset, segment.base_offset) if walk.offset < segment.base_offset else None
+        expected = f"segment {segment.predecessor} before segment {segment.number}"
+        advice = "restore it from a backup, or repair its activation record"
+        path = self.path / f"{segment.predecessor:016}.seg"
+        return Problem("missing", path, None, lost, expected, "none that is sound", advice)
+
+    def segment_events(self, file: File, index: int, walk: Walk) -> Iterator[Batch | Finding]:
+        """Walk one segment; says in `walk` where and how it ended."""
+        segment = self.segments[index]
+        ends = segment.end_position
+        while walk.position < (segment.limit_position if ends is None else ends):
+            stop = segment.limit_position if ends is None else ends
+            try:
+                batch = decode(file, segment, walk.position, stop)
+                walk.check(batch)
+            except Invalid as bad:
+                if segment.active and ends is not None and self._beyond(file, segment, walk):
+                    text = f"its tail {ends} lies within a batch that is valid; not used"
+                    yield Note("control", self.stream.path / "control", None, text)
+                    ends = None
+                    continue
+                finding, resume = self._failure(file, index, walk, bad, ends)
+                if finding is not None:
+                    yield finding
+                if not isinstance(finding, Problem) or finding.kind == "version":
+                    following = self.segments[index + 1 : index + 2]
+                    walk.ended = not (following and following[0].link_broken)
+                    return
+                walk.lost = True
+                if resume is None:
+                    walk.ended = index + 1 == len(self.segments)
+                    return
+                walk.resume(resume)
+                continue
+            yield batch
+            walk.pass_over(batch)
+
+    def _beyond(self, file: File, segment: SegmentInfo, walk: Walk) -> bool:
+        try:
+            walk.check(decode(file, segment, walk.position, segment.limit_position))
+        except Invalid:
+            return False
+        return True
+
+    def _failure(
+        self, file: File, index: int, walk: Walk, bad: Invalid, ends: int | None
+    ) -> tuple[Finding | None, Batch | None]:
+        """Tell corruption from a torn tail at walk.position; the batch where a walk can go on."""
+        segment, position = self.segments[index], walk.position
+        at = segment.file_position(position)
+        if bad.newer:
+            return bad.problem("version", segment.path, at), None
+        published = self.settled and ends is not None
+        stop = ends if ends is not None and (published or not segment.active) else None
+        limit = segment.limit_position if stop is None else stop
+        resume, proof = self._look_further(file, index, walk, limit)
+        if proof is None and not published:
+            blank = not any(file.read(at, min(BATCH.size, segment.limit_position - position)))
+            if resume is None and (blank or segment.limit_position - position < BATCH.size):
+                return None, None
+            text = f"from here on nothing is proved to have been durable ({bad})"
+            return Note("torn", segment.path, at, text), None
+        following = self.segments[index + 1 : index + 2]
+        after = resume.base_offset if resume else following[0].base_offset if following else None
+        if after is None and self.block.get("hint_tail") == ends and ends is not None:
+            after = self.block["hint_offset"]
+        advice = f"millstream repair sets the damaged bytes aside ({proof or 'below the tail'})"
+        if resume is None:
+            advice = (
+                f"no valid batch follows in this file: restore it ({proof or 'below the tail'})"
+            )
+        lost = (walk.offset, after)
+        return Problem("batch", segment.path, at, lost, bad.expected, bad.found, advice), resume
+
+    def _look_further(
+        self, file: File, index: int, walk: Walk, limit: int
+    ) -> tuple[Batch | None, str | None]:
+        """Return the next valid batch in this segment, and what proves the failure corruption."""
+        segment, position, resume = self.segments[index], walk.position, None
+        for batch in scan(file, segment, position, limit):
+            if batch is None:
+                return resume, "too many plausible headers to search them all"
+            if batch.position > position and batch.base_offset >= walk.offset:
+                resume = resume or batch
+            if batch.synced_position > position:
+                return resume, f"the batch at {batch.position} was written when this was durable"
+        for later in self.segments[index + 1 :]:
+            at, stop = later.base_position, later.end_position or later.limit_position
+            try:
+                with File(later.path) as other:
+                    while at < stop:
+                        batch = decode(other, later, at, stop)
+                        if batch.synced_position > position:
+                            name = later.path.name
+                            return resume, f"a batch of {name} was written when this was durable"
+                        at += batch.length
+            except (Invalid, StorageError):
+                continue
+        return resume, None
+
+
+class Walk:
+    """What the log must go on with: position, chain, next offset, largest timestamp."""
+
+    def __init__(self, segment: SegmentInfo) -> None:
+        self.ended = False  # no more batches, by a torn tail or for want of a place to go on
+        self._begin(segment)
+
+    def _begin(self, segment: SegmentInfo) -> None:
+        self.position = segment.base_position
+        self.hash, self.chain = segment.predecessor_hash, segment.predecessor_hash & LOW
+        self.offset, self.timestamp_max = segment.base_offset, segment.timestamp_max
+        self.exact = True  # timestamp_max is known, nothing was lost since
+        self.lost = False  # what came last is not known
+        self.filler = False
+        self.epoch = segment.epoch
+
+    def enter(self, segment: SegmentInfo) -> Iterator[Problem]:
+        """Go over to the successor, which must begin with what the predecessor ended with."""
+        pairs: list[tuple[str, object, object]] = []
+        mine, theirs = self.hash, segment.predecessor_hash
+        if self.filler:  # it stands for the batch whose low half it carries
+            mine, theirs = self.chain, theirs & LOW
+        if not self.lost and mine != theirs:
+            pairs.append(("predecessor's hash", f"{mine:x}", f"{theirs:x}"))
+        if segment.base_offset < self.offset:
+            pairs.append(("base offset of at least", self.offset, segment.base_offset))
+        if segment.epoch < self.epoch:
+            pairs.append(("epoch of at least", self.epoch, segment.epoch))
+        if self.exact and not self.lost and segment.timestamp_max != self.timestamp_max:
+            pairs.append(("largest timestamp", self.timestamp_max, segment.timestamp_max))
+        for what, expected, found in pairs:
+            bad = Invalid(what, expected, found)
+            yield bad.problem("activation", segment.path, 4096, "restore it from a backup")
+        self._begin(segment)
+
+    def check(self, batch: Batch) -> None:
+        """Raise Invalid unless the batch continues the log, by rules (7) and (8)."""
+        if batch.chain != self.chain:
+            raise Invalid("chain", f"{self.chain:08x}", f"{batch.chain:08x}")
+        if batch.base_offset < self.offset:
+            raise Invalid("base offset of at least", self.offset, batch.base_offset)
+
+    def resume(self, batch: Batch) -> None:
+        """Go on at a batch behind damaged bytes."""
+        self.position, self.chain, self.exact, self.lost = batch.position, batch.chain, False, False
+
+    def pass_over(self, batch: Batch) -> None:
+        """Go on behind a batch that continued the log."""
+        self.position += batch.length
+        self.hash, self.chain, self.filler = batch.hash, batch.link, bool(batch.flags & FILLER)
+        self.offset = max(self.offset, batch.next_offset)
+        self.exact = self.exact and not self.filler
+        self.lost = False
+        if batch.count:
+            self.timestamp_max = max(self.timestamp_max, batch.timestamp_max)
+
+
+def scan(file: File, segment: SegmentInfo, position: int, end: int) -> Iterator[Batch | None]:
+    """Yield valid batches at any multiple of 8 from a position on; None: gave up the search."""
+    go_on = position
+    for block in range(position, end - BATCH.size + 1, WINDOW_BYTES // 2):
+        words = file.read(segment.file_position(block) + 8, WINDOW_BYTES // 2).tobytes()
+        word = np.frombuffer(words[: len(words) // 8 * 8], "<u8")
+        length = word & LOW
+        plausible = (word >> 32 & 0xFFFF == 1) & (word >> 48 <= FLAGS_KNOWN)
+        plausible &= (length >= BATCH.size) & (length % 8 == 0)
+        for index in np.flatnonzero(plausible):
+            at = block + 8 * int(index)
+            if at < go_on or at + int(length[index]) > end:
+                continue
+            file.search_bytes -= min(int(length[index]), BATCH_BYTES_MAX)
+            if file.search_bytes < 0:
+                yield None
+                return
+            try:
+                batch = decode(file, segment, at, end)
+            except Invalid:
+                continue
+            go_on = at + batch.length
+            yield batch
