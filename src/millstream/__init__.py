@@ -1,4 +1,4 @@
-"""Streams and queues that the processes of one machine share, in a directory, without a broker."""
+"""Streams that the processes of one machine share, in a directory, without a broker."""
 
 from millstream._native import Batch, Position, Span
 from millstream.errors import (

@@ -44,6 +44,7 @@ class Background:
         self._unsynced: set[PartitionLog] = set()
         self._logs: list[PartitionLog] = []
         self._stopping = False
+        self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
         self._sealed_unsynced: set[PartitionLog] = set()
         self._synced_at = 0.0
@@ -64,12 +65,16 @@ class Background:
         self._asked[log] = self._asked.get(log, 0) | events
         self._wanted.set()
         if self._thread is None and not self._stopping:
-            self._thread = threading.Thread(target=self._run, name="millstream", daemon=True)
-            self._thread.start()
+            with self._starting:
+                if self._thread is None and not self._stopping:
+                    thread = threading.Thread(target=self._run, name="millstream", daemon=True)
+                    thread.start()
+                    self._thread = thread
 
     def stop(self) -> None:
         """End the thread; what it was at is finished."""
-        self._stopping = True
+        with self._starting:
+            self._stopping = True
         self._wanted.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
@@ -125,9 +130,10 @@ class Background:
         try:
             work()  # type: ignore[operator]
         except Closed:
-            return False  # the stream was dropped or the store closed meanwhile
+            return False
         except (MillstreamError, OSError, ValueError) as error:
-            if not self._stopping:
+            gone = log.stream.closed or log.stream._state != 1  # dropped or closed meanwhile
+            if not self._stopping and not gone:
                 LOGGER.warning("%s: %s in the background failed: %s", log, what, error)
             return False
         return True

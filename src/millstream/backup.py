@@ -6,10 +6,11 @@ import os
 from typing import TYPE_CHECKING
 
 from millstream import files, members
-from millstream.errors import StorageError
+from millstream.errors import NotFound, StorageError
 
 if TYPE_CHECKING:
     from millstream import _native
+    from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
 
@@ -22,10 +23,11 @@ def backup(store: Store, target: str) -> None:
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
     files.make_directory(os.path.join(target, "streams"))
-    # The maps hold what retention may remove while we copy.
-    held = [(name, _hold(store.stream(name))) for name in store.streams()]
-    for name, parts in held:
-        _copy_stream(store, name, parts, os.path.join(target, "streams", name))
+    # One moment for all partitions: how far each log goes now.
+    streams = [store.stream(name) for name in store.streams()]
+    tails = [[stream._log(index).native.tail for index in range(stream.partitions)] for stream in streams]
+    for stream, ends in zip(streams, tails, strict=True):
+        _copy_stream(stream, ends, os.path.join(target, "streams", stream.name))
     body = files.read_json(store._config_path)
     body["clean"] = False
     members.create(target, store._store_id)
@@ -33,33 +35,36 @@ def backup(store: Store, target: str) -> None:
     files.sync_directory(target)
 
 
-def _hold(stream: Stream) -> list[tuple[int, list[tuple[_native.Segment, int]]]]:
-    """Of each partition its segments, each with the position where its log ends now."""
-    held = []
-    for index in range(stream.partitions):
-        log = stream._log(index)
-        tail = log.native.tail
-        segments = [log.activated(number) for number in log.current()]
-        segments = [segment for segment in segments if segment.base_position <= tail]
-        ends = [segment.base_position for segment in segments[1:]] + [tail]
-        held.append((index, list(zip(segments, ends, strict=True))))
-    return held
-
-
-def _copy_stream(
-    store: Store, name: str, parts: list[tuple[int, list[tuple[_native.Segment, int]]]], target: str
-) -> None:
+def _copy_stream(stream: Stream, tails: list[int], target: str) -> None:
     files.make_directory(target)
-    config = files.read_json(os.path.join(store._stream_path(name), "stream.json"))
-    config["partitions"] = max(len(parts), 1)
+    config = files.read_json(os.path.join(stream.path, "stream.json"))
+    config["partitions"] = len(tails)
     files.write_json(os.path.join(target, "stream.json"), config)
-    for index, segments in parts:
+    for index, tail in enumerate(tails):
         directory = os.path.join(target, f"{index:05d}")
         files.make_directory(directory)
-        for segment, end in segments:
-            _copy_segment(segment, end, os.path.join(directory, os.path.basename(segment.path)))
+        _copy_partition(stream._log(index), tail, directory)
         files.sync_directory(directory)
     files.sync_directory(target)
+
+
+def _copy_partition(log: PartitionLog, tail: int, directory: str) -> None:
+    copied: list[str] = []
+    numbers = log.current()
+    for i, number in enumerate(numbers):
+        try:
+            segment = log.activated(number)
+            following = log.activated(numbers[i + 1]).base_position if i + 1 < len(numbers) else tail
+        except NotFound:
+            # Retention was faster: what it removed here and before it is no part of the log any more.
+            while copied:
+                files.remove(copied.pop())
+            continue
+        if segment.base_position > tail:
+            break
+        path = os.path.join(directory, os.path.basename(segment.path))
+        _copy_segment(segment, min(following, tail), path)
+        copied.append(path)
 
 
 def _copy_segment(segment: _native.Segment, end: int, target: str) -> None:

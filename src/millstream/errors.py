@@ -45,7 +45,13 @@ __all__ = [
 
 
 class MillstreamError(Exception):
-    """Base of all errors of this package."""
+    """Base of all errors of this package.
+
+    ``appended`` lists the spans that an `append_many` or `append_arrow` had stored in other partitions before it
+    failed.
+    """
+
+    appended: tuple[object, ...] = ()
 
 
 class StorageError(MillstreamError, OSError):
@@ -53,12 +59,7 @@ class StorageError(MillstreamError, OSError):
 
 
 class StoreFull(StorageError):
-    """There is no room. Nothing that was stored is lost; append again when there is room.
-
-    ``appended`` lists the spans that one call had already stored in other partitions.
-    """
-
-    appended: tuple[object, ...] = ()
+    """There is no room. Nothing that was stored is lost; append again when there is room."""
 
 
 class Indeterminate(StorageError):

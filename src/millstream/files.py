@@ -1,7 +1,10 @@
-"""Every call to the file system, and nothing else. The fault injector of the tests stands in for this module.
+"""Every call to the file system, and nothing else.
 
-Files are created 0600 and directories 0700 whatever the umask. Nothing follows a symbolic link below the store's
-directory. Every failure is a `StorageError` that names the file; no room is `StoreFull`.
+The fault injector of the tests stands in for this module.
+
+Files are created 0600 and directories 0700 whatever the umask. Nothing follows a symbolic link
+below the store's directory. Every failure is a `StorageError` that names the file; no room is
+`StoreFull`.
 """
 
 from __future__ import annotations
@@ -30,7 +33,8 @@ from millstream.errors import (
 )
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-FLOCK = struct.Struct("hhqqi4x")  # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
+# l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
+FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
 
 LOCAL = ("ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs")
@@ -58,7 +62,7 @@ def reporting(path: str, doing: str) -> Iterator[None]:
         raise storage_error(error, path, doing) from error
 
 
-# --- directories --------------------------------------------------------------------------------------
+# --- directories ----------------------------------------------------------------------------------
 
 
 def make_directory(path: str) -> None:
@@ -120,7 +124,10 @@ def file_system(path: str) -> str:
     """Name of the file system that a path lies on, as the kernel's mount table has it."""
     path = os.path.realpath(path)
     best, name = "", "unknown"
-    with reporting("/proc/self/mountinfo", "reading the mount table"), open("/proc/self/mountinfo") as table:
+    with (
+        reporting("/proc/self/mountinfo", "reading the mount table"),
+        open("/proc/self/mountinfo") as table,
+    ):
         for line in table:
             before, _, after = line.partition(" - ")
             mount = before.split()[4].encode().decode("unicode_escape")
@@ -136,16 +143,17 @@ def check_file_system(path: str, *, force: bool) -> None:
         return
     if kind in COPY_ON_WRITE:
         raise Unsupported(
-            f"{path}: {kind} copies on write, so a store into allocated space can fail with SIGBUS; "
-            "put the store on ext4, xfs or tmpfs, or pass force=True"
+            f"{path}: {kind} copies on write, so a store into allocated space can fail with SIGBUS;"
+            " put the store on ext4, xfs or tmpfs, or pass force=True"
         )
     raise Unsupported(
-        f"{path}: the file system {kind} is not known to keep shared mappings and locks coherent "
-        "(network file systems do not); put the store on a local ext4, xfs or tmpfs, or pass force=True"
+        f"{path}: the file system {kind} is not known to keep shared mappings and locks coherent"
+        " (network file systems do not); put the store on a local ext4, xfs or tmpfs, or pass"
+        " force=True"
     )
 
 
-# --- files --------------------------------------------------------------------------------------------
+# --- files ----------------------------------------------------------------------------------------
 
 
 def open_file(path: str, *, write: bool, create: bool = False) -> int:
@@ -162,9 +170,17 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
         with reporting(path, "opening the file"):
             found = os.fstat(descriptor)
             if not stat.S_ISREG(found.st_mode):
-                raise StorageError(errno.EINVAL, "expected a regular file; remove what was put there", path)
-            if found.st_nlink > 2 or found.st_uid not in (os.geteuid(), 0, os.lstat(os.path.dirname(path)).st_uid):
-                raise StorageError(errno.EPERM, "has another owner or extra links; not one of our files", path)
+                raise StorageError(
+                    errno.EINVAL, "expected a regular file; remove what was put there", path
+                )
+            if found.st_nlink > 2 or found.st_uid not in (
+                os.geteuid(),
+                0,
+                os.lstat(os.path.dirname(path)).st_uid,
+            ):
+                raise StorageError(
+                    errno.EPERM, "has another owner or extra links; not one of our files", path
+                )
             if create:
                 os.fchmod(descriptor, 0o600)
     except BaseException:
@@ -192,7 +208,7 @@ def allocated_bytes(path: str) -> int:
 
 
 def allocate(descriptor: int, length: int, path: str) -> None:
-    """Put blocks behind the first `length` bytes, so that storing there through a map cannot fail."""
+    """Put blocks behind the first `length` bytes: storing there through a map cannot fail."""
     with reporting(path, f"allocating {length} bytes"):
         os.posix_fallocate(descriptor, 0, length)
 
@@ -208,7 +224,8 @@ def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mm
     with reporting(path, "mapping the file"):
         if os.fstat(descriptor).st_size < length:
             raise CorruptBatch(
-                f"{path}: shorter than it was made, {os.fstat(descriptor).st_size} of {length} bytes",
+                f"{path}: shorter than it was made, {os.fstat(descriptor).st_size} of {length}"
+                " bytes",
                 path=path,
                 expected=length,
                 found=os.fstat(descriptor).st_size,
@@ -233,7 +250,10 @@ def write(descriptor: int, data: bytes | memoryview, position: int, path: str) -
 
 
 def sync(descriptor: int, path: str) -> None:
-    """Make the content of a file survive a power cut. Never retry it when it failed: the pages are marked clean."""
+    """Make the content of a file survive a power cut.
+
+    Never retry it when it failed: the pages are marked clean.
+    """
     with reporting(path, "syncing the file"):
         os.fdatasync(descriptor)
 
@@ -303,15 +323,21 @@ def read_json(path: str) -> dict[str, Any]:
         found = f"{_native.xxh3_64(_canonical(body)):016x}"
         version = body["format"]
     except (ValueError, KeyError, TypeError, RecursionError) as error:
-        raise CorruptBatch(f"{path}: not a configuration file of millstream: {error}", path=path) from error
+        raise CorruptBatch(
+            f"{path}: not a configuration file of millstream: {error}", path=path
+        ) from error
     if found != checksum:
-        raise CorruptBatch(f"{path}: its checksum is wrong", path=path, expected=checksum, found=found)
+        raise CorruptBatch(
+            f"{path}: its checksum is wrong", path=path, expected=checksum, found=found
+        )
     if version != FORMAT:
-        raise VersionMismatch(f"{path}: format {version}, this version of millstream reads format {FORMAT}")
+        raise VersionMismatch(
+            f"{path}: format {version}, this version of millstream reads format {FORMAT}"
+        )
     return dict(body)
 
 
-# --- locked bytes: gone with the process, whoever kills it -----------------------------------------------
+# --- locked bytes: gone with the process, whoever kills it ----------------------------------------
 
 
 def _lock(descriptor: int, kind: int, start: int, length: int, *, command: int) -> bytes:
@@ -321,7 +347,13 @@ def _lock(descriptor: int, kind: int, start: int, length: int, *, command: int) 
 def try_lock(descriptor: int, start: int, *, shared: bool = False) -> bool:
     """Lock one byte for this open file description; False when another holds it."""
     try:
-        _lock(descriptor, fcntl.F_RDLCK if shared else fcntl.F_WRLCK, start, 1, command=fcntl.F_OFD_SETLK)
+        _lock(
+            descriptor,
+            fcntl.F_RDLCK if shared else fcntl.F_WRLCK,
+            start,
+            1,
+            command=fcntl.F_OFD_SETLK,
+        )
     except (BlockingIOError, PermissionError):
         return False
     return True
@@ -339,11 +371,14 @@ def is_locked(descriptor: int, start: int, length: int = 1) -> bool:
 
 
 def lock(descriptor: int, start: int, path: str, *, timeout: float, shared: bool = False) -> None:
-    """Lock one byte, waiting; `LockTimeout` when another holds it for longer than `timeout` seconds."""
+    """Lock one byte; `LockTimeout` when another holds it for longer than `timeout` seconds."""
     deadline = monotonic() + timeout
     pause = 0.0005
     while not try_lock(descriptor, start, shared=shared):
         if monotonic() >= deadline:
-            raise LockTimeout(f"{path}: another process holds the gate for {timeout:g} s; is one stopped while opening?")
+            raise LockTimeout(
+                f"{path}: another process holds the gate for {timeout:g} s; is one stopped while"
+                " opening?"
+            )
         sleep(pause)
         pause = min(pause * 1.5, 0.02)

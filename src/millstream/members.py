@@ -1,9 +1,10 @@
 """Who is alive: a locked byte a process, the gate, and the proof that an owner is dead.
 
-The kernel keeps a byte locked as long as the open file description lives, across SIGKILL, containers and reused
-process ids. Three descriptors are needed: the one that holds the lock is never mapped from (`mmap` duplicates what it
-maps) and never asked about itself (it would answer "free"); the one that probes is another; the directory's is held
-with a shared ``flock``, so that a replaced ``members`` file is noticed while members live.
+The kernel keeps a byte locked as long as the open file description lives, across SIGKILL,
+containers and reused process ids. Three descriptors are needed: the one that holds the lock is
+never mapped from (`mmap` duplicates what it maps) and never asked about itself (it would answer
+"free"); the one that probes is another; the directory's is held with a shared ``flock``, so that a
+replaced ``members`` file is noticed while members live.
 """
 
 from __future__ import annotations
@@ -64,10 +65,13 @@ class Members:
             try:
                 fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
-                # Another opener is creating it at this moment; or members live and somebody removed it.
+                # Another opener is creating it at this moment; or members live and somebody removed
+                # it.
                 if time.monotonic() > deadline:
                     raise StorageError(
-                        errno.ENOENT, "is missing while processes have the store open; close it there first", self.path
+                        errno.ENOENT,
+                        "is missing while processes have the store open; close it there first",
+                        self.path,
                     ) from None
                 time.sleep(0.001)
                 continue
@@ -75,7 +79,10 @@ class Members:
                 create(directory)
 
     def enter_gate(self, timeout: float) -> None:
-        """Let nobody else open or close meanwhile. Read-only openers share the gate among themselves."""
+        """Let nobody else open or close meanwhile.
+
+        Read-only openers share the gate among themselves.
+        """
         files.lock(self._lock, GATE, self.path, timeout=timeout, shared=not self.write)
 
     def leave_gate(self) -> None:
@@ -84,12 +91,18 @@ class Members:
 
     def anyone(self) -> bool:
         """Is any other process (or store of this process) a member?"""
-        return files.is_locked(self._probe, HEADER.size, COUNT * ENTRY.size) if self.index < 0 else self._others()
+        return (
+            files.is_locked(self._probe, HEADER.size, COUNT * ENTRY.size)
+            if self.index < 0
+            else self._others()
+        )
 
     def _others(self) -> bool:
         own = _entry(self.index)
         before = own > HEADER.size and files.is_locked(self._probe, HEADER.size, own - HEADER.size)
-        return before or files.is_locked(self._probe, own + ENTRY.size, FILE_BYTES - own - ENTRY.size + 1)
+        return before or files.is_locked(
+            self._probe, own + ENTRY.size, FILE_BYTES - own - ENTRY.size + 1
+        )
 
     def prepare(self, store_id: bytes) -> None:
         """As the first opener: write the header (anew, when the file was damaged)."""
@@ -106,22 +119,33 @@ class Members:
             incarnation = self._incarnation(index) + 1 & 0xFFFFFFFF
             namespace = os.stat("/proc/self/ns/pid").st_ino
             now = int(time.time() * 1e6)
-            files.write(self._probe, ENTRY.pack(incarnation, os.getpid(), now, namespace), at, self.path)
+            files.write(
+                self._probe, ENTRY.pack(incarnation, os.getpid(), now, namespace), at, self.path
+            )
             self.index, self.word = index, _native.owner_word(index, incarnation)
             return
-        raise StorageError(errno.EMFILE, f"all {COUNT} entries are taken; close the store in some processes", self.path)
+        raise StorageError(
+            errno.EMFILE,
+            f"all {COUNT} entries are taken; close the store in some processes",
+            self.path,
+        )
 
     def check(self, store_id: bytes) -> None:
         """Hold the header to the store; a joiner must not go on with another file."""
         data = files.read(self._probe, HEADER.size, 0, self.path)
         if len(data) < HEADER.size or files.size(self._probe) < FILE_BYTES:
-            raise CorruptBatch(f"{self.path}: too short", path=self.path, expected=FILE_BYTES, found=len(data))
+            raise CorruptBatch(
+                f"{self.path}: too short", path=self.path, expected=FILE_BYTES, found=len(data)
+            )
         magic, version, count, found = HEADER.unpack(data)
         if magic == MAGIC and version != files.FORMAT:
-            raise VersionMismatch(f"{self.path}: format {version}, this version reads {files.FORMAT}")
+            raise VersionMismatch(
+                f"{self.path}: format {version}, this version reads {files.FORMAT}"
+            )
         if (magic, count, found) != (MAGIC, COUNT, store_id):
             raise CorruptBatch(
-                f"{self.path}: not the members file of this store; close the store in all processes and open it again",
+                f"{self.path}: not the members file of this store; close the store in all processes"
+                " and open it again",
                 path=self.path,
                 expected=store_id.hex(),
                 found=found.hex(),
@@ -155,7 +179,9 @@ class Members:
             return f"an unknown member ({index})"
         data = files.read(self._probe, ENTRY.size, _entry(index), self.path)
         _, pid, _, namespace = ENTRY.unpack(data)
-        where = "" if namespace == os.stat("/proc/self/ns/pid").st_ino else " of another PID namespace"
+        where = (
+            "" if namespace == os.stat("/proc/self/ns/pid").st_ino else " of another PID namespace"
+        )
         return f"process {pid}{where} (member {index})"
 
     def close(self) -> None:
@@ -172,7 +198,11 @@ class Members:
 
 def create(directory: str, store_id: bytes = bytes(16)) -> None:
     """Publish a ``members`` file without members, unless there is one."""
-    files.make(os.path.join(directory, "members"), FILE_BYTES, HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id))
+    files.make(
+        os.path.join(directory, "members"),
+        FILE_BYTES,
+        HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id),
+    )
 
 
 def exists(directory: str) -> bool:

@@ -13,15 +13,24 @@ __all__ = ["DURABILITIES", "Durability", "Retention", "parse_bytes", "parse_seco
 Durability: TypeAlias = Literal["process", "interval", "sync"]
 """What an append has survived when it returns.
 
-``"process"``: the death of any process. ``"interval"``: also a power cut, but for what was written since the last
-completed sync began (one starts every 100 ms). ``"sync"``: also a power cut.
+``"process"``: the death of any process. ``"interval"``: also a power cut, but for what was written
+since the last completed sync began (one starts every 100 ms). ``"sync"``: also a power cut.
 """
 
 DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
 
 _SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
-_SECONDS = {"us": 1e-6, "ms": 1e-3, "s": 1, "m": 60, "h": 3600, "d": 86400, "w": 604800, "y": 31557600}
+_SECONDS = {
+    "us": 1e-6,
+    "ms": 1e-3,
+    "s": 1,
+    "m": 60,
+    "h": 3600,
+    "d": 86400,
+    "w": 604800,
+    "y": 31557600,
+}
 
 
 def parse_bytes(size: int | str) -> int:
@@ -33,7 +42,9 @@ def parse_bytes(size: int | str) -> int:
     if isinstance(size, str):
         match = _SIZE.fullmatch(size)
         if match is None:
-            raise InvalidArgument(f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"')
+            raise InvalidArgument(
+                f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"'
+            )
         number, prefix, binary = match.groups()
         power = " kmgtp".index(prefix.lower() or " ")
         return round(float(number) * (1024 if binary else 1000) ** power)
@@ -54,7 +65,9 @@ def parse_seconds(age: float | str | object) -> float:
     if isinstance(age, str):
         match = _AGE.fullmatch(age)
         if match is None:
-            raise InvalidArgument(f'age {age!r}: expected seconds or a text such as "90m", "24h" or "30d"')
+            raise InvalidArgument(
+                f'age {age!r}: expected seconds or a text such as "90m", "24h" or "30d"'
+            )
         seconds = float(match[1]) * _SECONDS[match[2].lower()]
     elif hasattr(age, "total_seconds"):
         seconds = float(age.total_seconds())
@@ -69,7 +82,9 @@ def parse_seconds(age: float | str | object) -> float:
 
 @dataclasses.dataclass(frozen=True, init=False)
 class Retention:
-    """How much of a stream is kept. Whole segments go, oldest first; readers and groups are not waited for.
+    """How much of a stream is kept.
+
+    Whole segments go, oldest first; readers and groups are not waited for.
 
     Args:
         bytes: per partition, a number or a text such as ``"10GiB"``.

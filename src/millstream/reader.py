@@ -74,25 +74,32 @@ class PartitionReader:
                 return log.first_offset
             if start == "latest":
                 return int(log.native.durable_offset) if self.durable else log.next_offset
-            raise InvalidArgument(f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or "latest"')
+            raise InvalidArgument(
+                f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or'
+                ' "latest"'
+            )
         if isinstance(start, Position):
             self._check_epoch(start)
             return int(start.offset)
         if isinstance(start, datetime) or getattr(getattr(start, "dtype", None), "kind", "") == "M":
             return offset_at(log, timestamps.microseconds(start))
         if isinstance(start, bool) or not hasattr(start, "__index__"):
-            raise InvalidType(f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or "latest"')
+            raise InvalidType(
+                f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or'
+                ' "latest"'
+            )
         return int(start.__index__())
 
     def _check_epoch(self, start: Position) -> None:
-        """An offset that a power cut took and another record got is not the record that was meant."""
+        """An offset that a power cut took, and another record got, is not what was meant."""
         found = self.log.locate_offset(start.offset)
         if found is None or found[0].epoch == start.epoch or start.offset >= self.log.next_offset:
             return
         if found[0].epoch > start.epoch and found[0].base_offset == start.offset:
             return  # the first record after all that its epoch had
         raise self.log.out_of_range(
-            start.offset, f" of epoch {start.epoch} was lost; what is there now is of epoch {found[0].epoch}"
+            start.offset,
+            f" of epoch {start.epoch} was lost; what is there now is of epoch {found[0].epoch}",
         )
 
     def _go_to(self, offset: int) -> None:
@@ -107,7 +114,10 @@ class PartitionReader:
             try:
                 found = log.locate_offset(offset)
                 if found is None:
-                    self.cursor.move(0 if not log.current() else log.activated(log.current()[0]).base_position, offset)
+                    self.cursor.move(
+                        0 if not log.current() else log.activated(log.current()[0]).base_position,
+                        offset,
+                    )
                     return
                 segment, end = found
                 if self.cursor.seek(segment, offset, end):
@@ -128,7 +138,10 @@ class PartitionReader:
         return self.cursor.position < self.limit()
 
     def forget(self) -> None:
-        """Hold no map between batches: a map is a descriptor, and there may be readers of many partitions."""
+        """Hold no map between batches.
+
+        A map is a descriptor, and there may be readers of many partitions.
+        """
         self._segment = None
 
     def next(self, most: int) -> Batch | None:
@@ -140,8 +153,9 @@ class PartitionReader:
             if position >= limit:
                 if log.native.poison == CORRUPT and not self.durable:
                     raise CorruptBatch(
-                        f"{log}: the log is damaged behind offset {log.next_offset - 1}, position {limit}; nothing was "
-                        "changed, see `millstream verify` and `millstream repair`",
+                        f"{log}: the log is damaged behind offset {log.next_offset - 1}, position"
+                        f" {limit}; nothing was changed, see `millstream verify` and `millstream"
+                        " repair`",
                         path=log.path,
                         position=limit,
                     )
@@ -235,7 +249,9 @@ class _Turn:
             for index in range(len(self.readers), stream.partitions):
                 first = self.readers[0]
                 self.readers.append(
-                    PartitionReader(stream._log(index), "earliest", durable=first.durable, on_lost=first.on_lost)
+                    PartitionReader(
+                        stream._log(index), "earliest", durable=first.durable, on_lost=first.on_lost
+                    )
                 )
 
     def wait(self, deadline: float) -> None:
@@ -306,7 +322,9 @@ def _quiet_until(timeout: float | None) -> float:
     return time.monotonic() + (UNLIMITED if timeout is None else timeout)
 
 
-async def _aread(turn: _Turn, left: int, follow: bool, timeout: float | None) -> AsyncIterator[Batch]:
+async def _aread(
+    turn: _Turn, left: int, follow: bool, timeout: float | None
+) -> AsyncIterator[Batch]:
     quiet_until = _quiet_until(timeout)
     waiter = _Waiter(turn)
     try:

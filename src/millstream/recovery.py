@@ -1,8 +1,8 @@
 """Recovery of one partition, at its first use in a generation: find where the log ends, and why.
 
-What is kept is made dirty again and synced; what lies behind a torn tail is set aside under another name. Where bytes
-that had been synced are damaged the log is corrupt: it stays as it is, appends are refused, readers come as far as the
-damage.
+What is kept is made dirty again and synced; what lies behind a torn tail is set aside under another
+name. Where bytes that had been synced are damaged the log is corrupt: it stays as it is, appends
+are refused, readers come as far as the damage.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import os
 from typing import TYPE_CHECKING
 
 from millstream import files
-from millstream.errors import CorruptBatch
+from millstream.errors import CorruptBatch, NotFound
 
 if TYPE_CHECKING:
     from millstream import _native
@@ -43,21 +43,28 @@ def _recover_owned(log: PartitionLog) -> None:
     chain, rest = _chain(log)
     mark, kept, reason = _walk(log, chain)
     poison = 0
-    if reason:
-        damage = _later_proof(log, chain[kept:] + rest, mark[0])
-        if damage is not None:
+    if (
+        reason
+        or None in rest
+        or any(segment.activated or _was_used(segment) for segment in rest if segment)
+    ):
+        if None in rest or _synced_behind(
+            chain[kept:], [segment for segment in rest if segment], mark[0], bool(chain)
+        ):
             poison = CORRUPT
     if kept < len(chain) and poison == 0:
         rest = chain[kept + 1 :] + rest
         chain = chain[: kept + 1]
     if log.store.writable:
         if poison == 0:
-            _set_aside(log, rest)
+            _set_aside(log, [segment for segment in rest if segment])
         _sync_kept(log, chain, mark)
     _open(log, chain, mark, kept, poison)
 
 
-def _open(log: PartitionLog, chain: list[_native.Segment], mark: Mark, kept: int, poison: int) -> None:
+def _open(
+    log: PartitionLog, chain: list[_native.Segment], mark: Mark, kept: int, poison: int
+) -> None:
     first = chain[0] if chain else None
     active = chain[min(kept, len(chain) - 1)].number if chain else 0
     log.native.recovered(
@@ -68,20 +75,30 @@ def _open(log: PartitionLog, chain: list[_native.Segment], mark: Mark, kept: int
     log.refresh()
 
 
-def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segment]]:
-    """The segments that follow one another, and the others (spares, and what a power cut left)."""
+def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segment | None]]:
+    """The segments that follow one another, and the others.
+
+    Others are spares, what a power cut left, and None where the header of a file is damaged.
+    """
     chain: list[_native.Segment] = []
-    rest: list[_native.Segment] = []
+    rest: list[_native.Segment | None] = []
     broken = False
     for number in log.listed():
         try:
             segment = log.segment(number, write=log.store.writable)
+        except NotFound:
+            continue  # retired by another process, while we only read
         except CorruptBatch:
-            if log.store.writable:
-                raise
+            # It was synced before the file had its name, so no power cut did this
+            rest.append(None)
+            broken = True
             continue
-        # A spare below is one that a slow process published after others had gone on: it holds nothing.
-        follows = not chain or segment.predecessor == chain[-1].number
+        # A spare below is one that a slow process published after others had gone on: it holds
+        # nothing.
+        before = {other.number for other in rest if other}
+        follows = (
+            segment.predecessor == chain[-1].number if chain else segment.predecessor not in before
+        )
         broken = broken or (segment.activated and not follows)
         (chain if segment.activated and not broken else rest).append(segment)
     return chain, rest
@@ -106,10 +123,19 @@ def _walk(
             if reason == "end":
                 reason = ""
             break
-        if mark[0] != limit or mark[2] & 0xFFFFFFFF != chain[index + 1].predecessor_hash & 0xFFFFFFFF:
+        if (
+            mark[0] != limit
+            or mark[2] & 0xFFFFFFFF != chain[index + 1].predecessor_hash & 0xFFFFFFFF
+        ):
             reason = reason or "the next segment does not follow"
             break
-    if looking and index + 1 == len(chain) and chain and reason == "" and not _zero_at(chain[index], mark[0]):
+    if (
+        looking
+        and index + 1 == len(chain)
+        and chain
+        and reason == ""
+        and not _zero_at(chain[index], mark[0])
+    ):
         reason = "bytes behind the last batch"
     return mark, index, reason
 
@@ -119,7 +145,10 @@ def _zero_at(segment: _native.Segment, position: int) -> bool:
 
 
 def _start(log: PartitionLog, chain: list[_native.Segment]) -> tuple[int, Mark]:
-    """Where to begin: at the durable mark where its hash fits, else at its segment's start, else at the first."""
+    """Where to begin.
+
+    At the durable mark where its hash fits, else at its segment's start, else at the first.
+    """
     if not chain:
         return 0, NOWHERE
     durable, durable_hash = log.native.durable, log.native.durable_hash
@@ -128,7 +157,12 @@ def _start(log: PartitionLog, chain: list[_native.Segment]) -> tuple[int, Mark]:
         if segment.base_position <= durable and durable:
             index = i
     segment = chain[index]
-    base: Mark = (segment.base_position, segment.base_offset, segment.predecessor_hash, segment.timestamp_max)
+    base: Mark = (
+        segment.base_position,
+        segment.base_offset,
+        segment.predecessor_hash,
+        segment.timestamp_max,
+    )
     following = chain[index + 1].base_position if index + 1 < len(chain) else segment.capacity_end
     if segment.base_position < durable <= following:
         try:
@@ -140,21 +174,35 @@ def _start(log: PartitionLog, chain: list[_native.Segment]) -> tuple[int, Mark]:
     return index, base
 
 
-def _later_proof(log: PartitionLog, segments: list[_native.Segment], failure: int) -> int | None:
-    """A valid batch behind the failure that was written when the failing bytes had been synced already."""
-    for segment in segments:
+def _was_used(segment: _native.Segment) -> bool:
+    """Is there something where the activation record or the first batch of a spare would be?"""
+    segment.suppose(0)
+    head = segment.contents(64)
+    return any(head[4096:4168]) or any(head[-64:])
+
+
+def _synced_behind(
+    chain: list[_native.Segment], rest: list[_native.Segment], failure: int, begun: bool
+) -> bool:
+    """Is there a valid batch behind the failure, written when the failing bytes had been synced?"""
+    if not begun:
+        # The oldest segment has no activation record: it lies before the oldest that has one.
+        bases = [segment.base_position for segment in rest if segment.activated]
+        first = rest[0].number if rest else 1
+        failure = 0 if first == 1 or not bases else max(min(bases) - 1, 0)
+    for segment in chain + rest:
         if not segment.activated:
-            continue
-        begin = max(failure + 8, segment.base_position)
-        while begin < segment.capacity_end:
-            found = segment.search(begin)
+            segment.suppose(failure)  # where it must have begun, if it was the next one
+        position = max(failure, segment.base_position)
+        while position < segment.capacity_end:
+            found = segment.search(position)
             if found is None:
                 break
             position, synced = found
             if synced > failure:
-                return int(position)
-            begin = position + 8
-    return None
+                return True
+            position += 8
+    return False
 
 
 def _set_aside(log: PartitionLog, segments: list[_native.Segment]) -> None:
@@ -186,7 +234,10 @@ def _is_empty(path: str) -> bool:
 
 
 def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> None:
-    """Make what is kept dirty again and sync it: after a failed sync the kernel calls unwritten pages clean."""
+    """Make what is kept dirty again and sync it.
+
+    After a failed sync the kernel calls unwritten pages clean.
+    """
     durable = log.native.durable
     for i, segment in enumerate(chain):
         end = chain[i + 1].base_position if i + 1 < len(chain) else mark[0]

@@ -386,8 +386,11 @@ class PartitionLog:
                 self.path,
             )
 
-    def wait_durable(self, position: int, deadline: float) -> None:
-        """Return when the log is synced up to a position: sync it, or wait for who is syncing."""
+    def wait_durable(self, position: int, deadline: float, *, late: bool = True) -> None:
+        """Return when the log is synced up to a position: sync it, or wait for who is syncing.
+
+        At the deadline raise `Indeterminate`, or just return when not `late`.
+        """
         native = self.native
         while native.durable < position:
             if native.poison == POISON_SYNC:
@@ -397,6 +400,8 @@ class PartitionLog:
                 # What a dead leader was at may have failed unseen: its pages are made dirty anew.
                 self._lead(step == "look" and self.syncing.inherited)
             elif step == "look" and time.monotonic() >= deadline:
+                if not late:
+                    return
                 raise Indeterminate(
                     0, f"the record is stored, but its sync did not end in time ({self.syncing.name})", self.path
                 )

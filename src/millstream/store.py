@@ -52,13 +52,17 @@ def check_name(name: str) -> str:
         raise InvalidType(f"name {name!r}: expected str")
     if NAME.fullmatch(name) is None:
         raise InvalidArgument(
-            f"name {name!r:.80}: expected 1 to 128 characters of A-Z a-z 0-9 . _ - without a leading dot"
+            f"name {name!r:.80}: expected 1 to 128 characters of A-Z a-z 0-9 . _ - without a"
+            " leading dot"
         )
     return name
 
 
 def _block(durable: int = 0, durable_hash: int = 0, durable_offset: int = 0) -> bytes:
-    """A block of the control file in which recovery has yet to find the log; it begins at the durable mark."""
+    """A block of the control file in which recovery has yet to find the log.
+
+    It begins at the durable mark.
+    """
     block = bytearray(BLOCK_BYTES)
     struct.pack_into("<q", block, 32, -(1 << 63))
     struct.pack_into("<IQQ", block, 68, durable_hash, durable, durable_offset)
@@ -66,17 +70,22 @@ def _block(durable: int = 0, durable_hash: int = 0, durable_offset: int = 0) -> 
 
 
 class Store:
-    """A directory of streams, shared with every other process that has it open. Made by `millstream.open`.
+    """A directory of streams, shared with every other process that has it open.
 
-    Use it in a `with`: the end of the block closes it. Thread-safe. After a fork the child must open it again.
+    Made by `millstream.open`.
+
+    Use it in a `with`: the end of the block closes it. Thread-safe. After a fork the child must
+    open it again.
 
     Attributes:
         path: the directory.
-        durability: the stored level, what an append has survived when it returns, where stream or call say nothing
-            else.
+        durability: the stored level, what an append has survived when it returns, where stream or
+            call say nothing else.
     """
 
-    def __init__(self, path: str, mode: Mode, durability: Durability | None, force: bool, timeout: float) -> None:
+    def __init__(
+        self, path: str, mode: Mode, durability: Durability | None, force: bool, timeout: float
+    ) -> None:
         self.path = path
         self.writable = mode == "rw"
         self._mode = mode
@@ -109,7 +118,7 @@ class Store:
             raise
         OPEN.add(self)
 
-    # --- opening and closing --------------------------------------------------------------------------------
+    # --- opening and closing ----------------------------------------------------------------------
 
     @property
     def _config_path(self) -> str:
@@ -119,7 +128,9 @@ class Store:
         first = not self._members.anyone()
         if not os.path.lexists(self._config_path):
             if not first:
-                raise StorageError(2, "is missing while processes have the store open", self._config_path)
+                raise StorageError(
+                    2, "is missing while processes have the store open", self._config_path
+                )
             self._create(durability)
         else:
             self._load(durability)
@@ -129,10 +140,17 @@ class Store:
         self._members.claim(self._store_id)
 
     def _create(self, durability: Durability | None) -> None:
-        strangers = [name for name in files.names(self.path) if name != "members" and not name.endswith(".tmp")]
+        strangers = [
+            name
+            for name in files.names(self.path)
+            if name != "members" and not name.endswith(".tmp")
+        ]
         if strangers and not self._force:
             raise StorageError(
-                39, f"has no store and is not empty ({sorted(strangers)[0]}, ...); choose an empty directory", self.path
+                39,
+                f"has no store and is not empty ({sorted(strangers)[0]}, ...); choose an empty"
+                " directory",
+                self.path,
             )
         self._store_id = os.urandom(16)
         self._generation = 1
@@ -182,7 +200,9 @@ class Store:
             self._control_writable = True  # a private copy in memory
 
     def close(self) -> None:
-        """Sync what this process wrote, and leave. Batches stay valid; calls on the handles raise `Closed`.
+        """Sync what this process wrote, and leave.
+
+        Batches stay valid; calls on the handles raise `Closed`.
 
         The last process to close marks the store clean, so that the next open recovers nothing.
         """
@@ -218,7 +238,8 @@ class Store:
         if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
             return
         for name in self.streams():
-            with contextlib.suppress(MillstreamError):  # it stays unclean, and the next open says why
+            # It stays unclean, and the next open says why
+            with contextlib.suppress(MillstreamError):
                 stream = self.stream(name)
                 for index in range(stream.partitions):
                     stream._log(index)
@@ -248,7 +269,10 @@ class Store:
         return self
 
     def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, traceback: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        traceback: TracebackType | None,
     ) -> None:
         self.close()
 
@@ -270,7 +294,9 @@ class Store:
 
     def _check_open(self) -> None:
         if self._fork != _native.fork_count():
-            raise Closed(f"{self.path}: the store was inherited through a fork; open it again in the child")
+            raise Closed(
+                f"{self.path}: the store was inherited through a fork; open it again in the child"
+            )
         if self._closed:
             raise Closed(f"{self.path}: the store is closed")
 
@@ -279,7 +305,7 @@ class Store:
         if not self.writable:
             raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
-    # --- control files --------------------------------------------------------------------------------------
+    # --- control files ----------------------------------------------------------------------------
 
     def _control_bytes(self, config: dict[str, Any], blocks: list[bytes]) -> bytes:
         header = CONTROL_HEADER.pack(
@@ -289,7 +315,10 @@ class Store:
         return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
 
     def _rebuilt(self, directory: str) -> bytes:
-        """A control file for this generation; of the old one only the durable marks are kept, as hints."""
+        """A control file for this generation.
+
+        Of the old one only the durable marks are kept, as hints.
+        """
         config = files.read_json(os.path.join(directory, "stream.json"))
         old = b""
         path = os.path.join(directory, "control")
@@ -328,9 +357,15 @@ class Store:
         try:
             size = files.size(descriptor)
             head = files.read(descriptor, 48, 0, path)
-            if size < BLOCKS + BLOCK_BYTES or head[:8] != CONTROL_MAGIC or head[16:32] != self._store_id:
+            if (
+                size < BLOCKS + BLOCK_BYTES
+                or head[:8] != CONTROL_MAGIC
+                or head[16:32] != self._store_id
+            ):
                 raise StorageError(
-                    22, "is damaged; close the store in all processes, the next open makes it anew", path
+                    22,
+                    "is damaged; close the store in all processes, the next open makes it anew",
+                    path,
                 )
             return files.map_file(descriptor, size, path, write=self.writable)
         finally:
@@ -348,7 +383,7 @@ class Store:
         finally:
             files.close(descriptor)
 
-    # --- streams --------------------------------------------------------------------------------------------
+    # --- streams ----------------------------------------------------------------------------------
 
     def _stream_path(self, name: str) -> str:
         return os.path.join(self.path, "streams", name)
@@ -371,16 +406,20 @@ class Store:
             segment_bytes: size that segment files grow to, default 128 MiB.
             durability: of a new stream: stored with it; of one that is there: for this handle.
 
-        Raises: ConfigMismatch where the stream is there with other settings than given; NotFound when it is not
-        there and the store is read-only; InvalidArgument, StorageError.
+        Raises: ConfigMismatch where the stream is there with other settings than given; NotFound
+        when it is not there and the store is read-only; InvalidArgument, StorageError.
         """
         self._check_open()
         check_name(name)
         given = {
-            "partitions": None if partitions is None else streams_module.check_partitions(partitions),
-            "segment_bytes": None
-            if segment_bytes is None
-            else streams_module.check_segment_bytes(parse_bytes(segment_bytes)),
+            "partitions": (
+                None if partitions is None else streams_module.check_partitions(partitions)
+            ),
+            "segment_bytes": (
+                None
+                if segment_bytes is None
+                else streams_module.check_segment_bytes(parse_bytes(segment_bytes))
+            ),
             "retention": None if retention is None else streams_module.retention_config(retention),
         }
         streams_module.check_durability(durability)
@@ -401,7 +440,9 @@ class Store:
                 self._streams[name] = known
             return known
 
-    def _create_stream(self, name: str, given: dict[str, Any], durability: Durability | None) -> None:
+    def _create_stream(
+        self, name: str, given: dict[str, Any], durability: Durability | None
+    ) -> None:
         config = {
             "format": files.FORMAT,
             "stream_id": os.urandom(8).hex(),
@@ -437,7 +478,10 @@ class Store:
         return sorted(name for name in names if NAME.fullmatch(name))
 
     def drop_stream(self, name: str) -> None:
-        """Remove a stream and all its records. Handles to it, in every process, raise `Closed` from now on."""
+        """Remove a stream and all its records.
+
+        Handles to it, in every process, raise `Closed` from now on.
+        """
         self._check_writable()
         with self._lock:
             stream = self.stream(check_name(name)) if name in self.streams() else None
@@ -459,8 +503,8 @@ class Store:
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the store into a new directory while others go on writing.
 
-        The copy holds, of each partition, all up to one moment; its first open recovers and so verifies it. It is
-        synced when this returns.
+        The copy holds, of each partition, all up to one moment; its first open recovers and so
+        verifies it. It is synced when this returns.
 
         Raises: StorageError where the target is there and not empty; StoreFull.
         """
@@ -498,18 +542,21 @@ def open(
     force: bool = False,
     timeout: float = GATE_SECONDS,
 ) -> Store:
-    """Open the store in a directory, creating it where there is none. Any number of processes at once.
+    """Open the store in a directory, creating it where there is none.
+
+    Any number of processes at once.
 
     Args:
         path: the directory. Created 0700, its files 0600.
-        durability: "process", "interval" or "sync": what an append has survived when it returns. A new store stores
-            it, "interval" by default; for one that is there it holds for this handle.
+        durability: "process", "interval" or "sync": what an append has survived when it returns. A
+            new store stores it, "interval" by default; for one that is there it holds for this
+            handle.
         mode: "rw", or "r": changes no byte, and needs no right to write.
         force: accept a file system, or a directory, that is refused otherwise.
         timeout: seconds to wait for others that are opening or closing.
 
-    Raises: NotFound (mode "r" without a store), Unsupported (file system), StorageError, LockTimeout,
-    CorruptBatch (a damaged configuration file), VersionMismatch.
+    Raises: NotFound (mode "r" without a store), Unsupported (file system), StorageError,
+    LockTimeout, CorruptBatch (a damaged configuration file), VersionMismatch.
 
     >>> import millstream, tempfile
     >>> with tempfile.TemporaryDirectory() as directory, millstream.open(directory) as store:
@@ -535,8 +582,8 @@ def open(
             bits = os.stat(directory).st_mode
         if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not force:
             raise Unsupported(
-                f"{directory}: every user of this machine can write there; take that right away (chmod o-w), or pass "
-                "force=True"
+                f"{directory}: every user of this machine can write there; take that right away"
+                " (chmod o-w), or pass force=True"
             )
     files.check_file_system(directory, force=force)
     return Store(directory, mode, durability, force, timeout)
@@ -569,5 +616,3 @@ def temporary(*, durability: Durability | None = None) -> Iterator[Store]:
         yield store
     finally:
         store.close()
-
-

@@ -103,7 +103,9 @@ class Stream(_native.StreamCore):
         self._segment_bytes = int(config["segment_bytes"])
         kept = config["retention"]
         self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
-        self._durability = self._override or self.store._override or config["durability"] or self.store.durability
+        self._durability = (
+            self._override or config["durability"] or self.store._override or self.store.durability
+        )
         self._set_level(self._durability)
 
     def _refresh(self) -> None:
@@ -333,7 +335,7 @@ class Stream(_native.StreamCore):
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{log}: offset {last} did not become durable in time")
             if self.store.writable:
-                log.wait_durable(log.native.tail, deadline)
+                log.wait_durable(log.native.tail, min(deadline, time.monotonic() + 0.1), late=False)
             else:
                 log.native.wait_durable(log.native.tail, 0.01)
 

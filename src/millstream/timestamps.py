@@ -14,18 +14,25 @@ SMALLEST, LARGEST = -(1 << 62), 1 << 62
 
 
 def microseconds(value: Any) -> int:
-    """One time: int of microseconds, datetime (a naive one is local time, as in Python), numpy.datetime64.
+    """One time: int of microseconds, datetime or numpy.datetime64.
+
+    A naive datetime is local time, as in Python.
 
     >>> microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
     1000000
     """
     if isinstance(value, datetime):
         return (value.astimezone(UTC) - EPOCH) // MICROSECOND
-    if hasattr(value, "astype") and getattr(value, "dtype", None) is not None and value.dtype.kind == "M":
+    if (
+        hasattr(value, "astype")
+        and getattr(value, "dtype", None) is not None
+        and value.dtype.kind == "M"
+    ):
         value = value.astype("M8[us]").astype("i8")
     if isinstance(value, (bool, float, str, bytes)) or not hasattr(value, "__index__"):
         raise InvalidType(
-            f"timestamp {value!r}: expected an int of microseconds since 1970 UTC, a datetime or a numpy.datetime64"
+            f"timestamp {value!r}: expected an int of microseconds since 1970 UTC, a datetime or a"
+            " numpy.datetime64"
         )
     number = int(value)
     if not SMALLEST <= number <= LARGEST:
@@ -50,7 +57,7 @@ def column(values: Any, count: int) -> Any:
             values = values.view("i8")
         made = numpy.ascontiguousarray(values, dtype="<i8")
         length = len(made)
-        if length and not (SMALLEST <= made.min() and made.max() <= LARGEST):
+        if length and not (made.min() >= SMALLEST and made.max() <= LARGEST):
             raise InvalidArgument("timestamps: out of range (microseconds since 1970)")
     elif hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
         from millstream import _native
@@ -63,7 +70,9 @@ def column(values: Any, count: int) -> Any:
         except TypeError as error:
             if isinstance(error, InvalidType):
                 raise
-            raise InvalidType(f"timestamps: expected one time or a sequence, found {values!r:.60}") from error
+            raise InvalidType(
+                f"timestamps: expected one time or a sequence, found {values!r:.60}"
+            ) from error
         length = len(made)
     if length != count:
         raise InvalidArgument(f"{length} timestamps for {count} values")

@@ -1,8 +1,8 @@
 """What the processes of the crash tests do, and how they are started, killed and judged.
 
-Run as a program it is one worker: `python crash_workers.py FUNCTION JSON-ARGUMENTS`. A worker says what it did with
-`write(2)` to a history file, before and after each operation, so that a SIGKILL leaves a true account:
-`? value` was tried, `= value partition epoch offset` was acknowledged.
+Run as a program it is one worker: `python crash_workers.py FUNCTION JSON-ARGUMENTS`. A worker says
+what it did with `write(2)` to a history file, before and after each operation, so that a SIGKILL
+leaves a true account: `? value` was tried, `= value partition epoch offset` was acknowledged.
 """
 
 import contextlib
@@ -20,13 +20,17 @@ import millstream
 DEADLINE_S = 60.0
 
 
-# --- starting and killing ---------------------------------------------------------------------------------
+# --- starting and killing -------------------------------------------------------------------------
 
 
-def start(function: str, *arguments: object, prefix: tuple[str, ...] = (), **options: object) -> subprocess.Popen:
+def start(
+    function: str, *arguments: object, prefix: tuple[str, ...] = (), **options: object
+) -> subprocess.Popen:
     """Start a worker; its standard output is a pipe."""
     command = [*prefix, sys.executable, __file__, function, json.dumps(arguments)]
-    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options)
+    return subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, **options
+    )
 
 
 def run(function: str, *arguments: object, prefix: tuple[str, ...] = (), **options: object) -> str:
@@ -80,14 +84,14 @@ def report(ops: int, faults: int, seed: int, lost: int = 0, dup: int = 0) -> Non
 
 
 def seed_of(name: str) -> int:
-    """The seed of a test: MILLSTREAM_SEED, or another one each day; printed, so that it can be given again."""
+    """The seed of a test: MILLSTREAM_SEED, or another one each day; printed, to be given again."""
     text = os.environ.get("MILLSTREAM_SEED")
     seed = int(text) if text else int(time.time()) // 86400
     print(f"{name}: MILLSTREAM_SEED={seed}")
     return seed
 
 
-# --- judging -----------------------------------------------------------------------------------------------
+# --- judging --------------------------------------------------------------------------------------
 
 
 def histories(directory: Path) -> tuple[dict[bytes, tuple[int, int, int]], set[bytes]]:
@@ -104,8 +108,10 @@ def histories(directory: Path) -> tuple[dict[bytes, tuple[int, int, int]], set[b
     return acknowledged, tried
 
 
-def judge(path: Path | str, history: Path, stream: str = "s", *, may_lose: bool = False) -> tuple[int, int]:
-    """Hold a store that nobody writes to its history: nothing lost, invented, double or out of order.
+def judge(
+    path: Path | str, history: Path, stream: str = "s", *, may_lose: bool = False
+) -> tuple[int, int]:
+    """Hold a quiet store to its history: nothing lost, invented, double or out of order.
 
     Returns: (records, how many of the acknowledged ones were not there; 0 unless `may_lose`).
     """
@@ -119,7 +125,9 @@ def judge(path: Path | str, history: Path, stream: str = "s", *, may_lose: bool 
             for batch in opened.read(partition=partition):
                 for offset, value in zip(batch.offsets, batch.values, strict=True):
                     value = bytes(value).split(b" ")[0]
-                    assert offset == following, f"partition {partition}: offset {offset} after {following - 1}"
+                    assert offset == following, (
+                        f"partition {partition}: offset {offset} after {following - 1}"
+                    )
                     following += 1
                     assert value in tried, f"never appended: {value!r}"
                     assert value not in seen, f"twice: {value!r}"
@@ -133,7 +141,11 @@ def judge(path: Path | str, history: Path, stream: str = "s", *, may_lose: bool 
     assert may_lose or not lost, f"{len(lost)} lost, the first {lost[:3]}"
     for value, position in acknowledged.items():
         if value in seen:
-            assert seen[value][0] == position[0] and seen[value][2] == position[2], (value, seen[value], position)
+            assert seen[value][0] == position[0] and seen[value][2] == position[2], (
+                value,
+                seen[value],
+                position,
+            )
     return len(seen), len(lost)
 
 
@@ -145,7 +157,7 @@ def verified(path: Path | str) -> None:
     assert not problems, "\n".join(map(str, problems))
 
 
-# --- the workers -------------------------------------------------------------------------------------------
+# --- the workers ----------------------------------------------------------------------------------
 
 
 class History:
@@ -160,7 +172,10 @@ class History:
 
     def acknowledged(self, position, *values: bytes) -> None:
         partition, epoch, offset, *_ = position
-        lines = (b"= %s %d %d %d\n" % (value, partition, epoch, offset + i) for i, value in enumerate(values))
+        lines = (
+            b"= %s %d %d %d\n" % (value, partition, epoch, offset + i)
+            for i, value in enumerate(values)
+        )
         os.write(self.descriptor, b"".join(lines))
 
 
@@ -172,7 +187,7 @@ def ended() -> bool:
 
 
 def write_for_ever(path: str, history: str, name: str, seed: int, options: dict) -> None:
-    """Append until standard input ends: single records and batches, small ones and some that force a roll."""
+    """Append until standard input ends: single records, and batches of which some force a roll."""
     dice = random.Random(f"{seed} {name}")
     account = History(history, name)
     number = 0
@@ -189,7 +204,9 @@ def write_for_ever(path: str, history: str, name: str, seed: int, options: dict)
             if count == 1:
                 position = stream.append(values[0] + fill, partition=partition)
             else:
-                (position,) = stream.append_many([value + fill for value in values], partition=partition)
+                (position,) = stream.append_many(
+                    [value + fill for value in values], partition=partition
+                )
             account.acknowledged(position, *values)
 
 
@@ -200,7 +217,9 @@ def read_for_ever(path: str, partition: int) -> None:
         stream = store.stream("s")
         print("open", flush=True)
         while not ended():
-            for batch in stream.read(partition=partition, start=following, follow=True, timeout=0.05):
+            for batch in stream.read(
+                partition=partition, start=following, follow=True, timeout=0.05
+            ):
                 for offset, value in zip(batch.offsets, batch.values, strict=True):
                     assert offset == following, (offset, following)
                     following += 1
@@ -214,7 +233,10 @@ def open_and_recover(path: str) -> None:
     """Open a store, which recovers it, and say how many records each partition has."""
     with millstream.open(path) as store:
         stream = store.stream("s")
-        print(json.dumps([stream.next_offset(index) for index in range(stream.partitions)]), flush=True)
+        print(
+            json.dumps([stream.next_offset(index) for index in range(stream.partitions)]),
+            flush=True,
+        )
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""SIGKILL of writers, of openers, and of all at once: nothing acknowledged is lost, nothing is there twice."""
+"""SIGKILL of writers, openers and all at once: nothing acknowledged is lost or there twice."""
 
 import json
 import random
@@ -14,7 +14,9 @@ def history(tmp_path):
     return directory
 
 
-@pytest.mark.parametrize(("partitions", "durability"), [(1, "process"), (3, "process"), (1, "interval"), (2, "sync")])
+@pytest.mark.parametrize(
+    ("partitions", "durability"), [(1, "process"), (3, "process"), (1, "interval"), (2, "sync")]
+)
 def test_writers_killed_while_others_go_on(tmp_path, history, partitions, durability):
     seed = workers.seed_of("writers_killed") + partitions
     dice = random.Random(seed)
@@ -23,7 +25,9 @@ def test_writers_killed_while_others_go_on(tmp_path, history, partitions, durabi
     kills, names = 0, iter(range(10_000))
 
     def writer():
-        return workers.start("write_for_ever", store, str(history), f"w{next(names)}", seed, options)
+        return workers.start(
+            "write_for_ever", store, str(history), f"w{next(names)}", seed, options
+        )
 
     running = [writer()]
     assert workers.line(running[0]) == "open"  # the stream is there
@@ -35,7 +39,9 @@ def test_writers_killed_while_others_go_on(tmp_path, history, partitions, durabi
             assert workers.line(victim) == "open"  # else: in the middle of opening
         wait_bytes = dice.randrange(20_000)
         before = size_of(history)
-        workers.until(lambda b=before, w=wait_bytes: size_of(history) >= b + w, "progress of the others")
+        workers.until(
+            lambda b=before, w=wait_bytes: size_of(history) >= b + w, "progress of the others"
+        )
         workers.kill(victim)
         kills += 1
         running.append(writer())
@@ -66,7 +72,9 @@ def test_all_killed_at_once_then_recovered(tmp_path, history):
     kills = 0
     for round in range(12):
         running = [
-            workers.start("write_for_ever", store, str(history), f"r{round}w{i}", seed, {"partitions": 2})
+            workers.start(
+                "write_for_ever", store, str(history), f"r{round}w{i}", seed, {"partitions": 2}
+            )
             for i in range(3)
         ]
         for one in running:
@@ -94,7 +102,9 @@ def test_opener_killed_inside_recovery(tmp_path, history):
     kills = 0
     for step in range(40):
         # Each run is killed by strace-free means: a file call of its own, counted down.
-        opener = workers.start("test_kill_storm.recover_until", store, step if step < 30 else dice.randrange(60))
+        opener = workers.start(
+            "test_kill_storm.recover_until", store, step if step < 30 else dice.randrange(60)
+        )
         opener.wait(workers.DEADLINE_S)
         kills += opener.returncode == -9
         workers.kill(opener)
@@ -124,7 +134,16 @@ def recover_until(path, calls):
 
         return call
 
-    changing = ("write", "sync", "rename", "remove", "sync_directory", "allocate", "close", "replace")
+    changing = (
+        "write",
+        "sync",
+        "rename",
+        "remove",
+        "sync_directory",
+        "allocate",
+        "close",
+        "replace",
+    )
     for name in changing:
         setattr(files, name, counted(getattr(files, name)))
     workers.open_and_recover(path)

@@ -177,6 +177,11 @@ cdef class Segment:
             return reached, ""
         return reached, "end" if status == MS_END else err.text.decode("utf-8", "replace")
 
+    def suppose(self, uint64_t position):
+        """Look for the batches of a segment without a valid activation record as if it began here."""
+        if not self.c.activated:
+            self.c.base_position = position
+
     def search(self, uint64_t begin):
         """(position, position synced before it) of the first valid batch at or behind `begin`, or None."""
         cdef uint64_t position, synced

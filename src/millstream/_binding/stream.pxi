@@ -267,7 +267,7 @@ cdef class StreamCore:
         >>> import millstream
         >>> with millstream.temporary() as store:
         ...     store.stream("s", partitions=8).partition_for(b"N14228")
-        5
+        6
         """
         return xxh3_64(key) % <uint64_t>self.partitions
 
@@ -537,7 +537,7 @@ cdef class StreamCore:
                 for span, end in spans:
                     self._make_durable(span.partition, end, timeout)
             return [span for span, _ in spans]
-        except _errors.StorageError as error:
+        except _errors.MillstreamError as error:
             error.appended = tuple(span for span, _ in spans)
             raise
         finally:

@@ -50,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
     parser = argparse.ArgumentParser(
         prog="millstream",
-        description="An embedded log and queue engine: many processes, one directory, no server.",
+        description="An embedded log engine: many processes, one directory, no server.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
         allow_abbrev=False,

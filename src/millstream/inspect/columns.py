@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
+
 from millstream.inspect.layout import (
     ALIGN64,
     BATCH,

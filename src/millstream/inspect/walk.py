@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+
 from millstream.errors import StorageError
 from millstream.inspect.catalog import (
     SegmentInfo,

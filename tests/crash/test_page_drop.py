@@ -1,0 +1,156 @@
+"""Power cuts over appends, rolls and syncs: a prefix survives, and all of what was acknowledged as durable."""
+
+import itertools
+import random
+import shutil
+import tempfile
+from pathlib import Path
+
+import crash_workers as workers
+import millstream
+import pytest
+from millstream.background import Background
+from page_drop_disk import Disk
+
+STATES = 1200
+ALPHABET = ("small", "page", "roll", "large", "sync", "small sync", "batch sync", "spare", "small", "page")
+
+
+@pytest.fixture
+def memory_directory():
+    """A directory in memory: thousands of stores are made in it."""
+    path = Path(tempfile.mkdtemp(prefix="millstream-cut-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    yield path
+    shutil.rmtree(path, ignore_errors=True)
+
+
+class Workload:
+    """Appends whose values count up in each partition, and what must survive."""
+
+    def __init__(self, store, partitions):
+        self.stream = store.stream("s", partitions=partitions, segment_bytes=1 << 16)
+        self.tried = [0] * partitions
+        self.durable = [0] * partitions
+
+    def append(self, partition, count, size, durability):
+        first = self.tried[partition]
+        self.tried[partition] += count
+        values = [b"%d " % (first + i) + b"v" * size for i in range(count)]
+        self.stream.append_many(values, partition=partition, durability=durability)
+        if durability == "sync":
+            self.durable[partition] = self.tried[partition]
+
+    def step(self, letter, partition):
+        if letter == "sync":
+            self.stream.flush()
+            self.durable = list(self.tried)
+        elif letter == "spare":
+            self.stream._partition(partition).provide_next()
+        else:
+            count, size = {"small": (1, 5), "page": (3, 1500), "roll": (1, 25_000), "large": (2, 60_000), "batch": (9, 400)}[
+                letter.split()[0]
+            ]
+            self.append(partition, count, size, "sync" if letter.endswith("sync") else "process")
+
+
+def judge(path, tried, durable):
+    """Open what a power cut left, twice, and go on with it; how many records each partition kept."""
+    kept = []
+    for attempt in range(2):
+        with millstream.open(path) as store:
+            stream = store.stream("s")
+            for partition, most in enumerate(tried):
+                numbers = []
+                for batch in stream.read(partition=partition):
+                    assert list(batch.offsets) == list(range(len(numbers), len(numbers) + len(batch)))
+                    numbers += [bytes(value).split(b" ")[0] for value in batch.values]
+                wanted = [b"%d" % i for i in range(len(numbers))]
+                if attempt == 0:
+                    assert numbers == wanted, f"not a prefix: {numbers}"
+                    assert durable[partition] <= len(numbers) <= most, (durable, len(numbers), tried)
+                    kept.append(len(numbers))
+                    if partition == 0:
+                        stream.append(b"%d after" % len(numbers), partition=partition)
+                else:
+                    assert numbers == wanted, "recovered differently the second time"
+                    assert len(numbers) == kept[partition] + (partition == 0)
+    return kept
+
+
+def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
+    seed = workers.seed_of("power_cut")
+    dice = random.Random(seed)
+    monkeypatch.setattr(Background, "notice", lambda *_: None)  # what is synced when is up to the workload
+    states = lost = ops = 0
+    numbers = itertools.count()
+    while states < STATES:
+        run = next(numbers)
+        cuts = []
+        live = memory_directory / f"live{run}"
+        partitions = dice.choice((1, 1, 2))
+        with monkeypatch.context() as patch:
+            live.mkdir()
+            disk = Disk(live, patch)
+            store = millstream.open(live, durability="process")
+            work = Workload(store, partitions)
+
+            def cut(chance, work=work, disk=disk, cuts=cuts, run=run):
+                if dice.random() < chance:
+                    target = memory_directory / f"cut{run}-{len(cuts)}"
+                    disk.cut(target, dice)
+                    cuts.append((target, list(work.tried), list(work.durable)))
+
+            disk.on_call = lambda cut=cut: cut(0.15)
+            for _ in range(dice.randrange(3, 14)):
+                work.step(dice.choice(ALPHABET), dice.randrange(partitions))
+                ops += 1
+                cut(0.7)
+            disk.on_call = lambda: None
+            store.close()
+        for target, tried, durable in cuts:
+            kept = judge(target, tried, durable)
+            lost += sum(tried) - sum(kept)
+            shutil.rmtree(target)
+        states += len(cuts)
+        shutil.rmtree(live)
+    assert lost > 0, "nothing was ever at stake"
+    workers.report(ops, states, seed)
+
+
+def test_power_cut_during_recovery_leaves_the_same(memory_directory, monkeypatch):
+    seed = workers.seed_of("power_cut_in_recovery")
+    dice = random.Random(seed)
+    monkeypatch.setattr(Background, "notice", lambda *_: None)
+    states = ops = 0
+    for run in range(12):
+        live, first = memory_directory / f"live{run}", memory_directory / f"first{run}"
+        with monkeypatch.context() as patch:
+            live.mkdir()
+            disk = Disk(live, patch)
+            store = millstream.open(live, durability="process")
+            work = Workload(store, 1)
+            work.step("small sync", 0)
+            for _ in range(8):
+                work.step(dice.choice(ALPHABET), 0)
+                ops += 1
+            disk.cut(first, dice)
+            store.close()
+        cuts = []
+        with monkeypatch.context() as patch:
+            disk = Disk(first, patch)
+
+            def cut(disk=disk, cuts=cuts, run=run):
+                target = memory_directory / f"second{run}-{len(cuts)}"
+                disk.cut(target, dice)
+                cuts.append(target)
+
+            disk.on_call = cut
+            with millstream.open(first) as store:
+                kept = store.stream("s").next_offset(0)
+                disk.on_call = lambda: None
+        for target in cuts:
+            # What recovery kept it had not synced yet at each of these moments, but it was synced or at stake before.
+            judge(target, [max(kept, work.tried[0])], [work.durable[0]])
+            shutil.rmtree(target)
+        states += len(cuts)
+    workers.report(ops, states, seed)
