@@ -318,7 +318,8 @@ uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const
 /* --- view and check --- */
 
 /* Take the next buffer of `bytes` at the cursor; false when it does not fit before `end`. */
-static bool take_buffer(buffer_cursor *cursor, uint64_t end, uint64_t bytes, uint64_t *out_at) {
+MS_INLINE static inline bool take_buffer(buffer_cursor *cursor, uint64_t end, uint64_t bytes,
+                                         uint64_t *out_at) {
   uint64_t at = align_up(cursor->at, cursor->alignment);
   if (at > end || bytes > end - at) return false;
   *out_at = at - cursor->begin;
@@ -327,8 +328,9 @@ static bool take_buffer(buffer_cursor *cursor, uint64_t end, uint64_t bytes, uin
 }
 
 /* Take an offsets buffer and the bytes that its last offset measures. */
-static bool take_column(buffer_cursor *cursor, uint64_t end, const uint8_t *batch, uint64_t count,
-                        const int32_t **out_offsets, const uint8_t **out_bytes) {
+MS_INLINE static inline bool take_column(buffer_cursor *cursor, uint64_t end, const uint8_t *batch,
+                                         uint64_t count, const int32_t **out_offsets,
+                                         const uint8_t **out_bytes) {
   uint64_t at;
   if (!take_buffer(cursor, end, 4 * (count + 1), &at)) return false;
   const int32_t *offsets = (const int32_t *)(const void *)(batch + at);
@@ -340,7 +342,7 @@ static bool take_column(buffer_cursor *cursor, uint64_t end, const uint8_t *batc
   return true;
 }
 
-static bool take_all(ms_view *view, uint64_t file_position) {
+MS_INLINE static inline bool take_all(ms_view *view, uint64_t file_position) {
   buffer_cursor cursor = {file_position + sizeof(ms_batch_header), file_position,
                           view->flags & MS_BATCH_ALIGN64 ? 64u : 8u};
   const uint64_t end = file_position + view->length, count = view->count, bitmap = (count + 7) / 8;
@@ -403,16 +405,24 @@ ms_status ms_batch_view(const uint8_t *bytes, uint64_t available, uint64_t file_
   if (filler ? header.count != 0 : header.count == 0 || header.count > header.length / 4)
     return ms_fail(err, MS_CORRUPT, file_position, header.length / 4, header.count,
                    "batch of %u bytes says that it has %u records", header.length, header.count);
-  /* In place and not by a local: this runs once a record in a log of single records. */
+  /* In place, and field by field: this runs once a record in a log of single records, and what a
+   * compiler makes of a struct of zeros (rep stos) takes longer than all the rest. */
   ms_view *view = out_view;
-  memset(view, 0, sizeof *view);
   view->bytes = bytes;
   view->length = header.length;
   view->count = header.count;
   view->flags = header.flags;
+  view->header_count = 0;
   view->base_offset = header.base_offset;
   view->timestamp_min = header.timestamp_min;
   view->timestamp_max = header.timestamp_max;
+  view->timestamps = view->offsets = NULL;
+  view->key_validity = view->keys = NULL;
+  view->key_offsets = NULL;
+  view->value_validity = view->values = NULL;
+  view->value_offsets = NULL;
+  view->header_offsets = view->name_offsets = view->header_value_offsets = NULL;
+  view->names = view->header_values = NULL;
   if (!filler && !take_all(view, file_position))
     return ms_fail(err, MS_CORRUPT, file_position, header.length, header.count,
                    "the buffers of the batch do not fit its length of %u", header.length);

@@ -15,6 +15,7 @@
 #define MS_CACHE_LINE 64u
 #define MS_PAGE_BYTES 4096u
 #define MS_MUST_USE __attribute__((warn_unused_result))
+#define MS_INLINE __attribute__((always_inline))
 #define MS_LIKELY(x) __builtin_expect(!!(x), 1)
 #define MS_UNLIKELY(x) __builtin_expect(!!(x), 0)
 

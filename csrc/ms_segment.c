@@ -338,11 +338,12 @@ ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bo
   return limit == end && mark->position == end ? MS_END : MS_OK;
 }
 
-ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_position,
-                            uint64_t *out_synced) {
+ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t limit,
+                            uint64_t *out_position, uint64_t *out_synced) {
   uint64_t end = ms_segment_capacity_end(segment);
-  for (uint64_t position = (from + 7) & ~(uint64_t)7; position + sizeof(ms_batch_header) <= end;
-       position += 8) {
+  if (limit > end) limit = end;
+  for (uint64_t position = (from + 7) & ~(uint64_t)7;
+       position + sizeof(ms_batch_header) <= end && position < limit; position += 8) {
     ms_view view;
     if (view_unchecked(segment, position, end, &view, NULL) != MS_OK ||
         ms_batch_check(&view, segment->salt + position, NULL) != MS_OK)

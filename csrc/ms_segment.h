@@ -100,10 +100,10 @@ MS_MUST_USE ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64
 uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset);
 uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp);
 
-/* The first valid batch at or behind `from`, whatever its chain. *out_synced: the position up to
- * which the log was synced when it was written. MS_END: none. Long: call without the GIL. */
-MS_MUST_USE ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t *out_position,
-                                        uint64_t *out_synced);
+/* The first valid batch in [from, limit), whatever its chain. *out_synced: the position up to which
+ * the log was synced when it was written. MS_END: none. Long: call without the GIL. */
+MS_MUST_USE ms_status ms_segment_search(ms_segment *segment, uint64_t from, uint64_t limit,
+                                        uint64_t *out_position, uint64_t *out_synced);
 
 /* Index the batch that begins at `begin` and ends at *end. Holder of the append or walk word. */
 static inline bool ms_segment_index_due(const ms_segment *segment, uint64_t begin, uint64_t end) {

@@ -1,8 +1,9 @@
-"""The work that nobody waits for, in one thread a store and process: syncing by interval, spare segments,
-populated pages, sealed ends, retention.
+"""The work that nobody waits for, in one thread a store and process.
 
-The thread starts with the first append and sleeps while nothing is due. What it fails at is not lost: the next call
-that needs the same raises it.
+Syncing by interval, spare segments, populated pages, sealed ends, retention.
+
+The thread starts with the first append and sleeps while nothing is due. What it fails at is not
+lost: the next call that needs the same raises it.
 """
 
 from __future__ import annotations
@@ -29,7 +30,8 @@ UNSYNCED_BYTES = 256 << 20
 WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
 
 WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
-    _native.EVENTS[name] for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
+    _native.EVENTS[name]
+    for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
 )
 LOGGER = logging.getLogger("millstream")
 
@@ -126,7 +128,10 @@ class Background:
         return now - self._retained_at >= RETENTION_SECONDS and self._has_retention()
 
     def _attempt(self, what: str, log: PartitionLog, work: object) -> bool:
-        """Do it; say in the log what failed. The next call on a hot path that needs it raises the same."""
+        """Do it; say in the log what failed.
+
+        The next call on a hot path that needs it raises the same.
+        """
         try:
             work()  # type: ignore[operator]
         except Closed:
@@ -138,7 +143,7 @@ class Background:
             return False
         return True
 
-    # --- space ---------------------------------------------------------------------------------------------
+    # --- space ------------------------------------------------------------------------------------
 
     def _prepare(self, log: PartitionLog, events: int) -> None:
         native = log.native
@@ -187,10 +192,12 @@ class Background:
         done = self._sealed.get(log, 0)
         for number, following in zip(numbers, numbers[1:], strict=False):
             if number > done:
-                log.segment(number, write=True).remove_behind(log.activated(following).base_position)
+                log.segment(number, write=True).remove_behind(
+                    log.activated(following).base_position
+                )
                 self._sealed[log] = number
 
-    # --- syncing -------------------------------------------------------------------------------------------
+    # --- syncing ----------------------------------------------------------------------------------
 
     def _sync_all(self) -> None:
         for log in list(self._unsynced):
@@ -201,7 +208,10 @@ class Background:
                 self._attempt("syncing", log, log.sync)
 
     def _sync_sealed(self) -> None:
-        """At "process" what is sealed is synced as well, but seldom: a sync stalls page faults of the writers."""
+        """Sync what is sealed at "process" as well.
+
+        Seldom: a sync stalls page faults of the writers.
+        """
         while self._sealed_unsynced:
             log = self._sealed_unsynced.pop()
             self._attempt("syncing", log, lambda: log.sync(sealed=True))  # noqa: B023
@@ -216,5 +226,3 @@ class Background:
             except (Indeterminate, StorageError) as error:
                 failed.append(error)
         return failed
-
-

@@ -1,4 +1,7 @@
-"""A consistent copy of a store while others write: bytes below a tail never change, so copying up to it is enough."""
+"""A consistent copy of a store while others write.
+
+Bytes below a tail never change, so copying up to it is enough.
+"""
 
 from __future__ import annotations
 
@@ -25,7 +28,9 @@ def backup(store: Store, target: str) -> None:
     files.make_directory(os.path.join(target, "streams"))
     # One moment for all partitions: how far each log goes now.
     streams = [store.stream(name) for name in store.streams()]
-    tails = [[stream._log(index).native.tail for index in range(stream.partitions)] for stream in streams]
+    tails = [
+        [stream._log(index).native.tail for index in range(stream.partitions)] for stream in streams
+    ]
     for stream, ends in zip(streams, tails, strict=True):
         _copy_stream(stream, ends, os.path.join(target, "streams", stream.name))
     body = files.read_json(store._config_path)
@@ -54,9 +59,12 @@ def _copy_partition(log: PartitionLog, tail: int, directory: str) -> None:
     for i, number in enumerate(numbers):
         try:
             segment = log.activated(number)
-            following = log.activated(numbers[i + 1]).base_position if i + 1 < len(numbers) else tail
+            following = (
+                log.activated(numbers[i + 1]).base_position if i + 1 < len(numbers) else tail
+            )
         except NotFound:
-            # Retention was faster: what it removed here and before it is no part of the log any more.
+            # Retention was faster: what it removed here and before it is no part of the log any
+            # more.
             while copied:
                 files.remove(copied.pop())
             continue
@@ -68,7 +76,7 @@ def _copy_partition(log: PartitionLog, tail: int, directory: str) -> None:
 
 
 def _copy_segment(segment: _native.Segment, end: int, target: str) -> None:
-    """Header, activation record, index and batches below `end`; the rest stays a hole, nothing is stored there."""
+    """Header, activation record, index and batches below `end`; the rest stays a hole."""
     descriptor = files.open_file(target, write=True, create=True)
     try:
         view = segment.contents(end)

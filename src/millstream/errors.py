@@ -1,22 +1,22 @@
 """Every exception of millstream.
 
-    MillstreamError
-    ├── StorageError (OSError)            the file system refused, or a file is not what it must be
-    │   ├── StoreFull                     no room; what was stored stays, and room makes it work again
-    │   ├── Indeterminate                 it may or may not have happened: the sync behind it failed
-    │   ├── Poisoned                      an earlier sync failed: refused until all have closed
-    │   └── CorruptBatch                  bytes in a file are not what was written
-    ├── VersionMismatch                   a newer format
-    ├── ConfigMismatch (ValueError)       a store or stream exists with other settings
-    ├── NotFound (LookupError)            no such store, stream or partition
-    ├── InvalidArgument (ValueError)      an argument that makes no sense
-    ├── InvalidType (TypeError)           an argument of a wrong type
-    ├── LimitExceeded (ValueError)        larger than the format allows
-    ├── LockTimeout (TimeoutError)        a wait for another process ended; names the holder
-    ├── WaitTimeout (TimeoutError)        a wait for an event ended
-    ├── Closed (ValueError)               the handle is closed, dropped, or from before a fork
-    ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
-    └── Unsupported                       not possible on this file system or with these data
+MillstreamError
+├── StorageError (OSError)            the file system refused, or a file is not what it must be
+│   ├── StoreFull                     no room; what was stored stays, and room makes it work again
+│   ├── Indeterminate                 it may or may not have happened: the sync behind it failed
+│   ├── Poisoned                      an earlier sync failed: refused until all have closed
+│   └── CorruptBatch                  bytes in a file are not what was written
+├── VersionMismatch                   a newer format
+├── ConfigMismatch (ValueError)       a store or stream exists with other settings
+├── NotFound (LookupError)            no such store, stream or partition
+├── InvalidArgument (ValueError)      an argument that makes no sense
+├── InvalidType (TypeError)           an argument of a wrong type
+├── LimitExceeded (ValueError)        larger than the format allows
+├── LockTimeout (TimeoutError)        a wait for another process ended; names the holder
+├── WaitTimeout (TimeoutError)        a wait for an event ended
+├── Closed (ValueError)               the handle is closed, dropped, or from before a fork
+├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
+└── Unsupported                       not possible on this file system or with these data
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ __all__ = [
 class MillstreamError(Exception):
     """Base of all errors of this package.
 
-    ``appended`` lists the spans that an `append_many` or `append_arrow` had stored in other partitions before it
-    failed.
+    ``appended`` lists the spans that an `append_many` or `append_arrow` had stored in other
+    partitions before it failed.
     """
 
     appended: tuple[object, ...] = ()
@@ -77,7 +77,9 @@ class Poisoned(StorageError):
 
 
 class CorruptBatch(StorageError):
-    """Bytes in a file are not what was written. Nothing was changed; ``millstream repair`` is offered.
+    """Bytes in a file are not what was written.
+
+    Nothing was changed; ``millstream repair`` is offered.
 
     Attributes:
         path: the file, or its directory.

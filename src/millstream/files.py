@@ -219,6 +219,26 @@ def extend(descriptor: int, length: int, path: str) -> None:
         os.ftruncate(descriptor, length)
 
 
+def data_end(path: str) -> int:
+    """The byte behind the last that was ever written: what is allocated behind it reads as zeros.
+
+    Looking for something there would fault in, and so take memory for, pages that nobody has used.
+    """
+    descriptor = open_file(path, write=False)
+    try:
+        end, size = 0, os.fstat(descriptor).st_size
+        while end < size:
+            try:
+                end = os.lseek(descriptor, os.lseek(descriptor, end, os.SEEK_DATA), os.SEEK_HOLE)
+            except OSError as error:
+                if error.errno != errno.ENXIO:
+                    raise storage_error(error, path, "looking for data") from error
+                break
+        return end
+    finally:
+        os.close(descriptor)
+
+
 def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mmap:
     """Map a file shared. The map keeps its own duplicate of the descriptor."""
     with reporting(path, "mapping the file"):

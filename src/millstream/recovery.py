@@ -141,7 +141,7 @@ def _walk(
 
 
 def _zero_at(segment: _native.Segment, position: int) -> bool:
-    return segment.search(position) is None
+    return segment.search(position, files.data_end(segment.path)) is None
 
 
 def _start(log: PartitionLog, chain: list[_native.Segment]) -> tuple[int, Mark]:
@@ -193,9 +193,9 @@ def _synced_behind(
     for segment in chain + rest:
         if not segment.activated:
             segment.suppose(failure)  # where it must have begun, if it was the next one
-        position = max(failure, segment.base_position)
+        position, data_end = max(failure, segment.base_position), files.data_end(segment.path)
         while position < segment.capacity_end:
-            found = segment.search(position)
+            found = segment.search(position, data_end)
             if found is None:
                 break
             position, synced = found

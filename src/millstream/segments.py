@@ -1,7 +1,7 @@
-"""The segment files of one partition: which there are, mapping them, adding, syncing and retiring them.
+"""The segment files of one partition: finding, mapping, adding, syncing and retiring them.
 
-Short words are taken in the core. The long ones here: *sync* (one process syncs, the others wait for its result) and
-*maintenance* (one process retires segments).
+Short words are taken in the core. The long ones here: *sync* (one process syncs, the others wait
+for its result) and *maintenance* (one process retires segments).
 """
 
 from __future__ import annotations
@@ -16,7 +16,14 @@ from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from millstream import _native, files, recovery
-from millstream.errors import CorruptBatch, Indeterminate, LockTimeout, NotFound, OffsetOutOfRange, Poisoned
+from millstream.errors import (
+    CorruptBatch,
+    Indeterminate,
+    LockTimeout,
+    NotFound,
+    OffsetOutOfRange,
+    Poisoned,
+)
 
 if TYPE_CHECKING:
     from millstream.stream import Stream
@@ -34,12 +41,17 @@ NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 
 
 class SegmentCache:
-    """The maps of one store, bounded by the limit of open files: a map takes one descriptor, syncing another."""
+    """The maps of one store, bounded by the limit of open files.
+
+    A map takes one descriptor, syncing another.
+    """
 
     def __init__(self) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
-        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = OrderedDict()
+        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
+            OrderedDict()
+        )
         self._lock = threading.RLock()
 
     def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
@@ -82,9 +94,15 @@ class PartitionLog:
         self.native = stream._new_partition(index, self.store._members, self.store._generation)
         self.private = self.store._private
         """Walked by this read-only process for itself: nobody tells it the tail."""
-        if not self.store.writable and not self.private and self.native.walked != self.store._generation:
+        if (
+            not self.store.writable
+            and not self.private
+            and self.native.walked != self.store._generation
+        ):
             control = _native.private_memory(self.store._rebuilt(stream.path))
-            self.native = stream._new_partition(index, self.store._members, self.store._generation, control)
+            self.native = stream._new_partition(
+                index, self.store._members, self.store._generation, control
+            )
             self.private = True
         self._names_synced = False
         self.numbers: list[int] = []
@@ -103,7 +121,7 @@ class PartitionLog:
         if self.native.walked != self.store._generation:
             recovery.recover(self)
 
-    # --- which segments there are ---------------------------------------------------------------------
+    # --- which segments there are -----------------------------------------------------------------
 
     def file(self, number: int) -> str:
         return os.path.join(self.path, f"{number:016d}.seg")
@@ -115,7 +133,11 @@ class PartitionLog:
     def refresh(self) -> None:
         """Look again which segments the log has."""
         with self._lock:
-            structure, first, active = self.native.structure, self.native.first_segment, self.native.active_number
+            structure, first, active = (
+                self.native.structure,
+                self.native.first_segment,
+                self.native.active_number,
+            )
             numbers = [number for number in self.listed() if first <= number <= active]
             for gone in set(self.numbers) - set(numbers):
                 self._bases.pop(gone, None)
@@ -125,7 +147,9 @@ class PartitionLog:
     def current(self) -> list[int]:
         """The numbers of the log's segments."""
         active = self.native.active_number
-        if self._structure != self.native.structure or (active and (not self.numbers or self.numbers[-1] != active)):
+        if self._structure != self.native.structure or (
+            active and (not self.numbers or self.numbers[-1] != active)
+        ):
             self.refresh()
         return self.numbers
 
@@ -162,7 +186,8 @@ class PartitionLog:
         segment = self.segment(number)
         if not segment.activated:
             raise CorruptBatch(
-                f"{segment.path}: its activation record is not valid; nothing was changed, see `millstream verify`",
+                f"{segment.path}: its activation record is not valid; nothing was changed, see"
+                " `millstream verify`",
                 path=segment.path,
                 position=4096,
             )
@@ -177,8 +202,12 @@ class PartitionLog:
         return found
 
     def _last_at_or_before(self, which: int, wanted: int) -> tuple[_native.Segment, int] | None:
-        """The last segment whose base (0: position, 1: offset) is not above `wanted`, and where it ends."""
-        tail = self.native.tail  # before the numbers: what was appended later may lie in a segment they do not have
+        """The last segment whose base is at most `wanted`, and where it ends.
+
+        `which` says what base: 0 the position, 1 the offset.
+        """
+        # Before the numbers: what was appended later may lie in a segment they do not have
+        tail = self.native.tail
         numbers = self.current()
         low, high = 0, len(numbers)
         while low < high:
@@ -225,13 +254,14 @@ class PartitionLog:
     def out_of_range(self, offset: int, why: str = "") -> OffsetOutOfRange:
         first, following = self.first_offset, self.next_offset
         return OffsetOutOfRange(
-            f"{self}: offset {offset}{why}; there are offsets {first} to {following - 1}, the next will be {following}",
+            f"{self}: offset {offset}{why}; there are offsets {first} to {following - 1}, the next"
+            f" will be {following}",
             partition=self.index,
             first=first,
             next=following,
         )
 
-    # --- appending: what the core cannot do itself ------------------------------------------------------
+    # --- appending: what the core cannot do itself ------------------------------------------------
 
     def follow_active(self) -> None:
         """Map the segment that is appended to now."""
@@ -239,12 +269,15 @@ class PartitionLog:
         self.native.set_active(self.segment(number, write=True) if number else None)
 
     def provide_next(self, need_bytes: int = 0) -> None:
-        """Have a successor mapped that has room for `need_bytes`, making one where there is none."""
+        """Have a successor mapped that has room for `need_bytes`; make one where there is none."""
         self.follow_active()
         active = self.native.active_number
-        # One listing for both: whoever sees the same files makes the same number, and `link` lets one win.
+        # One listing for both: whoever sees the same files makes the same number, and `link` lets
+        # one win.
         names = files.names(self.path)
-        later = sorted(int(name[:16]) for name in names if SEGMENT.fullmatch(name) and int(name[:16]) > active)
+        later = sorted(
+            int(name[:16]) for name in names if SEGMENT.fullmatch(name) and int(name[:16]) > active
+        )
         if later:
             number = later[0]
         else:
@@ -257,9 +290,13 @@ class PartitionLog:
             self.native.set_next(segment)
 
     def make_segment(self, number: int, need_bytes: int) -> None:
-        """Publish a new segment file: twice as large as the last, up to the stream's segment size."""
+        """Publish a new segment file, twice as large as the last, up to the stream's size."""
         active = self.native.active
-        size = FIRST_SEGMENT_BYTES if active is None else min(active.size * 2, self.stream._segment_bytes)
+        size = (
+            FIRST_SEGMENT_BYTES
+            if active is None
+            else min(active.size * 2, self.stream._segment_bytes)
+        )
         size = min(size, self.stream._segment_bytes)
         overhead = 8192 + 2 * 4096 + (need_bytes + size) // 2048 + 16
         size = max(size, need_bytes + overhead + 4095 & ~4095)
@@ -274,7 +311,7 @@ class PartitionLog:
         files.make(self.file(number), size, header)
 
     def wait_for_word(self, owner: int, deadline: float) -> None:
-        """The append word is taken: wait for it, take it over from the dead, give up at the deadline."""
+        """Wait for the append word, take it over from the dead, give up at the deadline."""
         while True:
             if self.store._members.is_dead(owner):
                 self.follow_active()
@@ -286,15 +323,19 @@ class PartitionLog:
                 continue
             left = deadline - time.monotonic()
             if left <= 0:
-                raise LockTimeout(f"{self}: the append word is held by {self.store._members.describe(owner)}")
+                raise LockTimeout(
+                    f"{self}: the append word is held by {self.store._members.describe(owner)}"
+                )
             owner = self.native.wait_append_word(left)
             if owner == 0:
                 return
 
-    # --- syncing ----------------------------------------------------------------------------------------
+    # --- syncing ----------------------------------------------------------------------------------
 
     def sync(self, *, sealed: bool = False, timeout: float = 30.0) -> None:
-        """Make everything up to the tail, as it is now, survive a power cut; of `sealed`, what has a successor.
+        """Make everything up to the tail, as it is now, survive a power cut.
+
+        With `sealed`, only what has a successor.
 
         One process at a time does it, under the sync word.
         """
@@ -317,7 +358,12 @@ class PartitionLog:
         if number == 0:
             return NOWHERE
         active = self.activated(number)
-        return active.base_position, active.base_offset, active.predecessor_hash, active.timestamp_max
+        return (
+            active.base_position,
+            active.base_offset,
+            active.predecessor_hash,
+            active.timestamp_max,
+        )
 
     def _sync_owned(self, inherited: bool, mark: Mark | None = None) -> None:
         self.check_poison()
@@ -328,7 +374,8 @@ class PartitionLog:
         self.native.begin_sync(mark[0])
         for segment, begin, end in self.between(durable, mark[0]):
             if inherited:
-                # The dead holder's sync may have failed unseen: the pages must be dirty to be written again.
+                # The dead holder's sync may have failed unseen: the pages must be dirty to be
+                # written again.
                 self.segment(segment.number, write=True).dirty(begin, end)
             descriptor = segment.take_descriptor()
             if descriptor < 0:
@@ -340,8 +387,9 @@ class PartitionLog:
                 self.native.set_poison(POISON_SYNC)
                 raise Indeterminate(
                     error.errno or 0,
-                    f"a sync failed ({error.strerror or error}); records from offset {self.native.durable_offset} on may "
-                    "not survive a power cut; close the store in every process and open it again",
+                    f"a sync failed ({error.strerror or error}); records from offset"
+                    f" {self.native.durable_offset} on may not survive a power cut; close the store"
+                    " in every process and open it again",
                     self.path,
                 ) from error
             finally:
@@ -350,7 +398,7 @@ class PartitionLog:
         self.native.set_durable(mark)
 
     def _sync_names(self) -> None:
-        """Whoever published a segment may not have come to sync its directory yet, or may be dead."""
+        """Sync the directory: who published a segment may not have come to it, or may be dead."""
         files.sync_directory(self.path)
         if not self._names_synced:
             files.sync_directory(self.stream.path)
@@ -358,14 +406,18 @@ class PartitionLog:
             self._names_synced = True
 
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
-        """The segments that hold the positions [begin, end), with their parts; what is retired is left out."""
+        """The segments that hold the positions [begin, end), with their parts.
+
+        What is retired is left out.
+        """
         while True:
             parts: list[tuple[_native.Segment, int, int]] = []
             until = end
             try:
                 for number in reversed(self.current()):
                     base = self.base(number)[0]
-                    # Also those without a batch, too small for the one that came: the next one names them.
+                    # Also those without a batch, too small for the one that came: the next one
+                    # names them.
                     if base < end and (base >= begin or until > begin):
                         parts.append((self.activated(number), max(begin, base), min(end, until)))
                     until = base
@@ -381,8 +433,8 @@ class PartitionLog:
         if self.native.poison == POISON_SYNC:
             raise Poisoned(
                 0,
-                f"an earlier sync failed; records from offset {self.native.durable_offset} on may not survive a power "
-                "cut; close the store in every process and open it again",
+                f"an earlier sync failed; records from offset {self.native.durable_offset} on may"
+                " not survive a power cut; close the store in every process and open it again",
                 self.path,
             )
 
@@ -394,7 +446,11 @@ class PartitionLog:
         native = self.native
         while native.durable < position:
             if native.poison == POISON_SYNC:
-                raise Indeterminate(0, "the sync behind the record failed; it may not survive a power cut", self.path)
+                raise Indeterminate(
+                    0,
+                    "the sync behind the record failed; it may not survive a power cut",
+                    self.path,
+                )
             step = native.lead_or_wait(position, deadline - time.monotonic())
             if step == "lead" or (step == "look" and self.syncing.try_take()):
                 # What a dead leader was at may have failed unseen: its pages are made dirty anew.
@@ -403,13 +459,18 @@ class PartitionLog:
                 if not late:
                     return
                 raise Indeterminate(
-                    0, f"the record is stored, but its sync did not end in time ({self.syncing.name})", self.path
+                    0,
+                    f"the record is stored, but its sync did not end in time ({self.syncing.name})",
+                    self.path,
                 )
 
-    # --- retiring ---------------------------------------------------------------------------------------
+    # --- retiring ---------------------------------------------------------------------------------
 
     def retire_before(self, number: int) -> int:
-        """Remove the segments before `number`, whatever reads them; how many. Holder of the maintenance word."""
+        """Remove the segments before `number`, whatever reads them; how many.
+
+        Holder of the maintenance word.
+        """
         numbers = [known for known in self.current() if known < number]
         if not numbers:
             return 0
@@ -422,7 +483,9 @@ class PartitionLog:
 
     def allocated_bytes(self) -> int:
         """Bytes of disk that the partition's files take."""
-        return sum(files.allocated_bytes(os.path.join(self.path, name)) for name in files.names(self.path))
+        return sum(
+            files.allocated_bytes(os.path.join(self.path, name)) for name in files.names(self.path)
+        )
 
     def log_bytes(self) -> int:
         """Bytes of log from the first record kept to the tail."""

@@ -1,4 +1,4 @@
-"""A stream: a partitioned, retained, replayable log that any number of processes append to and read."""
+"""A stream: a partitioned, retained, replayable log that many processes append to and read."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from millstream import _native, files, reader, timestamps
 from millstream._native import Batch, Position
-from millstream.errors import Closed, ConfigMismatch, InvalidArgument, OffsetOutOfRange, WaitTimeout
+from millstream.errors import Closed, ConfigMismatch, InvalidArgument, WaitTimeout
 from millstream.options import DURABILITIES, Durability, Retention
 from millstream.segments import PartitionLog
 
@@ -23,7 +23,8 @@ __all__ = ["PartitionStats", "Start", "Stream", "StreamStats"]
 Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
 
 WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
-    _native.EVENTS[name] for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
+    _native.EVENTS[name]
+    for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
 )
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
@@ -65,12 +66,16 @@ class StreamStats:
 
 
 class Stream(_native.StreamCore):
-    """A stream of a store; made by `Store.stream`. Thread-safe; pickles by the store's path and its name.
+    """A stream of a store; made by `Store.stream`.
+
+    Thread-safe; pickles by the store's path and its name.
 
     `append`, `append_many`, `append_arrow` and `partition_for` are the extension's own.
     """
 
-    def __init__(self, store: Store, name: str, config: dict[str, Any], durability: Durability | None) -> None:
+    def __init__(
+        self, store: Store, name: str, config: dict[str, Any], durability: Durability | None
+    ) -> None:
         self.store = store
         self.name = name
         self.path = store._stream_path(name)
@@ -87,9 +92,12 @@ class Stream(_native.StreamCore):
         return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.store.path, self.store._mode, self.store._force, self.name, self._override))
+        return (
+            _reopen,
+            (self.store.path, self.store._mode, self.store._force, self.name, self._override),
+        )
 
-    # --- configuration ------------------------------------------------------------------------------------
+    # --- configuration ----------------------------------------------------------------------------
 
     def _map_control(self) -> None:
         control = self.store._map_control(self.path)
@@ -109,7 +117,7 @@ class Stream(_native.StreamCore):
         self._set_level(self._durability)
 
     def _refresh(self) -> None:
-        """The control file changed: partitions were added, the configuration altered, the stream dropped."""
+        """Follow the control file: more partitions, another configuration, or a dropped stream."""
         self._check_live()
         self._map_control()
         self._configure(files.read_json(os.path.join(self.path, "stream.json")))
@@ -118,7 +126,11 @@ class Stream(_native.StreamCore):
         if self.closed:
             raise Closed(f"{self.path}: the stream is closed; open the store again")
         if self._state != 1:
-            why = "dropped" if self._state == 2 else "recovered by another process; open the store again"
+            why = (
+                "dropped"
+                if self._state == 2
+                else "recovered by another process; open the store again"
+            )
             raise Closed(f"{self.path}: the stream was {why}")
         if self._config_number != self._config_seen and self._config_seen >= 0:
             self._configure(files.read_json(os.path.join(self.path, "stream.json")))
@@ -133,7 +145,7 @@ class Stream(_native.StreamCore):
         """Size that segments grow to."""
         return self._segment_bytes
 
-    # --- hooks of the core --------------------------------------------------------------------------------
+    # --- hooks of the core ------------------------------------------------------------------------
 
     def _where(self, index: int) -> str:
         return os.path.join(self.path, f"{index:05d}")
@@ -153,7 +165,9 @@ class Stream(_native.StreamCore):
         self.store._background.adopt(log)
         return log
 
-    def _resolve(self, index: int, status: int, owner: int, need_bytes: int, deadline: float) -> None:
+    def _resolve(
+        self, index: int, status: int, owner: int, need_bytes: int, deadline: float
+    ) -> None:
         """Do what the core could not: its status says what."""
         self.store._check_writable()
         log: PartitionLog = self._partition(index)
@@ -176,7 +190,7 @@ class Stream(_native.StreamCore):
     def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
         self._partition(index).wait_durable(end, self._deadline(timeout))
 
-    # --- reading ------------------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def read(
         self,
@@ -191,21 +205,23 @@ class Stream(_native.StreamCore):
     ) -> Iterator[Batch]:
         """Iterate over batches: of one partition in order, or of all, each in order, interleaved.
 
-        Takes no lock and moves nothing: any number of readers read the same records. Only what was published when a
-        batch is made is in it; batches of a transaction or an `append_many` are seen whole.
+        Takes no lock and moves nothing: any number of readers read the same records. Only what was
+        published when a batch is made is in it; batches of a transaction or an `append_many` are
+        seen whole.
 
         Args:
             partition: one of them; None: all.
-            start: an offset (of each partition), a `Position` (its partition alone), a datetime (the first record at
-                or after it), "earliest" or "latest".
+            start: an offset (of each partition), a `Position` (its partition alone), a datetime
+                (the first record at or after it), "earliest" or "latest".
             follow: wait for more at the tail instead of ending there.
             timeout: with `follow`, end after so many seconds without a record. None: wait for ever.
             max_records: end after so many records.
             durable: only what survives a power cut.
-            on_lost: where retention was faster than this reader: "raise" `OffsetOutOfRange`, or go on at the
-                "earliest" record.
+            on_lost: where retention was faster than this reader: "raise" `OffsetOutOfRange`, or go
+                on at the "earliest" record.
 
-        Raises: OffsetOutOfRange (carries the valid range), CorruptBatch, NotFound, InvalidArgument, Closed.
+        Raises: OffsetOutOfRange (carries the valid range), CorruptBatch, NotFound, InvalidArgument,
+            Closed.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -248,7 +264,7 @@ class Stream(_native.StreamCore):
             on_lost=on_lost,
         )
 
-    # --- offsets ------------------------------------------------------------------------------------------
+    # --- offsets ----------------------------------------------------------------------------------
 
     def first_offset(self, partition: int) -> int:
         """Offset of the oldest record that is kept (the next one, where there is none)."""
@@ -263,7 +279,7 @@ class Stream(_native.StreamCore):
         return int(self._log(partition).native.durable_offset)
 
     def offset_at(self, timestamp: Any, partition: int) -> int:
-        """Offset of the first record with a timestamp at or after this one; `next_offset` where there is none.
+        """Offset of the first record at or after a time; `next_offset` where there is none.
 
         Args:
             timestamp: as for `append`.
@@ -308,7 +324,7 @@ class Stream(_native.StreamCore):
             ("sound", "sync failed", "corrupt")[log.native.poison],
         )
 
-    # --- durability ---------------------------------------------------------------------------------------
+    # --- durability -------------------------------------------------------------------------------
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was appended before this call, by anyone, survives a power cut.
@@ -321,13 +337,21 @@ class Stream(_native.StreamCore):
             log = self._log(index)
             log.wait_durable(log.native.tail, deadline)
 
-    def wait_durable(self, position: Position | _native.Span, *, timeout: float | None = None) -> None:
-        """Return when the record (or all of the span) survives a power cut. Syncs, if nobody else does.
+    def wait_durable(
+        self, position: Position | _native.Span, *, timeout: float | None = None
+    ) -> None:
+        """Return when the record (or all of the span) survives a power cut.
+
+        Syncs, if nobody else does.
 
         Raises: OffsetOutOfRange where there is no such record (any more); WaitTimeout.
         """
         log = self._log(position.partition)
-        last = position.offset if isinstance(position, Position) else position.first_offset + position.count - 1
+        last = (
+            position.offset
+            if isinstance(position, Position)
+            else position.first_offset + position.count - 1
+        )
         deadline = self._deadline(timeout)
         if last >= log.next_offset:
             raise log.out_of_range(last, " was not appended")
@@ -339,10 +363,13 @@ class Stream(_native.StreamCore):
             else:
                 log.native.wait_durable(log.native.tail, 0.01)
 
-    # --- retention ----------------------------------------------------------------------------------------
+    # --- retention --------------------------------------------------------------------------------
 
     def enforce_retention(self) -> int:
-        """Remove the segments that `retention` does not keep, now; how many. The background does it each second."""
+        """Remove the segments that `retention` does not keep, now; how many.
+
+        The background does it each second.
+        """
         self.store._check_writable()
         return sum(self._retire(self._log(index)) for index in range(self.partitions))
 
@@ -359,7 +386,9 @@ class Stream(_native.StreamCore):
             first = numbers[0]
             for number, following in zip(numbers, numbers[1:], strict=False):
                 after = log.activated(following)
-                too_many_bytes = keep.bytes is not None and mark[0] - after.base_position >= keep.bytes
+                too_many_bytes = (
+                    keep.bytes is not None and mark[0] - after.base_position >= keep.bytes
+                )
                 too_many = keep.records is not None and mark[1] - after.base_offset >= keep.records
                 # Its last append came before its successor was activated.
                 too_old = horizon is not None and after.activated_at < horizon
@@ -370,7 +399,7 @@ class Stream(_native.StreamCore):
             return log.retire_before(first)
 
     def delete_before(self, position: Position) -> int:
-        """Remove the segments that lie wholly before a position, and return the first offset that is left.
+        """Remove the segments that lie wholly before a position; return the first offset left.
 
         Whole segments go: records before the position in its own segment stay.
         """
@@ -389,11 +418,14 @@ class Stream(_native.StreamCore):
     def alter(
         self,
         *,
-        retention: Retention | None | Literal["unchanged"] = "unchanged",
+        retention: Retention | Literal["unchanged"] | None = "unchanged",
         segment_bytes: int | Literal["unchanged"] = "unchanged",
-        durability: Durability | None | Literal["unchanged"] = "unchanged",
+        durability: Durability | Literal["unchanged"] | None = "unchanged",
     ) -> None:
-        """Change the stored configuration. Other processes follow at their next call on a cold path."""
+        """Change the stored configuration.
+
+        Other processes follow at their next call on a cold path.
+        """
         self.store._check_writable()
         self._check_live()
         with self._log(0).maintaining:
@@ -412,7 +444,8 @@ class Stream(_native.StreamCore):
     def add_partitions(self, count: int) -> int:
         """Add `count` partitions and return how many there are now. They cannot be removed.
 
-        The partition of most keys changes: records of one key appended before and after are not in one order.
+        The partition of most keys changes: records of one key appended before and after are not in
+        one order.
         """
         self.store._check_writable()
         self._check_live()
@@ -435,12 +468,18 @@ class Stream(_native.StreamCore):
         self._close()
 
 
-# --- configuration ----------------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 def check_partitions(partitions: int) -> int:
-    if isinstance(partitions, bool) or not isinstance(partitions, int) or not 1 <= partitions <= PARTITIONS_MAX:
-        raise InvalidArgument(f"partitions {partitions!r}: expected an int from 1 to {PARTITIONS_MAX}")
+    if (
+        isinstance(partitions, bool)
+        or not isinstance(partitions, int)
+        or not 1 <= partitions <= PARTITIONS_MAX
+    ):
+        raise InvalidArgument(
+            f"partitions {partitions!r}: expected an int from 1 to {PARTITIONS_MAX}"
+        )
     return partitions
 
 
@@ -452,7 +491,9 @@ def check_segment_bytes(size: int) -> int:
 
 def check_durability(durability: Any) -> Durability | None:
     if durability is not None and durability not in DURABILITIES:
-        raise InvalidArgument(f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}")
+        raise InvalidArgument(
+            f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
+        )
     checked: Durability | None = durability
     return checked
 
@@ -469,13 +510,17 @@ def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> No
     """Raise `ConfigMismatch` where what was given is not what is stored."""
     for field, value in given.items():
         if value is not None and stored[field] != value:
-            advice = "it can only grow, by add_partitions()" if field == "partitions" else "change it with alter()"
-            raise ConfigMismatch(f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}")
+            advice = (
+                "it can only grow, by add_partitions()"
+                if field == "partitions"
+                else "change it with alter()"
+            )
+            raise ConfigMismatch(
+                f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}"
+            )
 
 
 def _reopen(path: str, mode: str, force: bool, name: str, durability: Durability | None) -> Stream:
     from millstream import store
 
     return store.shared(path, mode, force).stream(name, durability=durability)
-
-

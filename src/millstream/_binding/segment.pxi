@@ -2,7 +2,7 @@
 cdef enum:
     LARGE = 4096  # a batch of this many bytes is handed out as it lies
     GATHER_FIRST = 16  # records: a read at an offset should not pay for a scan
-    GATHER_MOST = 65536
+    GATHER_MOST = 16384
 
 
 def segment_geometry(uint64_t size):
@@ -182,12 +182,18 @@ cdef class Segment:
         if not self.c.activated:
             self.c.base_position = position
 
-    def search(self, uint64_t begin):
-        """(position, position synced before it) of the first valid batch at or behind `begin`, or None."""
+    def search(self, uint64_t begin, uint64_t data_end):
+        """The first valid batch at or behind `begin`: (position, position synced before it), or None.
+
+        `data_end`: the byte of the file behind which nothing was ever written.
+        """
+        cdef uint64_t limit = self.c.base_position
+        if data_end > self.c.data_position:
+            limit += data_end - self.c.data_position
         cdef uint64_t position, synced
         cdef ms_status status
         with nogil:
-            status = ms_segment_search(&self.c, begin, &position, &synced)
+            status = ms_segment_search(&self.c, begin, limit, &position, &synced)
         return (position, synced) if status == MS_OK else None
 
     def populate(self, uint64_t begin, uint64_t end):
