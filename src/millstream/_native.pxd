@@ -188,7 +188,8 @@ cdef extern from "ms_segment.h" nogil:
                                  ms_error *err)
     ms_status ms_segment_walk(ms_segment *segment, ms_mark *mark, uint64_t limit, bint mend,
                               ms_error *err)
-    ms_status ms_segment_search(ms_segment *segment, uint64_t begin, uint64_t limit, uint64_t *out_position,
+    ms_status ms_segment_search(ms_segment *segment, uint64_t begin, uint64_t limit,
+        uint64_t *out_position,
                                 uint64_t *out_synced)
     uint32_t ms_view_find_offset(const ms_view *view, uint64_t offset)
     uint32_t ms_view_find_timestamp(const ms_view *view, int64_t timestamp)

@@ -1,4 +1,5 @@
-# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True, initializedcheck=False
+# cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True,
+# initializedcheck=False
 # cython: embedsignature=True, freethreading_compatible=False
 # The one extension: directives and includes in layer order, no code.
 include "_binding/status.pxi"

@@ -27,7 +27,8 @@ cdef Memory memory(object owner, const void *start, Py_ssize_t size):
 cdef object _frombuffer = None
 
 
-cdef object as_numpy(object owner, const void *start, Py_ssize_t count, object dtype, Py_ssize_t width):
+cdef object as_numpy(object owner, const void *start, Py_ssize_t count, object dtype,
+        Py_ssize_t width):
     global _frombuffer
     if _frombuffer is None:
         from numpy import frombuffer
@@ -67,7 +68,8 @@ cdef class BytesIterator:
         if column.starts == NULL or (column.validity != NULL and not ms_bit(column.validity, i)):
             return None
         cdef int32_t begin = column.starts[i]
-        return PyBytes_FromStringAndSize(<const char *>column.bytes + begin, column.starts[i + 1] - begin)
+        return PyBytes_FromStringAndSize(<const char *>column.bytes + begin,
+            column.starts[i + 1] - begin)
 
     def __length_hint__(self):
         return self.end - self.at
@@ -78,7 +80,8 @@ cdef class BytesIterator:
 cdef class BytesColumn:
     """A lazy sequence of bytes (None for null) over the mapped file.
 
-    An element is copied when it is asked for. `offsets` and `data` are NumPy views without a copy: element i
+    An element is copied when it is asked for. `offsets` and `data` are NumPy views without a copy:
+    element i
     is ``data[offsets[i]:offsets[i + 1]]``.
     """
     cdef object owner
@@ -237,9 +240,12 @@ cdef class HeadersColumn:
 cdef class Batch:
     """Records of one partition that lie one behind the other, as columns. Read-only.
 
-    A stored batch of 4 KiB or more is a view of the mapped file: nothing is copied and nothing is done per record.
-    Small ones are gathered into one. Either stays valid as long as anything made from it is referenced, also when
-    the store is closed or retention has removed the segment. `len(batch)` is the number of records, at least 1.
+    A stored batch of 4 KiB or more is a view of the mapped file: nothing is copied and nothing is
+    done per record.
+    Small ones are gathered into one. Either stays valid as long as anything made from it is
+    referenced, also when
+    the store is closed or retention has removed the segment. `len(batch)` is the number of
+    records, at least 1.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -286,7 +292,8 @@ cdef class Batch:
 
     @property
     def timestamps(self):
-        """NumPy int64: microseconds since 1970 UTC of each record (``.view("datetime64[us]")`` as dates)."""
+        """NumPy int64: microseconds since 1970 UTC of each record (``.view("datetime64[us]")`` as
+        dates)."""
         import numpy
         if self.view.timestamps != NULL:
             return as_numpy(self.owner, self.view.timestamps + self.first, self.count, "<i8", 8)
@@ -297,13 +304,15 @@ cdef class Batch:
     @property
     def keys(self):
         """The keys, a lazy sequence of bytes or None."""
-        return column_view(self.owner, self.view.key_offsets, self.view.keys, self.view.key_validity,
+        return column_view(self.owner, self.view.key_offsets, self.view.keys,
+            self.view.key_validity,
                            self.first, self.count)
 
     @property
     def values(self):
         """The values, a lazy sequence of bytes or None (a tombstone)."""
-        return column_view(self.owner, self.view.value_offsets, self.view.values, self.view.value_validity,
+        return column_view(self.owner, self.view.value_offsets, self.view.values,
+            self.view.value_validity,
                            self.first, self.count)
 
     @property
@@ -356,7 +365,8 @@ cdef class Batch:
             raise TypeError("a batch is cut by slices; its columns are indexed")
         start, stop, step = index.indices(self.count)
         if step != 1 or stop <= start:
-            raise _errors.InvalidArgument(f"batch[{index}]: expected a slice of at least one record and step 1")
+            raise _errors.InvalidArgument(
+                f"batch[{index}]: expected a slice of at least one record and step 1")
         return self.cut(<uint32_t>start, <uint32_t>(stop - start))
 
     cdef Batch cut(self, uint32_t start, uint32_t count):
@@ -386,7 +396,8 @@ cdef class Batch:
         return export_stream(self, MS_ARROW_DEFAULT)
 
     def arrow(self, columns=("partition", "offset", "timestamp", "key", "value")):
-        """Choose Arrow columns: an object with ``__arrow_c_array__``. Keys and values alone cost nothing a record."""
+        """Choose Arrow columns: an object with ``__arrow_c_array__``. Keys and values alone cost
+        nothing a record."""
         return arrow_selection(self, columns)
 
     def to_arrow(self, columns=("partition", "offset", "timestamp", "key", "value")):
@@ -422,6 +433,7 @@ cdef ArrowSelection arrow_selection(Batch batch, object columns):
     selection.batch = batch
     for name in columns:
         if name not in ARROW_COLUMNS:
-            raise _errors.InvalidArgument(f"no Arrow column {name!r}; there are {', '.join(ARROW_COLUMNS)}")
+            raise _errors.InvalidArgument(
+                f"no Arrow column {name!r}; there are {', '.join(ARROW_COLUMNS)}")
         selection.columns |= <uint32_t>ARROW_COLUMNS[name]
     return selection

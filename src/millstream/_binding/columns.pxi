@@ -29,7 +29,8 @@ cdef SliceColumn new_column(Py_ssize_t count):
     return column
 
 
-cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what, Py_ssize_t row) except -1:
+cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what,
+        Py_ssize_t row) except -1:
     """A bytes-like object that is not bytes: hold its buffer."""
     if not PyObject_CheckBuffer(item):
         raise _errors.InvalidType(
@@ -41,7 +42,8 @@ cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what, 
     try:
         PyObject_GetBuffer(item, &column.views[column.view_count], PyBUF_SIMPLE)
     except BufferError as error:
-        raise _errors.InvalidType(f"{what} of element {row}: not contiguous bytes: {error}") from error
+        raise _errors.InvalidType(
+            f"{what} of element {row}: not contiguous bytes: {error}") from error
     out.data = <const uint8_t *>column.views[column.view_count].buf
     out.size = column.views[column.view_count].len
     column.view_count += 1
@@ -68,14 +70,16 @@ cdef SliceColumn column_of_list(object items, str what):
 
 
 cdef SliceColumn column_of_array(object array, str what, bint strip):
-    """A NumPy array: one element (or row, of more dimensions) a slice. `strip`: 'S' without padding."""
+    """A NumPy array: one element (or row, of more dimensions) a slice. `strip`: 'S' without
+    padding."""
     interface = array.__array_interface__
     shape = interface["shape"]
     typestr = interface["typestr"]
     if typestr[1] == "O":
         return column_of_list(array.tolist(), what)
     if typestr[1] == "U":
-        raise _errors.InvalidType(f"{what}: an array of str; encode it first (numpy.strings.encode)")
+        raise _errors.InvalidType(
+            f"{what}: an array of str; encode it first (numpy.strings.encode)")
     if len(shape) == 0:
         raise _errors.InvalidType(f"{what}: an array without dimensions; append it as one value")
     cdef Py_ssize_t i, count = shape[0], width = array.itemsize, stride
@@ -150,7 +154,8 @@ cdef HeaderColumn headers_of(object headers, Py_ssize_t count):
         if one is not None:
             if not hasattr(one, "items"):
                 raise _errors.InvalidType(
-                    f"headers of element {i}: expected a mapping of str to bytes, found {type(one).__name__}")
+                    f"headers of element {i}: expected a mapping of str to bytes, "
+                    f"found {type(one).__name__}")
             for name, value in one.items():
                 if type(name) is not str:
                     raise _errors.InvalidType(
@@ -160,7 +165,8 @@ cdef HeaderColumn headers_of(object headers, Py_ssize_t count):
                 except UnicodeEncodeError as error:
                     raise _errors.InvalidArgument(f"header name of element {i}: {error}") from error
                 if value is None:
-                    raise _errors.InvalidType(f"header {name!r} of element {i}: expected bytes, found None")
+                    raise _errors.InvalidType(
+                        f"header {name!r} of element {i}: expected bytes, found None")
                 values.append(value)
         column.starts[i + 1] = <uint32_t>len(names)
     column.names = column_of_list(names, "header name")

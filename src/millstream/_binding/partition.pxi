@@ -56,14 +56,16 @@ cdef class Partition:
         return written
 
     def end(self):
-        """(position, offset, hash, timestamp_max) of the tail, or None while a writer is (or died) in between."""
+        """(position, offset, hash, timestamp_max) of the tail, or None while a writer is (or died)
+        in between."""
         cdef ms_mark mark
         if ms_partition_try_end(self.c.block, &mark) != MS_OK:
             return None
         return mark.position, mark.offset, mark.hash, mark.timestamp_max
 
     def holds(self, uint64_t offset):
-        """Is the offset one that can be read, or the next one? False also when it is not known at once."""
+        """Is the offset one that can be read, or the next one? False also when it is not known at
+        once."""
         cdef ms_mark mark
         return (ms_load64(&self.c.block.first_offset) <= offset
                 and ms_partition_try_end(self.c.block, &mark) == MS_OK and offset <= mark.offset)
@@ -154,7 +156,8 @@ cdef class Partition:
         return owner
 
     def lead_or_wait(self, uint64_t position, double timeout):
-        """Group commit: "done" when the position is durable, "lead" when the caller now holds the sync word and
+        """Group commit: "done" when the position is durable, "lead" when the caller now holds the
+        sync word and
         must sync, "look" when the time-out or a slice passed, or the log is poisoned."""
         cdef int64_t left = <int64_t>(timeout * 1e9)
         cdef ms_status status
@@ -171,7 +174,8 @@ cdef class Partition:
         return "done" if status == MS_OK else "look"
 
     def wait_durable(self, uint64_t position, double timeout):
-        """Sleep, without leading, until `durable` may have reached the position: at most `timeout` seconds."""
+        """Sleep, without leading, until `durable` may have reached the position: at most `timeout`
+        seconds."""
         cdef uint32_t seen = ms_load32(&self.c.block.durable_wake)
         cdef int64_t left = <int64_t>(timeout * 1e9)
         if self.c.self != 0:  # a read-only map cannot say that somebody waits

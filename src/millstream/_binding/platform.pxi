@@ -32,7 +32,8 @@ def wall_us():
 
 
 def private_memory(bytes data):
-    """Page-aligned memory of this process that begins with `data`: what a read-only opener has for a control file."""
+    """Page-aligned memory of this process that begins with `data`: what a read-only opener has for
+    a control file."""
     import mmap
     copy = mmap.mmap(-1, len(data))
     copy[:] = data

@@ -23,7 +23,8 @@ cdef class Segment:
     cdef int descriptor
     cdef bint given_up
 
-    def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition, uint64_t number,
+    def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition,
+            uint64_t number,
                   bint writable, str path):
         cdef ms_identity identity
         cdef ms_error err
@@ -132,7 +133,8 @@ cdef class Segment:
         """Position of the batch that holds the offset or comes after it; None below the limit."""
         cdef ms_error err
         cdef uint64_t position
-        cdef ms_status status = ms_segment_find_offset(&self.c, offset, self.within(0, limit), &position, &err)
+        cdef ms_status status = ms_segment_find_offset(&self.c, offset, self.within(0, limit),
+                &position, &err)
         if status < 0:
             fail(status, &err, self.path)
         return position if status == MS_OK else None
@@ -143,7 +145,8 @@ cdef class Segment:
         cdef uint64_t position
         cdef ms_view view
         limit = self.within(0, limit)
-        cdef ms_status status = ms_segment_find_timestamp(&self.c, timestamp, limit, &position, &err)
+        cdef ms_status status = ms_segment_find_timestamp(&self.c, timestamp, limit, &position,
+                &err)
         if status == MS_OK:
             status = ms_segment_view(&self.c, position, limit, &view, &err)
         if status < 0:
@@ -163,7 +166,8 @@ cdef class Segment:
         return mark.position, mark.offset, mark.hash, mark.timestamp_max
 
     def walk(self, tuple mark, limit, bint mend):
-        """Walk valid batches from a mark: (mark, reason); the reason is "" at the limit or the segment's end,
+        """Walk valid batches from a mark: (mark, reason); the reason is "" at the limit or the
+        segment's end,
         "end" where nothing follows, and otherwise says what is wrong at the mark."""
         cdef ms_error err
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
@@ -178,12 +182,14 @@ cdef class Segment:
         return reached, "end" if status == MS_END else err.text.decode("utf-8", "replace")
 
     def suppose(self, uint64_t position):
-        """Look for the batches of a segment without a valid activation record as if it began here."""
+        """Look for the batches of a segment without a valid activation record as if it began
+        here."""
         if not self.c.activated:
             self.c.base_position = position
 
     def search(self, uint64_t begin, uint64_t data_end):
-        """The first valid batch at or behind `begin`: (position, position synced before it), or None.
+        """The first valid batch at or behind `begin`: (position, position synced before it), or
+        None.
 
         `data_end`: the byte of the file behind which nothing was ever written.
         """
@@ -197,7 +203,8 @@ cdef class Segment:
         return (position, synced) if status == MS_OK else None
 
     def populate(self, uint64_t begin, uint64_t end):
-        """Fault in the pages of [begin, end) for writing; the position behind what was populated."""
+        """Fault in the pages of [begin, end) for writing; the position behind what was
+        populated."""
         cdef uint64_t first = ms_segment_file_position(&self.c, begin) & ~<uint64_t>4095
         cdef uint64_t last = ms_segment_file_position(&self.c, self.within(0, end))
         cdef int error = 0
@@ -218,7 +225,8 @@ cdef class Segment:
 
     def contents(self, uint64_t position):
         """A read-only view of the file up to a position of the log."""
-        return memoryview(memory(self, self.c.bytes, <Py_ssize_t>ms_segment_file_position(&self.c, position)))
+        return memoryview(memory(self, self.c.bytes, <Py_ssize_t>ms_segment_file_position(&self.c,
+            position)))
 
     def dirty(self, uint64_t begin, uint64_t end):
         """Make the header pages, the index and the kept bytes of [begin, end) dirty again."""
@@ -232,7 +240,8 @@ cdef class Segment:
 
 @cython.final
 cdef class Cursor:
-    """A place to read on in one partition: `position` of a batch and how many of its records were taken."""
+    """A place to read on in one partition: `position` of a batch and how many of its records were
+    taken."""
     cdef readonly uint64_t position
     cdef readonly uint64_t offset
     cdef uint32_t skip
@@ -244,7 +253,8 @@ cdef class Cursor:
         self.gather = GATHER_FIRST
 
     def seek(self, Segment segment not None, uint64_t offset, uint64_t limit):
-        """Go to the first record at or after an offset; False when there is none in the segment below the limit."""
+        """Go to the first record at or after an offset; False when there is none in the segment
+        below the limit."""
         cdef ms_error err
         cdef ms_view view
         cdef uint64_t position
@@ -271,7 +281,8 @@ cdef class Cursor:
         self.skip = 0
 
     def next(self, Segment segment not None, uint64_t limit, uint64_t most):
-        """The next batch of the segment below the limit, of at most `most` records; None at the limit."""
+        """The next batch of the segment below the limit, of at most `most` records; None at the
+        limit."""
         cdef ms_error err
         cdef ms_view view
         cdef ms_gather gather
@@ -299,7 +310,8 @@ cdef class Cursor:
             position = self.position
             skip = self.skip
             status = ms_segment_measure_run(&segment.c, &position, &skip, limit,
-                                            self.gather if self.gather < most else most, LARGE, &gather, &err)
+                                            self.gather if self.gather < most else most, LARGE,
+                                            &gather, &err)
             if status < 0:
                 fail(status, &err, segment.path)
             if gather.count > view.count - self.skip:

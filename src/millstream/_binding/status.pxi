@@ -1,4 +1,5 @@
-# Statuses to exceptions: one table from the core's list and errors.py; import fails if a class is missing.
+# Statuses to exceptions: one table from the core's list and errors.py; import fails if a class is
+# missing.
 from cpython.bytes cimport PyBytes_AS_STRING, PyBytes_FromStringAndSize, PyBytes_GET_SIZE
 from cpython.buffer cimport (PyBUF_SIMPLE, PyBUF_WRITABLE, PyBuffer_FillInfo, PyBuffer_Release,
                              PyObject_CheckBuffer, PyObject_GetBuffer)

@@ -1,5 +1,7 @@
-# The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through the hooks.
+# The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through
+# the hooks.
 from threading import RLock
+
 
 @cython.final
 @cython.freelist(64)
@@ -30,19 +32,29 @@ cdef class Position:
         return 3
 
     def __eq__(self, other):
-        return tuple(self) == tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+        if not isinstance(other, (Position, tuple)):
+            return NotImplemented
+        return tuple(self) == tuple(other)
 
     def __lt__(self, other):
-        return tuple(self) < tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+        if not isinstance(other, (Position, tuple)):
+            return NotImplemented
+        return tuple(self) < tuple(other)
 
     def __le__(self, other):
-        return tuple(self) <= tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+        if not isinstance(other, (Position, tuple)):
+            return NotImplemented
+        return tuple(self) <= tuple(other)
 
     def __gt__(self, other):
-        return tuple(self) > tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+        if not isinstance(other, (Position, tuple)):
+            return NotImplemented
+        return tuple(self) > tuple(other)
 
     def __ge__(self, other):
-        return tuple(self) >= tuple(other) if isinstance(other, (Position, tuple)) else NotImplemented
+        if not isinstance(other, (Position, tuple)):
+            return NotImplemented
+        return tuple(self) >= tuple(other)
 
     def __hash__(self):
         return hash((self.partition, self.epoch, self.offset))
@@ -56,7 +68,8 @@ cdef class Position:
 
 @cython.final
 cdef class Span:
-    """Records that one call appended to one partition: offsets first_offset to first_offset + count - 1.
+    """Records that one call appended to one partition: offsets first_offset to first_offset +
+    count - 1.
 
     Behaves as the tuple (partition, epoch, first_offset, count).
     """
@@ -87,7 +100,8 @@ cdef class Span:
         return hash((self.partition, self.epoch, self.first_offset, self.count))
 
     def __repr__(self):
-        return (f"Span(partition={self.partition}, epoch={self.epoch}, first_offset={self.first_offset}, "
+        return (f"Span(partition={self.partition}, epoch={self.epoch}, "
+                f"first_offset={self.first_offset}, "
                 f"count={self.count})")
 
     def __reduce__(self):
@@ -98,7 +112,8 @@ cdef enum:
     EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of level "process"
 
 EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EVENT_SPARE,
-          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED, "want_sync": EVENT_WANT_SYNC}
+          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED,
+          "want_sync": EVENT_WANT_SYNC}
 LEVELS = {"process": 0, "interval": 1, "sync": 2}
 
 
@@ -108,8 +123,10 @@ cdef int64_t TIMESTAMP_MOST = <int64_t>1 << 62
 cdef class StreamCore:
     """Base of `millstream.Stream`: the control file as mapped, and appending.
 
-    Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes, deadline)``,
-    ``_after_append(index, events, end)``, ``_make_durable(index, end, deadline)``, ``_timestamp(value)``,
+    Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes,
+    deadline)``,
+    ``_after_append(index, events, end)``, ``_make_durable(index, end, deadline)``,
+    ``_timestamp(value)``,
     ``_timestamps(values, count)``, ``_refresh()``.
     """
     cdef object map
@@ -130,7 +147,8 @@ cdef class StreamCore:
         if self.mapped:
             PyBuffer_Release(&self.control)
 
-    # --- what the subclass builds on -----------------------------------------------------------------
+    # --- what the subclass builds on
+    # -----------------------------------------------------------------
 
     def _attach(self, control, bint writable, str durability, uint32_t turn):
         """Use this map of the control file; partitions that were open stay open."""
@@ -143,7 +161,8 @@ cdef class StreamCore:
         self.mapped = True
         self.writable = writable
         self.header = <ms_control_header *>buffer.buf
-        cdef uint32_t room = <uint32_t>((buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
+        cdef uint32_t room = <uint32_t>(
+            (buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
         self.count = min(ms_load32(&self.header.partitions), room)
         if self.opened is None:
             self.opened = []
@@ -157,12 +176,14 @@ cdef class StreamCore:
 
     def _new_partition(self, uint32_t index, members, uint64_t generation, private=None):
         cdef Partition partition = Partition.__new__(Partition)
-        # The map that the block lies in stays alive as long as the partition: a later, larger map of the same
+        # The map that the block lies in stays alive as long as the partition: a later, larger map
+        # of the same
         # file shares its pages.
         cdef _ControlBuffer keep = hold_control(self.map if private is None else private)
         partition.control = keep
         partition.c.header = <ms_control_header *>keep.buffer.buf
-        partition.c.block = <ms_control_block *>(<uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION) + index
+        partition.c.block = index + <ms_control_block *>(
+            <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION)
         partition.c.generation = generation
         partition.c.self = members.word
         partition.members = members
@@ -181,7 +202,8 @@ cdef class StreamCore:
         if i >= self.count:
             self._refresh()
         if i >= self.count:
-            raise _errors.NotFound(f"partition {index}: the stream has partitions 0 to {self.count - 1}")
+            raise _errors.NotFound(
+                f"partition {index}: the stream has partitions 0 to {self.count - 1}")
         if self.opened[i] is None:
             with self.opening:
                 if self.opened[i] is None:
@@ -206,7 +228,8 @@ cdef class StreamCore:
         if self.is_closed:
             raise _errors.Closed("the stream is closed; open the store again")
         if self.fork != ms_fork_count():
-            raise _errors.Closed("the stream was inherited through a fork; open the store again in the child")
+            raise _errors.Closed(
+                "the stream was inherited through a fork; open the store again in the child")
         return 0
 
     @property
@@ -254,7 +277,8 @@ cdef class StreamCore:
 
     def _wait(self, uint32_t seen, double timeout):
         """Sleep until somebody appends, at most `timeout` seconds, maybe less."""
-        # A read-only map cannot say that somebody waits, so nobody wakes it: it looks 100 times a second.
+        # A read-only map cannot say that somebody waits, so nobody wakes it: it looks 100 times a
+        # second.
         cdef double slice = 1.0 if self.writable else 0.01
         cdef int64_t left = <int64_t>((timeout if timeout < slice else slice) * 1e9)
         with nogil:
@@ -271,17 +295,20 @@ cdef class StreamCore:
         """
         return xxh3_64(key) % <uint64_t>self.partitions
 
-    # --- appending -----------------------------------------------------------------------------------
+    # --- appending
+    # -----------------------------------------------------------------------------------
 
     cdef int level_of(self, object durability) except -1:
         if durability is None:
             return self.level
         level = LEVELS.get(durability)
         if level is None:
-            raise _errors.InvalidArgument(f"durability {durability!r}: expected one of {', '.join(LEVELS)}")
+            raise _errors.InvalidArgument(
+                f"durability {durability!r}: expected one of {', '.join(LEVELS)}")
         return level
 
-    cdef int publish(self, uint32_t index, const ms_records *records, const ms_shape *shape, int level,
+    cdef int publish(self, uint32_t index, const ms_records *records, const ms_shape *shape,
+            int level,
                      object timeout, ms_appended *out) except -1:
         cdef ms_error err
         cdef ms_status status
@@ -323,24 +350,31 @@ cdef class StreamCore:
         self.turn += 1
         return index
 
-    def append(self, value, *, key=None, headers=None, timestamp=None, partition=None, durability=None,
+    def append(self, value, *, key=None, headers=None, timestamp=None, partition=None,
+            durability=None,
                timeout=None):
         """Append one record and return its `Position`.
 
-        Durability: at `process` and `interval` the record survives the death of any process when this returns; at
-        `interval` also a power cut after the next completed sync (one starts every 100 ms); at `sync` it survives a
+        Durability: at `process` and `interval` the record survives the death of any process when
+        this returns; at
+        `interval` also a power cut after the next completed sync (one starts every 100 ms); at
+        `sync` it survives a
         power cut when this returns.
 
         Args:
             value: bytes-like, at most 256 MiB; None is a null (with a key: a tombstone).
-            key: bytes-like, at most 64 KiB: chooses the partition, and so keeps records of one key in order.
+            key: bytes-like, at most 64 KiB: chooses the partition, and so keeps records of one key
+            in order.
             headers: mapping of str to bytes.
-            timestamp: int of microseconds since 1970 UTC, datetime or numpy.datetime64; default: now.
-            partition: chooses the partition by hand. Without key and partition, calls go round the partitions.
+            timestamp: int of microseconds since 1970 UTC, datetime or numpy.datetime64; default:
+            now.
+            partition: chooses the partition by hand. Without key and partition, calls go round the
+            partitions.
             durability: another level than the stream's, for this call.
             timeout: seconds to wait for other processes; default 30.
 
-        Raises: StoreFull, StorageError, LockTimeout, LimitExceeded, InvalidType, InvalidArgument; Indeterminate when
+        Raises: StoreFull, StorageError, LockTimeout, LimitExceeded, InvalidType, InvalidArgument;
+        Indeterminate when
         the sync behind the record failed.
 
         >>> import millstream
@@ -361,7 +395,8 @@ cdef class StreamCore:
         if (type(value) is not bytes and value is not None) or headers is not None or \
                 (type(key) is not bytes and key is not None):
             span = self.append_many([value], keys=None if key is None else [key],
-                                    headers=None if headers is None else [headers], timestamps=timestamp,
+                                    headers=None if headers is None else [headers],
+                                    timestamps=timestamp,
                                     partition=partition, durability=durability, timeout=timeout)[0]
             return Position(span.partition, span.epoch, span.first_offset)
         memset(&records, 0, sizeof(ms_records))
@@ -385,7 +420,8 @@ cdef class StreamCore:
             records.keys = &key_slice
             index = 0
             if partition is None and self.count > 1:
-                index = <uint32_t>(ms_xxh3_64(key_slice.data, <size_t>key_slice.size, 0) % self.count)
+                index = <uint32_t>(ms_xxh3_64(key_slice.data, <size_t>key_slice.size,
+                    0) % self.count)
         elif partition is None:
             index = self.next_turn()
         if partition is not None:
@@ -401,23 +437,28 @@ cdef class StreamCore:
         position.offset = out.first_offset
         return position
 
-    def append_many(self, values, *, keys=None, headers=None, timestamps=None, partition=None, durability=None,
+    def append_many(self, values, *, keys=None, headers=None, timestamps=None, partition=None,
+            durability=None,
                     timeout=None):
         """Append records, and return a `Span` for each partition that got some.
 
-        With keys, each goes to the partition of its key (records without a key go together to the next one in
-        turn); without, the batch stays whole. Readers see a partition's share whole or not at all. One bad element
+        With keys, each goes to the partition of its key (records without a key go together to the
+        next one in
+        turn); without, the batch stays whole. Readers see a partition's share whole or not at all.
+        One bad element
         and nothing is appended. Durability as for `append`.
 
         Args:
-            values: list of bytes-like or None; NumPy array (one fixed-width or structured element a value); Arrow
+            values: list of bytes-like or None; NumPy array (one fixed-width or structured element
+            a value); Arrow
                 array (binary, string, fixed-size or primitive).
             keys: likewise, as many; a NumPy array of dtype 'S' without its padding.
             headers: a mapping for all records, or a sequence of mapping or None, one a record.
             timestamps: one for all (see `append`), or a list, NumPy or Arrow array of them.
             partition, durability, timeout: see `append`.
 
-        Raises: as `append`. `StoreFull.appended` lists the spans that were stored before the room ended.
+        Raises: as `append`. `StoreFull.appended` lists the spans that were stored before the room
+        ended.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -434,10 +475,12 @@ cdef class StreamCore:
         if headers is not None:
             header_column = headers_of(headers, count)
         return self.append_columns(
-            value_column.slices, NULL if key_column is None else key_column.slices, count, header_column,
+            value_column.slices, NULL if key_column is None else key_column.slices, count,
+            header_column,
             timestamps, partition, self.level_of(durability), timeout)
 
-    cdef list append_columns(self, ms_slice *values, ms_slice *keys, Py_ssize_t count, HeaderColumn headers,
+    cdef list append_columns(self, ms_slice *values, ms_slice *keys, Py_ssize_t count,
+            HeaderColumn headers,
                              object timestamps, object partition, int level, object timeout):
         cdef ms_records records
         cdef Py_buffer times
@@ -468,7 +511,8 @@ cdef class StreamCore:
             if ms_load32(&self.header.partitions) != self.count:
                 self._refresh()
             if partition is not None:
-                return self.append_whole(&records, self._partition(partition).native.index, level, timeout)
+                return self.append_whole(&records, self._partition(partition).native.index, level,
+                    timeout)
             if keys == NULL:
                 return self.append_whole(&records, self.next_turn(), level, timeout)
             if self.count == 1:
@@ -512,7 +556,8 @@ cdef class StreamCore:
                         null_part = self.next_turn()
                     p = null_part
                 else:
-                    p = <uint32_t>(ms_xxh3_64(records.keys[i].data, <size_t>records.keys[i].size, 0) % parts)
+                    p = <uint32_t>(ms_xxh3_64(records.keys[i].data, <size_t>records.keys[i].size,
+                        0) % parts)
                 chosen[i] = p
                 ends[p + 1] += 1
             for p in range(parts):
@@ -530,7 +575,8 @@ cdef class StreamCore:
             for p in range(parts):
                 self.choose(records, rows, ends, p)
                 if records.count:
-                    # Only the last publish waits for durability of its own; the others are awaited after.
+                    # Only the last publish waits for durability of its own; the others are awaited
+                    # after.
                     self.publish(p, records, &shapes[p], 0 if level == 2 else level, timeout, &out)
                     spans.append((Span(p, out.epoch, out.first_offset, records.count), out.end))
             if level == 2:
@@ -546,25 +592,30 @@ cdef class StreamCore:
             PyMem_Free(ends)
             PyMem_Free(shapes)
 
-    cdef int choose(self, ms_records *records, uint32_t *rows, uint32_t *ends, uint32_t p) except -1:
+    cdef int choose(self, ms_records *records, uint32_t *rows, uint32_t *ends,
+            uint32_t p) except -1:
         cdef uint32_t begin = ends[p - 1] if p else 0
         records.rows = rows + begin
         records.count = ends[p] - begin
         return 0
 
-    def append_arrow(self, data, *, value="value", key=None, timestamp=None, partition=None, durability=None,
+    def append_arrow(self, data, *, value="value", key=None, timestamp=None, partition=None,
+            durability=None,
                      timeout=None):
         """Append Arrow data: anything with ``__arrow_c_stream__`` or ``__arrow_c_array__``.
 
-        Each chunk of the data is appended as it comes, as one batch a partition (several, where it is large); no
-        Python object is made for a row. Where a later chunk fails, `appended` of the error has the spans before it.
+        Each chunk of the data is appended as it comes, as one batch a partition (several, where it
+        is large); no
+        Python object is made for a row. Where a later chunk fails, `appended` of the error has the
+        spans before it.
 
         Args:
             data: a table, record batch, data frame or reader (pyarrow, polars, DuckDB, ...).
             value, key, timestamp: names of its columns; a key or timestamp of None: there is none.
             partition, durability, timeout: see `append`.
 
-        Returns: a `Span` for each batch. Raises: as `append_many`; InvalidArgument for a column that is not there.
+        Returns: a `Span` for each batch. Raises: as `append_many`; InvalidArgument for a column
+        that is not there.
         """
         cdef ArrowChunk chunk
         cdef list spans = []
@@ -580,7 +631,8 @@ cdef class StreamCore:
                     if chunk.timestamps != NULL:
                         times = memory(chunk, chunk.timestamps + first, count * 8)
                     spans += self.append_columns(
-                        chunk.values + first, NULL if chunk.keys == NULL else chunk.keys + first, count, None, times,
+                        chunk.values + first, NULL if chunk.keys == NULL else chunk.keys + first,
+                        count, None, times,
                         partition, level, timeout)
                     first += count
         except _errors.MillstreamError as error:
