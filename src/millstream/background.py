@@ -11,6 +11,9 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from functools import partial
+from itertools import pairwise
 from typing import TYPE_CHECKING
 
 from millstream import _native
@@ -66,12 +69,15 @@ class Background:
         """An append asks for something."""
         self._asked[log] = self._asked.get(log, 0) | events
         self._wanted.set()
-        if self._thread is None and not self._stopping:
-            with self._starting:
-                if self._thread is None and not self._stopping:
-                    thread = threading.Thread(target=self._run, name="millstream", daemon=True)
-                    thread.start()
-                    self._thread = thread
+        if self._thread is None:
+            self._start()
+
+    def _start(self) -> None:
+        with self._starting:
+            if self._thread is None and not self._stopping:
+                thread = threading.Thread(target=self._run, name="millstream", daemon=True)
+                thread.start()
+                self._thread = thread
 
     def stop(self) -> None:
         """End the thread; what it was at is finished."""
@@ -83,13 +89,13 @@ class Background:
         self._thread = None
 
     def _run(self) -> None:
-        while not self._stopping:
+        while True:
             self._wanted.wait(self._pause())
             self._wanted.clear()
             if self._stopping:
                 return
             for log, events in self._take():
-                self._attempt("preparing space", log, lambda: self._prepare(log, events))  # noqa: B023
+                self._attempt("preparing space", log, self._prepare, log, events)
             now = time.monotonic()
             if self._unsynced and now - self._synced_at >= SYNC_SECONDS:
                 self._synced_at = now
@@ -100,7 +106,7 @@ class Background:
                 self._retained_at = now
                 for stream in list(self.store._streams.values()):
                     for log in stream._opened():
-                        self._attempt("retention", log, lambda: stream._retire(log))  # noqa: B023
+                        self._attempt("retention", log, stream._retire, log)
 
     def _take(self) -> list[tuple[PartitionLog, int]]:
         taken = []
@@ -127,13 +133,15 @@ class Background:
     def _retention_due(self, now: float) -> bool:
         return now - self._retained_at >= RETENTION_SECONDS and self._has_retention()
 
-    def _attempt(self, what: str, log: PartitionLog, work: object) -> bool:
+    def _attempt(
+        self, what: str, log: PartitionLog, work: Callable[..., object], *arguments: object
+    ) -> bool:
         """Do it; say in the log what failed.
 
         The next call on a hot path that needs it raises the same.
         """
         try:
-            work()  # type: ignore[operator]
+            work(*arguments)
         except Closed:
             return False
         except (MillstreamError, OSError, ValueError) as error:
@@ -190,7 +198,7 @@ class Background:
         """Punch out the unused ends of segments that have a successor."""
         numbers = log.current()
         done = self._sealed.get(log, 0)
-        for number, following in zip(numbers, numbers[1:], strict=False):
+        for number, following in pairwise(numbers):
             if number > done:
                 log.segment(number, write=True).remove_behind(
                     log.activated(following).base_position
@@ -214,7 +222,7 @@ class Background:
         """
         while self._sealed_unsynced:
             log = self._sealed_unsynced.pop()
-            self._attempt("syncing", log, lambda: log.sync(sealed=True))  # noqa: B023
+            self._attempt("syncing", log, partial(log.sync, sealed=True))
 
     def sync_everything(self) -> list[Exception]:
         """Sync what this process wrote; what failed."""

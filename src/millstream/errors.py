@@ -22,6 +22,10 @@ MillstreamError
 from __future__ import annotations
 
 import os
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millstream._native import Span
 
 __all__ = [
     "Closed",
@@ -51,7 +55,7 @@ class MillstreamError(Exception):
     partitions before it failed.
     """
 
-    appended: tuple[object, ...] = ()
+    appended: tuple[Span, ...] = ()
 
 
 class StorageError(MillstreamError, OSError):

@@ -47,7 +47,7 @@ def parse_bytes(size: int | str) -> int:
             )
         number, prefix, binary = match.groups()
         power = " kmgtp".index(prefix.lower() or " ")
-        return round(float(number) * (1024 if binary else 1000) ** power)
+        return round(float(number) * float((1024 if binary else 1000) ** power))
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise InvalidType(f"size {size!r}: expected an int or a str")
     if size < 0:

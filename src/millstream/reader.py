@@ -93,7 +93,7 @@ class PartitionReader:
     def _check_epoch(self, start: Position) -> None:
         """An offset that a power cut took, and another record got, is not what was meant."""
         found = self.log.locate_offset(start.offset)
-        if found is None or found[0].epoch == start.epoch or start.offset >= self.log.next_offset:
+        if found is None or found[0].epoch == start.epoch:
             return
         if found[0].epoch > start.epoch and found[0].base_offset == start.offset:
             return  # the first record after all that its epoch had
@@ -130,6 +130,7 @@ class PartitionReader:
                     raise log.out_of_range(offset) from error
 
     def limit(self) -> int:
+        """Position to read up to."""
         native = self.log.native
         return int(native.durable if self.durable else native.tail)
 
@@ -211,7 +212,7 @@ def _check_counts(timeout: float | None, max_records: int | None) -> int:
         raise InvalidArgument(f"timeout {timeout!r}: cannot be negative")
     if max_records is None:
         return UNLIMITED
-    if isinstance(max_records, bool) or not isinstance(max_records, int) or max_records < 0:
+    if type(max_records) is not int or max_records < 0:
         raise InvalidArgument(f"max_records {max_records!r}: expected an int of at least 0")
     return max_records
 
@@ -371,7 +372,7 @@ class _Waiter:
         self.turn = turn
         self._thread: threading.Thread | None = None
         self._asked = threading.Event()
-        self._stopped = False
+        self._stopped = threading.Event()
         self._deadline = 0.0
         self._future: asyncio.Future[None] | None = None
         self._loop: asyncio.AbstractEventLoop | None = None
@@ -387,7 +388,7 @@ class _Waiter:
         await self._future
 
     def stop(self) -> None:
-        self._stopped = True
+        self._stopped.set()
         self._asked.set()
         if self._thread is not None and not self.turn.stream.closed:
             self.turn.stream._wake()
@@ -396,7 +397,7 @@ class _Waiter:
         while True:
             self._asked.wait()
             self._asked.clear()
-            if self._stopped:
+            if self._stopped.is_set():
                 return
             error: BaseException | None = None
             try:
@@ -404,7 +405,8 @@ class _Waiter:
             except BaseException as caught:  # handed to the reader, who raises it
                 error = caught
             loop, future = self._loop, self._future
-            if self._stopped or loop is None or future is None or loop.is_closed():
+            assert loop is not None and future is not None
+            if self._stopped.is_set() or loop.is_closed():
                 return
             loop.call_soon_threadsafe(_finish, future, error)
 

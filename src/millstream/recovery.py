@@ -43,21 +43,16 @@ def _recover_owned(log: PartitionLog) -> None:
     chain, rest = _chain(log)
     mark, kept, reason = _walk(log, chain)
     poison = 0
-    if (
-        reason
-        or None in rest
-        or any(segment.activated or _was_used(segment) for segment in rest if segment)
-    ):
-        if None in rest or _synced_behind(
-            chain[kept:], [segment for segment in rest if segment], mark[0], bool(chain)
-        ):
-            poison = CORRUPT
+    readable = [segment for segment in rest if segment]
+    doubtful = reason or any(segment.activated or _was_used(segment) for segment in readable)
+    if None in rest or (doubtful and _synced_behind(chain[kept:], readable, mark[0], bool(chain))):
+        poison = CORRUPT
     if kept < len(chain) and poison == 0:
-        rest = chain[kept + 1 :] + rest
+        readable = chain[kept + 1 :] + readable
         chain = chain[: kept + 1]
     if log.store.writable:
         if poison == 0:
-            _set_aside(log, [segment for segment in rest if segment])
+            _set_aside(log, readable)
         _sync_kept(log, chain, mark)
     _open(log, chain, mark, kept, poison)
 

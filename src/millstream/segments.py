@@ -55,10 +55,12 @@ class SegmentCache:
         self._lock = threading.RLock()
 
     def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
+        """The segment, where it is mapped."""
         found = self._segments.get((id(log), number))
         return None if found is None else found[1]
 
     def put(self, log: PartitionLog, segment: _native.Segment) -> None:
+        """Keep a map, and let the oldest go when there are too many."""
         surplus = []
         with self._lock:
             before = self._segments.pop((id(log), segment.number), None)
@@ -71,12 +73,14 @@ class SegmentCache:
             owner.let_go(oldest)
 
     def drop(self, log: PartitionLog, number: int) -> None:
+        """Let one map go."""
         with self._lock:
             found = self._segments.pop((id(log), number), None)
         if found is not None:
             log.let_go(found[1])
 
     def clear(self) -> None:
+        """Let all maps go."""
         with self._lock:
             while self._segments:
                 _, (owner, segment) = self._segments.popitem()
@@ -124,6 +128,7 @@ class PartitionLog:
     # --- which segments there are -----------------------------------------------------------------
 
     def file(self, number: int) -> str:
+        """Path of a segment."""
         return os.path.join(self.path, f"{number:016d}.seg")
 
     def listed(self) -> list[int]:
@@ -245,13 +250,16 @@ class PartitionLog:
 
     @property
     def first_offset(self) -> int:
+        """Offset of the oldest record that is kept."""
         return int(self.native.first_offset)
 
     @property
     def next_offset(self) -> int:
+        """Offset that the next record will get."""
         return self.end()[1]
 
     def out_of_range(self, offset: int, why: str = "") -> OffsetOutOfRange:
+        """The error for an offset that is not there; it carries the valid range."""
         first, following = self.first_offset, self.next_offset
         return OffsetOutOfRange(
             f"{self}: offset {offset}{why}; there are offsets {first} to {following - 1}, the next"
@@ -304,7 +312,8 @@ class PartitionLog:
         index_count, data_position = _native.segment_geometry(size)
         fields = (
             MAGIC, files.FORMAT, self.index, self.store._store_id, self.stream._stream_id, number,
-            int.from_bytes(os.urandom(8), "little"), size, index_count, data_position, int(time.time() * 1e6),
+            int.from_bytes(os.urandom(8), "little"), size, index_count, data_position,
+            int(time.time() * 1e6),
         )  # fmt: skip
         header = HEADER.pack(*fields)
         header += struct.pack("<Q", _native.xxh3_64(header))

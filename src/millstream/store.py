@@ -93,7 +93,7 @@ class Store:
         self._override: Durability | None = None
         self.durability: Durability = durability or "interval"
         self.needs_recovery = False
-        """Of a read-only store: it was not closed cleanly, and nobody has opened it for writing since."""
+        """Of a read-only store: it was not closed cleanly, nor opened to write since."""
         self._private = False
         self._control_writable = self.writable
         self._streams: dict[str, Stream] = {}
@@ -179,6 +179,7 @@ class Store:
 
     def _open_first(self) -> None:
         """Nobody else lives here: after an unclean end, begin a new generation."""
+        self._clean = self._clean and self._all_settled()
         if not self._clean:
             self._generation += 1
         self._save(clean=False)
@@ -186,8 +187,12 @@ class Store:
             directory = os.path.join(self.path, "streams", name)
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
-            elif not self._clean or not os.path.lexists(os.path.join(directory, "control")):
+            elif not self._clean:
                 self._rebuild_control(directory)
+
+    def _all_settled(self) -> bool:
+        """Does what the clean mark says hold? A control file may have been damaged or lost since."""
+        return all(self._is_settled(self._stream_path(name)) for name in self.streams())
 
     def _open_readable(self, durability: Durability | None) -> None:
         require(self.path)
@@ -195,7 +200,7 @@ class Store:
         self._members.join_readers()
         if self._members.anyone():
             self._members.check(self._store_id)
-        elif not self._clean:
+        elif not self._clean or not self._all_settled():
             self.needs_recovery = self._private = True
             self._control_writable = True  # a private copy in memory
 
@@ -247,23 +252,67 @@ class Store:
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
         for name in self.streams():
+            if not self._is_settled(self._stream_path(name)):
+                return  # the next open begins a new generation, and recovers it
             path = os.path.join(self._stream_path(name), "control")
             descriptor = files.open_file(path, write=True)
             try:
-                data = files.read(descriptor, files.size(descriptor), 0, path)
-                (count,) = struct.unpack_from("<I", data, 12)
-                for index in range(count):
-                    at = BLOCKS + index * BLOCK_BYTES
-                    (poison,) = struct.unpack_from("<I", data, at + 4)
-                    (tail,) = struct.unpack_from("<Q", data, at + 8)
-                    (durable,) = struct.unpack_from("<Q", data, at + 72)
-                    (walked,) = struct.unpack_from("<Q", data, at + 136)
-                    if poison or tail != durable or walked != self._generation:
-                        return  # the next open begins a new generation, and recovers it
                 files.sync(descriptor, path)
             finally:
                 files.close(descriptor)
         self._save(clean=True)
+
+    def _is_settled(self, directory: str) -> bool:
+        """Is the control file whole, with each partition recovered, synced and at rest?"""
+        config = files.read_json(os.path.join(directory, "stream.json"))
+        path = os.path.join(directory, "control")
+        if not os.path.lexists(path):
+            return False
+        descriptor = files.open_file(path, write=False)
+        try:
+            data = files.read(descriptor, files.size(descriptor), 0, path)
+        finally:
+            files.close(descriptor)
+        count = int(config["partitions"])
+        if len(data) < BLOCKS + count * BLOCK_BYTES:
+            return False
+        magic, version, blocks, store_id, stream_id, _, state, *_ = CONTROL_HEADER.unpack_from(data)
+        expected = (
+            CONTROL_MAGIC,
+            files.FORMAT,
+            count,
+            self._store_id,
+            int(config["stream_id"], 16),
+            LIVE,
+        )
+        if (magic, version, blocks, store_id, stream_id, state) != expected:
+            return False
+        return all(self._block_is_settled(directory, data, index) for index in range(count))
+
+    def _block_is_settled(self, directory: str, data: bytes, index: int) -> bool:
+        at = BLOCKS + index * BLOCK_BYTES
+        poison, tail, hint_tail, offset, _, hint_hash, active = struct.unpack_from(
+            "<IQQQqQQ", data, at + 4
+        )
+        durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", data, at + 68)
+        walked, first_segment, first_offset = struct.unpack_from("<QQQ", data, at + 136)
+        if poison or walked != self._generation or not tail == hint_tail == durable:
+            return False
+        if (
+            durable_offset != offset
+            or first_offset > offset
+            or durable_hash != hint_hash & 0xFFFFFFFF
+        ):
+            return False
+        if active == 0:
+            return bool(tail == first_segment == 0)
+        segments = (
+            os.path.join(directory, f"{index:05d}", f"{number:016d}.seg")
+            for number in (first_segment, active)
+        )
+        return bool(
+            first_segment <= active and all(os.path.lexists(segment) for segment in segments)
+        )
 
     def __enter__(self) -> Store:
         return self
@@ -309,8 +358,8 @@ class Store:
 
     def _control_bytes(self, config: dict[str, Any], blocks: list[bytes]) -> bytes:
         header = CONTROL_HEADER.pack(
-            CONTROL_MAGIC, files.FORMAT, len(blocks), self._store_id, int(config["stream_id"], 16), self._generation,
-            LIVE, 1, 0, 0,
+            CONTROL_MAGIC, files.FORMAT, len(blocks), self._store_id,
+            int(config["stream_id"], 16), self._generation, LIVE, 1, 0, 0,
         )  # fmt: skip
         return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
 
@@ -432,7 +481,8 @@ class Store:
                 self._create_stream(name, given, durability)
             known = self._streams.get(name)
             if known is not None and (known.closed or known._state != LIVE):
-                known = self._streams.pop(name) and None
+                known = None
+                del self._streams[name]
             config = files.read_json(path)
             streams_module.check_config(name, config, given)
             if known is None or (durability is not None and durability != known.durability):
@@ -443,7 +493,7 @@ class Store:
     def _create_stream(
         self, name: str, given: dict[str, Any], durability: Durability | None
     ) -> None:
-        config = {
+        config: dict[str, Any] = {
             "format": files.FORMAT,
             "stream_id": os.urandom(8).hex(),
             "partitions": given["partitions"] or 1,

@@ -92,10 +92,7 @@ class Stream(_native.StreamCore):
         return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (
-            _reopen,
-            (self.store.path, self.store._mode, self.store._force, self.name, self._override),
-        )
+        return (_reopen, (self.store, self.name, self._override))
 
     # --- configuration ----------------------------------------------------------------------------
 
@@ -384,7 +381,7 @@ class Stream(_native.StreamCore):
             mark = log.end()
             horizon = None if keep.age is None else int((time.time() - keep.age) * 1e6)
             first = numbers[0]
-            for number, following in zip(numbers, numbers[1:], strict=False):
+            for following in numbers[1:]:
                 after = log.activated(following)
                 too_many_bytes = (
                     keep.bytes is not None and mark[0] - after.base_position >= keep.bytes
@@ -395,7 +392,6 @@ class Stream(_native.StreamCore):
                 if not (too_many_bytes or too_many or too_old):
                     break
                 first = following
-                del number
             return log.retire_before(first)
 
     def delete_before(self, position: Position) -> int:
@@ -449,7 +445,7 @@ class Stream(_native.StreamCore):
         """
         self.store._check_writable()
         self._check_live()
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
+        if type(count) is not int or count < 1:
             raise InvalidArgument(f"add_partitions({count!r}): expected an int of at least 1")
         with self._log(0).maintaining:
             path = os.path.join(self.path, "stream.json")
@@ -472,11 +468,7 @@ class Stream(_native.StreamCore):
 
 
 def check_partitions(partitions: int) -> int:
-    if (
-        isinstance(partitions, bool)
-        or not isinstance(partitions, int)
-        or not 1 <= partitions <= PARTITIONS_MAX
-    ):
+    if type(partitions) is not int or not 1 <= partitions <= PARTITIONS_MAX:
         raise InvalidArgument(
             f"partitions {partitions!r}: expected an int from 1 to {PARTITIONS_MAX}"
         )
@@ -484,7 +476,7 @@ def check_partitions(partitions: int) -> int:
 
 
 def check_segment_bytes(size: int) -> int:
-    if isinstance(size, bool) or not isinstance(size, int) or not 1 << 16 <= size <= 2 << 30:
+    if type(size) is not int or not 1 << 16 <= size <= 2 << 30:
         raise InvalidArgument(f"segment_bytes {size!r}: expected an int from 64 KiB to 2 GiB")
     return size + 4095 & ~4095
 
@@ -520,7 +512,5 @@ def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> No
             )
 
 
-def _reopen(path: str, mode: str, force: bool, name: str, durability: Durability | None) -> Stream:
-    from millstream import store
-
-    return store.shared(path, mode, force).stream(name, durability=durability)
+def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:
+    return store.stream(name, durability=durability)

@@ -32,11 +32,12 @@ enum {
   TAKERS_MAX = 6 /* images of the first death from which a second one is tried, spread evenly */
 };
 
-static const ms_identity identity_of_all = {.store_id = "0123456789abcde", .stream_id = 77, .partition = 3};
+static const ms_identity identity_of_all = {
+    .store_id = "0123456789abcde", .stream_id = 77, .partition = 3};
 static uint64_t ops, faults;
 static bool competed, competing; /* a rival has run, is running */
 
-/* --- one virtual process ------------------------------------------------------------------------------ */
+/* --- one virtual process ---------------------------------------------------------------------- */
 
 typedef struct member {
   uint8_t *image;
@@ -58,8 +59,13 @@ static bool exists(uint8_t *image, uint64_t number) {
 
 static void make_segment(uint8_t *image, uint64_t number, uint64_t size) {
   ms_segment_header header = {
-      .magic = MS_MAGIC_SEGMENT, .version = MS_FORMAT_VERSION, .partition = identity_of_all.partition,
-      .stream_id = identity_of_all.stream_id, .number = number, .salt = 0x9e3779b97f4a7c15u * number, .size = size,
+      .magic = MS_MAGIC_SEGMENT,
+      .version = MS_FORMAT_VERSION,
+      .partition = identity_of_all.partition,
+      .stream_id = identity_of_all.stream_id,
+      .number = number,
+      .salt = 0x9e3779b97f4a7c15u * number,
+      .size = size,
   };
   memcpy(header.store_id, identity_of_all.store_id, sizeof header.store_id);
   ms_segment_geometry(size, &header.index_count, &header.data_position);
@@ -96,7 +102,8 @@ static void follow(member *self) {
     partition->active = &self->segments[active - 1];
   if (partition->next != NULL && partition->next->number <= active) partition->next = NULL;
   while (number <= SLOTS && !exists(self->image, number)) number++;
-  if (number <= SLOTS && partition->next == NULL && map_segment(self, number, &self->segments[number - 1]))
+  if (number <= SLOTS && partition->next == NULL &&
+      map_segment(self, number, &self->segments[number - 1]))
     partition->next = &self->segments[number - 1];
 }
 
@@ -121,11 +128,12 @@ static ms_status append(member *self, uint32_t count, int64_t size, uint32_t *de
     if (ms_partition_try_end(self->partition.block, &end) == MS_OK) {
       offset = end.offset;
     } else if (self->partition.active != NULL &&
-               ms_segment_mark_at(self->partition.active, atomic_load(&self->partition.block->tail), &end, NULL) ==
-                   MS_OK) {
+               ms_segment_mark_at(self->partition.active, atomic_load(&self->partition.block->tail),
+                                  &end, NULL) == MS_OK) {
       offset = end.offset;
     }
-    if (offset != made[competing].offset || count != made[competing].count || size != made[competing].size) {
+    if (offset != made[competing].offset || count != made[competing].count ||
+        size != made[competing].size) {
       /* Not made again by a child that is stepped through. */
       made[competing].offset = offset, made[competing].count = count, made[competing].size = size;
       for (uint32_t i = 0; i < count; i++) {
@@ -135,7 +143,8 @@ static ms_status append(member *self, uint32_t count, int64_t size, uint32_t *de
     }
     ms_records records = {.count = count, .values = values, .timestamp = (int64_t)offset};
     if (!CHECK(ms_batch_measure(&records, &shape, NULL) == MS_OK)) return MS_INVALID;
-    ms_status status = ms_partition_try_append(&self->partition, &records, &shape, 0, 0, &out, &err);
+    ms_status status =
+        ms_partition_try_append(&self->partition, &records, &shape, 0, 0, &out, &err);
     if (status == MS_OK) {
       CHECK(out.first_offset == offset || competed);
       return MS_OK;
@@ -172,7 +181,7 @@ static bool take_over(member *self) {
   return CHECK(!"a word that cannot be taken over");
 }
 
-/* --- the judge ---------------------------------------------------------------------------------------- */
+/* --- the judge -------------------------------------------------------------------------------- */
 
 /* Walk as recovery does, from the first segment along the activation records. */
 static bool walk(member *self, ms_mark *out_end, uint64_t *out_last) {
@@ -185,10 +194,12 @@ static bool walk(member *self, ms_mark *out_end, uint64_t *out_last) {
     if (!segment->activated) continue;
     if (!CHECK_EQ_U64(segment->predecessor, last)) return false;
     if (last != 0) {
-      ms_status status = ms_segment_walk(&self->segments[last - 1], &mark, segment->base_position, false, NULL);
+      ms_status status =
+          ms_segment_walk(&self->segments[last - 1], &mark, segment->base_position, false, NULL);
       if (!CHECK(status >= 0) || !CHECK_EQ_U64(mark.position, segment->base_position)) return false;
     }
-    if (!CHECK_EQ_U64(segment->predecessor_hash, mark.hash) || !CHECK_EQ_U64(segment->base_offset, mark.offset))
+    if (!CHECK_EQ_U64(segment->predecessor_hash, mark.hash) ||
+        !CHECK_EQ_U64(segment->base_offset, mark.offset))
       return false;
     last = number;
   }
@@ -212,7 +223,9 @@ static bool read_all(member *self, uint64_t tail, uint64_t *out_records) {
     uint64_t limit = tail;
     for (uint64_t later = number + 1; later <= SLOTS; later++) {
       ms_segment following;
-      if (!exists(self->image, later) || !map_segment(self, later, &following) || !following.activated) continue;
+      if (!exists(self->image, later) || !map_segment(self, later, &following) ||
+          !following.activated)
+        continue;
       if (following.base_position < limit) limit = following.base_position;
       break;
     }
@@ -249,7 +262,8 @@ static log_end end_of(uint8_t *image) {
 }
 
 /* Judge an image that a dead writer left; it is changed. */
-static bool judge(uint8_t *image, const log_end *before, const log_end *after, uint64_t generation) {
+static bool judge(uint8_t *image, const log_end *before, const log_end *after,
+                  uint64_t generation) {
   static member judge_member;
   member *self = &judge_member;
   ms_mark end, mark;
@@ -263,15 +277,18 @@ static bool judge(uint8_t *image, const log_end *before, const log_end *after, u
   if (!CHECK_EQ_U64(records, tail == before->tail ? before->records : after->records)) return false;
   /* If everybody died here, recovery walks: the old log, or the new one though nobody was told of it. */
   if (!walk(self, &end, &last)) return false;
-  if (!CHECK(end.position == before->tail || end.position == after->tail) || !CHECK(end.position >= tail))
+  if (!CHECK(end.position == before->tail || end.position == after->tail) ||
+      !CHECK(end.position >= tail))
     return false;
 
   member_init(self, image, 2, generation);
   if (!take_over(self)) return false;
   word = atomic_load(&block_of(image)->append);
-  if (!CHECK_EQ_U64(word & ~MS_OWNER_WAITERS, 0) || !CHECK_EQ_U64(atomic_load(&block_of(image)->tail), tail))
+  if (!CHECK_EQ_U64(word & ~MS_OWNER_WAITERS, 0) ||
+      !CHECK_EQ_U64(atomic_load(&block_of(image)->tail), tail))
     return false;
-  if (!walk(self, &end, &last) || !CHECK_EQ_U64(end.position, tail)) return false; /* no ghost behind the tail */
+  if (!walk(self, &end, &last) || !CHECK_EQ_U64(end.position, tail))
+    return false; /* no ghost behind the tail */
   if (!CHECK_EQ_U64(last, atomic_load(&block_of(image)->active))) return false;
   if (ms_partition_try_end(block_of(image), &mark) == MS_OK) {
     if (!CHECK_EQ_U64(mark.position, end.position) || !CHECK_EQ_U64(mark.offset, end.offset) ||
@@ -281,7 +298,10 @@ static bool judge(uint8_t *image, const log_end *before, const log_end *after, u
   /* Life goes on: in the same segment, and over a roll. */
   member_init(self, image, 2, generation);
   follow(self);
-  static const struct { uint32_t count; int64_t size; } more[] = {{1, 3}, {3, 700}, {2, 20000}, {1, 30000}};
+  static const struct {
+    uint32_t count;
+    int64_t size;
+  } more[] = {{1, 3}, {3, 700}, {2, 20000}, {1, 30000}};
   for (size_t i = 0; i < sizeof more / sizeof more[0]; i++, ops++) {
     if (!CHECK(append(self, more[i].count, more[i].size, &dead) == MS_OK)) return false;
     records += more[i].count;
@@ -289,10 +309,11 @@ static bool judge(uint8_t *image, const log_end *before, const log_end *after, u
   tail = atomic_load(&block_of(image)->tail);
   uint64_t found = 0;
   if (!read_all(self, tail, &found) || !CHECK_EQ_U64(found, records)) return false;
-  return walk(self, &end, &last) && CHECK_EQ_U64(end.position, tail) && CHECK_EQ_U64(end.offset, records);
+  return walk(self, &end, &last) && CHECK_EQ_U64(end.position, tail) &&
+         CHECK_EQ_U64(end.offset, records);
 }
 
-/* --- situations --------------------------------------------------------------------------------------- */
+/* --- situations ------------------------------------------------------------------------------- */
 
 typedef struct operation {
   const char *name;
@@ -376,7 +397,7 @@ static const operation operations[] = {
 };
 enum { OPERATIONS = sizeof operations / sizeof operations[0] };
 
-/* --- death at a yield point ---------------------------------------------------------------------------- */
+/* --- death at a yield point ------------------------------------------------------------------- */
 
 static jmp_buf death;
 static int64_t steps_to_live = -1; /* negative: for ever */
@@ -413,7 +434,8 @@ static size_t watched[SLOTS]; /* byte of the slot from which the operation may w
 static member victim, taker;
 
 static void ends(const operation *op, log_end *out_before, log_end *out_after) {
-  if (image == NULL) image = new_image(), copy = new_image(), second = new_image(), previous = new_image();
+  if (image == NULL)
+    image = new_image(), copy = new_image(), second = new_image(), previous = new_image();
   op->prepare(image);
   *out_before = end_of(image);
   memcpy(copy, image, IMAGE_BYTES);
@@ -446,7 +468,8 @@ static void test_death_at_each_yield_point(void) {
         member_init(&taker, copy, 3, op->generation);
         again = run_until(j, run_take_over, &taker);
         if (!judge(copy, &before, &after, op->generation)) {
-          printf("  %s, dead at yield point %" PRId64 ", its successor at %" PRId64 "\n", op->name, k, j);
+          printf("  %s, dead at yield point %" PRId64 ", its successor at %" PRId64 "\n", op->name,
+                 k, j);
           return;
         }
       }
@@ -455,7 +478,7 @@ static void test_death_at_each_yield_point(void) {
   }
 }
 
-/* --- others run while a writer is between two steps ------------------------------------------------------ */
+/* --- others run while a writer is between two steps ------------------------------------------- */
 
 static log_end seen_before, seen_after;
 static uint32_t busy_count, rival_count;
@@ -547,11 +570,14 @@ static void test_rival_between_any_two_steps_is_refused_or_in_order(void) {
   CHECK(rival_count > 0);
 }
 
-/* --- the durable mark and the end of recovery ------------------------------------------------------------- */
+/* --- the durable mark and the end of recovery ------------------------------------------------- */
 
-static const ms_mark new_mark = {.position = 4096, .offset = 9, .hash = 0x1122334455667788u, .timestamp_max = 5};
+static const ms_mark new_mark = {
+    .position = 4096, .offset = 9, .hash = 0x1122334455667788u, .timestamp_max = 5};
 
-static void run_set_durable(member *self) { ms_partition_set_durable(self->partition.block, &new_mark); }
+static void run_set_durable(member *self) {
+  ms_partition_set_durable(self->partition.block, &new_mark);
+}
 static void run_recovered(member *self) {
   ms_partition_recovered(self->partition.block, 2, &new_mark, 3, 1, 0, 0);
 }
@@ -580,15 +606,18 @@ static void judge_recovered(uint8_t *bytes) {
   judge_mark(bytes);
 }
 
-/* --- death at every instruction ------------------------------------------------------------------------- */
+/* --- death at every instruction --------------------------------------------------------------- */
 
 /* What an operation may change, without the bytes far from the tail: comparing all of it takes most of the time. */
 static bool changed(const uint8_t *was, uint8_t *is) {
   if (memcmp(was, is, MS_CONTROL_BLOCKS_POSITION + 256) != 0) return true;
   for (uint64_t number = 1; number <= SLOTS; number++) {
     size_t at = (size_t)(slot(is, number) - is);
-    if (memcmp(was + at, is + at, 4096 + 128) != 0 || memcmp(was + at + 8192, is + at + 8192, 64) != 0) return true;
-    if (watched[number - 1] != 0 && memcmp(was + at + watched[number - 1], is + at + watched[number - 1], 6000) != 0)
+    if (memcmp(was + at, is + at, 4096 + 128) != 0 ||
+        memcmp(was + at + 8192, is + at + 8192, 64) != 0)
+      return true;
+    if (watched[number - 1] != 0 &&
+        memcmp(was + at + watched[number - 1], is + at + watched[number - 1], 6000) != 0)
       return true;
   }
   return false;
@@ -596,7 +625,8 @@ static bool changed(const uint8_t *was, uint8_t *is) {
 
 static void watch(uint8_t *bytes) {
   static member reader;
-  uint64_t active = atomic_load(&block_of(bytes)->active), tail = atomic_load(&block_of(bytes)->tail);
+  uint64_t active = atomic_load(&block_of(bytes)->active),
+           tail = atomic_load(&block_of(bytes)->tail);
   member_init(&reader, bytes, 5, 1);
   for (uint64_t number = 1; number <= SLOTS; number++) {
     watched[number - 1] = number > active ? 12288 : 0;
@@ -608,7 +638,8 @@ static void watch(uint8_t *bytes) {
 
 /* Run in a child, one instruction after another; call `on_image` with each distinct image. Returns the number
  * of instructions, or 0 where this machine does not let us. */
-static uint64_t single_step(uint8_t *shared, void (*run)(member *), member *self, void (*on_image)(uint8_t *)) {
+static uint64_t single_step(uint8_t *shared, void (*run)(member *), member *self,
+                            void (*on_image)(uint8_t *)) {
   fflush(stdout);
   watch(shared);
   pid_t child = fork();
@@ -647,7 +678,8 @@ static void judge_image(uint8_t *bytes) {
     memcpy(kept[kept_count++], bytes, IMAGE_BYTES);
   }
   memcpy(second, bytes, IMAGE_BYTES);
-  if (!judge(second, &stepped_before, &stepped_after, stepped->generation)) printf("  %s\n", stepped->name);
+  if (!judge(second, &stepped_before, &stepped_after, stepped->generation))
+    printf("  %s\n", stepped->name);
 }
 
 static void test_death_at_each_instruction(void) {
@@ -673,13 +705,15 @@ static void test_death_at_each_instruction(void) {
     }
     kept_count = 0;
     CHECK(images > 10);
-    printf("  %s: %" PRIu64 " instructions, %" PRIu64 " images; taken over: %" PRIu64 " instructions\n",
+    printf("  %s: %" PRIu64 " instructions, %" PRIu64 " images; taken over: %" PRIu64
+           " instructions\n",
            stepped->name, steps, images, again);
   }
 }
 
 static void test_death_at_each_instruction_of_the_marks(void) {
-  if (image == NULL) image = new_image(), copy = new_image(), second = new_image(), previous = new_image();
+  if (image == NULL)
+    image = new_image(), copy = new_image(), second = new_image(), previous = new_image();
   begin_log(copy, 1);
   member_init(&victim, copy, 1, 1);
   if (single_step(copy, run_set_durable, &victim, judge_mark) == 0) CHECK_SKIP("no ptrace here");

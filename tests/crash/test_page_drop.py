@@ -1,4 +1,4 @@
-"""Power cuts over appends, rolls and syncs: a prefix survives, and all of what was acknowledged as durable."""
+"""Power cuts over appends, rolls and syncs: a prefix survives, with all that was called durable."""
 
 import itertools
 import random
@@ -7,19 +7,35 @@ import tempfile
 from pathlib import Path
 
 import crash_workers as workers
-import millstream
 import pytest
-from millstream.background import Background
 from page_drop_disk import Disk
 
+import millstream
+from millstream.background import Background
+
 STATES = 1200
-ALPHABET = ("small", "page", "roll", "large", "sync", "small sync", "batch sync", "spare", "small", "page")
+ALPHABET = (
+    "small",
+    "page",
+    "roll",
+    "large",
+    "sync",
+    "small sync",
+    "batch sync",
+    "spare",
+    "small",
+    "page",
+)
 
 
 @pytest.fixture
 def memory_directory():
     """A directory in memory: thousands of stores are made in it."""
-    path = Path(tempfile.mkdtemp(prefix="millstream-cut-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None))
+    path = Path(
+        tempfile.mkdtemp(
+            prefix="millstream-cut-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
+        )
+    )
     yield path
     shutil.rmtree(path, ignore_errors=True)
 
@@ -47,14 +63,18 @@ class Workload:
         elif letter == "spare":
             self.stream._partition(partition).provide_next()
         else:
-            count, size = {"small": (1, 5), "page": (3, 1500), "roll": (1, 25_000), "large": (2, 60_000), "batch": (9, 400)}[
-                letter.split()[0]
-            ]
+            count, size = {
+                "small": (1, 5),
+                "page": (3, 1500),
+                "roll": (1, 25_000),
+                "large": (2, 60_000),
+                "batch": (9, 400),
+            }[letter.split()[0]]
             self.append(partition, count, size, "sync" if letter.endswith("sync") else "process")
 
 
 def judge(path, tried, durable):
-    """Open what a power cut left, twice, and go on with it; how many records each partition kept."""
+    """Open what a power cut left, twice, and go on; how many records each partition kept."""
     kept = []
     for attempt in range(2):
         with millstream.open(path) as store:
@@ -62,12 +82,18 @@ def judge(path, tried, durable):
             for partition, most in enumerate(tried):
                 numbers = []
                 for batch in stream.read(partition=partition):
-                    assert list(batch.offsets) == list(range(len(numbers), len(numbers) + len(batch)))
+                    assert list(batch.offsets) == list(
+                        range(len(numbers), len(numbers) + len(batch))
+                    )
                     numbers += [bytes(value).split(b" ")[0] for value in batch.values]
                 wanted = [b"%d" % i for i in range(len(numbers))]
                 if attempt == 0:
                     assert numbers == wanted, f"not a prefix: {numbers}"
-                    assert durable[partition] <= len(numbers) <= most, (durable, len(numbers), tried)
+                    assert durable[partition] <= len(numbers) <= most, (
+                        durable,
+                        len(numbers),
+                        tried,
+                    )
                     kept.append(len(numbers))
                     if partition == 0:
                         stream.append(b"%d after" % len(numbers), partition=partition)
@@ -80,7 +106,8 @@ def judge(path, tried, durable):
 def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
     seed = workers.seed_of("power_cut")
     dice = random.Random(seed)
-    monkeypatch.setattr(Background, "notice", lambda *_: None)  # what is synced when is up to the workload
+    # What is synced when is up to the workload
+    monkeypatch.setattr(Background, "notice", lambda *_: None)
     states = lost = ops = 0
     numbers = itertools.count()
     while states < STATES:
@@ -149,7 +176,8 @@ def test_power_cut_during_recovery_leaves_the_same(memory_directory, monkeypatch
                 kept = store.stream("s").next_offset(0)
                 disk.on_call = lambda: None
         for target in cuts:
-            # What recovery kept it had not synced yet at each of these moments, but it was synced or at stake before.
+            # What recovery kept it had not synced yet at each of these moments, but it was synced
+            # or at stake before.
             judge(target, [max(kept, work.tried[0])], [work.durable[0]])
             shutil.rmtree(target)
         states += len(cuts)

@@ -41,7 +41,7 @@ cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what,
             raise MemoryError
     try:
         PyObject_GetBuffer(item, &column.views[column.view_count], PyBUF_SIMPLE)
-    except BufferError as error:
+    except (BufferError, ValueError) as error:  # NumPy raises ValueError
         raise _errors.InvalidType(
             f"{what} of element {row}: not contiguous bytes: {error}") from error
     out.data = <const uint8_t *>column.views[column.view_count].buf
@@ -51,13 +51,15 @@ cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what,
 
 
 cdef SliceColumn column_of_list(object items, str what):
-    cdef Py_ssize_t i, count = len(items)
+    # Another thread may change the list while the append waits: hold the elements, not the list.
+    cdef tuple rows = tuple(items)
+    cdef Py_ssize_t i, count = len(rows)
     cdef SliceColumn column = new_column(count)
     cdef ms_slice *out = column.slices
     cdef object item
-    column.owners.append(items)
+    column.owners.append(rows)
     for i in range(count):
-        item = items[i]
+        item = rows[i]
         if type(item) is bytes:
             out[i].data = <const uint8_t *>PyBytes_AS_STRING(item)
             out[i].size = PyBytes_GET_SIZE(item)
@@ -72,16 +74,22 @@ cdef SliceColumn column_of_list(object items, str what):
 cdef SliceColumn column_of_array(object array, str what, bint strip):
     """A NumPy array: one element (or row, of more dimensions) a slice. `strip`: 'S' without
     padding."""
+    import numpy
+    if hasattr(array, "mask") and hasattr(array, "filled"):
+        raise _errors.InvalidType(f"{what}: a masked array; pass a list with None, or Arrow")
+    array = numpy.asarray(array)
     interface = array.__array_interface__
     shape = interface["shape"]
-    typestr = interface["typestr"]
-    if typestr[1] == "O":
-        return column_of_list(array.tolist(), what)
-    if typestr[1] == "U":
-        raise _errors.InvalidType(
-            f"{what}: an array of str; encode it first (numpy.strings.encode)")
+    kind = array.dtype.kind
     if len(shape) == 0:
         raise _errors.InvalidType(f"{what}: an array without dimensions; append it as one value")
+    if kind == "O":
+        return column_of_list(array.tolist(), what)
+    if kind == "U" or kind == "T":
+        raise _errors.InvalidType(
+            f"{what}: an array of str; encode it first (numpy.strings.encode)")
+    if array.dtype.hasobject:
+        raise _errors.InvalidType(f"{what}: elements of {array.dtype} hold Python objects")
     cdef Py_ssize_t i, count = shape[0], width = array.itemsize, stride
     if len(shape) > 1:
         for i in range(1, len(shape)):
@@ -95,7 +103,7 @@ cdef SliceColumn column_of_array(object array, str what, bint strip):
     cdef const uint8_t *data = <const uint8_t *><size_t>interface["data"][0]
     cdef Py_ssize_t size
     column.owners.append(array)
-    strip = strip and typestr[1] == "S"
+    strip = strip and kind == "S"
     for i in range(count):
         size = width
         if strip:
@@ -119,10 +127,11 @@ cdef SliceColumn column_of(object items, str what, bint strip=False):
             f"{what}: expected a sequence of bytes-like, found one {type(items).__name__}; "
             "append() takes a single value")
     try:
-        return column_of_list(list(items), what)
+        items = iter(items)
     except TypeError as error:
         raise _errors.InvalidType(f"{what}: expected a list, NumPy or Arrow array, found "
                                   f"{type(items).__name__}") from error
+    return column_of_list(items, what)
 
 
 @cython.final
@@ -136,39 +145,57 @@ cdef class HeaderColumn:
         PyMem_Free(self.starts)
 
 
+cdef int add_headers(object headers, Py_ssize_t row, list names, list values) except -1:
+    """Add the headers of one record, checked, to the flat lists."""
+    if headers is None:
+        return 0
+    if not hasattr(headers, "items"):
+        raise _errors.InvalidType(
+            f"headers of element {row}: expected a mapping of str to bytes, "
+            f"found {type(headers).__name__}")
+    for name, value in headers.items():
+        if not isinstance(name, str):
+            raise _errors.InvalidType(
+                f"header name of element {row}: expected str, found {type(name).__name__}")
+        if not PyObject_CheckBuffer(value):
+            raise _errors.InvalidType(f"header {name!r} of element {row}: expected bytes-like, "
+                                      f"found {type(value).__name__}")
+        try:
+            names.append(name.encode("utf-8"))
+        except UnicodeEncodeError as error:
+            raise _errors.InvalidArgument(f"header name of element {row}: {error}") from error
+        values.append(value)
+    return 0
+
+
 cdef HeaderColumn headers_of(object headers, Py_ssize_t count):
     """One mapping for all records, or a sequence of mapping or None, one a record."""
     cdef HeaderColumn column = HeaderColumn.__new__(HeaderColumn)
     cdef Py_ssize_t i
+    cdef list names = [], values = []
+    cdef tuple rows = ()
     shared = hasattr(headers, "items")
     if not shared:
-        if len(headers) != count:
-            raise _errors.InvalidArgument(f"{len(headers)} headers for {count} values")
+        try:
+            rows = tuple(headers)
+        except TypeError as error:
+            raise _errors.InvalidType("headers: expected a mapping, or a sequence of mappings, "
+                                      f"found {type(headers).__name__}") from error
+        if len(rows) != count:
+            raise _errors.InvalidArgument(f"{len(rows)} headers for {count} values")
     column.starts = <uint32_t *>PyMem_Calloc(count + 1, sizeof(uint32_t))
     if column.starts == NULL:
         raise MemoryError
-    names = []
-    values = []
-    for i in range(count):
-        one = headers if shared else headers[i]
-        if one is not None:
-            if not hasattr(one, "items"):
-                raise _errors.InvalidType(
-                    f"headers of element {i}: expected a mapping of str to bytes, "
-                    f"found {type(one).__name__}")
-            for name, value in one.items():
-                if type(name) is not str:
-                    raise _errors.InvalidType(
-                        f"header name of element {i}: expected str, found {type(name).__name__}")
-                try:
-                    names.append(name.encode("utf-8"))
-                except UnicodeEncodeError as error:
-                    raise _errors.InvalidArgument(f"header name of element {i}: {error}") from error
-                if value is None:
-                    raise _errors.InvalidType(
-                        f"header {name!r} of element {i}: expected bytes, found None")
-                values.append(value)
-        column.starts[i + 1] = <uint32_t>len(names)
+    if shared:
+        add_headers(headers, 0, names, values)
+        for i in range(count):
+            column.starts[i + 1] = <uint32_t>((i + 1) * len(names))
+        names *= count
+        values *= count
+    else:
+        for i in range(count):
+            add_headers(rows[i], i, names, values)
+            column.starts[i + 1] = <uint32_t>len(names)
     column.names = column_of_list(names, "header name")
     column.values = column_of_list(values, "header value")
     return column

@@ -196,9 +196,11 @@ cdef class StreamCore:
         self.alive()
         try:
             i = index
-        except (TypeError, OverflowError) as error:
-            raise _errors.InvalidArgument(
+        except TypeError as error:
+            raise _errors.InvalidType(
                 f"partition {index!r}: expected an int from 0 to {self.count - 1}") from error
+        except OverflowError:
+            i = 0xffffffff  # negative, or larger than any
         if i >= self.count:
             self._refresh()
         if i >= self.count:
@@ -293,6 +295,8 @@ cdef class StreamCore:
         ...     store.stream("s", partitions=8).partition_for(b"N14228")
         6
         """
+        if not PyObject_CheckBuffer(key):
+            raise _errors.InvalidType(f"key: expected bytes-like, found {type(key).__name__}")
         return xxh3_64(key) % <uint64_t>self.partitions
 
     # --- appending
@@ -301,7 +305,7 @@ cdef class StreamCore:
     cdef int level_of(self, object durability) except -1:
         if durability is None:
             return self.level
-        level = LEVELS.get(durability)
+        level = LEVELS.get(durability) if isinstance(durability, str) else None
         if level is None:
             raise _errors.InvalidArgument(
                 f"durability {durability!r}: expected one of {', '.join(LEVELS)}")
@@ -315,9 +319,13 @@ cdef class StreamCore:
         cdef Partition partition
         cdef object deadline = None
         cdef uint32_t events = 0
-        if self.natives[index] is None:
-            self._partition(index)
+        if not self.writable:
+            self.store._check_writable()  # raises: the map of the control file is read-only
+        if timeout is not None:
+            self._deadline(timeout)  # checked also where nothing is waited for
         while True:
+            if self.natives[index] is None:  # also when another thread closed the store meanwhile
+                self._partition(index)
             partition = <Partition>self.natives[index]
             status = ms_partition_try_append(&partition.c, records, shape, 0, 0, out, &err)
             events |= out.events
@@ -396,7 +404,8 @@ cdef class StreamCore:
                 (type(key) is not bytes and key is not None):
             span = self.append_many([value], keys=None if key is None else [key],
                                     headers=None if headers is None else [headers],
-                                    timestamps=timestamp,
+                                    timestamps=None if timestamp is None
+                                    else self.microseconds(timestamp),
                                     partition=partition, durability=durability, timeout=timeout)[0]
             return Position(span.partition, span.epoch, span.first_offset)
         memset(&records, 0, sizeof(ms_records))

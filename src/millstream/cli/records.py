@@ -23,9 +23,8 @@ from millstream.cli.output import Output, plural
 from millstream.cli.stores import existing, find_store, opened, parse_start
 
 if TYPE_CHECKING:
-    from datetime import datetime
-
     from millstream import Batch, Span, Stream
+    from millstream.stream import Start
 
 CHUNK_BYTES = 1 << 18
 BATCH_RECORDS = 10_000
@@ -171,7 +170,7 @@ def header_argument(text: str) -> tuple[str, bytes]:
     return name, os.fsencode(value)
 
 
-def start_argument(text: str) -> int | datetime | str:
+def start_argument(text: str) -> Start:
     """Read what -o takes."""
     try:
         return parse_start(text)
@@ -358,9 +357,7 @@ class Sink:
         self.out.flush()
 
 
-def from_start(
-    stream: Stream, partition: int | None, start: int | datetime | str
-) -> Iterator[Batch]:
+def from_start(stream: Stream, partition: int | None, start: Start) -> Iterator[Batch]:
     """Yield batches from one start; without a partition, an offset is cut to each one's range."""
     if partition is not None or not isinstance(start, int):
         yield from stream.read(partition=partition, start=start)

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from millstream import Store, Stream
+    from millstream.stream import Start
 
 Mode = Literal["r", "rw"]
 PARTS = {"members", "store.json", "streams"}
@@ -48,14 +49,15 @@ def existing(store: Store, name: str) -> Stream:
     return store.stream(name)
 
 
-def parse_start(text: str) -> int | datetime | str:
+def parse_start(text: str) -> Start:
     """Read what `-o` takes: an offset, -N for the last N, a name, or an ISO 8601 timestamp.
 
     A timestamp without a zone is local time, as `date` and `journalctl --since` have it.
     """
-    named = {"beginning": "earliest", "end": "latest"}.get(text, text)
-    if named in ("earliest", "latest"):
-        return named
+    if text in ("earliest", "beginning"):
+        return "earliest"
+    if text in ("latest", "end"):
+        return "latest"
     if re.fullmatch(r"-?[0-9]{1,19}", text):
         return int(text)
     moment = datetime.fromisoformat(text)  # ValueError tells argparse
