@@ -2,7 +2,7 @@
 
 Syncing by interval, spare segments, populated pages, sealed ends, retention.
 
-The thread starts with the first append and sleeps while nothing is due. What it fails at is not
+The thread starts with the first append, or stream with a retention, and sleeps while nothing is due. What it fails at is not
 lost: the next call that needs the same raises it.
 """
 
@@ -18,10 +18,12 @@ from typing import TYPE_CHECKING
 
 from millstream import _native
 from millstream.errors import Closed, Indeterminate, MillstreamError, StorageError
+from millstream.options import Retention
 
 if TYPE_CHECKING:
     from millstream.segments import PartitionLog
     from millstream.store import Store
+    from millstream.stream import Stream
 
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0
@@ -55,15 +57,32 @@ class Background:
         self._synced_at = 0.0
         self._sealed_at = 0.0
         self._retained_at = 0.0
+        self._tried: set[tuple[Stream, int]] = set()
         self._sealed: dict[PartitionLog, int] = {}
         self._pace: dict[PartitionLog, tuple[float, int]] = {}
 
     def adopt(self, log: PartitionLog) -> None:
         """A partition was opened here."""
         self._logs.append(log)
+        self.tune(log)
+
+    def tune(self, log: PartitionLog) -> None:
+        """Have the core report what the level of the stream needs."""
+        log.native.take_written()  # the next append is an event again
         # A populated page is a dirty page: where syncs follow, it would be written twice.
         populate = POPULATE_LOW if log.stream.durability == "process" else 0
         log.native.configure(populate, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
+
+    def forget(self, stream: Stream) -> None:
+        """A stream was dropped."""
+        self._logs = [log for log in self._logs if log.stream is not stream]
+
+    def watch(self, stream: Stream) -> None:
+        """A stream was opened or altered: its retention is held also where nobody appends."""
+        if self.store.writable and stream.retention != Retention():
+            self._wanted.set()
+            if self._thread is None:
+                self._start()
 
     def notice(self, log: PartitionLog, events: int) -> None:
         """An append asks for something."""
@@ -104,9 +123,8 @@ class Background:
                 self._sync_sealed()
             if self._retention_due(now):
                 self._retained_at = now
-                for stream in list(self.store._streams.values()):
-                    for log in stream._opened():
-                        self._attempt("retention", log, stream._retire, log)
+                for stream in {stream.name: stream for stream in self._streams()}.values():
+                    self._retain(stream)
 
     def _take(self) -> list[tuple[PartitionLog, int]]:
         taken = []
@@ -127,8 +145,23 @@ class Background:
     def _has_retention(self) -> bool:
         return any(
             keep.bytes is not None or keep.age is not None or keep.records is not None
-            for keep in (stream.retention for stream in list(self.store._streams.values()))
+            for keep in (stream.retention for stream in self._streams())
         )
+
+    def _streams(self) -> list[Stream]:
+        return list(self.store._streams.values())
+
+    def _retain(self, stream: Stream) -> None:
+        try:
+            stream._check_live()  # follows what others altered
+            for index in range(stream.partitions):
+                if (stream, index) not in self._tried:
+                    self._tried.add((stream, index))
+                    stream._partition(index)
+        except (MillstreamError, OSError) as error:
+            LOGGER.debug("%r: %s", stream, error)  # the next call that needs it raises the same
+        for log in stream._opened():
+            self._attempt("retention", log, stream._retire, log)
 
     def _retention_due(self, now: float) -> bool:
         return now - self._retained_at >= RETENTION_SECONDS and self._has_retention()

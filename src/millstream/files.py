@@ -173,11 +173,8 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
                 raise StorageError(
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
-            if found.st_nlink > 2 or found.st_uid not in (
-                os.geteuid(),
-                0,
-                os.lstat(os.path.dirname(path)).st_uid,
-            ):
+            ours = (os.geteuid(), 0, os.lstat(os.path.dirname(path)).st_uid)
+            if found.st_uid not in ours or (found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path)):
                 raise StorageError(
                     errno.EPERM, "has another owner or extra links; not one of our files", path
                 )
@@ -187,6 +184,20 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
         os.close(descriptor)
         raise
     return descriptor
+
+
+def _is_linked_elsewhere(descriptor: int, path: str) -> bool:
+    """Has the file other names than those that we give it beside its own: ``NAME.*`` while it is made or repaired?"""
+    for _ in range(3):  # a name may come or go while we look
+        found, directory = os.fstat(descriptor), os.path.dirname(path)
+        names = [name for name in os.listdir(directory) if name.startswith(os.path.basename(path))]
+        ours = 0
+        for name in names:
+            with contextlib.suppress(FileNotFoundError):
+                ours += os.lstat(os.path.join(directory, name)).st_ino == found.st_ino
+        if ours >= found.st_nlink:
+            return False
+    return True
 
 
 def close(descriptor: int) -> None:

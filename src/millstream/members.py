@@ -23,6 +23,7 @@ HEADER = struct.Struct("<8sII16s32x")
 ENTRY = struct.Struct("<IIqQ40x")
 MAGIC = b"MSMEMBR1"
 GATE, READERS = 0, 1
+DIRECTORY_SECONDS = 2.0
 FILE_BYTES = HEADER.size + COUNT * ENTRY.size
 
 
@@ -45,7 +46,6 @@ class Members:
                 self._create(directory)
             self._lock = self._guarded(files.open_file(self.path, write=write))
             self._probe = self._guarded(files.open_file(self.path, write=write))
-            fcntl.flock(self._directory, fcntl.LOCK_SH)
         except BaseException:
             self.close()
             raise
@@ -60,23 +60,24 @@ class Members:
             return self._guarded(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def _create(self, directory: str) -> None:
-        deadline = time.monotonic() + 5.0
-        while not os.path.lexists(self.path):
-            try:
-                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                # Another opener is creating it at this moment; or members live and somebody removed
-                # it.
-                if time.monotonic() > deadline:
-                    raise StorageError(
-                        errno.ENOENT,
-                        "is missing while processes have the store open; close it there first",
-                        self.path,
-                    ) from None
-                time.sleep(0.001)
-                continue
+        self._lock_directory("is missing while processes have the store open; close it there first")
+        try:
             if not os.path.lexists(self.path):
                 create(directory)
+        finally:
+            fcntl.flock(self._directory, fcntl.LOCK_UN)
+
+    def _lock_directory(self, why_not: str) -> None:
+        """Lock the directory, which every member shares; another opener may have it for a moment."""
+        deadline = time.monotonic() + DIRECTORY_SECONDS
+        while True:
+            try:
+                fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return
+            except BlockingIOError:
+                if time.monotonic() > deadline:
+                    raise StorageError(errno.EBUSY, why_not, self.path) from None
+                time.sleep(0.001)
 
     def enter_gate(self, timeout: float) -> None:
         """Let nobody else open or close meanwhile.
@@ -105,13 +106,18 @@ class Members:
         )
 
     def prepare(self, store_id: bytes) -> None:
-        """As the first opener: write the header (anew, when the file was damaged)."""
+        """As the first opener: write the header (anew, when the file was damaged).
+
+        Refused where members live who are not in this file: theirs was replaced by it.
+        """
+        self._lock_directory("is not the file of the processes that have the store open; close it there first")
         files.allocate(self._probe, FILE_BYTES, self.path)
         files.write(self._probe, HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id), 0, self.path)
 
     def claim(self, store_id: bytes) -> None:
         """Take a free entry: lock its byte, then raise its incarnation. Holder of the gate."""
         self.check(store_id)
+        fcntl.flock(self._directory, fcntl.LOCK_SH)
         for index in range(COUNT):
             at = _entry(index)
             if files.is_locked(self._probe, at) or not files.try_lock(self._lock, at):

@@ -19,7 +19,7 @@ since the last completed sync began (one starts every 100 ms). ``"sync"``: also 
 
 DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*([kmgtp]?)(i?)b?\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?))?b?\s*", re.IGNORECASE)
 _AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
 _SECONDS = {
     "us": 1e-6,
@@ -31,6 +31,28 @@ _SECONDS = {
     "w": 604800,
     "y": 31557600,
 }
+
+
+def integer(what: str, value: object, least: int, most: int | None = None) -> int:
+    """Check a count that a caller gave: an int (also one of NumPy) from `least` to `most`."""
+    if isinstance(value, bool) or not hasattr(value, "__index__"):
+        raise InvalidType(f"{what} {value!r}: expected an int")
+    number = int(value.__index__())
+    if number < least or (most is not None and number > most):
+        allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise InvalidArgument(f"{what} {number}: expected an int {allowed}")
+    return number
+
+
+def check_timeout(timeout: object) -> float | None:
+    """Check a time-out that a caller gave: None, or seconds; more than 30 years are cut to that."""
+    if timeout is None:
+        return None
+    if isinstance(timeout, bool) or not isinstance(timeout, (int, float)):
+        raise InvalidType(f"timeout {timeout!r}: expected a number of seconds or None")
+    if not timeout >= 0:
+        raise InvalidArgument(f"timeout {timeout!r}: cannot be negative")
+    return float(min(timeout, 1e9))
 
 
 def parse_bytes(size: int | str) -> int:
@@ -46,8 +68,8 @@ def parse_bytes(size: int | str) -> int:
                 f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"'
             )
         number, prefix, binary = match.groups()
-        power = " kmgtp".index(prefix.lower() or " ")
-        return round(float(number) * float((1024 if binary else 1000) ** power))
+        unit: int = (1024 if binary else 1000) ** " kmgtp".index((prefix or " ").lower())
+        return round(float(number) * unit) if "." in number else int(number) * unit
     if isinstance(size, bool) or not hasattr(size, "__index__"):
         raise InvalidType(f"size {size!r}: expected an int or a str")
     if size < 0:
@@ -75,8 +97,8 @@ def parse_seconds(age: float | str | object) -> float:
         seconds = float(age)
     else:
         raise InvalidType(f"age {age!r}: expected a number of seconds, a str or a timedelta")
-    if not seconds >= 0:
-        raise InvalidArgument(f"age {age!r}: cannot be negative")
+    if not 0 <= seconds < float("inf"):
+        raise InvalidArgument(f"age {age!r}: expected a time that is finite and not negative")
     return seconds
 
 
@@ -107,10 +129,7 @@ class Retention:
         records: int | None = None,
     ) -> None:
         if records is not None:
-            if isinstance(records, bool) or not isinstance(records, int):
-                raise InvalidType(f"records {records!r}: expected an int")
-            if records < 0:
-                raise InvalidArgument(f"records {records}: cannot be negative")
+            records = integer("records", records, 0)
         object.__setattr__(self, "bytes", None if bytes is None else parse_bytes(bytes))
         object.__setattr__(self, "age", None if age is None else parse_seconds(age))
         object.__setattr__(self, "records", records)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -11,9 +11,19 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import recovery, timestamps
 from millstream._native import Batch, Cursor, Position
-from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, NotFound
+from millstream.errors import (
+    Closed,
+    CorruptBatch,
+    InvalidArgument,
+    InvalidType,
+    NotFound,
+    OffsetOutOfRange,
+)
+from millstream.options import check_timeout, integer
 
 if TYPE_CHECKING:
+    import asyncio
+
     from millstream.segments import PartitionLog
     from millstream.stream import Stream
 
@@ -29,6 +39,17 @@ def extend_private(log: PartitionLog) -> None:
 
 def offset_at(log: PartitionLog, timestamp: int) -> int:
     """First offset with a timestamp at or after this one."""
+    while True:
+        try:
+            return _offset_at(log, timestamp)
+        except NotFound as error:  # retention was faster: look again at what is left
+            if not log.not_found(error):
+                raise
+
+
+def _offset_at(log: PartitionLog, timestamp: int) -> int:
+    # Before the numbers: what is appended later may lie in a segment that they do not have.
+    tail, following, _, _ = log.end()
     numbers = log.current()
     low, high = 0, max(len(numbers) - 1, 0)
     while low < high:
@@ -38,19 +59,13 @@ def offset_at(log: PartitionLog, timestamp: int) -> int:
             low = middle + 1
         else:
             high = middle
-    for number in numbers[low:]:
-        segment = log.activated(number)
-        found = segment.find_timestamp(timestamp, _end_of(log, number))
+    for i in range(low, len(numbers)):
+        last = i + 1 == len(numbers)
+        end = tail if last else log.activated(numbers[i + 1]).base_position
+        found = log.activated(numbers[i]).find_timestamp(timestamp, end)
         if found is not None:
             return int(found)
-    return log.next_offset
-
-
-def _end_of(log: PartitionLog, number: int) -> int:
-    tail = log.native.tail  # before the numbers, see PartitionLog.locate
-    numbers = log.current()
-    at = numbers.index(number)
-    return int(log.activated(numbers[at + 1]).base_position if at + 1 < len(numbers) else tail)
+    return following
 
 
 class PartitionReader:
@@ -63,7 +78,13 @@ class PartitionReader:
         self.cursor = Cursor(0, 0)
         self._segment: Any = None
         self._end = 0
-        self._go_to(self._offset_of(start))
+        while True:
+            try:
+                self._go_to(self._offset_of(start))
+                return
+            except OffsetOutOfRange:
+                if start != "earliest" or log.stream.closed:
+                    raise  # retention came between the look and the going
 
     def _offset_of(self, start: Any) -> int:
         log = self.log
@@ -127,7 +148,9 @@ class PartitionReader:
                 if not log.not_found(error):
                     raise
                 if offset < log.first_offset:
-                    raise log.out_of_range(offset) from error
+                    if self.on_lost != "earliest":
+                        raise log.out_of_range(offset) from error
+                    offset = log.first_offset
 
     def limit(self) -> int:
         """Position to read up to."""
@@ -149,9 +172,12 @@ class PartitionReader:
         """The next batch of at most `most` records, or None at the end."""
         cursor, log = self.cursor, self.log
         while True:
+            if log.stream.closed:
+                raise Closed(f"{log}: the stream is closed; open the store again")
             limit = self.limit()
             position = cursor.position
             if position >= limit:
+                log.stream._check_live()
                 if log.native.poison == CORRUPT and not self.durable:
                     raise CorruptBatch(
                         f"{log}: the log is damaged behind offset {log.next_offset - 1}, position"
@@ -172,8 +198,9 @@ class PartitionReader:
             # Nothing but fillers were left before the end.
 
     def _enter(self, position: int) -> bool:
-        """Find the segment that holds the position; False where retention was faster and the cursor moved."""
+        """Find the segment of the position; False where retention came first: the cursor moved."""
         log = self.log
+        log.stream._check_live()
         try:
             found = log.locate(position)
         except NotFound as error:
@@ -208,13 +235,8 @@ def _readers(
 
 
 def _check_counts(timeout: float | None, max_records: int | None) -> int:
-    if timeout is not None and not timeout >= 0:
-        raise InvalidArgument(f"timeout {timeout!r}: cannot be negative")
-    if max_records is None:
-        return UNLIMITED
-    if type(max_records) is not int or max_records < 0:
-        raise InvalidArgument(f"max_records {max_records!r}: expected an int of at least 0")
-    return max_records
+    check_timeout(timeout)
+    return UNLIMITED if max_records is None else integer("max_records", max_records, 0)
 
 
 class _Turn:
@@ -326,6 +348,8 @@ def _quiet_until(timeout: float | None) -> float:
 async def _aread(
     turn: _Turn, left: int, follow: bool, timeout: float | None
 ) -> AsyncIterator[Batch]:
+    import asyncio
+
     quiet_until = _quiet_until(timeout)
     waiter = _Waiter(turn)
     try:
@@ -378,6 +402,8 @@ class _Waiter:
         self._loop: asyncio.AbstractEventLoop | None = None
 
     async def wait(self, deadline: float) -> None:
+        import asyncio
+
         self._loop = asyncio.get_running_loop()
         self._future = self._loop.create_future()
         self._deadline = deadline
@@ -408,7 +434,8 @@ class _Waiter:
             assert loop is not None and future is not None
             if self._stopped.is_set() or loop.is_closed():
                 return
-            loop.call_soon_threadsafe(_finish, future, error)
+            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+                loop.call_soon_threadsafe(_finish, future, error)
 
 
 def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:

@@ -51,6 +51,7 @@ def _recover_owned(log: PartitionLog) -> None:
         readable = chain[kept + 1 :] + readable
         chain = chain[: kept + 1]
     if log.store.writable:
+        _remove_unpublished(log)
         if poison == 0:
             _set_aside(log, readable)
         _sync_kept(log, chain, mark)
@@ -228,6 +229,13 @@ def _is_empty(path: str) -> bool:
     return True
 
 
+def _remove_unpublished(log: PartitionLog) -> None:
+    """Remove what the dead were making. The living make nothing here before the walk has ended."""
+    for name in files.names(log.path):
+        if name.endswith(".tmp"):
+            files.remove(os.path.join(log.path, name))
+
+
 def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> None:
     """Make what is kept dirty again and sync it.
 
@@ -238,9 +246,13 @@ def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> N
         end = chain[i + 1].base_position if i + 1 < len(chain) else mark[0]
         if end < durable or segment.base_position > mark[0]:
             continue
-        segment.dirty(max(segment.base_position, min(durable, end)), min(end, mark[0]))
+        kept = min(end, mark[0])
         descriptor = files.open_file(segment.path, write=True)
         try:
+            # A copy of the directory may have holes, and no store may go into one.
+            head = segment.size - segment.data_bytes
+            files.allocate(descriptor, head + kept - segment.base_position, segment.path)
+            segment.dirty(max(segment.base_position, min(durable, end)), kept)
             files.sync(descriptor, segment.path)
         finally:
             files.close(descriptor)

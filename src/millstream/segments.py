@@ -6,13 +6,12 @@ for its result) and *maintenance* (one process retires segments).
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
-import resource
 import struct
 import threading
 import time
-from collections import OrderedDict
 from typing import TYPE_CHECKING
 
 from millstream import _native, files, recovery
@@ -38,53 +37,6 @@ POISON_SYNC, POISON_CORRUPT = 1, 2
 
 Mark = tuple[int, int, int, int]
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))
-
-
-class SegmentCache:
-    """The maps of one store, bounded by the limit of open files.
-
-    A map takes one descriptor, syncing another.
-    """
-
-    def __init__(self) -> None:
-        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
-        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
-            OrderedDict()
-        )
-        self._lock = threading.RLock()
-
-    def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
-        """The segment, where it is mapped."""
-        found = self._segments.get((id(log), number))
-        return None if found is None else found[1]
-
-    def put(self, log: PartitionLog, segment: _native.Segment) -> None:
-        """Keep a map, and let the oldest go when there are too many."""
-        surplus = []
-        with self._lock:
-            before = self._segments.pop((id(log), segment.number), None)
-            if before is not None:
-                surplus.append(before)  # mapped read-only, or by two threads at once
-            self._segments[id(log), segment.number] = (log, segment)
-            while len(self._segments) > self.most:
-                surplus.append(self._segments.popitem(last=False)[1])
-        for owner, oldest in surplus:
-            owner.let_go(oldest)
-
-    def drop(self, log: PartitionLog, number: int) -> None:
-        """Let one map go."""
-        with self._lock:
-            found = self._segments.pop((id(log), number), None)
-        if found is not None:
-            log.let_go(found[1])
-
-    def clear(self) -> None:
-        """Let all maps go."""
-        with self._lock:
-            while self._segments:
-                _, (owner, segment) = self._segments.popitem()
-                owner.let_go(segment)
 
 
 class PartitionLog:
@@ -274,7 +226,20 @@ class PartitionLog:
     def follow_active(self) -> None:
         """Map the segment that is appended to now."""
         number = self.native.active_number
-        self.native.set_active(self.segment(number, write=True) if number else None)
+        segment = self.segment(number, write=True) if number else None
+        if segment is not None and segment.epoch == self.store._generation:
+            self._fill_holes(segment)
+        self.native.set_active(segment)
+
+    @staticmethod
+    def _fill_holes(segment: _native.Segment) -> None:
+        """Put blocks behind all of a segment that is appended to: a copied directory may have holes."""
+        if files.allocated_bytes(segment.path) < segment.size:
+            descriptor = files.open_file(segment.path, write=True)
+            try:
+                files.allocate(descriptor, segment.size, segment.path)
+            finally:
+                files.close(descriptor)
 
     def provide_next(self, need_bytes: int = 0) -> None:
         """Have a successor mapped that has room for `need_bytes`; make one where there is none."""
@@ -294,8 +259,24 @@ class PartitionLog:
             files.make_directory(self.path)
             self.make_segment(number, need_bytes)
         segment = self.segment(number, write=True)
-        if self.native.active_number < number:
+        if self._is_stray(segment, active):
+            # Left over where an older copy of the other files was put back.
+            self.store._cache.drop(self, number)
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(segment.path, f"{segment.path}.lost")
+        elif self.native.active_number < number:
+            self._fill_holes(segment)
             self.native.set_next(segment)
+
+    def _is_stray(self, segment: _native.Segment, active: int) -> bool:
+        """Was the segment behind the active one activated at another place than the tail?
+
+        While somebody rolls, the tail stays where the new segment begins until the segment is active.
+        """
+        if not segment.activated:
+            return False
+        elsewhere = segment.base_position != self.native.tail or segment.predecessor != active
+        return elsewhere and self.native.active_number == active and segment.base_position != self.native.tail
 
     def make_segment(self, number: int, need_bytes: int) -> None:
         """Publish a new segment file, twice as large as the last, up to the stream's size."""

@@ -4,69 +4,39 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import mmap
 import os
-import re
 import stat
-import struct
-import tempfile
 import threading
 import weakref
 from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal
 
-from millstream import _native, files
-from millstream import stream as streams_module
+from millstream import _native, control, files, settings
 from millstream.background import Background
 from millstream.errors import (
     Closed,
+    CorruptBatch,
     InvalidArgument,
     InvalidType,
     MillstreamError,
     NotFound,
     StorageError,
+    StoreFull,
     Unsupported,
 )
 from millstream.members import Members, require
-from millstream.options import Durability, Retention, parse_bytes
-from millstream.segments import SegmentCache
+from millstream.options import Durability, Retention, check_timeout
+from millstream.cache import SegmentCache
 from millstream.stream import Stream
 
 __all__ = ["Store", "open", "temporary"]
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
-CONTROL_HEADER = struct.Struct("<8sII16sQQII8xII")
-CONTROL_MAGIC = b"MSCNTRL1"
-BLOCKS = 4096
-BLOCK_BYTES = 256
-LIVE, DROPPED, REPLACED = 1, 2, 3
 SEGMENT_BYTES = 128 << 20
 GATE_SECONDS = 30.0
 
 Mode = Literal["rw", "r"]
-
-
-def check_name(name: str) -> str:
-    """Names never become paths: a short list of characters, no leading dot."""
-    if not isinstance(name, str):
-        raise InvalidType(f"name {name!r}: expected str")
-    if NAME.fullmatch(name) is None:
-        raise InvalidArgument(
-            f"name {name!r:.80}: expected 1 to 128 characters of A-Z a-z 0-9 . _ - without a"
-            " leading dot"
-        )
-    return name
-
-
-def _block(durable: int = 0, durable_hash: int = 0, durable_offset: int = 0) -> bytes:
-    """A block of the control file in which recovery has yet to find the log.
-
-    It begins at the durable mark.
-    """
-    block = bytearray(BLOCK_BYTES)
-    struct.pack_into("<q", block, 32, -(1 << 63))
-    struct.pack_into("<IQQ", block, 68, durable_hash, durable, durable_offset)
-    return bytes(block)
 
 
 class Store:
@@ -96,7 +66,8 @@ class Store:
         """Of a read-only store: it was not closed cleanly, nor opened to write since."""
         self._private = False
         self._control_writable = self.writable
-        self._streams: dict[str, Stream] = {}
+        self._streams: dict[tuple[str, Durability | None], Stream] = {}
+        """By name and level: a handle with a level of its own is another one."""
         self._cache = SegmentCache()
         self._lock = threading.RLock()
         self._closed = False
@@ -161,10 +132,16 @@ class Store:
 
     def _load(self, durability: Durability | None) -> None:
         body = files.read_json(self._config_path)
-        self._store_id = bytes.fromhex(body["store_id"])
-        self._generation = int(body["generation"])
-        self._clean = bool(body["clean"])
-        self.durability = body["durability"]
+        try:
+            self._store_id = bytes.fromhex(body["store_id"])
+            self._generation = int(body["generation"])
+            self._clean = bool(body["clean"])
+            self.durability = settings.check_durability(body["durability"]) or "interval"
+        except (KeyError, TypeError, ValueError) as error:
+            raise CorruptBatch(
+                f"{self._config_path}: not the configuration of a store: {error!r}",
+                path=self._config_path,
+            ) from error
         self._override = durability
 
     def _save(self, *, clean: bool) -> None:
@@ -188,11 +165,14 @@ class Store:
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
             elif not self._clean:
-                self._rebuild_control(directory)
+                control.rebuild(directory, self._store_id, self._generation)
 
     def _all_settled(self) -> bool:
-        """Does what the clean mark says hold? A control file may have been damaged or lost since."""
-        return all(self._is_settled(self._stream_path(name)) for name in self.streams())
+        """Does the clean mark hold? A control file may have been damaged or lost since."""
+        return all(self._is_settled(name) for name in self._names())
+
+    def _is_settled(self, name: str) -> bool:
+        return control.is_settled(self._stream_path(name), self._store_id, self._generation)
 
     def _open_readable(self, durability: Durability | None) -> None:
         require(self.path)
@@ -211,23 +191,28 @@ class Store:
 
         The last process to close marks the store clean, so that the next open recovers nothing.
         """
+        if self._fork != _native.fork_count():
+            # Before the lock, which a thread of the parent may have held when it forked.
+            self._closed = True
+            OPEN.discard(self)
+            self._members.abandon()
+            return
         with self._lock:
             if self._closed:
                 return
-            self._recover_the_rest()
+            if not self._remove_when_closed:
+                self._recover_the_rest()
             self._closed = True
             OPEN.discard(self)
-            if self._fork != _native.fork_count():
-                self._members.abandon()
-                return
             self._background.stop()
             failed: list[Exception] = []
             try:
-                if self.writable:
+                if self.writable and not self._remove_when_closed:
                     failed = self._background.sync_everything()
                     self._members.enter_gate(GATE_SECONDS)
                     if not failed and not self._members.anyone():
-                        self._mark_clean()
+                        with contextlib.suppress(StoreFull):  # all is synced; the next open walks
+                            self._mark_clean()
             finally:
                 for stream in self._streams.values():
                     stream._dispose()
@@ -242,7 +227,7 @@ class Store:
         """Walk what nobody used since an unclean end, so that the store can be marked clean."""
         if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
             return
-        for name in self.streams():
+        for name in self._names():
             # It stays unclean, and the next open says why
             with contextlib.suppress(MillstreamError):
                 stream = self.stream(name)
@@ -251,68 +236,11 @@ class Store:
 
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
-        for name in self.streams():
-            if not self._is_settled(self._stream_path(name)):
+        for name in self._names():
+            if not self._is_settled(name):
                 return  # the next open begins a new generation, and recovers it
-            path = os.path.join(self._stream_path(name), "control")
-            descriptor = files.open_file(path, write=True)
-            try:
-                files.sync(descriptor, path)
-            finally:
-                files.close(descriptor)
+            control.sync(self._stream_path(name))
         self._save(clean=True)
-
-    def _is_settled(self, directory: str) -> bool:
-        """Is the control file whole, with each partition recovered, synced and at rest?"""
-        config = files.read_json(os.path.join(directory, "stream.json"))
-        path = os.path.join(directory, "control")
-        if not os.path.lexists(path):
-            return False
-        descriptor = files.open_file(path, write=False)
-        try:
-            data = files.read(descriptor, files.size(descriptor), 0, path)
-        finally:
-            files.close(descriptor)
-        count = int(config["partitions"])
-        if len(data) < BLOCKS + count * BLOCK_BYTES:
-            return False
-        magic, version, blocks, store_id, stream_id, _, state, *_ = CONTROL_HEADER.unpack_from(data)
-        expected = (
-            CONTROL_MAGIC,
-            files.FORMAT,
-            count,
-            self._store_id,
-            int(config["stream_id"], 16),
-            LIVE,
-        )
-        if (magic, version, blocks, store_id, stream_id, state) != expected:
-            return False
-        return all(self._block_is_settled(directory, data, index) for index in range(count))
-
-    def _block_is_settled(self, directory: str, data: bytes, index: int) -> bool:
-        at = BLOCKS + index * BLOCK_BYTES
-        poison, tail, hint_tail, offset, _, hint_hash, active = struct.unpack_from(
-            "<IQQQqQQ", data, at + 4
-        )
-        durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", data, at + 68)
-        walked, first_segment, first_offset = struct.unpack_from("<QQQ", data, at + 136)
-        if poison or walked != self._generation or not tail == hint_tail == durable:
-            return False
-        if (
-            durable_offset != offset
-            or first_offset > offset
-            or durable_hash != hint_hash & 0xFFFFFFFF
-        ):
-            return False
-        if active == 0:
-            return bool(tail == first_segment == 0)
-        segments = (
-            os.path.join(directory, f"{index:05d}", f"{number:016d}.seg")
-            for number in (first_segment, active)
-        )
-        return bool(
-            first_segment <= active and all(os.path.lexists(segment) for segment in segments)
-        )
 
     def __enter__(self) -> Store:
         return self
@@ -334,7 +262,7 @@ class Store:
         return f"<Store {self.path!r}{' (closed)' if self._closed else ''}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (shared, (self.path, self._mode, self._force))
+        return (shared, (self.path, self._mode, self._force, self._override))
 
     @property
     def closed(self) -> bool:
@@ -354,83 +282,13 @@ class Store:
         if not self.writable:
             raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
-    # --- control files ----------------------------------------------------------------------------
-
-    def _control_bytes(self, config: dict[str, Any], blocks: list[bytes]) -> bytes:
-        header = CONTROL_HEADER.pack(
-            CONTROL_MAGIC, files.FORMAT, len(blocks), self._store_id,
-            int(config["stream_id"], 16), self._generation, LIVE, 1, 0, 0,
-        )  # fmt: skip
-        return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
-
     def _rebuilt(self, directory: str) -> bytes:
-        """A control file for this generation.
+        return control.rebuilt(directory, self._store_id, self._generation)
 
-        Of the old one only the durable marks are kept, as hints.
-        """
-        config = files.read_json(os.path.join(directory, "stream.json"))
-        old = b""
-        path = os.path.join(directory, "control")
-        if os.path.lexists(path):
-            descriptor = files.open_file(path, write=False)
-            try:
-                old = files.read(descriptor, files.size(descriptor), 0, path)
-            finally:
-                files.close(descriptor)
-        if old[:8] != CONTROL_MAGIC or old[16:32] != self._store_id:
-            old = b""
-        blocks = []
-        for index in range(config["partitions"]):
-            at = BLOCKS + index * BLOCK_BYTES + 68
-            blocks.append(_block(*_durable_hint(old, at)))
-        return self._control_bytes(config, blocks)
-
-    def _rebuild_control(self, directory: str) -> None:
-        path = os.path.join(directory, "control")
-        data = self._rebuilt(directory)
-        if os.path.lexists(path):
-            # A read-only process may still have the old file mapped: tell it.
-            descriptor = files.open_file(path, write=True)
-            try:
-                if files.size(descriptor) >= BLOCKS:
-                    files.write(descriptor, struct.pack("<I", REPLACED), 48, path)
-            finally:
-                files.close(descriptor)
-        files.replace(path, data, length=len(data))
-
-    def _map_control(self, directory: str) -> Any:
-        path = os.path.join(directory, "control")
+    def _map_control(self, directory: str) -> mmap.mmap:
         if self._private:
             return _native.private_memory(self._rebuilt(directory))
-        descriptor = files.open_file(path, write=self.writable)
-        try:
-            size = files.size(descriptor)
-            head = files.read(descriptor, 48, 0, path)
-            if (
-                size < BLOCKS + BLOCK_BYTES
-                or head[:8] != CONTROL_MAGIC
-                or head[16:32] != self._store_id
-            ):
-                raise StorageError(
-                    22,
-                    "is damaged; close the store in all processes, the next open makes it anew",
-                    path,
-                )
-            return files.map_file(descriptor, size, path, write=self.writable)
-        finally:
-            files.close(descriptor)
-
-    def _grow_control(self, directory: str, partitions: int) -> None:
-        """Add blocks behind those that others have mapped."""
-        path = os.path.join(directory, "control")
-        descriptor = files.open_file(path, write=True)
-        try:
-            before = (files.size(descriptor) - BLOCKS) // BLOCK_BYTES
-            files.allocate(descriptor, BLOCKS + partitions * BLOCK_BYTES, path)
-            for index in range(before, partitions):
-                files.write(descriptor, _block(), BLOCKS + index * BLOCK_BYTES, path)
-        finally:
-            files.close(descriptor)
+        return control.map_file(directory, self._store_id, write=self.writable)
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -459,19 +317,19 @@ class Store:
         when it is not there and the store is read-only; InvalidArgument, StorageError.
         """
         self._check_open()
-        check_name(name)
+        settings.check_name(name)
         given = {
             "partitions": (
-                None if partitions is None else streams_module.check_partitions(partitions)
+                None if partitions is None else settings.check_partitions(partitions)
             ),
             "segment_bytes": (
                 None
                 if segment_bytes is None
-                else streams_module.check_segment_bytes(parse_bytes(segment_bytes))
+                else settings.check_segment_bytes(segment_bytes)
             ),
-            "retention": None if retention is None else streams_module.retention_config(retention),
+            "retention": None if retention is None else settings.retention_config(retention),
         }
-        streams_module.check_durability(durability)
+        settings.check_durability(durability)
         with self._lock:
             path = os.path.join(self._stream_path(name), "stream.json")
             made = not os.path.lexists(path)
@@ -479,16 +337,21 @@ class Store:
                 if not self.writable:
                     raise NotFound(f"{self.path}: there is no stream {name!r}")
                 self._create_stream(name, given, durability)
-            known = self._streams.get(name)
-            if known is not None and (known.closed or known._state != LIVE):
+            key = name, None if made else durability
+            known = self._streams.get(key)
+            if known is not None and (known.closed or known._state != control.LIVE):
+                self._forget(name)
                 known = None
-                del self._streams[name]
             config = files.read_json(path)
-            streams_module.check_config(name, config, given)
-            if known is None or (durability is not None and durability != known.durability):
-                known = Stream(self, name, config, None if made else durability)
-                self._streams[name] = known
+            settings.check_config(name, config, given)
+            if known is None:
+                known = self._streams[key] = Stream(self, name, config, key[1])
             return known
+
+    def _forget(self, name: str) -> None:
+        """Give up the handles of a stream that was dropped."""
+        for key in [key for key in self._streams if key[0] == name]:
+            self._streams.pop(key)._dispose()
 
     def _create_stream(
         self, name: str, given: dict[str, Any], durability: Durability | None
@@ -499,7 +362,7 @@ class Store:
             "partitions": given["partitions"] or 1,
             "hash": "xxh3-64",
             "segment_bytes": given["segment_bytes"] or SEGMENT_BYTES,
-            "retention": given["retention"] or streams_module.retention_config(None),
+            "retention": given["retention"] or settings.retention_config(None),
             "durability": durability,
         }
         parent = os.path.join(self.path, "streams")
@@ -507,7 +370,7 @@ class Store:
         files.make_directory(making)
         try:
             files.write_json(os.path.join(making, "stream.json"), config)
-            data = self._control_bytes(config, [_block()] * config["partitions"])
+            data = control.fresh(config, self._store_id, self._generation)
             files.replace(os.path.join(making, "control"), data, length=len(data))
             try:
                 files.rename(making, self._stream_path(name))
@@ -522,10 +385,12 @@ class Store:
 
     def streams(self) -> list[str]:
         """Names of the streams, sorted."""
-        if self._fork != _native.fork_count():
-            self._check_open()
+        self._check_open()
+        return self._names()
+
+    def _names(self) -> list[str]:
         names = files.names(os.path.join(self.path, "streams"))
-        return sorted(name for name in names if NAME.fullmatch(name))
+        return sorted(name for name in names if settings.NAME.fullmatch(name))
 
     def drop_stream(self, name: str) -> None:
         """Remove a stream and all its records.
@@ -534,20 +399,24 @@ class Store:
         """
         self._check_writable()
         with self._lock:
-            stream = self.stream(check_name(name)) if name in self.streams() else None
+            stream = self.stream(settings.check_name(name)) if name in self._names() else None
             if stream is None:
                 raise NotFound(f"{self.path}: there is no stream {name!r}")
-            stream._set_state(DROPPED)
+            stream._set_state(control.DROPPED)
             gone = os.path.join(self.path, "streams", f".{name}-{os.urandom(4).hex()}.dropped")
-            files.rename(self._stream_path(name), gone)
+            try:
+                files.rename(self._stream_path(name), gone)
+            except StorageError as error:
+                if os.path.lexists(self._stream_path(name)):
+                    raise
+                raise NotFound(f"{self.path}: another process dropped {name!r}") from error
             files.sync_directory(os.path.join(self.path, "streams"))
-            self._streams.pop(name, None)
-            stream._dispose()
+            self._forget(name)
             files.remove_tree(gone)
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was appended to any stream before this call survives a power cut."""
-        for name in self.streams():
+        for name in self._names():
             self.stream(name).flush(timeout=timeout)
 
     def backup(self, target: str | os.PathLike[str]) -> None:
@@ -561,19 +430,12 @@ class Store:
         from millstream import backup
 
         self._check_open()
-        backup.backup(self, os.path.abspath(os.fspath(target)))
-
-
-def _durable_hint(old: bytes, at: int) -> tuple[int, int, int]:
-    """(durable, its hash, its offset) of a block of an old control file."""
-    if len(old) < at + 20:
-        return 0, 0, 0
-    durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", old, at)
-    return durable, durable_hash, durable_offset
+        backup.backup(self, absolute(target))
 
 
 OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
-_shared: dict[tuple[str, str], Store] = {}
+_shared: dict[tuple[str, str, Durability | None], Store] = {}
+_sharing = threading.Lock()
 
 
 @atexit.register
@@ -582,6 +444,26 @@ def _close_all() -> None:
     for store in list(OPEN):
         with contextlib.suppress(Exception):
             store.close()
+
+
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Check a path that a caller gave."""
+    try:
+        directory = os.path.abspath(os.fsdecode(os.fspath(path)))
+    except TypeError as error:
+        raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
+    if not os.fspath(path):
+        raise InvalidArgument("path: is empty")
+    if "\0" in directory:
+        raise InvalidArgument(f"path {directory!r}: has a NUL character")
+    return directory
+
+
+def _make_directories(path: str) -> None:
+    """Create a directory, and those above it that are missing, 0700."""
+    if not os.path.isdir(path):
+        _make_directories(os.path.dirname(path))
+        files.make_directory(path)
 
 
 def open(
@@ -615,19 +497,13 @@ def open(
     """
     if mode not in ("rw", "r"):
         raise InvalidArgument(f'mode {mode!r}: expected "rw" or "r"')
-    streams_module.check_durability(durability)
-    try:
-        directory = os.path.abspath(os.fsdecode(os.fspath(path)))
-    except TypeError as error:
-        raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
-    if "\0" in directory:
-        raise InvalidArgument(f"path {directory!r}: has a NUL character")
+    settings.check_durability(durability)
+    check_timeout(timeout)
+    directory = absolute(path)
     if mode == "r":
         require(directory)
     else:
-        with files.reporting(directory, "creating the directory"):
-            os.makedirs(os.path.dirname(directory), exist_ok=True)
-        files.make_directory(directory)
+        _make_directories(directory)
         with files.reporting(directory, "opening the directory"):
             bits = os.stat(directory).st_mode
         if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not force:
@@ -639,30 +515,33 @@ def open(
     return Store(directory, mode, durability, force, timeout)
 
 
-def shared(path: str, mode: Mode, force: bool) -> Store:
+def shared(path: str, mode: Mode, force: bool, durability: Durability | None = None) -> Store:
     """The store behind handles that were unpickled in this process: one for each path."""
-    store = _shared.get((path, mode))
-    if store is None or store.closed:
-        for known in list(OPEN):
-            if known.path == path and known._mode == mode and not known.closed:
+    key = path, mode, durability
+    with _sharing:
+        for known in [_shared.get(key), *OPEN]:
+            if known and not known.closed and (known.path, known._mode, known._override) == key:
                 return known
-        store = _shared[path, mode] = open(path, mode=mode, force=force)
-    return store
+        store = _shared[key] = open(path, mode=mode, force=force, durability=durability)
+        return store
 
 
-@contextlib.contextmanager
-def temporary(*, durability: Durability | None = None) -> Iterator[Store]:
-    """A store in a temporary directory that goes when it is closed.
+def temporary(*, durability: Durability | None = None) -> Store:
+    """A store in a temporary directory that goes when it is closed. Nothing in it is ever synced.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
     ...     store.streams()
     []
     """
+    import tempfile
+
+    settings.check_durability(durability)
     directory = tempfile.mkdtemp(prefix="millstream-")
-    store = open(directory, durability=durability)
-    store._remove_when_closed = True
     try:
-        yield store
-    finally:
-        store.close()
+        store = open(directory, durability=durability)
+    except BaseException:
+        files.remove_tree(directory)
+        raise
+    store._remove_when_closed = True
+    return store

@@ -9,10 +9,24 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from millstream import _native, files, reader, timestamps
-from millstream._native import Batch, Position
-from millstream.errors import Closed, ConfigMismatch, InvalidArgument, WaitTimeout
-from millstream.options import DURABILITIES, Durability, Retention
+from millstream import _native, control, files, reader, settings, timestamps
+from millstream._native import Batch, Position, Span
+from millstream.errors import (
+    Closed,
+    ConfigMismatch,
+    InvalidArgument,
+    InvalidType,
+    NotFound,
+    WaitTimeout,
+)
+from millstream.options import (
+    DURABILITIES,
+    Durability,
+    Retention,
+    check_timeout,
+    integer,
+    parse_bytes,
+)
 from millstream.segments import PartitionLog
 
 if TYPE_CHECKING:
@@ -29,7 +43,6 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
-PARTITIONS_MAX = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,10 +95,9 @@ class Stream(_native.StreamCore):
         self._stream_id = int(config["stream_id"], 16)
         self._override = durability
         self._durability: Durability = "interval"
-        self._config = config
-        self._config_seen = -1
+        self._config_seen = 0
         self._map_control()
-        self._configure(config)
+        self._reload()
 
     def __repr__(self) -> str:
         state = "closed" if self.closed else f"{self.partitions} partitions"
@@ -102,9 +114,14 @@ class Stream(_native.StreamCore):
         turn = os.getpid() & 0xFFFF
         self._attach(control, self.store._control_writable, self._durability, turn)
 
+    def _reload(self) -> None:
+        """Take over what is stored now."""
+        seen = self._config_number  # before reading: who alters writes, then raises it
+        self._configure(files.read_json(os.path.join(self.path, "stream.json")))
+        self._config_seen = seen
+
     def _configure(self, config: dict[str, Any]) -> None:
-        self._config_seen = self._config_number
-        self._config = config
+        before = self._durability
         self._segment_bytes = int(config["segment_bytes"])
         kept = config["retention"]
         self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
@@ -112,25 +129,34 @@ class Stream(_native.StreamCore):
             self._override or config["durability"] or self.store._override or self.store.durability
         )
         self._set_level(self._durability)
+        if self._durability != before:
+            for log in self._opened():
+                self.store._background.tune(log)
+        self.store._background.watch(self)
 
     def _refresh(self) -> None:
         """Follow the control file: more partitions, another configuration, or a dropped stream."""
         self._check_live()
         self._map_control()
-        self._configure(files.read_json(os.path.join(self.path, "stream.json")))
+        self._reload()
 
     def _check_live(self) -> None:
-        if self.closed:
-            raise Closed(f"{self.path}: the stream is closed; open the store again")
         if self._state != 1:
+            self._let_go()
             why = (
                 "dropped"
                 if self._state == 2
                 else "recovered by another process; open the store again"
             )
             raise Closed(f"{self.path}: the stream was {why}")
-        if self._config_number != self._config_seen and self._config_seen >= 0:
-            self._configure(files.read_json(os.path.join(self.path, "stream.json")))
+        if self.closed:
+            raise Closed(f"{self.path}: the stream is closed; open the store again")
+        self._follow()
+
+    def _follow(self) -> None:
+        """Take over the configuration where another process, or another handle, altered it."""
+        if self._config_number != self._config_seen:
+            self._reload()
 
     @property
     def durability(self) -> Durability:
@@ -148,7 +174,8 @@ class Stream(_native.StreamCore):
         return os.path.join(self.path, f"{index:05d}")
 
     def _deadline(self, timeout: float | None) -> float:
-        return time.monotonic() + (LOCK_SECONDS if timeout is None else timeout)
+        checked = check_timeout(timeout)
+        return time.monotonic() + (LOCK_SECONDS if checked is None else checked)
 
     def _timestamp(self, value: Any) -> int:
         return timestamps.microseconds(value)
@@ -180,6 +207,7 @@ class Stream(_native.StreamCore):
 
     def _after_append(self, index: int, events: int, end: int, timeout: float | None) -> None:
         log: PartitionLog = self._partition(index)
+        self._follow()
         if events & UNSYNCED and self._durability == "interval":
             log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
         self.store._background.notice(log, events)
@@ -343,6 +371,8 @@ class Stream(_native.StreamCore):
 
         Raises: OffsetOutOfRange where there is no such record (any more); WaitTimeout.
         """
+        if not isinstance(position, (Position, Span)):
+            raise InvalidType(f"position {position!r}: expected a Position or a Span")
         log = self._log(position.partition)
         last = (
             position.offset
@@ -400,6 +430,8 @@ class Stream(_native.StreamCore):
         Whole segments go: records before the position in its own segment stay.
         """
         self.store._check_writable()
+        if not isinstance(position, Position):
+            raise InvalidType(f"position {position!r}: expected a Position")
         log = self._log(position.partition)
         if not log.first_offset <= position.offset <= log.next_offset:
             if position.offset < log.first_offset:
@@ -415,7 +447,7 @@ class Stream(_native.StreamCore):
         self,
         *,
         retention: Retention | Literal["unchanged"] | None = "unchanged",
-        segment_bytes: int | Literal["unchanged"] = "unchanged",
+        segment_bytes: int | str = "unchanged",
         durability: Durability | Literal["unchanged"] | None = "unchanged",
     ) -> None:
         """Change the stored configuration.
@@ -428,14 +460,14 @@ class Stream(_native.StreamCore):
             path = os.path.join(self.path, "stream.json")
             config = files.read_json(path)
             if retention != "unchanged":
-                config["retention"] = retention_config(retention)
+                config["retention"] = settings.retention_config(retention)
             if segment_bytes != "unchanged":
-                config["segment_bytes"] = check_segment_bytes(segment_bytes)
+                config["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
             if durability != "unchanged":
-                config["durability"] = check_durability(durability)
+                config["durability"] = settings.check_durability(durability)
             files.write_json(path, config)
             self._add_config()
-            self._configure(config)
+            self._reload()
 
     def add_partitions(self, count: int) -> int:
         """Add `count` partitions and return how many there are now. They cannot be removed.
@@ -445,13 +477,12 @@ class Stream(_native.StreamCore):
         """
         self.store._check_writable()
         self._check_live()
-        if type(count) is not int or count < 1:
-            raise InvalidArgument(f"add_partitions({count!r}): expected an int of at least 1")
+        count = integer("count", count, 1)
         with self._log(0).maintaining:
             path = os.path.join(self.path, "stream.json")
             config = files.read_json(path)
-            config["partitions"] = check_partitions(int(config["partitions"]) + count)
-            self.store._grow_control(self.path, config["partitions"])
+            config["partitions"] = settings.check_partitions(int(config["partitions"]) + count)
+            control.grow(self.path, config["partitions"])
             files.write_json(path, config)
             self._set_partitions(config["partitions"])
             self._add_config()
@@ -461,56 +492,18 @@ class Stream(_native.StreamCore):
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
+        self._let_go()
         self._close()
+        self.store._background.forget(self)
 
-
-# --- configuration --------------------------------------------------------------------------------
-
-
-def check_partitions(partitions: int) -> int:
-    if type(partitions) is not int or not 1 <= partitions <= PARTITIONS_MAX:
-        raise InvalidArgument(
-            f"partitions {partitions!r}: expected an int from 1 to {PARTITIONS_MAX}"
-        )
-    return partitions
-
-
-def check_segment_bytes(size: int) -> int:
-    if type(size) is not int or not 1 << 16 <= size <= 2 << 30:
-        raise InvalidArgument(f"segment_bytes {size!r}: expected an int from 64 KiB to 2 GiB")
-    return size + 4095 & ~4095
-
-
-def check_durability(durability: Any) -> Durability | None:
-    if durability is not None and durability not in DURABILITIES:
-        raise InvalidArgument(
-            f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
-        )
-    checked: Durability | None = durability
-    return checked
-
-
-def retention_config(retention: Any) -> dict[str, Any]:
-    if retention is None:
-        retention = Retention()
-    if not isinstance(retention, Retention):
-        raise InvalidArgument(f"retention {retention!r}: expected a millstream.Retention or None")
-    return {"bytes": retention.bytes, "age": retention.age, "records": retention.records}
-
-
-def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise `ConfigMismatch` where what was given is not what is stored."""
-    for field, value in given.items():
-        if value is not None and stored[field] != value:
-            advice = (
-                "it can only grow, by add_partitions()"
-                if field == "partitions"
-                else "change it with alter()"
-            )
-            raise ConfigMismatch(
-                f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}"
-            )
+    def _let_go(self) -> None:
+        """Hold no map any more, so that the space of a dropped stream becomes free."""
+        for log in self._opened():
+            for number in log.numbers:
+                self.store._cache.drop(log, number)
 
 
 def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:
+    if name not in store.streams():
+        raise NotFound(f"{store.path}: there is no stream {name!r} any more")
     return store.stream(name, durability=durability)

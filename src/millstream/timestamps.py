@@ -22,7 +22,10 @@ def microseconds(value: Any) -> int:
     1000000
     """
     if isinstance(value, datetime):
-        return (value.astimezone(UTC) - EPOCH) // MICROSECOND
+        try:
+            return int((value.astimezone(UTC) - EPOCH) // MICROSECOND)
+        except (OverflowError, OSError, TypeError, ValueError) as error:
+            raise InvalidArgument(f"timestamp {value!r}: {error}") from error
     if (
         hasattr(value, "astype")
         and getattr(value, "dtype", None) is not None
@@ -44,12 +47,17 @@ def column(values: Any, count: int) -> Any:
     """One time for all records as an int, or one a record as a buffer of int64."""
     if isinstance(values, (datetime, int)) or getattr(values, "shape", None) == ():
         return microseconds(values)
-    if isinstance(values, memoryview) or type(values).__name__ == "Memory":
+    if type(values).__name__ == "Memory":  # of a column that append_arrow has checked
         made = values
         length = len(memoryview(values).cast("B")) // 8
     elif hasattr(values, "__array_interface__") and values.dtype.kind in "Miu":
         import numpy
 
+        values = numpy.asarray(values)
+        if values.ndim != 1:
+            raise InvalidArgument(f"timestamps: an array of {values.ndim} dimensions, expected 1")
+        if values.dtype.kind == "u" and len(values) and values.max() > LARGEST:
+            raise InvalidArgument("timestamps: out of range (microseconds since 1970)")
         if values.dtype.kind == "M":
             values = values.astype("M8[us]")
             if numpy.isnat(values).any():

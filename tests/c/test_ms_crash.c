@@ -2,11 +2,12 @@
  *
  * Death at every step of append, roll, take-over, the durable mark and the end of recovery.
  *
- * The "files" are one shared mapping: a control page, a block and five segment slots. A writer dies (1) at
- * every instruction that changed a byte of it: a child is single-stepped with ptrace, and every distinct image
- * is judged; (2) at every yield point, by longjmp; (3) twice: who takes over dies as well. The judge is another
- * member on a copy of the image: it takes over and finds the old log or the new one, dense, with the chain
- * right and nothing to walk into behind the tail; then it appends and rolls and looks again.
+ * The "files" are one shared mapping: a control page, a block and five segment slots. A writer
+ * dies (1) at every instruction that changed a byte of it: a child is single-stepped with ptrace,
+ * and every distinct image is judged; (2) at every yield point, by longjmp; (3) twice: who takes
+ * over dies as well. The judge is another member on a copy of the image: it takes over and finds
+ * the old log or the new one, dense, with the chain right and nothing to walk into behind the tail;
+ * then it appends and rolls and looks again.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -275,7 +276,7 @@ static bool judge(uint8_t *image, const log_end *before, const log_end *after,
   if (!CHECK(tail == before->tail || tail == after->tail)) return false;
   if (!read_all(self, tail, &records)) return false;
   if (!CHECK_EQ_U64(records, tail == before->tail ? before->records : after->records)) return false;
-  /* If everybody died here, recovery walks: the old log, or the new one though nobody was told of it. */
+  /* If everybody died here, recovery walks: the old log, or the new one that nobody was told of. */
   if (!walk(self, &end, &last)) return false;
   if (!CHECK(end.position == before->tail || end.position == after->tail) ||
       !CHECK(end.position >= tail))
@@ -545,7 +546,8 @@ static void test_rival_between_any_two_steps_is_refused_or_in_order(void) {
       competed = false;
       rival_at = k;
       at_yield = compete;
-      /* The victim's records name their offsets; a rival that came first makes them wrong, so it looks again. */
+      /* The victim's records name their offsets; a rival that came first makes them wrong, so it
+       * looks again. */
       steps_to_live = -1;
       ms_status status = MS_OK;
       if (k > 0) {
@@ -608,7 +610,8 @@ static void judge_recovered(uint8_t *bytes) {
 
 /* --- death at every instruction --------------------------------------------------------------- */
 
-/* What an operation may change, without the bytes far from the tail: comparing all of it takes most of the time. */
+/* What an operation may change, without the bytes far from the tail: comparing all of it takes most
+ * of the time. */
 static bool changed(const uint8_t *was, uint8_t *is) {
   if (memcmp(was, is, MS_CONTROL_BLOCKS_POSITION + 256) != 0) return true;
   for (uint64_t number = 1; number <= SLOTS; number++) {
@@ -636,8 +639,8 @@ static void watch(uint8_t *bytes) {
   }
 }
 
-/* Run in a child, one instruction after another; call `on_image` with each distinct image. Returns the number
- * of instructions, or 0 where this machine does not let us. */
+/* Run in a child, one instruction after another; call `on_image` with each distinct image. Returns
+ * the number of instructions, or 0 where this machine does not let us. */
 static uint64_t single_step(uint8_t *shared, void (*run)(member *), member *self,
                             void (*on_image)(uint8_t *)) {
   fflush(stdout);

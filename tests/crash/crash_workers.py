@@ -91,6 +91,21 @@ def seed_of(name: str) -> int:
     return seed
 
 
+def need(*tools: str, root: bool = False) -> None:
+    """Skip where a tool or the right is missing; in CI that is a failure."""
+    import shutil
+
+    import pytest
+
+    missing = [tool for tool in tools if shutil.which(tool) is None]
+    missing += ["root"] if root and os.geteuid() != 0 else []
+    if missing:
+        reason = f"this test needs {', '.join(missing)}"
+        if os.environ.get("CI"):
+            pytest.fail(reason)
+        pytest.skip(reason)
+
+
 # --- judging --------------------------------------------------------------------------------------
 
 
@@ -227,6 +242,28 @@ def read_for_ever(path: str, partition: int) -> None:
                     assert int(number) > last.get(producer, -1), (value, last[producer])
                     last[producer] = int(number)
         print(following, flush=True)
+
+
+def append_each_line(path: str, partition: int, durability: str) -> None:
+    """Append what is asked for on standard input, a line a record; answer "ok OFFSET" or the error's class."""
+    store = millstream.open(path)
+    stream = store.stream("s")
+    print("open", flush=True)
+    for text in sys.stdin:
+        try:
+            position = stream.append(text.strip().encode(), partition=partition, durability=durability, timeout=5)
+            print("ok", position.offset, flush=True)
+        except millstream.MillstreamError as error:
+            print(type(error).__name__, flush=True)
+    store.close()
+    print("closed", flush=True)
+
+
+def ask(worker: subprocess.Popen, text: str) -> str:
+    """Let an `append_each_line` worker append a record; its answer."""
+    worker.stdin.write(text + "\n")
+    worker.stdin.flush()
+    return line(worker)
 
 
 def open_and_recover(path: str) -> None:

@@ -21,7 +21,7 @@ def content(path):
 
 
 class Disk:
-    """Pages and names of a directory, as synced; all that is there at the beginning counts as synced."""
+    """Pages and names of a directory, as synced; what is there at the start counts as synced."""
 
     def __init__(self, root, monkeypatch, on_call=lambda: None):
         self.root = str(root)

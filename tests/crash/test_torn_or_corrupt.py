@@ -43,7 +43,7 @@ def write_and_die(path):
 
 
 def batches(directory):
-    """(file, file position, length, first offset) of every batch of partition 0, by docs/format.md."""
+    """(file, position, length, first offset) of each batch of partition 0, by docs/format.md."""
     found = []
     segments = sorted((directory / "streams/s/00000").glob("*.seg"))
     bases = []

@@ -1,0 +1,59 @@
+"""The maps of segments: one list a store, bounded by the limit of open files."""
+
+from __future__ import annotations
+
+import resource
+import threading
+from collections import OrderedDict
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from millstream import _native
+    from millstream.segments import PartitionLog
+
+
+class SegmentCache:
+    """The maps of one store, bounded by the limit of open files.
+
+    A map takes one descriptor, syncing another.
+    """
+
+    def __init__(self) -> None:
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
+        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
+            OrderedDict()
+        )
+        self._lock = threading.RLock()
+
+    def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
+        """The segment, where it is mapped."""
+        found = self._segments.get((id(log), number))
+        return None if found is None else found[1]
+
+    def put(self, log: PartitionLog, segment: _native.Segment) -> None:
+        """Keep a map, and let the oldest go when there are too many."""
+        surplus = []
+        with self._lock:
+            before = self._segments.pop((id(log), segment.number), None)
+            if before is not None:
+                surplus.append(before)  # mapped read-only, or by two threads at once
+            self._segments[id(log), segment.number] = (log, segment)
+            while len(self._segments) > self.most:
+                surplus.append(self._segments.popitem(last=False)[1])
+        for owner, oldest in surplus:
+            owner.let_go(oldest)
+
+    def drop(self, log: PartitionLog, number: int) -> None:
+        """Let one map go."""
+        with self._lock:
+            found = self._segments.pop((id(log), number), None)
+        if found is not None:
+            log.let_go(found[1])
+
+    def clear(self) -> None:
+        """Let all maps go."""
+        with self._lock:
+            while self._segments:
+                _, (owner, segment) = self._segments.popitem()
+                owner.let_go(segment)

@@ -1,0 +1,186 @@
+"""The control file of a stream: made, mapped, grown, rebuilt, and judged when its store is opened.
+
+It is a page of header and a block a partition (docs/format.md). Nothing in it is needed to find
+the records: after an unclean end it is rebuilt, and recovery fills it.
+"""
+
+from __future__ import annotations
+
+import errno
+import mmap
+import os
+import struct
+from typing import Any
+
+from millstream import files
+from millstream.errors import StorageError
+
+HEADER = struct.Struct("<8sII16sQQII8xII")
+MAGIC = b"MSCNTRL1"
+BLOCKS = 4096
+BLOCK_BYTES = 256
+LIVE, DROPPED, REPLACED = 1, 2, 3
+
+
+def _block(durable: int = 0, durable_hash: int = 0, durable_offset: int = 0) -> bytes:
+    """A block of the control file in which recovery has yet to find the log.
+
+    It begins at the durable mark.
+    """
+    block = bytearray(BLOCK_BYTES)
+    struct.pack_into("<q", block, 32, -(1 << 63))
+    struct.pack_into("<IQQ", block, 68, durable_hash, durable, durable_offset)
+    return bytes(block)
+
+
+def fresh(config: dict[str, Any], store_id: bytes, generation: int) -> bytes:
+    """The control file of a new stream."""
+    return _file(config, store_id, generation, [_block()] * int(config["partitions"]))
+
+
+def _file(
+    config: dict[str, Any], store_id: bytes, generation: int, blocks: list[bytes]
+) -> bytes:
+    header = HEADER.pack(
+        MAGIC, files.FORMAT, len(blocks), store_id, int(config["stream_id"], 16), generation,
+        LIVE, 1, 0, 0,
+    )  # fmt: skip
+    return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
+
+
+def _content(directory: str) -> bytes:
+    """All bytes of the file; none where there is no file."""
+    path = os.path.join(directory, "control")
+    if not os.path.lexists(path):
+        return b""
+    descriptor = files.open_file(path, write=False)
+    try:
+        return files.read(descriptor, files.size(descriptor), 0, path)
+    finally:
+        files.close(descriptor)
+
+
+def rebuilt(directory: str, store_id: bytes, generation: int) -> bytes:
+    """A control file for this generation.
+
+    Of the old one only the durable marks are kept, as hints.
+    """
+    config = files.read_json(os.path.join(directory, "stream.json"))
+    old = _content(directory)
+    if old[:8] != MAGIC or old[16:32] != store_id:
+        old = b""
+    blocks = []
+    for index in range(config["partitions"]):
+        at = BLOCKS + index * BLOCK_BYTES + 68
+        blocks.append(_block(*_durable_hint(old, at)))
+    return _file(config, store_id, generation, blocks)
+
+
+def _durable_hint(old: bytes, at: int) -> tuple[int, int, int]:
+    """(durable, its hash, its offset) of a block of an old control file."""
+    if len(old) < at + 20:
+        return 0, 0, 0
+    durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", old, at)
+    return durable, durable_hash, durable_offset
+
+
+def rebuild(directory: str, store_id: bytes, generation: int) -> None:
+    """Put a rebuilt file in the place of the old one, and say so to who has that mapped."""
+    path = os.path.join(directory, "control")
+    data = rebuilt(directory, store_id, generation)
+    if os.path.lexists(path):
+        # A read-only process may still have the old file mapped: tell it.
+        descriptor = files.open_file(path, write=True)
+        try:
+            if files.size(descriptor) >= BLOCKS:
+                files.write(descriptor, struct.pack("<I", REPLACED), 48, path)
+        finally:
+            files.close(descriptor)
+    files.replace(path, data, length=len(data))
+
+
+def map_file(directory: str, store_id: bytes, *, write: bool) -> mmap.mmap:
+    """Map the file, which must be one of this store."""
+    path = os.path.join(directory, "control")
+    descriptor = files.open_file(path, write=write)
+    try:
+        size = files.size(descriptor)
+        head = files.read(descriptor, 48, 0, path)
+        if size < BLOCKS + BLOCK_BYTES or head[:8] != MAGIC or head[16:32] != store_id:
+            raise StorageError(
+                errno.EINVAL,
+                "is damaged; close the store in all processes, the next open makes it anew",
+                path,
+            )
+        return files.map_file(descriptor, size, path, write=write)
+    finally:
+        files.close(descriptor)
+
+
+def grow(directory: str, partitions: int) -> None:
+    """Add blocks behind those that others have mapped."""
+    path = os.path.join(directory, "control")
+    descriptor = files.open_file(path, write=True)
+    try:
+        before = (files.size(descriptor) - BLOCKS) // BLOCK_BYTES
+        files.allocate(descriptor, BLOCKS + partitions * BLOCK_BYTES, path)
+        for index in range(before, partitions):
+            files.write(descriptor, _block(), BLOCKS + index * BLOCK_BYTES, path)
+    finally:
+        files.close(descriptor)
+
+
+def sync(directory: str) -> None:
+    """Make the file survive a power cut."""
+    path = os.path.join(directory, "control")
+    descriptor = files.open_file(path, write=True)
+    try:
+        files.sync(descriptor, path)
+    finally:
+        files.close(descriptor)
+
+
+def is_settled(directory: str, store_id: bytes, generation: int) -> bool:
+    """Is the control file whole, with each partition recovered, synced and at rest?"""
+    config = files.read_json(os.path.join(directory, "stream.json"))
+    data = _content(directory)
+    count = int(config["partitions"])
+    if len(data) < BLOCKS + count * BLOCK_BYTES:
+        return False
+    magic, version, blocks, store_id, stream_id, _, state, *_ = HEADER.unpack_from(data)
+    expected = (
+        MAGIC,
+        files.FORMAT,
+        count,
+        store_id,
+        int(config["stream_id"], 16),
+        LIVE,
+    )
+    if (magic, version, blocks, store_id, stream_id, state) != expected:
+        return False
+    return all(_block_is_settled(directory, data, index, generation) for index in range(count))
+
+def _block_is_settled(directory: str, data: bytes, index: int, generation: int) -> bool:
+    at = BLOCKS + index * BLOCK_BYTES
+    poison, tail, hint_tail, offset, _, hint_hash, active = struct.unpack_from(
+        "<IQQQqQQ", data, at + 4
+    )
+    durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", data, at + 68)
+    walked, first_segment, first_offset = struct.unpack_from("<QQQ", data, at + 136)
+    if poison or walked != generation or not tail == hint_tail == durable:
+        return False
+    if (
+        durable_offset != offset
+        or first_offset > offset
+        or durable_hash != hint_hash & 0xFFFFFFFF
+    ):
+        return False
+    if active == 0:
+        return bool(tail == first_segment == 0)
+    segments = (
+        os.path.join(directory, f"{index:05d}", f"{number:016d}.seg")
+        for number in {first_segment or active, active}  # 0: retention removed none so far
+    )
+    return bool(
+        first_segment <= active and all(os.path.lexists(segment) for segment in segments)
+    )

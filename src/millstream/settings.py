@@ -1,0 +1,70 @@
+"""The configuration of streams: what users give, checked, and what `stream.json` holds of it."""
+
+from __future__ import annotations
+
+import re
+from typing import Any
+
+from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
+from millstream.options import DURABILITIES, Durability, Retention, integer, parse_bytes
+
+NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+PARTITIONS_MAX = 4096
+
+
+def check_name(name: str) -> str:
+    """Names never become paths: a short list of characters, no leading dot."""
+    if not isinstance(name, str):
+        raise InvalidType(f"name {name!r}: expected str")
+    if NAME.fullmatch(name) is None:
+        raise InvalidArgument(
+            f"name {name!r:.80}: expected 1 to 128 characters of A-Z a-z 0-9 . _ - without a"
+            " leading dot"
+        )
+    return name
+
+
+def check_partitions(partitions: int) -> int:
+    """How many partitions a stream can have."""
+    return integer("partitions", partitions, 1, PARTITIONS_MAX)
+
+
+def check_segment_bytes(size: int | str) -> int:
+    """The size rounded up to pages."""
+    size = parse_bytes(size)
+    if not 1 << 16 <= size <= 2 << 30:
+        raise InvalidArgument(f"segment_bytes {size!r}: expected from 64 KiB to 2 GiB")
+    return size + 4095 & ~4095
+
+
+def check_durability(durability: Any) -> Durability | None:
+    """One of the levels, or None."""
+    if durability is not None and durability not in DURABILITIES:
+        raise InvalidArgument(
+            f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
+        )
+    checked: Durability | None = durability
+    return checked
+
+
+def retention_config(retention: Any) -> dict[str, Any]:
+    """A retention as `stream.json` has it; None: everything is kept."""
+    if retention is None:
+        retention = Retention()
+    if not isinstance(retention, Retention):
+        raise InvalidType(f"retention {retention!r}: expected a millstream.Retention or None")
+    return {"bytes": retention.bytes, "age": retention.age, "records": retention.records}
+
+
+def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
+    """Raise `ConfigMismatch` where what was given is not what is stored."""
+    for field, value in given.items():
+        if value is not None and stored[field] != value:
+            advice = (
+                "it can only grow, by add_partitions()"
+                if field == "partitions"
+                else "change it with alter()"
+            )
+            raise ConfigMismatch(
+                f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}"
+            )

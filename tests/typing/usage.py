@@ -1,0 +1,127 @@
+"""How millstream is used, for type checkers: never run, checked by test_typing.py."""
+
+import asyncio
+import pickle
+from collections.abc import AsyncIterator, Iterator
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, assert_type
+
+import numpy as np
+import numpy.typing as npt
+
+import millstream
+from millstream import Batch, Position, Retention, Span, Store, Stream, StreamStats
+
+
+def stores() -> None:
+    with millstream.open("data") as store:
+        assert_type(store, Store)
+        assert_type(store.streams(), list[str])
+        store.drop_stream("old")
+        store.backup(Path("elsewhere"))
+        store.flush(timeout=1.0)
+    with millstream.temporary(durability="process") as store:
+        assert_type(store, Store)
+    millstream.open(Path("data"), durability="sync", mode="r", timeout=5.0).close()
+    millstream.open("data", durability="often")  # type: ignore[arg-type]
+    millstream.open("data", mode="w")  # type: ignore[arg-type]
+
+
+def streams(store: Store) -> Stream:
+    keep = Retention(bytes="10GiB", age="30d", records=1000)
+    assert_type(keep.bytes, int | None)
+    assert_type(keep.age, float | None)
+    flights = store.stream("flights", partitions=8, retention=keep, segment_bytes=128 << 20)
+    flights.alter(retention=None, segment_bytes=1 << 20, durability="sync")
+    assert_type(flights.add_partitions(2), int)
+    assert_type(flights.partition_for(b"N14228"), int)
+    assert_type(flights.offset_at(datetime.now(UTC), 0), int)
+    assert_type(flights.first_offset(3), int)
+    assert_type(flights.next_offset(3), int)
+    assert_type(flights.durable_offset(3), int)
+    assert_type(flights.stats(), StreamStats)
+    assert_type(flights.stats().partitions[0].records, int)
+    assert_type(flights.enforce_retention(), int)
+    flights.flush()
+    copy: Stream = pickle.loads(pickle.dumps(flights))
+    return copy
+
+
+def append(flights: Stream) -> None:
+    position = flights.append(b"...", key=b"N14228", headers={"src": b"demo"})
+    assert_type(position, Position)
+    partition, epoch, offset = position
+    assert_type(offset, int)
+    assert_type(position.epoch, int)
+    flights.append(
+        memoryview(b"x"),
+        key=bytearray(b"k"),
+        timestamp=datetime.now(UTC),
+        partition=partition,
+        durability="sync",
+        timeout=1.0,
+    )
+    flights.append(None, key=b"k", timestamp=np.datetime64("2013-01-01"))
+    flights.wait_durable(position, timeout=1.0)
+    flights.delete_before(position)
+    print(position < Position(partition, epoch, offset + 1), position in {position})
+    flights.append("text")  # type: ignore[arg-type]
+    flights.append(b"x", headers={"src": "text"})  # type: ignore[dict-item]
+
+
+def append_many(flights: Stream, rows: npt.NDArray[np.void], table: Any) -> None:
+    spans = flights.append_many([b"a", None], keys=[b"1", None], timestamps=[1, 2])
+    assert_type(spans, list[Span])
+    assert_type(spans[0].first_offset + spans[0].count, int)
+    flights.wait_durable(spans[0])
+    flights.append_many(rows, keys=np.array([b"a", b"b"]), timestamps=np.zeros(2, "M8[us]"))
+    flights.append_many(rows, headers=[{"a": b"1"}, None], partition=0)
+    flights.append_many(table, timestamps=datetime.now(UTC), durability="process")
+    try:
+        flights.append_arrow(table, value="payload", key="tail", timestamp=None)
+    except millstream.StoreFull as full:
+        assert_type(full.appended, tuple[Span, ...])
+    flights.append_many([1, 2])  # type: ignore[list-item]
+
+
+def read(flights: Stream, position: Position) -> None:
+    for batch in flights.read(partition=3, start=0):
+        columns(batch)
+    assert_type(flights.read(), Iterator[Batch])
+    flights.read(start=position, follow=True, timeout=1.0, max_records=10)
+    flights.read(start=datetime.now(UTC), durable=True, on_lost="earliest")
+    flights.read(start="latest")
+    flights.read(start="newest")  # type: ignore[arg-type]
+    try:
+        next(flights.read(start=7))
+    except millstream.OffsetOutOfRange as lost:
+        assert_type((lost.partition, lost.first, lost.next), tuple[int, int, int])
+    except millstream.CorruptBatch as damage:
+        assert_type(damage.path, str)
+
+
+async def aread(flights: Stream) -> None:
+    assert_type(flights.aread(), AsyncIterator[Batch])
+    async for batch in flights.aread(follow=True, timeout=1.0):
+        columns(batch)
+        await asyncio.sleep(0)
+
+
+def columns(batch: Batch) -> None:
+    assert_type(batch.partition, int)
+    assert_type(batch.offsets, npt.NDArray[np.int64])
+    assert_type(batch.timestamps, npt.NDArray[np.int64])
+    for key, value, headers in zip(batch.keys, batch.values, batch.headers, strict=True):
+        assert_type(key, bytes | None)
+        assert_type(value, bytes | None)
+        assert_type(headers, dict[str, bytes])
+    assert_type(batch.values[0], bytes | None)
+    assert_type(batch.values.tolist(), list[bytes | None])
+    assert_type(batch.values.view(0), memoryview | None)
+    assert_type(batch[1:], Batch)
+    assert_type(len(batch) + batch.next_offset, int)
+    batch.values_as(np.dtype([("sensor", "<u4"), ("celsius", "<f4")]))
+    batch.to_arrow(columns=["key", "value", "headers"])
+    batch.arrow(("value",)).__arrow_c_array__()
+    batch[0]  # type: ignore[index]
