@@ -1,5 +1,7 @@
 """Streams that the processes of one machine share, in a directory, without a broker."""
 
+from typing import TYPE_CHECKING
+
 from millstream._native import Batch, Position, Span
 from millstream.errors import (
     Closed,
@@ -22,7 +24,11 @@ from millstream.errors import (
 )
 from millstream.options import Durability, Retention
 from millstream.store import Store, open, temporary
-from millstream.stream import PartitionStats, Stream, StreamStats
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream import inspect as inspect
+    from millstream.stats import PartitionStats, StreamStats
 
 __version__ = "0.1.0"
 
@@ -57,3 +63,14 @@ __all__ = [
     "open",
     "temporary",
 ]
+
+
+def __getattr__(name: str) -> object:
+    """Import at their first use what few programs need."""
+    import importlib
+
+    if name == "inspect":
+        return importlib.import_module("millstream.inspect")
+    if name in ("PartitionStats", "StreamStats"):
+        return getattr(importlib.import_module("millstream.stats"), name)
+    raise AttributeError(f"module 'millstream' has no attribute {name!r}")

@@ -8,13 +8,12 @@ lost: the next call that needs the same raises it.
 
 from __future__ import annotations
 
-import logging
 import threading
 import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from millstream import _native
 from millstream.errors import Closed, Indeterminate, MillstreamError, StorageError
@@ -38,7 +37,12 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
     _native.EVENTS[name]
     for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
 )
-LOGGER = logging.getLogger("millstream")
+
+
+def _log() -> Any:
+    import logging
+
+    return logging.getLogger("millstream")
 
 
 class Background:
@@ -159,7 +163,7 @@ class Background:
                     self._tried.add((stream, index))
                     stream._partition(index)
         except (MillstreamError, OSError) as error:
-            LOGGER.debug("%r: %s", stream, error)  # the next call that needs it raises the same
+            _log().debug("%r: %s", stream, error)  # the next call that needs it raises the same
         for log in stream._opened():
             self._attempt("retention", log, stream._retire, log)
 
@@ -180,7 +184,7 @@ class Background:
         except (MillstreamError, OSError, ValueError) as error:
             gone = log.stream.closed or log.stream._state != 1  # dropped or closed meanwhile
             if not self._stopping and not gone:
-                LOGGER.warning("%s: %s in the background failed: %s", log, what, error)
+                _log().warning("%s: %s in the background failed: %s", log, what, error)
             return False
         return True
 

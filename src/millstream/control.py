@@ -1,4 +1,4 @@
-"""The control file of a stream: made, mapped, grown, rebuilt, and judged when its store is opened.
+"""The control file of a stream: made with it, mapped, grown, rebuilt, judged at an open.
 
 It is a page of header and a block a partition (docs/format.md). Nothing in it is needed to find
 the records: after an unclean end it is rebuilt, and recovery fills it.
@@ -38,9 +38,7 @@ def fresh(config: dict[str, Any], store_id: bytes, generation: int) -> bytes:
     return _file(config, store_id, generation, [_block()] * int(config["partitions"]))
 
 
-def _file(
-    config: dict[str, Any], store_id: bytes, generation: int, blocks: list[bytes]
-) -> bytes:
+def _file(config: dict[str, Any], store_id: bytes, generation: int, blocks: list[bytes]) -> bytes:
     header = HEADER.pack(
         MAGIC, files.FORMAT, len(blocks), store_id, int(config["stream_id"], 16), generation,
         LIVE, 1, 0, 0,
@@ -60,11 +58,34 @@ def _content(directory: str) -> bytes:
         files.close(descriptor)
 
 
+def create(
+    parent: str, name: str, config: dict[str, Any], store_id: bytes, generation: int
+) -> None:
+    """Make the directory of a new stream and publish it whole; another process's may come first."""
+    making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
+    files.make_directory(making)
+    try:
+        files.write_json(os.path.join(making, "stream.json"), config)
+        data = fresh(config, store_id, generation)
+        files.replace(os.path.join(making, "control"), data, length=len(data))
+        try:
+            files.rename(making, os.path.join(parent, name))
+        except StorageError:
+            if not os.path.lexists(os.path.join(parent, name, "stream.json")):
+                raise
+            # Another process created it at the same moment: theirs it is.
+    finally:
+        if os.path.lexists(making):
+            files.remove_tree(making)
+    files.sync_directory(parent)
+
+
 def rebuilt(directory: str, store_id: bytes, generation: int) -> bytes:
     """A control file for this generation.
 
     Of the old one only the durable marks are kept, as hints.
     """
+    files.require_directory(directory)
     config = files.read_json(os.path.join(directory, "stream.json"))
     old = _content(directory)
     if old[:8] != MAGIC or old[16:32] != store_id:
@@ -101,6 +122,7 @@ def rebuild(directory: str, store_id: bytes, generation: int) -> None:
 
 def map_file(directory: str, store_id: bytes, *, write: bool) -> mmap.mmap:
     """Map the file, which must be one of this store."""
+    files.require_directory(directory)
     path = os.path.join(directory, "control")
     descriptor = files.open_file(path, write=write)
     try:
@@ -142,23 +164,18 @@ def sync(directory: str) -> None:
 
 def is_settled(directory: str, store_id: bytes, generation: int) -> bool:
     """Is the control file whole, with each partition recovered, synced and at rest?"""
+    files.require_directory(directory)
     config = files.read_json(os.path.join(directory, "stream.json"))
     data = _content(directory)
     count = int(config["partitions"])
     if len(data) < BLOCKS + count * BLOCK_BYTES:
         return False
-    magic, version, blocks, store_id, stream_id, _, state, *_ = HEADER.unpack_from(data)
-    expected = (
-        MAGIC,
-        files.FORMAT,
-        count,
-        store_id,
-        int(config["stream_id"], 16),
-        LIVE,
-    )
-    if (magic, version, blocks, store_id, stream_id, state) != expected:
+    *found, _, state, _, _, _ = HEADER.unpack_from(data)
+    stream_id = int(config["stream_id"], 16)
+    if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, LIVE]:
         return False
     return all(_block_is_settled(directory, data, index, generation) for index in range(count))
+
 
 def _block_is_settled(directory: str, data: bytes, index: int, generation: int) -> bool:
     at = BLOCKS + index * BLOCK_BYTES
@@ -169,11 +186,7 @@ def _block_is_settled(directory: str, data: bytes, index: int, generation: int) 
     walked, first_segment, first_offset = struct.unpack_from("<QQQ", data, at + 136)
     if poison or walked != generation or not tail == hint_tail == durable:
         return False
-    if (
-        durable_offset != offset
-        or first_offset > offset
-        or durable_hash != hint_hash & 0xFFFFFFFF
-    ):
+    if durable_offset != offset or first_offset > offset or durable_hash != hint_hash & 0xFFFFFFFF:
         return False
     if active == 0:
         return bool(tail == first_segment == 0)
@@ -181,6 +194,4 @@ def _block_is_settled(directory: str, data: bytes, index: int, generation: int) 
         os.path.join(directory, f"{index:05d}", f"{number:016d}.seg")
         for number in {first_segment or active, active}  # 0: retention removed none so far
     )
-    return bool(
-        first_segment <= active and all(os.path.lexists(segment) for segment in segments)
-    )
+    return bool(first_segment <= active and all(os.path.lexists(segment) for segment in segments))

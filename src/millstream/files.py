@@ -12,7 +12,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import json
 import mmap
 import os
 import stat
@@ -24,6 +23,8 @@ from typing import Any
 from millstream import _native
 from millstream.errors import (
     CorruptBatch,
+    InvalidArgument,
+    InvalidType,
     LockTimeout,
     NotFound,
     StorageError,
@@ -65,6 +66,19 @@ def reporting(path: str, doing: str) -> Iterator[None]:
 # --- directories ----------------------------------------------------------------------------------
 
 
+def absolute(path: str | os.PathLike[str]) -> str:
+    """Check a path that a caller gave."""
+    try:
+        directory = os.path.abspath(os.fsdecode(os.fspath(path)))
+    except TypeError as error:
+        raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
+    if not os.fspath(path):
+        raise InvalidArgument("path: is empty")
+    if "\0" in directory:
+        raise InvalidArgument(f"path {directory!r}: has a NUL character")
+    return directory
+
+
 def make_directory(path: str) -> None:
     """Create a directory 0700 unless it is there, and sync its parent."""
     with reporting(path, "creating the directory"):
@@ -76,6 +90,20 @@ def make_directory(path: str) -> None:
             return
         os.chmod(path, 0o700)
     sync_directory(os.path.dirname(path) or ".")
+
+
+def make_directories(path: str) -> None:
+    """Create a directory, and those above it that are missing, 0700."""
+    if not os.path.isdir(path):
+        make_directories(os.path.dirname(path))
+        make_directory(path)
+
+
+def require_directory(path: str) -> None:
+    """Refuse a link, or whatever else was planted where a directory of ours should be; none is fine."""
+    with reporting(path, "looking for the directory"), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise StorageError(errno.ENOTDIR, "expected a directory; remove what was put there", path)
 
 
 def sync_directory(path: str) -> None:
@@ -174,7 +202,9 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
             ours = (os.geteuid(), 0, os.lstat(os.path.dirname(path)).st_uid)
-            if found.st_uid not in ours or (found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path)):
+            if found.st_uid not in ours or (
+                found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path)
+            ):
                 raise StorageError(
                     errno.EPERM, "has another owner or extra links; not one of our files", path
                 )
@@ -331,11 +361,15 @@ def replace(path: str, data: bytes, *, length: int = 0) -> None:
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
+    import json
+
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def write_json(path: str, body: dict[str, Any]) -> None:
     """Replace a JSON file with its checksum."""
+    import json
+
     checksum = f"{_native.xxh3_64(_canonical(body)):016x}"
     text = json.dumps({"body": body, "checksum": checksum}, sort_keys=True, indent=1)
     replace(path, text.encode("ascii") + b"\n")
@@ -343,6 +377,8 @@ def write_json(path: str, body: dict[str, Any]) -> None:
 
 def read_json(path: str) -> dict[str, Any]:
     """Read a JSON file and hold it to its checksum and format."""
+    import json
+
     descriptor = open_file(path, write=False)
     try:
         data = read(descriptor, 1 << 20, 0, path)

@@ -110,7 +110,9 @@ class Members:
 
         Refused where members live who are not in this file: theirs was replaced by it.
         """
-        self._lock_directory("is not the file of the processes that have the store open; close it there first")
+        self._lock_directory(
+            "is not the file of the processes that have the store open; close it there first"
+        )
         files.allocate(self._probe, FILE_BYTES, self.path)
         files.write(self._probe, HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id), 0, self.path)
 

@@ -47,6 +47,7 @@ class PartitionLog:
         self.store = stream.store
         self.index = index
         self.path = os.path.join(stream.path, f"{index:05d}")
+        files.require_directory(self.path)
         self.native = stream._new_partition(index, self.store._members, self.store._generation)
         self.private = self.store._private
         """Walked by this read-only process for itself: nobody tells it the tail."""
@@ -276,7 +277,11 @@ class PartitionLog:
         if not segment.activated:
             return False
         elsewhere = segment.base_position != self.native.tail or segment.predecessor != active
-        return elsewhere and self.native.active_number == active and segment.base_position != self.native.tail
+        return (
+            elsewhere
+            and self.native.active_number == active
+            and segment.base_position != self.native.tail
+        )
 
     def make_segment(self, number: int, need_bytes: int) -> None:
         """Publish a new segment file, twice as large as the last, up to the stream's size."""

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import os
 import re
 from typing import Any
 
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
+from millstream.files import FORMAT
 from millstream.options import DURABILITIES, Durability, Retention, integer, parse_bytes
 
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 PARTITIONS_MAX = 4096
+SEGMENT_BYTES = 128 << 20
 
 
 def check_name(name: str) -> str:
@@ -68,3 +71,27 @@ def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> No
             raise ConfigMismatch(
                 f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}"
             )
+
+
+def given(
+    partitions: int | None, retention: Retention | None, segment_bytes: int | str | None
+) -> dict[str, Any]:
+    """What the caller of `Store.stream` asks for, checked; None: whatever is stored."""
+    return {
+        "partitions": None if partitions is None else check_partitions(partitions),
+        "segment_bytes": None if segment_bytes is None else check_segment_bytes(segment_bytes),
+        "retention": None if retention is None else retention_config(retention),
+    }
+
+
+def new(asked: dict[str, Any], durability: Durability | None) -> dict[str, Any]:
+    """The configuration of a new stream."""
+    return {
+        "format": FORMAT,
+        "stream_id": os.urandom(8).hex(),
+        "partitions": asked["partitions"] or 1,
+        "hash": "xxh3-64",
+        "segment_bytes": asked["segment_bytes"] or SEGMENT_BYTES,
+        "retention": asked["retention"] or retention_config(None),
+        "durability": durability,
+    }

@@ -9,17 +9,16 @@ import os
 import stat
 import threading
 import weakref
-from collections.abc import Iterator
 from types import TracebackType
 from typing import Any, Literal
 
 from millstream import _native, control, files, settings
 from millstream.background import Background
+from millstream.cache import SegmentCache
 from millstream.errors import (
     Closed,
     CorruptBatch,
     InvalidArgument,
-    InvalidType,
     MillstreamError,
     NotFound,
     StorageError,
@@ -28,12 +27,10 @@ from millstream.errors import (
 )
 from millstream.members import Members, require
 from millstream.options import Durability, Retention, check_timeout
-from millstream.cache import SegmentCache
 from millstream.stream import Stream
 
 __all__ = ["Store", "open", "temporary"]
 
-SEGMENT_BYTES = 128 << 20
 GATE_SECONDS = 30.0
 
 Mode = Literal["rw", "r"]
@@ -114,7 +111,7 @@ class Store:
         strangers = [
             name
             for name in files.names(self.path)
-            if name != "members" and not name.endswith(".tmp")
+            if name != "members" and not name.endswith(".tmp") and not self._is_half_made(name)
         ]
         if strangers and not self._force:
             raise StorageError(
@@ -129,6 +126,10 @@ class Store:
         self._members.prepare(self._store_id)
         files.make_directory(os.path.join(self.path, "streams"))
         self._save(clean=False)
+
+    def _is_half_made(self, name: str) -> bool:
+        """Is it what a creator left who was killed before the store was there?"""
+        return name == "streams" and not files.names(os.path.join(self.path, "streams"))
 
     def _load(self, durability: Durability | None) -> None:
         body = files.read_json(self._config_path)
@@ -160,6 +161,7 @@ class Store:
         if not self._clean:
             self._generation += 1
         self._save(clean=False)
+        files.require_directory(os.path.join(self.path, "streams"))
         for name in files.names(os.path.join(self.path, "streams")):
             directory = os.path.join(self.path, "streams", name)
             if name.startswith("."):
@@ -318,17 +320,7 @@ class Store:
         """
         self._check_open()
         settings.check_name(name)
-        given = {
-            "partitions": (
-                None if partitions is None else settings.check_partitions(partitions)
-            ),
-            "segment_bytes": (
-                None
-                if segment_bytes is None
-                else settings.check_segment_bytes(segment_bytes)
-            ),
-            "retention": None if retention is None else settings.retention_config(retention),
-        }
+        given = settings.given(partitions, retention, segment_bytes)
         settings.check_durability(durability)
         with self._lock:
             path = os.path.join(self._stream_path(name), "stream.json")
@@ -336,7 +328,9 @@ class Store:
             if made:
                 if not self.writable:
                     raise NotFound(f"{self.path}: there is no stream {name!r}")
-                self._create_stream(name, given, durability)
+                config = settings.new(given, durability)
+                parent = os.path.join(self.path, "streams")
+                control.create(parent, name, config, self._store_id, self._generation)
             key = name, None if made else durability
             known = self._streams.get(key)
             if known is not None and (known.closed or known._state != control.LIVE):
@@ -353,42 +347,13 @@ class Store:
         for key in [key for key in self._streams if key[0] == name]:
             self._streams.pop(key)._dispose()
 
-    def _create_stream(
-        self, name: str, given: dict[str, Any], durability: Durability | None
-    ) -> None:
-        config: dict[str, Any] = {
-            "format": files.FORMAT,
-            "stream_id": os.urandom(8).hex(),
-            "partitions": given["partitions"] or 1,
-            "hash": "xxh3-64",
-            "segment_bytes": given["segment_bytes"] or SEGMENT_BYTES,
-            "retention": given["retention"] or settings.retention_config(None),
-            "durability": durability,
-        }
-        parent = os.path.join(self.path, "streams")
-        making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
-        files.make_directory(making)
-        try:
-            files.write_json(os.path.join(making, "stream.json"), config)
-            data = control.fresh(config, self._store_id, self._generation)
-            files.replace(os.path.join(making, "control"), data, length=len(data))
-            try:
-                files.rename(making, self._stream_path(name))
-            except StorageError:
-                if not os.path.lexists(os.path.join(self._stream_path(name), "stream.json")):
-                    raise
-                # Another process created it at the same moment: theirs it is.
-        finally:
-            if os.path.lexists(making):
-                files.remove_tree(making)
-        files.sync_directory(parent)
-
     def streams(self) -> list[str]:
         """Names of the streams, sorted."""
         self._check_open()
         return self._names()
 
     def _names(self) -> list[str]:
+        files.require_directory(os.path.join(self.path, "streams"))
         names = files.names(os.path.join(self.path, "streams"))
         return sorted(name for name in names if settings.NAME.fullmatch(name))
 
@@ -399,7 +364,8 @@ class Store:
         """
         self._check_writable()
         with self._lock:
-            stream = self.stream(settings.check_name(name)) if name in self._names() else None
+            settings.check_name(name)
+            stream = self.stream(name) if name in self._names() else None
             if stream is None:
                 raise NotFound(f"{self.path}: there is no stream {name!r}")
             stream._set_state(control.DROPPED)
@@ -430,7 +396,7 @@ class Store:
         from millstream import backup
 
         self._check_open()
-        backup.backup(self, absolute(target))
+        backup.backup(self, files.absolute(target))
 
 
 OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
@@ -444,26 +410,6 @@ def _close_all() -> None:
     for store in list(OPEN):
         with contextlib.suppress(Exception):
             store.close()
-
-
-def absolute(path: str | os.PathLike[str]) -> str:
-    """Check a path that a caller gave."""
-    try:
-        directory = os.path.abspath(os.fsdecode(os.fspath(path)))
-    except TypeError as error:
-        raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
-    if not os.fspath(path):
-        raise InvalidArgument("path: is empty")
-    if "\0" in directory:
-        raise InvalidArgument(f"path {directory!r}: has a NUL character")
-    return directory
-
-
-def _make_directories(path: str) -> None:
-    """Create a directory, and those above it that are missing, 0700."""
-    if not os.path.isdir(path):
-        _make_directories(os.path.dirname(path))
-        files.make_directory(path)
 
 
 def open(
@@ -499,11 +445,11 @@ def open(
         raise InvalidArgument(f'mode {mode!r}: expected "rw" or "r"')
     settings.check_durability(durability)
     check_timeout(timeout)
-    directory = absolute(path)
+    directory = files.absolute(path)
     if mode == "r":
         require(directory)
     else:
-        _make_directories(directory)
+        files.make_directories(directory)
         with files.reporting(directory, "opening the directory"):
             bits = os.stat(directory).st_mode
         if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not force:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
 from collections.abc import AsyncIterator, Iterator
@@ -13,26 +12,23 @@ from millstream import _native, control, files, reader, settings, timestamps
 from millstream._native import Batch, Position, Span
 from millstream.errors import (
     Closed,
-    ConfigMismatch,
-    InvalidArgument,
     InvalidType,
     NotFound,
     WaitTimeout,
 )
 from millstream.options import (
-    DURABILITIES,
     Durability,
     Retention,
     check_timeout,
     integer,
-    parse_bytes,
 )
 from millstream.segments import PartitionLog
 
 if TYPE_CHECKING:
+    from millstream.stats import PartitionStats, StreamStats
     from millstream.store import Store
 
-__all__ = ["PartitionStats", "Start", "Stream", "StreamStats"]
+__all__ = ["Start", "Stream"]
 
 Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
 
@@ -43,39 +39,6 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
-
-
-@dataclasses.dataclass(frozen=True)
-class PartitionStats:
-    """One partition: offsets, bytes and health."""
-
-    partition: int
-    first_offset: int
-    next_offset: int
-    durable_offset: int
-    records: int
-    """Offsets from first to next; after compaction or repair some of them have no record."""
-    log_bytes: int
-    """Bytes of log that can be read."""
-    allocated_bytes: int
-    """Bytes of disk that its files take."""
-    segments: int
-    health: Literal["sound", "sync failed", "corrupt"]
-
-
-@dataclasses.dataclass(frozen=True)
-class StreamStats:
-    """A stream: the sums, and each partition."""
-
-    name: str
-    durability: Durability
-    """What an append through this handle has survived when it returns."""
-    retention: Retention
-    segment_bytes: int
-    records: int
-    log_bytes: int
-    allocated_bytes: int
-    partitions: tuple[PartitionStats, ...]
 
 
 class Stream(_native.StreamCore):
@@ -322,6 +285,8 @@ class Stream(_native.StreamCore):
 
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
+        from millstream.stats import StreamStats
+
         found = tuple(self._partition_stats(index) for index in range(self.partitions))
         return StreamStats(
             self.name,
@@ -335,6 +300,8 @@ class Stream(_native.StreamCore):
         )
 
     def _partition_stats(self, index: int) -> PartitionStats:
+        from millstream.stats import PartitionStats
+
         log = self._log(index)
         first, following = log.first_offset, log.next_offset
         return PartitionStats(

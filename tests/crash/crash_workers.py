@@ -251,7 +251,9 @@ def append_each_line(path: str, partition: int, durability: str) -> None:
     print("open", flush=True)
     for text in sys.stdin:
         try:
-            position = stream.append(text.strip().encode(), partition=partition, durability=durability, timeout=5)
+            position = stream.append(
+                text.strip().encode(), partition=partition, durability=durability, timeout=5
+            )
             print("ok", position.offset, flush=True)
         except millstream.MillstreamError as error:
             print(type(error).__name__, flush=True)

@@ -63,14 +63,12 @@ def test_failed_sync_poisons_the_partition_for_every_process(tmp_path):
     late = workers.start("append_each_line", str(path), 0, "process")
     assert workers.line(late) == "open"
     assert workers.ask(late, "x") == "Poisoned"
-    with millstream.open(path) as reader:  # reading goes on
+    with millstream.open(path, mode="r") as reader:  # reading goes on
         stream = reader.stream("s")
         assert stream.stats().partitions[0].health == "sync failed"
         assert sum(map(len, stream.read(partition=0))) == good + 1
         assert stream.durable_offset(0) <= good
         assert sum(map(len, stream.read(partition=0, durable=True))) <= good
-        with pytest.raises(millstream.MillstreamError):
-            stream.flush(timeout=1)
     for worker in (other, elsewhere, late, victim):
         workers.stop(worker)
     assert not is_clean(path)

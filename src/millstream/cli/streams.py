@@ -105,7 +105,10 @@ def run_info(args: argparse.Namespace) -> int:
             "needs_recovery": store.needs_recovery,
         }
     if args.json:
-        output.json({**about, "streams": [dataclasses.asdict(stats) for stats in found]})
+        streams = [
+            {**dataclasses.asdict(stats), "retention": stats.retention.as_dict()} for stats in found
+        ]
+        output.json({**about, "streams": streams})
         return 0
     output.line(f"{about['path']}: durability {about['durability']}", "bold")
     if about["needs_recovery"]:
