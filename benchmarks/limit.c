@@ -3,8 +3,8 @@
  *
  * `limit KIND ARGUMENTS` measures once and prints seconds (`futex`: two numbers, p50 and p99), each
  * on a line of its own. Every file that it makes is unlinked at once, so that nothing of it is
- * written to the disk later, in another row's time. Knows the layout of a batch (docs/format.md), but
- * shares no code with the core except its XXH3.
+ * written to the disk later, in another row's time. Knows the layout of a batch (docs/format.md),
+ * but shares no code with the core except its XXH3.
  *
  *   append DIR BYTES COUNT pointers|column fresh|populated   a record, in batches of COUNT
  *   sync DIR BYTES CALLS                                     a pwrite of BYTES and fdatasync

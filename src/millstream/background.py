@@ -2,8 +2,8 @@
 
 Syncing by interval, spare segments, populated pages, sealed ends, retention.
 
-The thread starts with the first append, or stream with a retention, and sleeps while nothing is due. What it fails at is not
-lost: the next call that needs the same raises it.
+The thread starts with the first append, or stream with a retention, and sleeps while nothing is
+due. What it fails at is not lost: the next call that needs the same raises it.
 """
 
 from __future__ import annotations

@@ -100,10 +100,12 @@ def make_directories(path: str) -> None:
 
 
 def require_directory(path: str) -> None:
-    """Refuse a link, or whatever else was planted where a directory of ours should be; none is fine."""
+    """Refuse what was planted where a directory of ours should be, a link say; none is fine."""
     with reporting(path, "looking for the directory"), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(os.lstat(path).st_mode):
-            raise StorageError(errno.ENOTDIR, "expected a directory; remove what was put there", path)
+            raise StorageError(
+                errno.ENOTDIR, "expected a directory; remove what was put there", path
+            )
 
 
 def sync_directory(path: str) -> None:
@@ -217,7 +219,10 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
 
 
 def _is_linked_elsewhere(descriptor: int, path: str) -> bool:
-    """Has the file other names than those that we give it beside its own: ``NAME.*`` while it is made or repaired?"""
+    """Has the file other names than those that we give it?
+
+    Beside its own these are ``NAME.*``, while it is made or repaired.
+    """
     for _ in range(3):  # a name may come or go while we look
         found, directory = os.fstat(descriptor), os.path.dirname(path)
         names = [name for name in os.listdir(directory) if name.startswith(os.path.basename(path))]

@@ -68,7 +68,7 @@ class Members:
             fcntl.flock(self._directory, fcntl.LOCK_UN)
 
     def _lock_directory(self, why_not: str) -> None:
-        """Lock the directory, which every member shares; another opener may have it for a moment."""
+        """Lock the directory, which members share; another opener may have it for a moment."""
         deadline = time.monotonic() + DIRECTORY_SECONDS
         while True:
             try:

@@ -234,7 +234,7 @@ class PartitionLog:
 
     @staticmethod
     def _fill_holes(segment: _native.Segment) -> None:
-        """Put blocks behind all of a segment that is appended to: a copied directory may have holes."""
+        """Put blocks behind all of a segment to append to: a copied directory may have holes."""
         if files.allocated_bytes(segment.path) < segment.size:
             descriptor = files.open_file(segment.path, write=True)
             try:
@@ -272,7 +272,8 @@ class PartitionLog:
     def _is_stray(self, segment: _native.Segment, active: int) -> bool:
         """Was the segment behind the active one activated at another place than the tail?
 
-        While somebody rolls, the tail stays where the new segment begins until the segment is active.
+        While somebody rolls, the tail stays where the new segment begins until the segment is
+        active.
         """
         if not segment.activated:
             return False

@@ -245,7 +245,7 @@ def read_for_ever(path: str, partition: int) -> None:
 
 
 def append_each_line(path: str, partition: int, durability: str) -> None:
-    """Append what is asked for on standard input, a line a record; answer "ok OFFSET" or the error's class."""
+    """Append what standard input asks for, a line a record; answer "ok OFFSET" or the error."""
     store = millstream.open(path)
     stream = store.stream("s")
     print("open", flush=True)

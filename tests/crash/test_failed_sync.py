@@ -7,8 +7,9 @@ import re
 import sys
 
 import crash_workers as workers
-import millstream
 import pytest
+
+import millstream
 from millstream import files
 
 
@@ -117,7 +118,7 @@ def test_real_error_of_the_kernel_poisons(tmp_path, function):
         worker = workers.start("test_failed_sync.append_synced", str(path), 6, prefix=inject)
         text, _ = worker.communicate(timeout=workers.DEADLINE_S)
         answers = text.split()
-        failed = [name for name in re.findall(r"INJECTED", trace.read_text())]
+        failed = re.findall(r"INJECTED", trace.read_text())
         assert len(failed) == 1
         if "Indeterminate" in answers:
             at = answers.index("Indeterminate")

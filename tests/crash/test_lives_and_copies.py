@@ -1,4 +1,4 @@
-"""Forks, PID namespaces, copied and restored directories: no false death, no ghost, no mixed-up handle."""
+"""Forks, PID namespaces, copied and restored directories: no false death, ghost or mix-up."""
 
 import json
 import os
@@ -8,8 +8,9 @@ import subprocess
 import sys
 
 import crash_workers as workers
-import millstream
 import pytest
+
+import millstream
 
 NAMESPACE = ("unshare", "-p", "-f", "--kill-child", "--mount-proc")
 
@@ -75,8 +76,14 @@ def fork_and_look(path, how):
     if child == 0:
         code = 1
         try:
-            for use in (lambda: stream.append(b"child"), lambda: stream.next_offset(0), lambda: store.stream("s"),
-                        lambda: list(stream.read()), lambda: next(reading), lambda: store.flush()):  # fmt: skip
+            for use in (
+                lambda: stream.append(b"child"),
+                lambda: stream.next_offset(0),
+                lambda: store.stream("s"),
+                lambda: list(stream.read()),
+                lambda: next(reading),
+                lambda: store.flush(),
+            ):
                 try:
                     use()
                 except millstream.Closed:

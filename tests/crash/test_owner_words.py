@@ -1,12 +1,13 @@
-"""The owner word between processes: stopped holders are waited for and named, killed ones are succeeded."""
+"""The owner word between processes: who stops is waited for and named, who dies is succeeded."""
 
 import os
 import signal
 import time
 
 import crash_workers as workers
-import millstream
 import pytest
+
+import millstream
 
 
 def hold(path, word):
@@ -57,7 +58,7 @@ def test_stopped_holder_is_named_and_a_killed_one_succeeded_at_once(path, word):
 
 
 def test_append_word_of_a_stopped_process_times_out_and_of_a_killed_one_is_taken_over(path):
-    """The word is written by hand: no process can be stopped for sure within the some 100 ns that it holds it."""
+    """The word is written by hand: no process stops for sure within the 100 ns that it holds it."""
     other = workers.start("append_each_line", str(path), 0, "process")
     assert workers.line(other) == "open"
     assert workers.ask(other, "1") == "ok 1"

@@ -1,4 +1,4 @@
-"""Read-only openers change nothing; what was planted in the directory is refused; names never become paths."""
+"""Readers change nothing; what was planted in the directory is refused; names are no paths."""
 
 import hashlib
 import os
@@ -11,8 +11,9 @@ import threading
 from pathlib import Path
 
 import crash_workers as workers
-import millstream
 import pytest
+
+import millstream
 from millstream import files
 
 
@@ -158,7 +159,7 @@ def test_read_only_directory_can_be_read(tmp_path_factory, kind, how):
     workers.report(100, 0, 0)
 
 
-# --- permissions and what was planted ----------------------------------------------------------------------
+# --- permissions and what was planted -------------------------------------------------------------
 
 
 @pytest.mark.parametrize("mask", [0o000, 0o022, 0o077])

@@ -9,8 +9,9 @@ import subprocess
 import sys
 
 import crash_workers as workers
-import millstream
 import pytest
+
+import millstream
 
 FULL_MIB = 12
 

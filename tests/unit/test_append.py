@@ -72,7 +72,6 @@ def test_value_key_and_header_may_be_any_bytes(stream, kind):
         object(),
         memoryview(b"abcdef")[::2],
         np.arange(6, dtype=np.uint8)[::2],
-        np.array(["2013-01-01"], "M8[s]"),
     ],
 )
 def test_what_is_not_bytes_is_refused_and_nothing_stored(stream, wrong):

@@ -3,8 +3,9 @@
 import os
 import stat
 
-import millstream
 import pytest
+
+import millstream
 from millstream import _native, files, members
 
 
