@@ -8,6 +8,7 @@ due. What it fails at is not lost: the next call that needs the same raises it.
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 from collections.abc import Callable
@@ -16,7 +17,7 @@ from itertools import pairwise
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
-from millstream.errors import Closed, Indeterminate, MillstreamError, StorageError
+from millstream.errors import Closed, Indeterminate, MillstreamError, NotFound, StorageError
 from millstream.options import Retention
 
 if TYPE_CHECKING:
@@ -237,9 +238,8 @@ class Background:
         done = self._sealed.get(log, 0)
         for number, following in pairwise(numbers):
             if number > done:
-                log.segment(number, write=True).remove_behind(
-                    log.activated(following).base_position
-                )
+                with contextlib.suppress(NotFound):  # retired meanwhile
+                    log.segment(number, write=True).remove_behind(log.base(following)[0])
                 self._sealed[log] = number
 
     # --- syncing ----------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ import fcntl
 import os
 import struct
 import time
+from collections.abc import Callable
 
 from millstream import _native, files
 from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
@@ -60,24 +61,30 @@ class Members:
             return self._guarded(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
 
     def _create(self, directory: str) -> None:
-        self._lock_directory("is missing while processes have the store open; close it there first")
+        # Who creates it at the same moment becomes a member, and then never lets the directory go.
+        if not self._lock_directory(
+            "is missing while processes have the store open; close it there first",
+            unless=lambda: os.path.lexists(self.path),
+        ):
+            return
         try:
             if not os.path.lexists(self.path):
                 create(directory)
         finally:
             fcntl.flock(self._directory, fcntl.LOCK_UN)
 
-    def _lock_directory(self, why_not: str) -> None:
-        """Lock the directory, which members share; another opener may have it for a moment."""
+    def _lock_directory(self, why_not: str, *, unless: Callable[[], bool] = lambda: False) -> bool:
+        """Lock the directory, which members share; False as soon as `unless` holds."""
         deadline = time.monotonic() + DIRECTORY_SECONDS
-        while True:
+        while not unless():
             try:
                 fcntl.flock(self._directory, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                return
+                return True
             except BlockingIOError:
                 if time.monotonic() > deadline:
                     raise StorageError(errno.EBUSY, why_not, self.path) from None
                 time.sleep(0.001)
+        return False
 
     def enter_gate(self, timeout: float) -> None:
         """Let nobody else open or close meanwhile.

@@ -125,7 +125,7 @@ class PartitionReader:
 
     def _go_to(self, offset: int) -> None:
         log = self.log
-        if offset < 0 or not log.native.holds(offset):
+        if not 0 <= offset < UNLIMITED or not log.native.holds(offset):
             first, following = log.first_offset, log.next_offset
             if not first <= offset <= following:
                 if self.on_lost != "earliest":
@@ -236,7 +236,9 @@ def _readers(
 
 def _check_counts(timeout: float | None, max_records: int | None) -> int:
     check_timeout(timeout)
-    return UNLIMITED if max_records is None else integer("max_records", max_records, 0)
+    if max_records is None:
+        return UNLIMITED
+    return min(UNLIMITED, integer("max_records", max_records, 0))
 
 
 class _Turn:
@@ -281,7 +283,9 @@ class _Turn:
         """Sleep until there may be something, or the deadline."""
         stream = self.stream
         seen = stream._prepare_wait()
-        if self.ready():
+        if self.ready() or stream.closed or stream._state != 1:
+            return
+        if self.grows and stream.partitions > len(self.readers):
             return
         left = min(deadline - time.monotonic(), 1.0)
         if left <= 0:

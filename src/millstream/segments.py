@@ -485,11 +485,15 @@ class PartitionLog:
 
     def log_bytes(self) -> int:
         """Bytes of log from the first record kept to the tail."""
-        numbers = self.current()
-        return int(self.native.tail - self.activated(numbers[0]).base_position) if numbers else 0
+        while True:
+            numbers = self.current()
+            try:
+                return int(self.native.tail - self.base(numbers[0])[0]) if numbers else 0
+            except NotFound as error:
+                if not self.not_found(error):
+                    raise
 
     def not_found(self, error: NotFound) -> bool:
         """Was a segment retired while it was looked for? Then look again."""
-        before = list(self.numbers)
-        self.refresh()
-        return self.numbers != before
+        self.refresh()  # another thread may have done so since the caller had its numbers
+        return not any(self.file(number) in str(error) for number in self.numbers)

@@ -65,9 +65,9 @@ class Disk:
         self.names[os.stat(path).st_ino] = self._listing(path)
         self.on_call()
 
-    def cut(self, target, dice):
+    def cut(self, target, dice, keep=None):
         """Write one state that a power cut could leave now to the directory `target`."""
-        keep = dice.choice((0.0, 0.1, 0.5, 0.9, 1.0))
+        keep = dice.choice((0.0, 0.1, 0.5, 0.9, 1.0)) if keep is None else keep
         live = {}
         for path, _, names in os.walk(self.root):
             for name in names:

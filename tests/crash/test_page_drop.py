@@ -11,6 +11,7 @@ import pytest
 from page_drop_disk import Disk
 
 import millstream
+from millstream import files
 from millstream.background import Background
 
 STATES = 1200
@@ -142,6 +143,26 @@ def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
         shutil.rmtree(live)
     assert lost > 0, "nothing was ever at stake"
     workers.report(ops, states, seed)
+
+
+def test_names_that_a_dead_publisher_did_not_sync_are_synced_before_the_first_ack(
+    memory_directory, monkeypatch
+):
+    monkeypatch.setattr(Background, "notice", lambda *_: None)
+    live, target = memory_directory / "live", memory_directory / "cut"
+    live.mkdir()
+    with monkeypatch.context() as patch:
+        disk = Disk(live, patch)
+        store = millstream.open(live)
+        work = Workload(store, 1)
+        with monkeypatch.context() as killed:  # before it could sync the directories
+            killed.setattr(files, "sync_directory", lambda path: None)
+            work.stream._partition(0).provide_next()
+        work.step("small sync", 0)
+        disk.cut(target, random.Random(0), keep=0.0)
+        store.close()
+    assert judge(target, work.tried, work.durable) == [1]
+    workers.report(1, 1, 0)
 
 
 def test_power_cut_during_recovery_leaves_the_same(memory_directory, monkeypatch):

@@ -344,7 +344,10 @@ cdef class Batch:
         array([1, 2], dtype=uint16)
         """
         import numpy
-        dtype = numpy.dtype(dtype)
+        try:
+            dtype = numpy.dtype(dtype)
+        except TypeError as error:
+            raise _errors.InvalidType(f"values_as({dtype!r}): {error}") from error
         cdef int32_t width = dtype.itemsize
         cdef const int32_t *offsets = self.view.value_offsets + self.first
         cdef uint32_t i
