@@ -51,6 +51,13 @@ class SegmentCache:
         if found is not None:
             log.let_go(found[1])
 
+    def forget(self, log: PartitionLog) -> None:
+        """Let all maps of a log go."""
+        with self._lock:
+            numbers = [number for owner, number in self._segments if owner == id(log)]
+        for number in numbers:
+            self.drop(log, number)
+
     def clear(self) -> None:
         """Let all maps go."""
         with self._lock:

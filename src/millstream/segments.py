@@ -6,7 +6,7 @@ for its result) and *maintenance* (one process retires segments).
 
 from __future__ import annotations
 
-import contextlib
+import errno
 import os
 import re
 import struct
@@ -22,6 +22,7 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
     Poisoned,
+    StorageError,
 )
 
 if TYPE_CHECKING:
@@ -263,8 +264,11 @@ class PartitionLog:
         if self._is_stray(segment, active):
             # Left over where an older copy of the other files was put back.
             self.store._cache.drop(self, number)
-            with contextlib.suppress(FileNotFoundError):
-                os.rename(segment.path, f"{segment.path}.lost")
+            try:
+                files.rename(segment.path, f"{segment.path}.lost")
+            except StorageError as error:
+                if error.errno != errno.ENOENT:  # another process may have done so
+                    raise
         elif self.native.active_number < number:
             self._fill_holes(segment)
             self.native.set_next(segment)

@@ -71,6 +71,9 @@ class Store:
         self._fork = _native.fork_count()
         self._background = Background(self)
         self._remove_when_closed = False
+        if self.writable and not os.path.lexists(os.path.join(path, "members")):
+            if not os.path.lexists(self._config_path):
+                self._refuse_strangers()  # before a file of ours is put among theirs
         self._members = Members(path, write=self.writable)
         try:
             self._members.enter_gate(timeout)
@@ -107,7 +110,7 @@ class Store:
                 self._open_first()
         self._members.claim(self._store_id)
 
-    def _create(self, durability: Durability | None) -> None:
+    def _refuse_strangers(self) -> None:
         strangers = [
             name
             for name in files.names(self.path)
@@ -120,6 +123,9 @@ class Store:
                 " directory",
                 self.path,
             )
+
+    def _create(self, durability: Durability | None) -> None:
+        self._refuse_strangers()
         self._store_id = os.urandom(16)
         self._generation = 1
         self.durability = durability or "interval"

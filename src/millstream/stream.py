@@ -468,8 +468,7 @@ class Stream(_native.StreamCore):
     def _let_go(self) -> None:
         """Hold no map any more, so that the space of a dropped stream becomes free."""
         for log in self._opened():
-            for number in log.numbers:
-                self.store._cache.drop(log, number)
+            self.store._cache.forget(log)
 
 
 def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:
