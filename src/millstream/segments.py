@@ -52,11 +52,8 @@ class PartitionLog:
         self.native = stream._new_partition(index, self.store._members, self.store._generation)
         self.private = self.store._private
         """Walked by this read-only process for itself: nobody tells it the tail."""
-        if (
-            not self.store.writable
-            and not self.private
-            and self.native.walked != self.store._generation
-        ):
+        walked = self.native.walked == self.store._generation
+        if not (self.store.writable or self.private or walked):
             control = _native.private_memory(self.store._rebuilt(stream.path))
             self.native = stream._new_partition(
                 index, self.store._members, self.store._generation, control

@@ -71,9 +71,9 @@ class Store:
         self._fork = _native.fork_count()
         self._background = Background(self)
         self._remove_when_closed = False
-        if self.writable and not os.path.lexists(os.path.join(path, "members")):
-            if not os.path.lexists(self._config_path):
-                self._refuse_strangers()  # before a file of ours is put among theirs
+        ours = (os.path.join(path, "members"), self._config_path)
+        if self.writable and not any(map(os.path.lexists, ours)):
+            self._refuse_strangers()  # before a file of ours is put among theirs
         self._members = Members(path, write=self.writable)
         try:
             self._members.enter_gate(timeout)

@@ -52,7 +52,7 @@ def closed(tmp_path):
     return tmp_path / "s"
 
 
-# --- creating ------------------------------------------------------------------------------------------
+# --- creating -------------------------------------------------------------------------------------
 
 
 def test_directory_and_those_above_it_are_made_for_us_alone(tmp_path):
@@ -133,7 +133,7 @@ def test_proc_is_no_place_for_a_store():
         millstream.open("/proc/millstream")
 
 
-# --- damaged and newer ------------------------------------------------------------------------------------
+# --- damaged and newer ----------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("name", ["store.json", "streams/s/stream.json"])
@@ -164,9 +164,10 @@ def test_flipped_digit_is_found_by_the_checksum(closed, name):
 def test_newer_format_is_refused_and_named(closed, name, mode):
     write_config(closed / name, format=2, something="new")
     before = (closed / name).read_bytes()
-    with pytest.raises(VersionMismatch, match=r"format 2.*format 1"), millstream.open(
-        closed, mode=mode
-    ) as store:
+    with (
+        pytest.raises(VersionMismatch, match=r"format 2.*format 1"),
+        millstream.open(closed, mode=mode) as store,
+    ):
         store.stream("s")
     assert (closed / name).read_bytes() == before
 
@@ -198,7 +199,7 @@ def test_store_json_that_is_gone_is_not_made_anew_over_streams(closed):
         millstream.open(closed, mode="r")
 
 
-# --- read-only -----------------------------------------------------------------------------------------------
+# --- read-only ------------------------------------------------------------------------------------
 
 
 def test_read_only_store_changes_no_byte(closed, tmp_path):
@@ -267,7 +268,7 @@ def test_read_only_needs_a_store(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-# --- streams ----------------------------------------------------------------------------------------------------
+# --- streams --------------------------------------------------------------------------------------
 
 
 def test_streams_are_listed_and_dropped(store):
@@ -321,7 +322,7 @@ def test_dropping_frees_the_space_here(tmp_path):
             assert os.listdir(tmp_path / "s" / "streams") == []
 
 
-# --- closing ---------------------------------------------------------------------------------------------------
+# --- closing --------------------------------------------------------------------------------------
 
 
 def test_temporary_goes_when_closed():

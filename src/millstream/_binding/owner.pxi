@@ -33,12 +33,14 @@ cdef class Word:
         """Take the word if it is free, or its owner is dead; False otherwise. Never waits."""
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
-        self.inherited = False
+        # `inherited` is set by who has the word alone: threads that fail leave it as it is.
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
+            self.inherited = False
             return True
         if self.members.is_dead(owner & 0x7fffffff):
-            self.inherited = ms_owner_take_over(self.word, me, owner, &owner) == MS_OK
-            return self.inherited
+            if ms_owner_take_over(self.word, me, owner, &owner) == MS_OK:
+                self.inherited = True
+                return True
         return False
 
     def take(self, double timeout):
@@ -48,12 +50,12 @@ cdef class Word:
         cdef int64_t deadline = ms_clock_monotonic_ns() + <int64_t>(timeout * 1e9)
         cdef int64_t left
         cdef ms_status status
-        self.inherited = False
         while True:
             left = deadline - ms_clock_monotonic_ns()
             with nogil:
                 status = ms_owner_wait(self.word, me, left if left > 0 else 0, &owner)
             if status == MS_OK:
+                self.inherited = False
                 return
             PyErr_CheckSignals()
             if self.members.is_dead(owner):
