@@ -201,6 +201,7 @@ class Members:
 
     def close(self) -> None:
         """Be no member any more. Last of all: others take this for our death."""
+        self._lock = self._probe = -1  # the numbers will be those of other files
         while self._descriptors:
             descriptor = self._descriptors.pop()
             _native.fork_release(descriptor)

@@ -8,8 +8,8 @@ import mmap
 import os
 import stat
 import threading
+import warnings
 import weakref
-from types import TracebackType
 from typing import Any, Literal
 
 from millstream import _native, control, files, settings
@@ -67,10 +67,11 @@ class Store:
         """By name and level: a handle with a level of its own is another one."""
         self._cache = SegmentCache()
         self._lock = threading.RLock()
-        self._closed = False
+        self._closed = True  # until it is open: what did not open has nothing to close
         self._fork = _native.fork_count()
         self._background = Background(self)
         self._remove_when_closed = False
+        self._gate_seconds = GATE_SECONDS
         ours = (os.path.join(path, "members"), self._config_path)
         if self.writable and not any(map(os.path.lexists, ours)):
             self._refuse_strangers()  # before a file of ours is put among theirs
@@ -87,6 +88,7 @@ class Store:
         except BaseException:
             self._members.close()
             raise
+        self._closed = False
         OPEN.add(self)
 
     # --- opening and closing ----------------------------------------------------------------------
@@ -217,7 +219,7 @@ class Store:
             try:
                 if self.writable and not self._remove_when_closed:
                     failed = self._background.sync_everything()
-                    self._members.enter_gate(GATE_SECONDS)
+                    self._members.enter_gate(self._gate_seconds)
                     if not failed and not self._members.anyone():
                         with contextlib.suppress(StoreFull):  # all is synced; the next open walks
                             self._mark_clean()
@@ -253,16 +255,13 @@ class Store:
     def __enter__(self) -> Store:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *raised: object) -> None:
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True):
+        if not getattr(self, "_closed", True) and self._fork == _native.fork_count():
+            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
+            self._gate_seconds = 0.0  # the collector may run in a thread that has the gate
             with contextlib.suppress(Exception):
                 self.close()
 

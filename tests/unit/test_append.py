@@ -194,7 +194,7 @@ def test_one_timestamp_a_record(stream, column):
         1 << 63,
         -(1 << 63),
         (1 << 62) + 1,
-        np.datetime64("NaT"),
+        np.datetime64("NaT", "us"),
         np.float64(3),
         np.timedelta64(3, "us"),
         object(),

@@ -120,7 +120,7 @@ def test_start_of_a_wrong_type_is_refused(mixed, wrong):
         ({"start": Position(1, 1, 0), "partition": 0}, InvalidArgument),
         ({"start": Position(7, 1, 0)}, NotFound),
         ({"start": Position(0, 9, 3001)}, OffsetOutOfRange),
-        ({"start": np.datetime64("NaT")}, InvalidArgument),
+        ({"start": np.datetime64("NaT", "us")}, InvalidArgument),
         ({"partition": 1}, NotFound),
         ({"max_records": -1}, InvalidArgument),
         ({"max_records": 1.5}, InvalidType),
