@@ -70,8 +70,11 @@ def absolute(path: str | os.PathLike[str]) -> str:
     """Check a path that a caller gave."""
     try:
         directory = os.path.abspath(os.fsdecode(os.fspath(path)))
+        os.fsencode(directory)
     except TypeError as error:
         raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
+    except UnicodeEncodeError as error:
+        raise InvalidArgument(f"path {path!r}: {error}") from error
     if not os.fspath(path):
         raise InvalidArgument("path: is empty")
     if "\0" in directory:

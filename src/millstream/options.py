@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import re
-from typing import Literal, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 from millstream.errors import InvalidArgument, InvalidType
 
@@ -18,8 +19,8 @@ since the last completed sync began (one starts every 100 ms). ``"sync"``: also 
 
 DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
 
-_SIZE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(?:([kmgtp])(i?))?b?\s*", re.IGNORECASE)
-_AGE = re.compile(r"\s*(\d+(?:\.\d+)?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
+_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(?:([kmgtp])(i?))?b?\s*", re.IGNORECASE)
+_AGE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
 _SECONDS = {
     "us": 1e-6,
     "ms": 1e-3,
@@ -32,11 +33,21 @@ _SECONDS = {
 }
 
 
+def as_index(value: Any) -> int | None:
+    """Return an int, also where it is one of NumPy; None for anything else."""
+    if isinstance(value, bool):
+        return None
+    try:
+        return operator.index(value)
+    except TypeError:
+        return None
+
+
 def integer(what: str, value: object, least: int, most: int | None = None) -> int:
     """Check a count that a caller gave: an int (also one of NumPy) from `least` to `most`."""
-    if isinstance(value, bool) or not hasattr(value, "__index__"):
+    number = as_index(value)
+    if number is None:
         raise InvalidType(f"{what} {value!r}: expected an int")
-    number = int(value.__index__())
     if number < least or (most is not None and number > most):
         allowed = f"of at least {least}" if most is None else f"from {least} to {most}"
         raise InvalidArgument(f"{what} {number}: expected an int {allowed}")
@@ -66,14 +77,15 @@ def parse_bytes(size: int | str) -> int:
             raise InvalidArgument(
                 f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"'
             )
-        number, prefix, binary = match.groups()
+        digits, prefix, binary = match.groups()
         unit: int = (1024 if binary else 1000) ** " kmgtp".index((prefix or " ").lower())
-        return round(float(number) * unit) if "." in number else int(number) * unit
-    if isinstance(size, bool) or not hasattr(size, "__index__"):
+        return round(float(digits) * unit) if "." in digits else int(digits) * unit
+    number = as_index(size)
+    if number is None:
         raise InvalidType(f"size {size!r}: expected an int or a str")
-    if size < 0:
+    if number < 0:
         raise InvalidArgument(f"size {size}: cannot be negative")
-    return int(size)
+    return number
 
 
 def parse_seconds(age: float | str | object) -> float:

@@ -19,7 +19,7 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
 )
-from millstream.options import check_timeout, integer
+from millstream.options import as_index, check_timeout, integer
 
 if TYPE_CHECKING:
     import asyncio
@@ -104,12 +104,13 @@ class PartitionReader:
             return int(start.offset)
         if isinstance(start, datetime) or getattr(getattr(start, "dtype", None), "kind", "") == "M":
             return offset_at(log, timestamps.microseconds(start))
-        if isinstance(start, bool) or not hasattr(start, "__index__"):
+        offset = as_index(start)
+        if offset is None:
             raise InvalidType(
                 f'start {start!r}: expected an offset, a Position, a datetime, "earliest" or'
                 ' "latest"'
             )
-        return int(start.__index__())
+        return offset
 
     def _check_epoch(self, start: Position) -> None:
         """An offset that a power cut took, and another record got, is not what was meant."""
@@ -217,9 +218,9 @@ class PartitionReader:
 
 
 def _readers(
-    stream: Stream, partition: int | None, start: Any, durable: bool, on_lost: str
+    stream: Stream, partition: int | None, start: Any, durable: bool, on_lost: Any
 ) -> tuple[list[PartitionReader], bool]:
-    if on_lost not in ("raise", "earliest"):
+    if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
     if isinstance(start, Position):
         if partition is not None and partition != start.partition:

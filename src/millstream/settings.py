@@ -42,7 +42,8 @@ def check_segment_bytes(size: int | str) -> int:
 
 def check_durability(durability: Any) -> Durability | None:
     """One of the levels, or None."""
-    if durability is not None and durability not in DURABILITIES:
+    known = isinstance(durability, str) and durability in DURABILITIES
+    if durability is not None and not known:
         raise InvalidArgument(
             f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
         )

@@ -423,7 +423,7 @@ def open(
     durability: Durability | None = None,
     mode: Mode = "rw",
     force: bool = False,
-    timeout: float = GATE_SECONDS,
+    timeout: float | None = None,
 ) -> Store:
     """Open the store in a directory, creating it where there is none.
 
@@ -436,7 +436,7 @@ def open(
             handle.
         mode: "rw", or "r": changes no byte, and needs no right to write.
         force: accept a file system, or a directory, that is refused otherwise.
-        timeout: seconds to wait for others that are opening or closing.
+        timeout: seconds to wait for others that are opening or closing; default 30.
 
     Raises: NotFound (mode "r" without a store), Unsupported (file system), StorageError,
     LockTimeout, CorruptBatch (a damaged configuration file), VersionMismatch.
@@ -446,10 +446,11 @@ def open(
     ...     store.stream("s").append(b"hello").offset
     0
     """
-    if mode not in ("rw", "r"):
+    given: object = mode
+    if not isinstance(given, str) or given not in ("rw", "r"):
         raise InvalidArgument(f'mode {mode!r}: expected "rw" or "r"')
     settings.check_durability(durability)
-    check_timeout(timeout)
+    checked = check_timeout(timeout)
     directory = files.absolute(path)
     if mode == "r":
         require(directory)
@@ -463,7 +464,8 @@ def open(
                 " (chmod o-w), or pass force=True"
             )
     files.check_file_system(directory, force=force)
-    return Store(directory, mode, durability, force, timeout)
+    seconds = GATE_SECONDS if checked is None else checked
+    return Store(directory, mode, durability, force, seconds)
 
 
 def shared(path: str, mode: Mode, force: bool, durability: Durability | None = None) -> Store:

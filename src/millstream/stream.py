@@ -426,11 +426,11 @@ class Stream(_native.StreamCore):
         with self._log(0).maintaining:
             path = os.path.join(self.path, "stream.json")
             config = files.read_json(path)
-            if retention != "unchanged":
+            if not _unchanged(retention):
                 config["retention"] = settings.retention_config(retention)
-            if segment_bytes != "unchanged":
+            if not _unchanged(segment_bytes):
                 config["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
-            if durability != "unchanged":
+            if not _unchanged(durability):
                 config["durability"] = settings.check_durability(durability)
             files.write_json(path, config)
             self._add_config()
@@ -469,6 +469,10 @@ class Stream(_native.StreamCore):
         """Hold no map any more, so that the space of a dropped stream becomes free."""
         for log in self._opened():
             self.store._cache.forget(log)
+
+
+def _unchanged(value: object) -> bool:
+    return isinstance(value, str) and value == "unchanged"
 
 
 def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:

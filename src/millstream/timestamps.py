@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from millstream.errors import InvalidArgument, InvalidType
+from millstream.options import as_index
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
@@ -26,18 +27,14 @@ def microseconds(value: Any) -> int:
             return int((value.astimezone(UTC) - EPOCH) // MICROSECOND)
         except (OverflowError, OSError, TypeError, ValueError) as error:
             raise InvalidArgument(f"timestamp {value!r}: {error}") from error
-    if (
-        hasattr(value, "astype")
-        and getattr(value, "dtype", None) is not None
-        and value.dtype.kind == "M"
-    ):
+    if getattr(getattr(value, "dtype", None), "kind", "") == "M" and value.ndim == 0:
         value = value.astype("M8[us]").astype("i8")
-    if isinstance(value, (bool, float, str, bytes)) or not hasattr(value, "__index__"):
+    number = as_index(value)
+    if number is None:
         raise InvalidType(
             f"timestamp {value!r}: expected an int of microseconds since 1970 UTC, a datetime or a"
             " numpy.datetime64"
         )
-    number = int(value)
     if not SMALLEST <= number <= LARGEST:
         raise InvalidArgument(f"timestamp {number}: out of range (microseconds since 1970)")
     return number

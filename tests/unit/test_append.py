@@ -235,7 +235,7 @@ def test_timestamp_columns_that_do_not_fit_are_refused(stream, wrong):
     assert stream.next_offset(0) == 0
 
 
-# --- columns -----------------------------------------------------------------------------------
+# --- columns --------------------------------------------------------------------------------------
 
 
 def test_lists_tuples_generators_and_views_are_sequences(stream):
@@ -368,7 +368,7 @@ def test_list_that_changes_while_an_append_waits_is_stored_as_it_was(store):
     assert values(stream) == [bytes([65 + i]) * 100 for i in range(20)]
 
 
-# --- partitions --------------------------------------------------------------------------------
+# --- partitions -----------------------------------------------------------------------------------
 
 
 def test_partition_is_chosen_by_hand_or_key_or_turn(store):
@@ -428,7 +428,7 @@ def test_partition_for_takes_bytes(stream, wrong):
         stream.partition_for(wrong)
 
 
-# --- limits ------------------------------------------------------------------------------------
+# --- limits ---------------------------------------------------------------------------------------
 
 
 def zeros(size):

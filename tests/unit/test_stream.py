@@ -27,7 +27,7 @@ def values(stream, **options):
     return [value for batch in stream.read(**options) for value in batch.values]
 
 
-# --- positions and spans -----------------------------------------------------------------------
+# --- positions and spans --------------------------------------------------------------------------
 
 
 def test_position_behaves_as_its_tuple():
@@ -89,7 +89,7 @@ def test_spans_cover_what_was_appended(store):
         assert batch.epoch == span.epoch
 
 
-# --- keys ----------------------------------------------------------------------------------------
+# --- keys -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("partitions", [1, 2, 7, 64, 4096])
@@ -99,7 +99,7 @@ def test_partition_of_a_key_is_its_xxh3_for_ever(store, partitions):
         assert stream.partition_for(key) == xxhash.xxh3_64_intdigest(key) % partitions
 
 
-# --- configuration -------------------------------------------------------------------------------
+# --- configuration --------------------------------------------------------------------------------
 
 
 def test_what_is_not_given_is_as_stored(tmp_path):
@@ -285,7 +285,7 @@ def test_partitions_are_added_and_seen_by_every_handle(tmp_path):
         assert store.stream("s", partitions=6).stats().records == 106
 
 
-# --- offsets and durability ----------------------------------------------------------------------
+# --- offsets and durability -----------------------------------------------------------------------
 
 
 def test_offsets_count_what_is_there(stream):

@@ -298,7 +298,10 @@ cdef class StreamCore:
         """
         if not PyObject_CheckBuffer(key):
             raise _errors.InvalidType(f"key: expected bytes-like, found {type(key).__name__}")
-        return xxh3_64(key) % <uint64_t>self.partitions
+        try:
+            return xxh3_64(key) % <uint64_t>self.partitions
+        except BufferError as error:
+            raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
 
     # --- appending
     # -----------------------------------------------------------------------------------
@@ -631,6 +634,9 @@ cdef class StreamCore:
         cdef list spans = []
         cdef int level = self.level_of(durability)
         self.alive()
+        for name in (value, key, timestamp):
+            if name is not None and not isinstance(name, str):
+                raise _errors.InvalidType(f"column {name!r}: expected a name, or None")
         cdef Py_ssize_t first, count
         try:
             for chunk in import_arrow(data, value, key, timestamp):

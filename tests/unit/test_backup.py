@@ -1,0 +1,138 @@
+"""A copy while others write is a store of its own, whole up to one moment."""
+
+import os
+import stat
+import threading
+
+import pytest
+
+import millstream
+from millstream import Closed, InvalidArgument, InvalidType, Retention, StorageError, inspect
+
+
+def numbers(stream, partition):
+    return [int(v[:8]) for batch in stream.read(partition=partition) for v in batch.values]
+
+
+def test_copy_has_everything_and_is_its_own(tmp_path):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        keep = Retention(records=10**6)
+        stream = store.stream("s", partitions=3, segment_bytes=1 << 16, retention=keep)
+        stream.append_many(
+            [b"%08d" % i + bytes(500) for i in range(900)],
+            keys=[b"%d" % i for i in range(900)],
+            headers={"h": b"1"},
+            timestamps=list(range(900)),
+        )
+        store.stream("empty", partitions=2)
+        store.backup(tmp_path / "copy")
+        stream.append(b"later")
+    assert inspect.verify(tmp_path / "copy").ok
+    for path in [tmp_path / "copy", *(tmp_path / "copy").rglob("*")]:
+        mode = stat.S_IMODE(path.lstat().st_mode)
+        assert mode == (0o700 if path.is_dir() else 0o600), path
+    with millstream.open(tmp_path / "s") as store, millstream.open(tmp_path / "copy") as copy:
+        assert copy.streams() == ["empty", "s"]
+        ours, theirs = store.stream("s"), copy.stream("s")
+        assert theirs.stats().records == 900
+        assert theirs.stats().retention == keep
+        for partition in range(3):
+            count = theirs.next_offset(partition)
+            mine, other = (
+                [
+                    row
+                    for batch in one.read(partition=partition, max_records=count)
+                    for row in zip(batch.offsets.tolist(), batch.keys, batch.values, batch.headers,
+                                   batch.timestamps.tolist(), strict=True)
+                ]
+                for one in (ours, theirs)
+            )  # fmt: skip
+            assert mine == other
+        # It goes on by itself.
+        assert theirs.append(b"x", partition=0).epoch > 1
+        assert ours.next_offset(0) != theirs.next_offset(0) or ours.append(b"y", partition=0)
+
+
+def test_copies_while_others_write_roll_and_retire(tmp_path):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", partitions=2, segment_bytes=1 << 16)
+        stop = threading.Event()
+        appended = [0, 0]
+
+        def write(partition):
+            while not stop.is_set():
+                at = appended[partition]
+                stream.append_many(
+                    [b"%08d" % (at + i) + bytes(900) for i in range(7)], partition=partition
+                )
+                appended[partition] += 7
+                if partition == 0 and at > 700 and at % 70 == 0:
+                    stream.delete_before(millstream.Position(0, 1, at - 500))
+
+        threads = [threading.Thread(target=write, args=(partition,)) for partition in range(2)]
+        for thread in threads:
+            thread.start()
+        copies = []
+        try:
+            for turn in range(6):
+                while min(appended) < 300 * (turn + 1):
+                    threading.Event().wait(0.002)
+                before = list(appended)
+                store.backup(tmp_path / f"copy{turn}")
+                copies.append((tmp_path / f"copy{turn}", before))
+        finally:
+            stop.set()
+            for thread in threads:
+                thread.join()
+    for path, before in copies:
+        report = inspect.verify(path)
+        assert report.ok, report.problems
+        with millstream.open(path, mode="r") as copy:
+            for partition in range(2):
+                found = numbers(copy.stream("s"), partition)
+                assert found == list(range(found[0], found[-1] + 1))
+                assert found[-1] + 1 >= before[partition]
+                assert len(found) % 7 == 0 or found[0] > 0
+        with millstream.open(path) as copy:
+            for partition in range(2):
+                stream = copy.stream("s")
+                position = stream.append(
+                    b"%08d" % stream.next_offset(partition), partition=partition
+                )
+                assert numbers(stream, partition)[-1] == position.offset
+
+
+def test_copy_of_a_copy_and_of_a_read_only_store(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        store.stream("s").append_many([b"%08d" % i for i in range(100)])
+        with millstream.open(tmp_path / "s", mode="r") as readonly:
+            readonly.backup(tmp_path / "one")
+    with millstream.open(tmp_path / "one", mode="r") as store:
+        assert store.needs_recovery
+        store.backup(tmp_path / "two")
+    with millstream.open(tmp_path / "two") as store:
+        assert numbers(store.stream("s"), 0) == list(range(100))
+
+
+def test_target_must_be_new_or_empty(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        store.stream("s").append(b"x")
+        (tmp_path / "full").mkdir()
+        (tmp_path / "full" / "x").write_text("x")
+        (tmp_path / "file").write_text("x")
+        for wrong in (tmp_path / "full", tmp_path / "file", tmp_path / "no" / "parent",
+                      tmp_path / "s"):  # fmt: skip
+            with pytest.raises(StorageError):
+                store.backup(wrong)
+        with pytest.raises(InvalidArgument, match="within"):
+            store.backup(tmp_path / "s" / "copy")
+        for wrong in (None, 5):
+            with pytest.raises(InvalidType):
+                store.backup(wrong)
+        assert os.listdir(tmp_path / "full") == ["x"]
+        assert "copy" not in os.listdir(tmp_path / "s")
+        (tmp_path / "empty").mkdir(0o700)
+        store.backup(str(tmp_path / "empty"))
+    with pytest.raises(Closed):
+        store.backup(tmp_path / "late")
+    assert inspect.verify(tmp_path / "empty").ok

@@ -1,0 +1,79 @@
+"""Examples in docstrings do what they say; public names are documented.
+
+The examples of README and docs are run by test_examples.py.
+"""
+
+import doctest
+import importlib
+import inspect
+import pkgutil
+
+import pytest
+
+import millstream
+from millstream import _native
+
+MODULES = sorted(
+    module.name
+    for module in pkgutil.walk_packages(millstream.__path__, "millstream.")
+    if not module.name.endswith(("__main__", "_native"))  # for the latter see below
+)
+
+
+def run(tests):
+    count = 0
+    for test in tests:
+        result = doctest.DocTestRunner(optionflags=doctest.ELLIPSIS).run(test)
+        assert result.failed == 0, f"{test.name}: see its output"
+        count += result.attempted
+    return count
+
+
+@pytest.mark.parametrize("name", MODULES)
+def test_examples_of_module(name):
+    run(doctest.DocTestFinder().find(importlib.import_module(name)))
+
+
+def documented(owner, prefix):
+    """Yield (name, docstring) of everything that an extension's module or class has of its own."""
+    for name, value in vars(owner).items():
+        full = f"{prefix}.{name}"
+        if isinstance(value, (staticmethod, classmethod)):
+            value = value.__func__
+        mine = not inspect.isclass(value) or value.__module__ == _native.__name__
+        if mine and isinstance(getattr(value, "__doc__", None), str):
+            yield full, value.__doc__
+        if inspect.isclass(value) and mine:
+            yield from documented(value, full)
+
+
+def test_examples_of_the_extension():
+    parser = doctest.DocTestParser()
+    tests = [
+        parser.get_doctest(text, dict(vars(_native)), name, None, 0)
+        for name, text in documented(_native, "_native")
+        if ">>>" in text
+    ]
+    assert {test.name for test in tests} >= {
+        "_native.Batch",
+        "_native.Batch.values_as",
+        "_native.Position",
+        "_native.StreamCore.append",
+        "_native.StreamCore.append_many",
+        "_native.StreamCore.partition_for",
+    }
+    assert run(tests) > 10
+
+
+PUBLIC = [name for name in millstream.__all__ if name not in ("__version__", "Durability")]
+
+
+@pytest.mark.parametrize("name", PUBLIC)
+def test_public_names_and_their_methods_are_documented(name):
+    value = getattr(millstream, name)
+    assert value.__doc__
+    if not inspect.isclass(value):
+        return
+    for attribute, found in vars(value).items():
+        if not attribute.startswith("_") and (callable(found) or isinstance(found, property)):
+            assert getattr(found, "__doc__", None), f"{name}.{attribute}"
