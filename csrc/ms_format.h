@@ -77,7 +77,7 @@ typedef struct ms_control_header {
   uint64_t generation;
   _Atomic uint32_t state;
   _Atomic uint32_t config;
-  uint64_t reserved;
+  uint64_t checksum;
   _Atomic uint32_t wake;
   _Atomic uint32_t waiters;
 } ms_control_header;
@@ -179,6 +179,7 @@ typedef struct ms_batch_header {
   XX(ms_control_header, generation, 40)     \
   XX(ms_control_header, state, 48)          \
   XX(ms_control_header, config, 52)         \
+  XX(ms_control_header, checksum, 56)       \
   XX(ms_control_header, wake, 64)           \
   XX(ms_control_header, waiters, 68)        \
   XX(ms_control_block, append, 0)           \

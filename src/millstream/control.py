@@ -12,10 +12,11 @@ import os
 import struct
 from typing import Any
 
-from millstream import files
+from millstream import _native, files
 from millstream.errors import StorageError
 
 HEADER = struct.Struct("<8sII16sQQII8xII")
+CHECKSUM = 56  # its place in the header
 MAGIC = b"MSCNTRL1"
 BLOCKS = 4096
 BLOCK_BYTES = 256
@@ -152,14 +153,29 @@ def grow(directory: str, partitions: int) -> None:
         files.close(descriptor)
 
 
-def sync(directory: str) -> None:
-    """Make the file survive a power cut."""
+def seal(directory: str) -> None:
+    """As the last to close: put a checksum over the file, and make it survive a power cut."""
     path = os.path.join(directory, "control")
     descriptor = files.open_file(path, write=True)
     try:
+        data = files.read(descriptor, files.size(descriptor), 0, path)
+        files.write(descriptor, struct.pack("<Q", _checksum(data)), CHECKSUM, path)
         files.sync(descriptor, path)
     finally:
         files.close(descriptor)
+
+
+def _checksum(data: bytes) -> int:
+    """Over what a reader does not change: the header up to this, and the blocks."""
+    return _native.xxh3_64(data[:CHECKSUM] + data[BLOCKS:])
+
+
+def is_sealed(directory: str) -> bool:
+    """Is the file, byte for byte, what the last to close left?"""
+    data = _content(directory)
+    return len(data) >= BLOCKS and data[CHECKSUM : CHECKSUM + 8] == struct.pack(
+        "<Q", _checksum(data)
+    )
 
 
 def is_settled(directory: str, store_id: bytes, generation: int) -> bool:

@@ -179,7 +179,10 @@ class Store:
 
     def _all_settled(self) -> bool:
         """Does the clean mark hold? A control file may have been damaged or lost since."""
-        return all(self._is_settled(name) for name in self._names())
+        return all(
+            self._is_settled(name) and control.is_sealed(self._stream_path(name))
+            for name in self._names()
+        )
 
     def _is_settled(self, name: str) -> bool:
         return control.is_settled(self._stream_path(name), self._store_id, self._generation)
@@ -249,7 +252,7 @@ class Store:
         for name in self._names():
             if not self._is_settled(name):
                 return  # the next open begins a new generation, and recovers it
-            control.sync(self._stream_path(name))
+            control.seal(self._stream_path(name))
         self._save(clean=True)
 
     def __enter__(self) -> Store:

@@ -285,7 +285,7 @@ def test_control_file_damaged_while_closed_is_made_anew(tmp_path):
         12,
         16,
         32,
-        *(block + field for field in (8, 16, 24, 40, 48, 72, 80, 136, 144, 152)),
+        *(block + field for field in (8, 16, 24, 40, 48, 72, 80, 136, 144, 152, 153)),
     ]
     faults = 0
     for kind in ("gone", "empty", "short", "zero", *places, *places):
