@@ -160,6 +160,180 @@ typedef struct ms_batch_header {
   uint64_t sequence;
 } ms_batch_header;
 
+/* --- queues --- */
+
+enum { MS_QUEUE_EXTENT_SLOTS = 1024, MS_QUEUE_EXTENT_BLOCKS = 512 };
+#define MS_MAGIC_SLOTS MS_MAGIC('M', 'S', 'Q', 'S', 'L', 'O', 'T', '1')
+#define MS_MAGIC_BLOCKS MS_MAGIC('M', 'S', 'Q', 'B', 'L', 'C', 'K', '1')
+#define MS_MAGIC_HINTS MS_MAGIC('M', 'S', 'Q', 'H', 'I', 'N', 'T', '1')
+#define MS_QUEUE_EXTENTS_POSITION 4096u
+#define MS_QUEUE_BLOCK_BYTES 4096u
+#define MS_QUEUE_LANES_MAX 8u
+#define MS_QUEUE_FAILURE_TEXT 108u
+#define MS_QUEUE_BUCKETS 65536u
+#define MS_DEDUP_STRIPE_ENTRIES 64u
+
+typedef struct ms_slots_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t slot_bytes;
+  uint8_t store_id[16];
+  uint64_t queue_id;
+  uint64_t salt;
+  uint64_t checksum;
+  uint64_t reserved0[9];
+  _Atomic uint32_t slot_count;
+  _Atomic uint32_t paused;
+  _Atomic uint32_t poison;
+  uint32_t reserved1[13];
+  _Atomic uint64_t next_id;
+  uint64_t reserved2[7];
+} ms_slots_header;
+
+typedef struct ms_slot {
+  uint64_t hash;
+  uint64_t id;
+  int64_t put_at;
+  int64_t due;
+  int64_t expires;
+  uint64_t key_hash;
+  uint64_t dedup[2];
+  uint32_t payload_length;
+  uint32_t key_length;
+  uint32_t headers_length;
+  uint32_t first_block;
+  uint64_t content_hash;
+  uint32_t slot;
+  uint16_t reuse;
+  uint16_t lane;
+} ms_slot;
+
+typedef struct ms_failure {
+  uint64_t hash;
+  uint64_t id;
+  int64_t first_at;
+  int64_t last_at;
+  uint16_t attempts;
+  uint8_t kind;
+  uint8_t first_length;
+  uint8_t last_length;
+  uint8_t reserved[3];
+  uint8_t first[MS_QUEUE_FAILURE_TEXT];
+  uint8_t last[MS_QUEUE_FAILURE_TEXT];
+} ms_failure;
+
+typedef struct ms_blocks_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t block_max;
+  uint8_t store_id[16];
+  uint64_t queue_id;
+  uint64_t checksum;
+  uint64_t reserved0[10];
+  _Atomic uint32_t block_count;
+  uint32_t reserved1[15];
+} ms_blocks_header;
+
+typedef struct ms_lane_hints {
+  _Atomic uint64_t head;
+  uint64_t reserved0[7];
+  _Atomic uint64_t tail;
+  uint64_t reserved1[7];
+} ms_lane_hints;
+
+typedef struct ms_hints_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t slot_max;
+  uint8_t store_id[16];
+  uint64_t queue_id;
+  uint32_t lanes;
+  uint32_t cell_bits;
+  uint32_t ordered;
+  _Atomic uint32_t state;
+  uint8_t reserved0[8];
+
+  _Atomic uint32_t wake;
+  _Atomic uint32_t waiters;
+  uint64_t reserved1[7];
+  _Atomic uint32_t room;
+  _Atomic uint32_t room_waiters;
+  uint64_t reserved2[7];
+  _Atomic uint32_t settled;
+  _Atomic uint32_t settled_waiters;
+  uint64_t reserved3[7];
+  _Atomic uint64_t watched;
+  _Atomic uint64_t lease_due;
+  _Atomic uint64_t noted;
+  _Atomic uint32_t sweep;
+  _Atomic uint32_t missed;
+  _Atomic uint64_t swept;
+  _Atomic uint64_t expiry_due;
+  uint64_t reserved4[2];
+  _Atomic uint32_t sync;
+  _Atomic uint32_t sync_wake;
+  _Atomic uint64_t sync_begun;
+  _Atomic uint64_t sync_ended;
+  _Atomic uint64_t written;
+  uint64_t reserved5[4];
+  _Atomic uint32_t wheel;
+  _Atomic uint32_t maintenance;
+  _Atomic uint64_t wheel_due;
+  uint64_t reserved6[6];
+  _Atomic uint64_t gets;
+  uint64_t reserved7[7];
+  _Atomic uint64_t expired;
+  _Atomic uint64_t evicted;
+  _Atomic uint64_t redelivered;
+  _Atomic uint64_t corrupt;
+  uint64_t reserved8[4];
+  _Atomic uint64_t noted_tail[MS_QUEUE_LANES_MAX];
+  ms_lane_hints lane[MS_QUEUE_LANES_MAX];
+} ms_hints_header;
+
+typedef struct ms_wheel_node {
+  uint32_t next;
+  uint32_t previous;
+  uint32_t bucket;
+  uint32_t reuse;
+  uint64_t due;
+} ms_wheel_node;
+
+enum { MS_WHEEL_LEVELS = 6, MS_WHEEL_BUCKETS = 64 };
+typedef struct ms_wheel_state {
+  uint64_t now;
+  uint64_t count;
+  uint64_t occupied[MS_WHEEL_LEVELS];
+  uint32_t heads[MS_WHEEL_LEVELS * MS_WHEEL_BUCKETS];
+} ms_wheel_state;
+
+typedef struct ms_bucket {
+  _Atomic uint32_t word;
+  uint32_t head;
+  uint32_t tail;
+  uint32_t length;
+} ms_bucket;
+
+typedef struct ms_dedup_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t stripes;
+  uint8_t store_id[16];
+  uint64_t queue_id;
+  uint64_t checksum;
+  _Atomic uint32_t state;
+  uint32_t reserved[3];
+} ms_dedup_header;
+
+typedef struct ms_dedup_entry {
+  uint64_t key[2];
+  uint64_t id;
+  uint32_t slot;
+  uint32_t expires;
+  uint32_t check;
+  uint32_t state;
+} ms_dedup_entry;
+
 /* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read
  * it. */
 #define MS_FORMAT_FIELDS(XX)                \
@@ -238,7 +412,87 @@ typedef struct ms_batch_header {
   XX(ms_batch_header, timestamp_max, 40)    \
   XX(ms_batch_header, producer, 48)         \
   XX(ms_batch_header, synced_distance, 52)  \
-  XX(ms_batch_header, sequence, 56)
+  XX(ms_batch_header, sequence, 56)         \
+  XX(ms_slots_header, magic, 0) \
+  XX(ms_slots_header, version, 8) \
+  XX(ms_slots_header, slot_bytes, 12) \
+  XX(ms_slots_header, store_id, 16) \
+  XX(ms_slots_header, queue_id, 32) \
+  XX(ms_slots_header, salt, 40) \
+  XX(ms_slots_header, checksum, 48) \
+  XX(ms_slots_header, slot_count, 128) \
+  XX(ms_slots_header, paused, 132) \
+  XX(ms_slots_header, poison, 136) \
+  XX(ms_slots_header, next_id, 192) \
+  XX(ms_slot, hash, 0) \
+  XX(ms_slot, id, 8) \
+  XX(ms_slot, put_at, 16) \
+  XX(ms_slot, due, 24) \
+  XX(ms_slot, expires, 32) \
+  XX(ms_slot, key_hash, 40) \
+  XX(ms_slot, dedup, 48) \
+  XX(ms_slot, payload_length, 64) \
+  XX(ms_slot, key_length, 68) \
+  XX(ms_slot, headers_length, 72) \
+  XX(ms_slot, first_block, 76) \
+  XX(ms_slot, content_hash, 80) \
+  XX(ms_slot, slot, 88) \
+  XX(ms_slot, reuse, 92) \
+  XX(ms_slot, lane, 94) \
+  XX(ms_failure, hash, 0) \
+  XX(ms_failure, id, 8) \
+  XX(ms_failure, first_at, 16) \
+  XX(ms_failure, last_at, 24) \
+  XX(ms_failure, attempts, 32) \
+  XX(ms_failure, kind, 34) \
+  XX(ms_failure, first_length, 35) \
+  XX(ms_failure, last_length, 36) \
+  XX(ms_failure, first, 40) \
+  XX(ms_failure, last, 148) \
+  XX(ms_blocks_header, magic, 0) \
+  XX(ms_blocks_header, version, 8) \
+  XX(ms_blocks_header, block_max, 12) \
+  XX(ms_blocks_header, store_id, 16) \
+  XX(ms_blocks_header, queue_id, 32) \
+  XX(ms_blocks_header, checksum, 40) \
+  XX(ms_blocks_header, block_count, 128) \
+  XX(ms_hints_header, magic, 0) \
+  XX(ms_hints_header, version, 8) \
+  XX(ms_hints_header, slot_max, 12) \
+  XX(ms_hints_header, store_id, 16) \
+  XX(ms_hints_header, queue_id, 32) \
+  XX(ms_hints_header, lanes, 40) \
+  XX(ms_hints_header, cell_bits, 44) \
+  XX(ms_hints_header, ordered, 48) \
+  XX(ms_hints_header, state, 52) \
+  XX(ms_hints_header, wake, 64) \
+  XX(ms_hints_header, waiters, 68) \
+  XX(ms_hints_header, room, 128) \
+  XX(ms_hints_header, room_waiters, 132) \
+  XX(ms_hints_header, settled, 192) \
+  XX(ms_hints_header, settled_waiters, 196) \
+  XX(ms_hints_header, watched, 256) \
+  XX(ms_hints_header, lease_due, 264) \
+  XX(ms_hints_header, noted, 272) \
+  XX(ms_hints_header, sweep, 280) \
+  XX(ms_hints_header, missed, 284) \
+  XX(ms_hints_header, swept, 288) \
+  XX(ms_hints_header, expiry_due, 296) \
+  XX(ms_hints_header, sync, 320) \
+  XX(ms_hints_header, sync_wake, 324) \
+  XX(ms_hints_header, sync_begun, 328) \
+  XX(ms_hints_header, sync_ended, 336) \
+  XX(ms_hints_header, written, 344) \
+  XX(ms_hints_header, wheel, 384) \
+  XX(ms_hints_header, maintenance, 388) \
+  XX(ms_hints_header, wheel_due, 392) \
+  XX(ms_hints_header, gets, 448) \
+  XX(ms_hints_header, expired, 512) \
+  XX(ms_hints_header, evicted, 520) \
+  XX(ms_hints_header, redelivered, 528) \
+  XX(ms_hints_header, corrupt, 536) \
+  XX(ms_hints_header, noted_tail, 576) \
+  XX(ms_hints_header, lane, 640)
 
 #define MS_ASSERT_OFFSET(type, field, at) \
   _Static_assert(offsetof(type, field) == (at), #type "." #field);
@@ -253,6 +507,15 @@ _Static_assert(sizeof(ms_segment_header) == 88, "segment header");
 _Static_assert(sizeof(ms_activation) == 72, "activation record");
 _Static_assert(sizeof(ms_index_entry) == 16, "index entry");
 _Static_assert(sizeof(ms_batch_header) == 64, "batch header");
+_Static_assert(sizeof(ms_slots_header) == 256, "slots header");
+_Static_assert(sizeof(ms_slot) == 96, "slot header");
+_Static_assert(sizeof(ms_failure) == 256, "failure record");
+_Static_assert(sizeof(ms_blocks_header) == 192, "blocks header");
+_Static_assert(sizeof(ms_hints_header) == 1664, "hints header: within its page");
+_Static_assert(sizeof(ms_lane_hints) == 128, "head and tail: cache lines apart");
+_Static_assert(sizeof(ms_wheel_node) == 24, "wheel node");
+_Static_assert(sizeof(ms_dedup_header) == 64, "dedup header");
+_Static_assert(sizeof(ms_dedup_entry) == 40, "dedup entry");
 
 typedef struct ms_format_field {
   const char *type;
