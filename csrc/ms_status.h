@@ -19,6 +19,11 @@
   XX(MOVED, 5, "", "another process changed the active segment: map it and try again") \
   XX(WALK, 6, "", "the partition was not recovered in this generation: walk it first") \
   XX(INTERRUPTED, 7, "", "a signal arrived: look at it and try again")                 \
+  XX(FULL, 8, "QueueFull", "as many messages as the queue holds are not finished")     \
+  XX(EMPTY, 9, "Empty", "no message is ready")                                         \
+  XX(LOST, 10, "LeaseLost", "the lease ended, or the message was given to another")    \
+  XX(GROW_SLOTS, 11, "", "allocate and publish more slots, then try again")            \
+  XX(GROW_BLOCKS, 12, "", "allocate and publish more blocks, then try again")          \
   XX(CORRUPT, -1, "CorruptBatch", "bytes in a file are not valid")                     \
   XX(VERSION, -2, "VersionMismatch", "a newer format")                                 \
   XX(LIMIT, -3, "LimitExceeded", "larger than the format allows")                      \

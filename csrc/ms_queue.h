@@ -1,0 +1,230 @@
+/* One queue: state words and slots (the truth), hints (rings, wheel, owners), as mapped here.
+ *
+ * A message is a slot; its state word says all about who may do what, and every arrow is one
+ * compare-and-swap of the whole word. Functions named try_ touch memory only and never block;
+ * their caller keeps the GIL, which keeps the threads of one process apart in ms_queue's own
+ * fields. Knows no file names and no Python. docs/format.md has the bytes, docs/design.md the
+ * state machine.
+ */
+#ifndef MS_QUEUE_H
+#define MS_QUEUE_H
+
+#include "ms_owner.h"
+#include "ms_ring.h"
+#include "ms_wheel.h"
+
+/* Parity coded: a flipped bit is no state, never another one. */
+enum {
+  MS_MESSAGE_FREE = 0,
+  MS_MESSAGE_WRITING = 3,
+  MS_MESSAGE_READY = 5,
+  MS_MESSAGE_DELAYED = 6,
+  MS_MESSAGE_LEASED = 9,
+  MS_MESSAGE_DEAD = 10,
+  MS_MESSAGE_SPARE = 12,
+  MS_MESSAGE_HELD = 15, /* ready or delayed, but behind another message of its key */
+  MS_MESSAGE_PREPARED = 17,
+  MS_MESSAGE_ACKING = 18
+};
+
+#define MS_TICK_BITS 34
+#define MS_TICK_MASK ((UINT64_C(1) << MS_TICK_BITS) - 1)
+
+/* state 5 | lane 3 | attempts 6 | reuse 10 | grant 6 | tick 34; WRITING: the owner word takes the
+ * low 40 bits. */
+static inline uint32_t ms_word_state(uint64_t word) { return (uint32_t)(word >> 59); }
+static inline uint32_t ms_word_lane(uint64_t word) { return (uint32_t)(word >> 56 & 7); }
+static inline uint32_t ms_word_attempts(uint64_t word) { return (uint32_t)(word >> 50 & 63); }
+static inline uint32_t ms_word_reuse(uint64_t word) { return (uint32_t)(word >> 40 & 1023); }
+static inline uint32_t ms_word_grant(uint64_t word) { return (uint32_t)(word >> 34 & 63); }
+static inline uint64_t ms_word_tick(uint64_t word) { return word & MS_TICK_MASK; }
+
+/* Why an attempt failed (ms_failure.kind). */
+enum {
+  MS_FAILED = 1,      /* nack */
+  MS_FAILED_LEASE,    /* the lease ran out */
+  MS_FAILED_DEATH,    /* its holder died */
+  MS_FAILED_REJECTED, /* reject */
+  MS_FAILED_DECODE,   /* the codec could not read it */
+  MS_FAILED_CORRUPT   /* torn by a power cut, or damaged */
+};
+
+/* The three clocks, read together by ms_now(). Leases end on mono, delays on boot, the wall is for
+ * people and for the time to live. */
+typedef struct ms_instant {
+  int64_t mono_ns;
+  int64_t boot_ns;
+  int64_t wall_us;
+} ms_instant;
+void ms_now(ms_instant *out_now);
+
+typedef struct ms_queue {
+  ms_slots_header *slots;
+  ms_blocks_header *blocks; /* NULL: only what fits a slot */
+  ms_hints_header *hints;
+  _Atomic uint32_t *participants; /* by member index: owner word of who took or put lately */
+  _Atomic uint64_t *owners;       /* by slot: owner word << 16 | reuse << 6 | grant */
+  uint32_t *links;                /* by slot: the next of its key + 1 */
+  ms_bucket *buckets;             /* NULL: not ordered by key */
+  ms_ring rings[MS_QUEUE_LANES_MAX];
+  ms_wheel wheel;
+  uint64_t salt;
+  uint32_t slot_bytes;
+  uint32_t slot_max; /* capacity + dead_limit */
+  uint32_t capacity;
+  uint32_t dead_limit;
+  uint32_t block_max;
+  uint32_t lanes;
+  uint32_t self;   /* owner word of this process; 0: only looks */
+  uint32_t max_attempts;
+  uint64_t generation;
+  bool ageing;
+  bool block_key;  /* on_dead "stop": a dead message holds up its key */
+  uint32_t cursor; /* where this process looks for a free slot */
+  uint32_t region; /* begin of the run of slots that it looks in */
+  uint32_t block_cursor;
+} ms_queue;
+
+/* How large the files are, and where slots begin to be published. */
+uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count);   /* rounded up to extents */
+uint64_t ms_blocks_size(uint32_t block_count);                      /* likewise */
+uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bool ordered);
+
+/* Fill in the pointers after `slots`, `blocks`, `hints` and the plain numbers were set. Checks the
+ * hints header (slot_max, lanes, ordered) and that sizes hold all that is published. */
+MS_MUST_USE ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
+                                      uint64_t hints_size, ms_error *err);
+
+/* Say that slots below slot_count have blocks behind them (a multiple of the extent, or slot_max).
+ * Makes of the new ones beyond `capacity` as many SPARE as the dead need. Holder of maintenance. */
+void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count);
+void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count);
+
+/* The first opener, alone: free what was being written, void leases, recompute ticks, bury what a
+ * power cut tore, and fill zeroed hints in order. `verify`: check each message's hash. `scratch`
+ * has room for slot_count elements of 24 bytes. */
+void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void *scratch);
+
+/* --- putting --- */
+
+typedef struct ms_message {
+  const uint8_t *key;
+  const uint8_t *headers;
+  const uint8_t *payload;
+  uint32_t key_length;
+  uint32_t headers_length;
+  uint32_t payload_length;
+  uint32_t lane;
+  int64_t delay_ns;  /* 0: at once */
+  int64_t due_us;    /* wall time, for display and reopening; 0: at once */
+  int64_t expires_us; /* 0: never */
+  uint64_t key_hash;  /* with buckets: which; taken from the key by the caller */
+  uint64_t dedup[2];
+} ms_message;
+
+/* Put a message; visible and kept over any process's death when it returns MS_OK. Wakes nobody:
+ * ms_queue_wake_getters() after one or many. MS_FULL, MS_GROW_SLOTS, MS_GROW_BLOCKS, MS_LIMIT;
+ * MS_BUSY: *out_owner holds the key's bucket. `slot` of out is the slot. */
+typedef struct ms_lease {
+  uint64_t word; /* the whole state word: the fencing token */
+  uint64_t id;
+  uint32_t slot;
+} ms_lease;
+MS_MUST_USE ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message,
+                                       const ms_instant *now, ms_lease *out, uint32_t *out_owner,
+                                       ms_error *err);
+
+/* --- taking --- */
+
+/* Lease the next message until now + lease_ms. MS_EMPTY: none is ready, or paused. *io_alone: in:
+ * only one that never failed; out on MS_EMPTY: the next one failed before, take it alone. NULL: any.
+ */
+MS_MUST_USE ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
+                                       bool *io_alone, ms_lease *out);
+
+/* The slot's header; content = key, headers, payload, at *out_inline, or NULL when it is in blocks:
+ * then ms_queue_copy_content() into content_length bytes. Both hold while the lease does. */
+const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot);
+const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot);
+MS_MUST_USE ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out,
+                                            size_t size, ms_error *err);
+/* Does the slot's header and content carry the right hash (content in blocks: see copy)? */
+bool ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse);
+
+/* Is the word still the token? */
+bool ms_queue_holds(const ms_queue *queue, const ms_lease *lease);
+
+/* The ends of a lease. Each MS_OK, MS_LOST (nothing was changed), or MS_BUSY (*out_owner holds the
+ * key's bucket: wait, try again). */
+MS_MUST_USE ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease,
+                                       const ms_instant *now, uint32_t *out_owner);
+/* Counted: to READY or DELAYED, or DEAD where attempts are spent (*out_dead). */
+MS_MUST_USE ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                        uint32_t kind, const void *text, size_t length,
+                                        const ms_instant *now, bool *out_dead,
+                                        uint32_t *out_owner);
+MS_MUST_USE ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
+                                          const void *text, size_t length, const ms_instant *now,
+                                          uint32_t *out_owner);
+/* Not counted. */
+MS_MUST_USE ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                           const ms_instant *now);
+/* The lease ends lease_ms from now; io_lease gets the new token. */
+MS_MUST_USE ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
+                                          const ms_instant *now);
+/* One compare-and-swap of any thread, also without the GIL (the heartbeat). */
+MS_MUST_USE ms_status ms_lease_renew(_Atomic uint64_t *word, uint64_t *io_token, int64_t lease_ms,
+                                     int64_t mono_ns);
+_Atomic uint64_t *ms_queue_word(const ms_queue *queue, uint32_t slot);
+
+/* --- looking, and changing what nobody has leased --- */
+
+/* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */
+uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
+
+/* READY, DELAYED, HELD or DEAD -> FREE. MS_LOST: it is in another state now. */
+MS_MUST_USE ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
+                                          const ms_instant *now, uint32_t *out_owner);
+/* DEAD -> READY, attempts 0. MS_FULL: no room for one more that is not finished. */
+MS_MUST_USE ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
+                                           const ms_instant *now, uint32_t *out_owner);
+/* The newest valid failure record of the message in the slot; false: none. */
+bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out);
+
+typedef struct ms_queue_counts {
+  uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid;
+  uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
+} ms_queue_counts;
+void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
+
+/* --- what time and deaths bring --- */
+
+/* Move due messages from the wheel to the rings; how many became ready. *out_next_ns: nothing is
+ * due before that instant of CLOCK_BOOTTIME (INT64_MAX: never). */
+uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns);
+
+/* One pass over the words: ends leases that are over or whose owner is in `dead` (owner words),
+ * frees what they were writing, readies what is due, expires, repairs SPARE and lost hints, mends
+ * buckets, wheel and words that the dead held. How many became ready. Safe beside anything, also a
+ * second sweep. */
+uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
+                        uint32_t dead_count);
+/* Is a sweep due: a lease over, an expiry, hints missed? */
+bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now);
+/* Claim the look for deaths that is due every interval_ns; true for one caller of all processes. */
+bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns);
+
+/* --- waiting. The three places: getters (wake), putters (room), join (settled) --- */
+
+enum { MS_WAIT_MESSAGE, MS_WAIT_ROOM, MS_WAIT_SETTLED };
+/* Say that one will wait; look again after it, then sleep with the ticket. */
+uint32_t ms_queue_announce(ms_queue *queue, int place);
+/* Sleep at most timeout_ns. 0 or an errno (EINTR, ETIMEDOUT). Without the GIL. */
+int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns);
+/* Wake up to count who announced themselves. */
+void ms_queue_wake(ms_queue *queue, int place, int32_t count);
+
+/* Do the invariants hold, at rest? Text says which one does not. */
+bool ms_queue_check(const ms_queue *queue, char *text, size_t size);
+
+#endif
