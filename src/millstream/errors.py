@@ -16,12 +16,19 @@ MillstreamError
 ├── WaitTimeout (TimeoutError)        a wait for an event ended
 ├── Closed (ValueError)               the handle is closed, dropped, or from before a fork
 ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
+├── QueueFull (Full)                  a queue has as many unfinished messages as it may
+├── Empty (Empty)                     no message came in time
+├── LeaseLost                         the lease of a message ended before its holder was done
+├── Retry                             raised by workers: count a failure, deliver again later
+├── Snooze                            raised by workers: deliver again later, nothing failed
+├── Reject                            raised by workers: to the dead letters
 └── Unsupported                       not possible on this file system or with these data
 """
 
 from __future__ import annotations
 
 import os
+import queue
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -31,15 +38,21 @@ __all__ = [
     "Closed",
     "ConfigMismatch",
     "CorruptBatch",
+    "Empty",
     "Indeterminate",
     "InvalidArgument",
     "InvalidType",
+    "LeaseLost",
     "LimitExceeded",
     "LockTimeout",
     "MillstreamError",
     "NotFound",
     "OffsetOutOfRange",
     "Poisoned",
+    "QueueFull",
+    "Reject",
+    "Retry",
+    "Snooze",
     "StorageError",
     "StoreFull",
     "Unsupported",
@@ -174,6 +187,57 @@ class OffsetOutOfRange(MillstreamError, IndexError):
 
 def _out_of_range(message: str, partition: int, first: int, next: int) -> OffsetOutOfRange:
     return OffsetOutOfRange(message, partition=partition, first=first, next=next)
+
+
+class QueueFull(MillstreamError, queue.Full):
+    """As many messages as the queue holds are not finished. Nothing was stored.
+
+    A ``queue.Full`` of the standard library.
+    """
+
+
+class Empty(MillstreamError, queue.Empty):
+    """No message was ready in time. A ``queue.Empty`` of the standard library."""
+
+
+class LeaseLost(MillstreamError):
+    """The lease of a message ended before this call; somebody else may have the message now."""
+
+
+class Retry(MillstreamError):
+    """Raised by a worker: the attempt failed and counts; deliver the message again later.
+
+    Attributes:
+        delay: seconds until then; None: as the retry policy of the queue says.
+    """
+
+    def __init__(self, delay: float | None = None) -> None:
+        super().__init__(delay)
+        self.delay = delay
+
+
+class Snooze(MillstreamError):
+    """Raised by a worker: nothing failed, but deliver the message again later; it is not counted.
+
+    Attributes:
+        delay: seconds until then.
+    """
+
+    def __init__(self, delay: float = 0.0) -> None:
+        super().__init__(delay)
+        self.delay = delay
+
+
+class Reject(MillstreamError):
+    """Raised by a worker: the message will never succeed; put it with the dead letters.
+
+    Attributes:
+        reason: text kept with it.
+    """
+
+    def __init__(self, reason: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
 
 
 class Unsupported(MillstreamError):

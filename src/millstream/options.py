@@ -8,7 +8,7 @@ from typing import Any, Literal, TypeAlias
 
 from millstream.errors import InvalidArgument, InvalidType
 
-__all__ = ["DURABILITIES", "Durability", "Retention", "parse_bytes", "parse_seconds"]
+__all__ = ["DURABILITIES", "Durability", "Retention", "RetryPolicy", "parse_bytes", "parse_seconds"]
 
 Durability: TypeAlias = Literal["process", "interval", "sync"]
 """What an append has survived when it returns.
@@ -113,7 +113,43 @@ def parse_seconds(age: float | str | object) -> float:
     return seconds
 
 
-class Retention:
+class _Frozen:
+    """A value object of a few fields, which `as_dict` lists."""
+
+    # By hand: dataclasses would take a third of the time that importing the package may take.
+    __slots__ = ()
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what it was made of."""
+        raise NotImplementedError
+
+    def __setattr__(self, name: str, value: object) -> None:
+        raise AttributeError(f"a {type(self).__name__} cannot be changed: {name}")
+
+    def __delattr__(self, name: str) -> None:
+        raise AttributeError(f"a {type(self).__name__} cannot be changed: {name}")
+
+    def __eq__(self, other: object) -> bool:
+        if not isinstance(other, type(self)):
+            return NotImplemented
+        return self.as_dict() == other.as_dict()
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.as_dict().values()))
+
+    def __repr__(self) -> str:
+        fields = ", ".join(f"{name}={value}" for name, value in self.as_dict().items())
+        return f"{type(self).__name__}({fields})"
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_remade, (type(self), self.as_dict()))
+
+
+def _remade(kind: type[Any], fields: dict[str, Any]) -> object:
+    return kind(**fields)
+
+
+class Retention(_Frozen):
     """How much of a stream is kept. Cannot be changed.
 
     Whole segments go, oldest first; readers and groups are not waited for.
@@ -127,7 +163,6 @@ class Retention:
     Retention(bytes=1024, age=120.0, records=None)
     """
 
-    # By hand: dataclasses would take a third of the time that importing the package may take.
     __slots__ = ("age", "bytes", "records")
     bytes: int | None
     age: float | None
@@ -146,30 +181,82 @@ class Retention:
         object.__setattr__(self, "age", None if age is None else parse_seconds(age))
         object.__setattr__(self, "records", records)
 
-    def __setattr__(self, name: str, value: object) -> None:
-        raise AttributeError(f"a Retention cannot be changed: {name}")
-
-    def __delattr__(self, name: str) -> None:
-        raise AttributeError(f"a Retention cannot be changed: {name}")
-
-    def __eq__(self, other: object) -> bool:
-        if not isinstance(other, Retention):
-            return NotImplemented
-        return self.as_dict() == other.as_dict()
-
-    def __hash__(self) -> int:
-        return hash((self.bytes, self.age, self.records))
-
-    def __repr__(self) -> str:
-        return f"Retention(bytes={self.bytes}, age={self.age}, records={self.records})"
-
-    def __reduce__(self) -> tuple[object, ...]:
-        return (_retention, (self.bytes, self.age, self.records))
-
     def as_dict(self) -> dict[str, float | None]:
         """Return what it was made of."""
         return {"bytes": self.bytes, "age": self.age, "records": self.records}
 
 
-def _retention(bytes: int | None, age: float | None, records: int | None) -> Retention:
-    return Retention(bytes=bytes, age=age, records=records)
+def number(what: str, value: object, least: float, most: float) -> float:
+    """Check a number that a caller gave: finite, from `least` to `most`."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidType(f"{what} {value!r}: expected a number")
+    if not least <= value <= most:
+        raise InvalidArgument(f"{what} {value!r}: expected a number from {least:g} to {most:g}")
+    return float(value)
+
+
+class RetryPolicy(_Frozen):
+    """How often a message of a queue is tried, and how long it waits in between.
+
+    The waits grow from `backoff` by `factor` up to `max_delay`; the defaults make about 27 minutes
+    of trying. Cannot be changed.
+
+    Args:
+        max_attempts: leases of a message, 1 to 62; after the last that failed it is dead.
+        backoff: seconds after the first failure.
+        factor: each wait is so many times the one before.
+        max_delay: seconds, the longest wait.
+        jitter: part of a wait by which it is shorter or longer at random, 0 to 1.
+
+    >>> policy = RetryPolicy(max_attempts=4, jitter=0.0)
+    >>> [policy.delay(attempt) for attempt in (1, 2, 3)]
+    [1.0, 2.0, 4.0]
+    """
+
+    __slots__ = ("backoff", "factor", "jitter", "max_attempts", "max_delay")
+    max_attempts: int
+    backoff: float
+    factor: float
+    max_delay: float
+    jitter: float
+
+    def __init__(
+        self,
+        *,
+        max_attempts: int = 12,
+        backoff: float = 1.0,
+        factor: float = 2.0,
+        max_delay: float = 600.0,
+        jitter: float = 0.25,
+    ) -> None:
+        most = float(10 * 365 * 86400)
+        checked = {
+            "max_attempts": integer("max_attempts", max_attempts, 1, 62),
+            "backoff": number("backoff", backoff, 0.0, most),
+            "factor": number("factor", factor, 1.0, 1000.0),
+            "max_delay": number("max_delay", max_delay, 0.0, most),
+            "jitter": number("jitter", jitter, 0.0, 1.0),
+        }
+        for name, value in checked.items():
+            object.__setattr__(self, name, value)
+
+    def as_dict(self) -> dict[str, float]:
+        """Return what it was made of."""
+        return {
+            "max_attempts": self.max_attempts,
+            "backoff": self.backoff,
+            "factor": self.factor,
+            "max_delay": self.max_delay,
+            "jitter": self.jitter,
+        }
+
+    def delay(self, attempt: int, random: float = 0.5) -> float:
+        """Seconds to wait after the failure of an attempt.
+
+        Args:
+            attempt: 1 for the first.
+            random: from 0 (the shortest wait) to 1 (the longest).
+        """
+        steps = min(max(attempt, 1) - 1, 100)  # 1000 ** 100 still is a float
+        wait = min(self.backoff * self.factor**steps, self.max_delay)
+        return wait * (1.0 + self.jitter * (2.0 * random - 1.0))
