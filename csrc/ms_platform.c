@@ -17,19 +17,46 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-int64_t ms_clock_wall_us(void) {
-  struct timespec now;
-  clock_gettime(CLOCK_REALTIME, &now);
-  return (int64_t)now.tv_sec * 1000000 + now.tv_nsec / 1000;
+/* The virtual clock. The skew is written before the flag: who sees the flag (acquire) sees it. */
+static atomic_bool clock_virtual;
+static _Atomic int64_t clock_skew_ns;
+
+static int64_t skew_ns(void) {
+  if (MS_LIKELY(!atomic_load_explicit(&clock_virtual, memory_order_acquire))) return 0;
+  return atomic_load_explicit(&clock_skew_ns, memory_order_relaxed);
 }
 
-int64_t ms_clock_monotonic_ns(void) {
+void ms_clock_set(bool is_virtual, int64_t skew) {
+  atomic_store_explicit(&clock_skew_ns, skew, memory_order_relaxed);
+  /* Release: pairs with the acquire in skew_ns. */
+  atomic_store_explicit(&clock_virtual, is_virtual, memory_order_release);
+}
+
+bool ms_clock_is_virtual(void) {
+  return atomic_load_explicit(&clock_virtual, memory_order_acquire);
+}
+
+static int64_t read_ns(clockid_t which) {
   struct timespec now;
-  clock_gettime(CLOCK_MONOTONIC, &now);
+  clock_gettime(which, &now);
   return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
+int64_t ms_clock_wall_us(void) { return (read_ns(CLOCK_REALTIME) + skew_ns()) / 1000; }
+
+int64_t ms_clock_monotonic_ns(void) { return read_ns(CLOCK_MONOTONIC) + skew_ns(); }
+
+int64_t ms_clock_boot_ns(void) { return read_ns(CLOCK_BOOTTIME) + skew_ns(); }
+
+/* How long to sleep in real time: whoever advances the virtual clock wakes nobody. */
+static int64_t real_sleep_ns(int64_t timeout_ns) {
+  const int64_t most = MS_CLOCK_VIRTUAL_SLEEP_NS;
+  if (MS_LIKELY(!ms_clock_is_virtual())) return timeout_ns;
+  return timeout_ns < 0 || timeout_ns > most ? most : timeout_ns;
+}
+
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
+  timeout_ns = real_sleep_ns(timeout_ns);
   struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
   /* Without FUTEX_PRIVATE_FLAG: the word lies in a file that other processes map elsewhere. */
   long result =
@@ -44,7 +71,8 @@ void ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
 
 int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_t bits,
                         int64_t timeout_ns) {
-  int64_t end = ms_clock_monotonic_ns() + timeout_ns; /* FUTEX_WAIT_BITSET takes a point in time */
+  /* FUTEX_WAIT_BITSET takes a point in time. */
+  int64_t end = read_ns(CLOCK_MONOTONIC) + real_sleep_ns(timeout_ns);
   struct timespec deadline = {end / 1000000000, end % 1000000000};
   long result = syscall(SYS_futex, word, FUTEX_WAIT_BITSET, expected, &deadline, NULL, bits);
   if (result == 0 || errno == EAGAIN) return 0;

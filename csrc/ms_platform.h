@@ -1,6 +1,6 @@
 /* The CPU and the kernel: cache lines, clocks, futexes, advice about pages, forks, yield points.
  *
- * Every function is thread-safe and keeps no state but the fork guard's. Knows no file and no
+ * Every function is thread-safe and keeps no state but the fork guard's and the virtual clock's. Knows no file and no
  * Python. MS_YIELD(name) marks a point where the test scheduler may run, stop or kill another
  * virtual process; in builds without MS_SCHEDULER it is nothing.
  */
@@ -34,9 +34,18 @@ void ms_scheduler_yield(const char *name);
 #define MS_ASSERT(condition) ((void)0)
 #endif
 
-/* Microseconds since 1970 (CLOCK_REALTIME: may jump) and nanoseconds of CLOCK_MONOTONIC. */
+/* Microseconds since 1970 (CLOCK_REALTIME: may jump), nanoseconds of CLOCK_MONOTONIC (stands still
+ * while the machine is suspended) and of CLOCK_BOOTTIME (does not). */
 int64_t ms_clock_wall_us(void);
 int64_t ms_clock_monotonic_ns(void);
+int64_t ms_clock_boot_ns(void);
+
+/* For tests of users: while virtual, the three clocks of this process run skew_ns ahead of the
+ * machine's, and no sleep below is longer than MS_CLOCK_VIRTUAL_SLEEP_NS, so that sleepers see a
+ * jump soon. They go on at the usual pace: a wait with a time-out ends, also if nobody advances. */
+#define MS_CLOCK_VIRTUAL_SLEEP_NS INT64_C(2000000)
+void ms_clock_set(bool is_virtual, int64_t skew_ns);
+bool ms_clock_is_virtual(void);
 
 static inline void ms_cpu_relax(void) {
 #if defined(__x86_64__)
@@ -48,7 +57,8 @@ static inline void ms_cpu_relax(void) {
 
 /* Sleep while *word == expected, at most timeout_ns (negative: for ever). Shared between
  * processes. Returns 0 when woken or when *word differed at once, else ETIMEDOUT or EINTR. May
- * wake for nothing: callers look again. Blocks: call without the GIL. */
+ * wake for nothing or too early (virtual clock): callers look again. Blocks: call without the GIL.
+ */
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
 
 /* The same for sleepers of several classes: who sleeps with a bit is woken by a wake with that

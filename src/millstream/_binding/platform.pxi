@@ -1,4 +1,8 @@
 # ms_platform.h and ms_xxh3.h
+cdef extern from "ms_platform.h" nogil:
+    void ms_clock_set(cbool is_virtual, int64_t skew_ns)
+
+
 def xxh3_64(data, uint64_t seed=0):
     """XXH3-64 of bytes-like data, as an int."""
     cdef Py_buffer view
@@ -29,6 +33,11 @@ def fork_count():
 def wall_us():
     """Microseconds since 1970."""
     return ms_clock_wall_us()
+
+
+def set_clock(bint is_virtual, int64_t skew_ns=0):
+    """Let the clocks of this process run `skew_ns` ahead of the machine's, or end that."""
+    ms_clock_set(is_virtual, skew_ns)
 
 
 def private_memory(bytes data):
