@@ -65,8 +65,9 @@ int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeo
   return errno;
 }
 
-void ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
-  (void)syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
+  long woken = syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
+  return woken > 0 ? (int32_t)woken : 0;
 }
 
 int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_t bits,

@@ -67,8 +67,8 @@ int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_
                         int64_t timeout_ns);
 void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t bits);
 
-/* Wake up to count sleepers (INT32_MAX: all). */
-void ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
+/* Wake up to count sleepers (INT32_MAX: all); how many slept. */
+int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
 
 /* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
  * pages in, writable or not, without touching their bytes; EFAULT where a store would raise

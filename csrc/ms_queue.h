@@ -58,7 +58,12 @@ typedef struct ms_instant {
 } ms_instant;
 void ms_now(ms_instant *out_now);
 
-typedef struct ms_queue {
+typedef struct ms_queue ms_queue;
+/* mono as it is; boot and wall from mono by offsets that are at most 50 ms old: one clock is read,
+ * and boot is never ahead of the truth. */
+void ms_now_near(ms_queue *queue, ms_instant *out_now);
+
+struct ms_queue {
   ms_slots_header *slots;
   ms_blocks_header *blocks; /* NULL: only what fits a slot */
   ms_hints_header *hints;
@@ -81,9 +86,13 @@ typedef struct ms_queue {
   bool ageing;
   bool block_key;  /* on_dead "stop": a dead message holds up its key */
   uint32_t cursor; /* where this process looks for a free slot */
-  uint32_t region; /* begin of the run of slots that it looks in */
+  uint32_t region; /* the extent that it looks in */
+  uint32_t region_taken;
   uint32_t block_cursor;
-} ms_queue;
+  int64_t offsets_at; /* mono_ns when the offsets were taken */
+  int64_t boot_offset;
+  int64_t wall_offset;
+};
 
 /* How large the files are, and where slots begin to be published. */
 uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count);   /* rounded up to extents */
