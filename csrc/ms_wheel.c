@@ -56,24 +56,26 @@ static void append(const ms_wheel *wheel, uint32_t node, uint32_t bucket) {
   wheel->state->count++;
 }
 
-/* The node says that it is in the bucket; damaged links are left as they are. */
-static void take_out(const ms_wheel *wheel, uint32_t node, uint32_t bucket) {
+/* The node says that it is in the bucket. False: it is out, but its links were damaged. */
+static bool take_out(const ms_wheel *wheel, uint32_t node, uint32_t bucket) {
   ms_wheel_node *at = &wheel->nodes[node];
   uint32_t *first = &wheel->state->heads[bucket];
   uint32_t next = at->next, previous = at->previous;
-  if (!is_link(wheel, next)) next = 0;
-  if (!is_link(wheel, previous)) previous = node + 1;
   at->bucket = 0;
+  if (!is_link(wheel, *first) || !is_link(wheel, previous)) return false;
+  if (next != 0 && !is_link(wheel, next)) return false;
   if (*first == node + 1)
     *first = next;
   else
     wheel->nodes[previous - 1].next = next;
   if (next != 0)
     wheel->nodes[next - 1].previous = previous;
-  else if (is_link(wheel, *first))
+  else if (*first != 0)
     wheel->nodes[*first - 1].previous = previous;
-  if (*first == 0) set_occupied(wheel, bucket, false);
+  else
+    set_occupied(wheel, bucket, false);
   if (wheel->state->count > 0) wheel->state->count--;
+  return true;
 }
 
 /* --- places ----------------------------------------------------------------------------------- */
@@ -157,10 +159,9 @@ void ms_wheel_init(const ms_wheel *wheel, uint64_t now) {
 void ms_wheel_remove(const ms_wheel *wheel, uint32_t node) {
   if (node >= wheel->node_count) return;
   uint32_t bucket = wheel->nodes[node].bucket;
-  if (bucket - 1 < BUCKET_COUNT)
-    take_out(wheel, node, bucket - 1);
-  else
-    wheel->nodes[node].bucket = 0;
+  wheel->nodes[node].bucket = 0;
+  if (bucket - 1 < BUCKET_COUNT && !take_out(wheel, node, bucket - 1))
+    rebuild(wheel, wheel->state->now);
 }
 
 void ms_wheel_add(const ms_wheel *wheel, uint32_t node, uint32_t reuse, uint64_t due) {
@@ -200,7 +201,7 @@ uint32_t ms_wheel_pop(const ms_wheel *wheel, uint64_t now, uint32_t *out_nodes,
     } else if (!is_link(wheel, link) || wheel->nodes[link - 1].bucket != bucket + 1) {
       sound = false;
     } else {
-      take_out(wheel, link - 1, bucket);
+      sound = take_out(wheel, link - 1, bucket);
       if (wheel->nodes[link - 1].due <= now)
         out_nodes[count++] = link - 1;
       else /* by damage in a bucket too early */
