@@ -12,12 +12,15 @@ from millstream.inspect.checking import Report, verify
 from millstream.inspect.columns import Batch
 from millstream.inspect.layout import Finding, Note, Problem
 from millstream.inspect.mending import Action, repair
-from millstream.inspect.reading import Record, batches, dump, records, store
+from millstream.inspect.queue_layout import Failure, Message
+from millstream.inspect.reading import Record, batches, dump, messages, records, store
 
 __all__ = [
     "Action",
     "Batch",
+    "Failure",
     "Finding",
+    "Message",
     "Note",
     "Problem",
     "Record",
@@ -27,6 +30,7 @@ __all__ = [
     "StreamInfo",
     "batches",
     "dump",
+    "messages",
     "records",
     "repair",
     "store",

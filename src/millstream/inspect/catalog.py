@@ -118,7 +118,7 @@ def read_json(path: Path, kinds: dict[str, Any]) -> dict[str, Any]:
         value = fields.get(name)
         if not isinstance(value, kind) or (kind is int and (isinstance(value, bool) or value < 0)):
             raise Invalid(f"{name} of type", kind.__name__, value)
-    for name, digits in (("store_id", 32), ("stream_id", 16)):
+    for name, digits in (("store_id", 32), ("stream_id", 16), ("queue_id", 16)):
         if name in kinds and not re.fullmatch(f"[0-9a-f]{{{digits}}}", fields[name]):
             raise Invalid(name, f"{digits} hex digits", fields[name])
     return fields

@@ -11,6 +11,7 @@ import numpy as np
 from millstream.errors import StorageError
 from millstream.inspect.catalog import (
     SegmentInfo,
+    StoreInfo,
     open_store,
     open_stream,
     partition_numbers,
@@ -28,18 +29,22 @@ from millstream.inspect.layout import (
     Path_,
     Problem,
 )
+from millstream.inspect.queue_layout import Message
+from millstream.inspect.queues import Queue, open_queue, queue_paths
 from millstream.inspect.walk import Log
 
 
 @dataclass(slots=True)
 class Report:
-    """What `verify` saw. `bytes` are those of valid batches."""
+    """What `verify` saw. `bytes` are those of valid batches, and of messages."""
 
     streams: int = 0
     partitions: int = 0
     segments: int = 0
     batches: int = 0
     records: int = 0
+    queues: int = 0
+    messages: int = 0
     bytes: int = 0
     problems: list[Problem] = field(default_factory=list)
     notes: list[Note] = field(default_factory=list)
@@ -61,6 +66,7 @@ def verify(
     path: Path_,
     stream: str | None = None,
     *,
+    queue: str | None = None,
     progress: Callable[[int, int], None] | None = None,
 ) -> Report:
     """Check every byte that means something, and change none. Damage never ends it early.
@@ -69,11 +75,12 @@ def verify(
 
     Args:
         path: directory of the store.
-        stream: only this one.
+        stream: only this one, and no queue.
+        queue: only this one, and no stream.
         progress: called with (bytes done, bytes in all of the segments found so far).
 
     Raises:
-        NotFound: no such stream.
+        NotFound: no such stream or queue.
         StorageError: the directory cannot be read.
     """
     top, report = Path(path), Report()
@@ -86,7 +93,7 @@ def verify(
     except Invalid as bad:
         report.add(bad.problem("store", top / "store.json", None, advice))
         return report
-    for where in stream_paths(top, stream):
+    for where in [] if queue is not None else stream_paths(top, stream):
         if where.name.endswith(".tmp") and not (where / "stream.json").exists():
             report.add(Note("tmp", where, None, "set aside, never read"))
             continue
@@ -120,9 +127,42 @@ def verify(
                         progress(report.bytes, max(total, report.bytes))
                 else:
                     report.add(event)
+    for where in [] if stream is not None else queue_paths(top, queue):
+        verify_queue(info, where, report, progress)
     if progress is not None:
         progress(report.bytes, report.bytes)
     return report
+
+
+def verify_queue(
+    store: StoreInfo,
+    path: Path,
+    report: Report,
+    progress: Callable[[int, int], None] | None,
+) -> None:
+    """Check one queue, and add to the report what is found."""
+    try:
+        info = open_queue(path)
+    except Invalid as bad:
+        advice = "restore it from a backup; nothing of it can be guessed"
+        report.add(bad.problem("queue", path / "queue.json", None, advice))
+        return
+    except StorageError as error:
+        report.add(unreadable(path / "queue.json", error))
+        return
+    report.queues += 1
+    try:
+        with Queue(store, info) as queue:
+            for event in queue.events():
+                if not isinstance(event, Message):
+                    report.add(event)
+                    continue
+                report.messages += 1
+                report.bytes += event.content_bytes
+                if progress is not None and report.messages % 4096 == 0:
+                    progress(report.bytes, report.bytes)
+    except StorageError as error:
+        report.add(unreadable(path, error))
 
 
 def checked(log: Log) -> Iterator[SegmentInfo | Batch | Finding]:

@@ -23,6 +23,8 @@ from millstream.inspect.layout import (
     Path_,
     Problem,
 )
+from millstream.inspect.queue_layout import Message, QueueInfo
+from millstream.inspect.queues import Queue, open_queue, queue_paths
 from millstream.inspect.walk import Log
 
 SHOWN_OF_SEGMENT = (
@@ -33,6 +35,10 @@ SHOWN_OF_BATCH = (
     "segment position file_position length count base_offset next_offset timestamp_min"
     " timestamp_max producer sequence synced_distance"
 )
+
+
+SHOWN_OF_QUEUE = "slot_count block_count paused poison next_id slot_bytes"
+SHOWN_OF_MESSAGE = "slot state id lane attempts reuse tick put_at due expires"
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,18 +163,84 @@ def records(
 
 
 def dump(
-    path: Path_, stream: str | None = None, partition: int | None = None, *, json: bool = False
+    path: Path_,
+    stream: str | None = None,
+    partition: int | None = None,
+    *,
+    queue: str | None = None,
+    json: bool = False,
 ) -> Iterator[str | dict[str, object]]:
     """Yield one line for each segment, batch and finding, in the order of the log.
+
+    Then, unless a stream is named, one for each queue, message and finding in the order of slots;
+    with `queue`, those of that queue alone.
 
     Damage does not end it. With `json`, yields dictionaries that json can write instead.
     Raises what `store` raises for the JSON files.
     """
-    for log in logs(path, stream, partition):
-        for event in log.events():
-            item = described(event, log)
-            head, *rest = item.items()
-            yield item if json else f"{head[1]} " + " ".join(f"{k}={v}" for k, v in rest)
+    for item in dumped(Path(path), stream, partition, queue):
+        head, *rest = item.items()
+        yield item if json else f"{head[1]} " + " ".join(f"{k}={v}" for k, v in rest)
+
+
+def dumped(
+    path: Path, stream: str | None, partition: int | None, queue: str | None
+) -> Iterator[dict[str, object]]:
+    """Yield what `dump` shows."""
+    if queue is None:
+        for log in logs(path, stream, partition):
+            for event in log.events():
+                yield described(event, log)
+    if stream is None:
+        for one in queues(path, queue):
+            shown = {name: getattr(one.info, name) for name in SHOWN_OF_QUEUE.split()}
+            yield {"item": "queue", "queue": one.info.name, **shown}
+            for found in one.events():
+                yield described_message(found, one.info)
+
+
+def queues(path: Path_, queue: str | None = None) -> Iterator[Queue]:
+    """Yield the queues of a store, each open until the next; raises what `store` raises."""
+    top = Path(path)
+    with strict(top / "store.json"):
+        info, _ = open_store(top)
+    for where in queue_paths(top, queue):
+        with strict(where / "queue.json"):
+            found = open_queue(where)
+        with Queue(info, found) as one:
+            yield one
+
+
+def messages(path: Path_, queue: str | None = None) -> Iterator[Message]:
+    """Yield every message that is not over, queue by queue, in the order of slots.
+
+    Puts that a power cut took, and dead letters that are damaged, are left out.
+
+    Raises:
+        CorruptBatch: a damaged message; those before it have been yielded.
+        VersionMismatch: a newer format.
+        NotFound: no such queue.
+        StorageError: a file cannot be read.
+    """
+    for one in queues(path, queue):
+        for event in one.events():
+            if isinstance(event, Problem):
+                raise damaged(event)
+            if isinstance(event, Message):
+                yield event
+
+
+def described_message(event: Message | Finding, info: QueueInfo) -> dict[str, object]:
+    """Return a message or a finding of a queue as a dictionary of plain values."""
+    if not isinstance(event, Message):
+        return described_finding(event, {"queue": info.name})
+    shown = {name: getattr(event, name) for name in SHOWN_OF_MESSAGE.split()}
+    sizes = {"key_bytes": len(event.key), "headers": len(event.headers)}
+    rest = {"payload_bytes": len(event.payload), "blocks": len(event.blocks)}
+    why: dict[str, object] = {"failures": len(event.failures)}
+    if event.failures:
+        why = {**why, "kind": event.failures[0].kind, "last": event.failures[0].last}
+    return {"item": "message", "queue": info.name, **shown, **sizes, **rest, **why}
 
 
 def described(event: SegmentInfo | Batch | Finding, log: Log) -> dict[str, object]:
@@ -182,6 +254,11 @@ def described(event: SegmentInfo | Batch | Finding, log: Log) -> dict[str, objec
         shown = {name: getattr(event, name) for name in SHOWN_OF_BATCH.split()}
         ends = {"flags": f"{event.flags:#05x}", "hash": f"{event.hash:016x}"}
         return {"item": "batch", **where, **shown, **ends, "chain": f"{event.chain:08x}"}
+    return described_finding(event, where)
+
+
+def described_finding(event: Finding, where: dict[str, object]) -> dict[str, object]:
+    """Return a finding as a dictionary of plain values."""
     word = "problem" if isinstance(event, Problem) else "note"
     plain = {"kind": event.kind, "path": str(event.path), "position": event.position}
     return {"item": word, **where, **plain, "text": str(getattr(event, "text", event))}
