@@ -185,7 +185,9 @@ typedef struct ms_slots_header {
   _Atomic uint32_t slot_count;
   _Atomic uint32_t paused;
   _Atomic uint32_t poison;
-  uint32_t reserved1[13];
+  uint32_t reserved1;
+  _Atomic int64_t wall_of_boot;
+  uint64_t reserved3[5];
   _Atomic uint64_t next_id;
   uint64_t reserved2[7];
 } ms_slots_header;
@@ -413,85 +415,86 @@ typedef struct ms_dedup_entry {
   XX(ms_batch_header, producer, 48)         \
   XX(ms_batch_header, synced_distance, 52)  \
   XX(ms_batch_header, sequence, 56)         \
-  XX(ms_slots_header, magic, 0) \
-  XX(ms_slots_header, version, 8) \
-  XX(ms_slots_header, slot_bytes, 12) \
-  XX(ms_slots_header, store_id, 16) \
-  XX(ms_slots_header, queue_id, 32) \
-  XX(ms_slots_header, salt, 40) \
-  XX(ms_slots_header, checksum, 48) \
-  XX(ms_slots_header, slot_count, 128) \
-  XX(ms_slots_header, paused, 132) \
-  XX(ms_slots_header, poison, 136) \
-  XX(ms_slots_header, next_id, 192) \
-  XX(ms_slot, hash, 0) \
-  XX(ms_slot, id, 8) \
-  XX(ms_slot, put_at, 16) \
-  XX(ms_slot, due, 24) \
-  XX(ms_slot, expires, 32) \
-  XX(ms_slot, key_hash, 40) \
-  XX(ms_slot, dedup, 48) \
-  XX(ms_slot, payload_length, 64) \
-  XX(ms_slot, key_length, 68) \
-  XX(ms_slot, headers_length, 72) \
-  XX(ms_slot, first_block, 76) \
-  XX(ms_slot, content_hash, 80) \
-  XX(ms_slot, slot, 88) \
-  XX(ms_slot, reuse, 92) \
-  XX(ms_slot, lane, 94) \
-  XX(ms_failure, hash, 0) \
-  XX(ms_failure, id, 8) \
-  XX(ms_failure, first_at, 16) \
-  XX(ms_failure, last_at, 24) \
-  XX(ms_failure, attempts, 32) \
-  XX(ms_failure, kind, 34) \
-  XX(ms_failure, first_length, 35) \
-  XX(ms_failure, last_length, 36) \
-  XX(ms_failure, first, 40) \
-  XX(ms_failure, last, 148) \
-  XX(ms_blocks_header, magic, 0) \
-  XX(ms_blocks_header, version, 8) \
-  XX(ms_blocks_header, block_max, 12) \
-  XX(ms_blocks_header, store_id, 16) \
-  XX(ms_blocks_header, queue_id, 32) \
-  XX(ms_blocks_header, checksum, 40) \
-  XX(ms_blocks_header, block_count, 128) \
-  XX(ms_hints_header, magic, 0) \
-  XX(ms_hints_header, version, 8) \
-  XX(ms_hints_header, slot_max, 12) \
-  XX(ms_hints_header, store_id, 16) \
-  XX(ms_hints_header, queue_id, 32) \
-  XX(ms_hints_header, lanes, 40) \
-  XX(ms_hints_header, cell_bits, 44) \
-  XX(ms_hints_header, ordered, 48) \
-  XX(ms_hints_header, state, 52) \
-  XX(ms_hints_header, wake, 64) \
-  XX(ms_hints_header, waiters, 68) \
-  XX(ms_hints_header, room, 128) \
-  XX(ms_hints_header, room_waiters, 132) \
-  XX(ms_hints_header, settled, 192) \
+  XX(ms_slots_header, magic, 0)             \
+  XX(ms_slots_header, version, 8)           \
+  XX(ms_slots_header, slot_bytes, 12)       \
+  XX(ms_slots_header, store_id, 16)         \
+  XX(ms_slots_header, queue_id, 32)         \
+  XX(ms_slots_header, salt, 40)             \
+  XX(ms_slots_header, checksum, 48)         \
+  XX(ms_slots_header, slot_count, 128)      \
+  XX(ms_slots_header, paused, 132)          \
+  XX(ms_slots_header, poison, 136)          \
+  XX(ms_slots_header, wall_of_boot, 144)    \
+  XX(ms_slots_header, next_id, 192)         \
+  XX(ms_slot, hash, 0)                      \
+  XX(ms_slot, id, 8)                        \
+  XX(ms_slot, put_at, 16)                   \
+  XX(ms_slot, due, 24)                      \
+  XX(ms_slot, expires, 32)                  \
+  XX(ms_slot, key_hash, 40)                 \
+  XX(ms_slot, dedup, 48)                    \
+  XX(ms_slot, payload_length, 64)           \
+  XX(ms_slot, key_length, 68)               \
+  XX(ms_slot, headers_length, 72)           \
+  XX(ms_slot, first_block, 76)              \
+  XX(ms_slot, content_hash, 80)             \
+  XX(ms_slot, slot, 88)                     \
+  XX(ms_slot, reuse, 92)                    \
+  XX(ms_slot, lane, 94)                     \
+  XX(ms_failure, hash, 0)                   \
+  XX(ms_failure, id, 8)                     \
+  XX(ms_failure, first_at, 16)              \
+  XX(ms_failure, last_at, 24)               \
+  XX(ms_failure, attempts, 32)              \
+  XX(ms_failure, kind, 34)                  \
+  XX(ms_failure, first_length, 35)          \
+  XX(ms_failure, last_length, 36)           \
+  XX(ms_failure, first, 40)                 \
+  XX(ms_failure, last, 148)                 \
+  XX(ms_blocks_header, magic, 0)            \
+  XX(ms_blocks_header, version, 8)          \
+  XX(ms_blocks_header, block_max, 12)       \
+  XX(ms_blocks_header, store_id, 16)        \
+  XX(ms_blocks_header, queue_id, 32)        \
+  XX(ms_blocks_header, checksum, 40)        \
+  XX(ms_blocks_header, block_count, 128)    \
+  XX(ms_hints_header, magic, 0)             \
+  XX(ms_hints_header, version, 8)           \
+  XX(ms_hints_header, slot_max, 12)         \
+  XX(ms_hints_header, store_id, 16)         \
+  XX(ms_hints_header, queue_id, 32)         \
+  XX(ms_hints_header, lanes, 40)            \
+  XX(ms_hints_header, cell_bits, 44)        \
+  XX(ms_hints_header, ordered, 48)          \
+  XX(ms_hints_header, state, 52)            \
+  XX(ms_hints_header, wake, 64)             \
+  XX(ms_hints_header, waiters, 68)          \
+  XX(ms_hints_header, room, 128)            \
+  XX(ms_hints_header, room_waiters, 132)    \
+  XX(ms_hints_header, settled, 192)         \
   XX(ms_hints_header, settled_waiters, 196) \
-  XX(ms_hints_header, watched, 256) \
-  XX(ms_hints_header, lease_due, 264) \
-  XX(ms_hints_header, noted, 272) \
-  XX(ms_hints_header, sweep, 280) \
-  XX(ms_hints_header, missed, 284) \
-  XX(ms_hints_header, swept, 288) \
-  XX(ms_hints_header, expiry_due, 296) \
-  XX(ms_hints_header, sync, 320) \
-  XX(ms_hints_header, sync_wake, 324) \
-  XX(ms_hints_header, sync_begun, 328) \
-  XX(ms_hints_header, sync_ended, 336) \
-  XX(ms_hints_header, written, 344) \
-  XX(ms_hints_header, wheel, 384) \
-  XX(ms_hints_header, maintenance, 388) \
-  XX(ms_hints_header, wheel_due, 392) \
-  XX(ms_hints_header, gets, 448) \
-  XX(ms_hints_header, expired, 512) \
-  XX(ms_hints_header, evicted, 520) \
-  XX(ms_hints_header, redelivered, 528) \
-  XX(ms_hints_header, corrupt, 536) \
-  XX(ms_hints_header, noted_tail, 576) \
+  XX(ms_hints_header, watched, 256)         \
+  XX(ms_hints_header, lease_due, 264)       \
+  XX(ms_hints_header, noted, 272)           \
+  XX(ms_hints_header, sweep, 280)           \
+  XX(ms_hints_header, missed, 284)          \
+  XX(ms_hints_header, swept, 288)           \
+  XX(ms_hints_header, expiry_due, 296)      \
+  XX(ms_hints_header, sync, 320)            \
+  XX(ms_hints_header, sync_wake, 324)       \
+  XX(ms_hints_header, sync_begun, 328)      \
+  XX(ms_hints_header, sync_ended, 336)      \
+  XX(ms_hints_header, written, 344)         \
+  XX(ms_hints_header, wheel, 384)           \
+  XX(ms_hints_header, maintenance, 388)     \
+  XX(ms_hints_header, wheel_due, 392)       \
+  XX(ms_hints_header, gets, 448)            \
+  XX(ms_hints_header, expired, 512)         \
+  XX(ms_hints_header, evicted, 520)         \
+  XX(ms_hints_header, redelivered, 528)     \
+  XX(ms_hints_header, corrupt, 536)         \
+  XX(ms_hints_header, noted_tail, 576)      \
   XX(ms_hints_header, lane, 640)
 
 #define MS_ASSERT_OFFSET(type, field, at) \

@@ -80,7 +80,7 @@ struct ms_queue {
   uint32_t dead_limit;
   uint32_t block_max;
   uint32_t lanes;
-  uint32_t self;   /* owner word of this process; 0: only looks */
+  uint32_t self; /* owner word of this process; 0: only looks */
   uint32_t max_attempts;
   uint64_t generation;
   bool ageing;
@@ -95,8 +95,8 @@ struct ms_queue {
 };
 
 /* How large the files are, and where slots begin to be published. */
-uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count);   /* rounded up to extents */
-uint64_t ms_blocks_size(uint32_t block_count);                      /* likewise */
+uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count); /* rounded up to extents */
+uint64_t ms_blocks_size(uint32_t block_count);                    /* likewise */
 uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bool ordered);
 
 /* Fill in the pointers after `slots`, `blocks`, `hints` and the plain numbers were set. Checks the
@@ -124,8 +124,8 @@ typedef struct ms_message {
   uint32_t headers_length;
   uint32_t payload_length;
   uint32_t lane;
-  int64_t delay_ns;  /* 0: at once */
-  int64_t due_us;    /* wall time, for display and reopening; 0: at once */
+  int64_t delay_ns;   /* 0: at once */
+  int64_t due_us;     /* wall time, for display and reopening; 0: at once */
   int64_t expires_us; /* 0: never */
   uint64_t key_hash;  /* with buckets: which; taken from the key by the caller */
   uint64_t dedup[2];
@@ -170,8 +170,7 @@ MS_MUST_USE ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease,
 /* Counted: to READY or DELAYED, or DEAD where attempts are spent (*out_dead). */
 MS_MUST_USE ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
                                         uint32_t kind, const void *text, size_t length,
-                                        const ms_instant *now, bool *out_dead,
-                                        uint32_t *out_owner);
+                                        const ms_instant *now, bool *out_dead, uint32_t *out_owner);
 MS_MUST_USE ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
                                           const void *text, size_t length, const ms_instant *now,
                                           uint32_t *out_owner);

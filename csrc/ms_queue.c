@@ -1,0 +1,737 @@
+/* Putting, taking and finishing messages.
+ *
+ * Threads: callers keep the GIL, processes meet only in atomics. Invariants: (1) a slot and its
+ * blocks are written by the owner of WRITING alone, failure record g & 1 by the holder of grant g.
+ * (2) what a word publishes was written before it, with release. (3) nobody changes a word but by
+ * a compare-and-swap from the whole value it has seen. (4) a hint (ring, wheel, owner, bucket list)
+ * is only ever a reason to look at the word. Crash: WRITING without its owner, LEASED without its
+ * holder, a hint that is not there: the sweep (ms_sweep.c) mends each.
+ * Does no waiting, no file, no policy.
+ */
+#include "ms_queue_parts.h"
+#include "ms_xxh3.h"
+
+#include <errno.h>
+#include <string.h>
+#include <time.h>
+
+enum { OFFSETS_NS = 50000000, WHEEL_SPINS = 200 };
+
+static uint64_t up_to(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
+
+uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count) {
+  uint64_t extents = up_to(slot_count, MS_QUEUE_EXTENT_SLOTS);
+  return MS_QUEUE_EXTENTS_POSITION + extents * (8u + slot_bytes + 2u * sizeof(ms_failure));
+}
+
+uint64_t ms_blocks_size(uint32_t block_count) {
+  uint64_t blocks = up_to(block_count, MS_QUEUE_EXTENT_BLOCKS);
+  return MS_QUEUE_EXTENTS_POSITION + blocks * (8u + MS_QUEUE_BLOCK_BYTES);
+}
+
+static uint32_t cell_bits_for(uint32_t slot_max) {
+  uint32_t bits = 6;
+  while ((UINT64_C(1) << bits) < 2 * (uint64_t)slot_max) bits++;
+  return bits;
+}
+
+/* Each region begins at a page. */
+typedef struct hints_layout {
+  uint64_t participants, owners, wheel, nodes, rings, links, buckets, size;
+} hints_layout;
+
+static hints_layout hints_layout_of(uint32_t slot_max, uint32_t lanes, bool ordered) {
+  hints_layout at = {0};
+  uint64_t cells = UINT64_C(8) << cell_bits_for(slot_max);
+  at.participants = MS_PAGE_BYTES;
+  at.owners = at.participants + 4u * MS_MEMBER_COUNT_MAX;
+  at.wheel = at.owners + up_to(8u * (uint64_t)slot_max, MS_PAGE_BYTES);
+  at.nodes = at.wheel + up_to(sizeof(ms_wheel_state), MS_PAGE_BYTES);
+  at.rings = at.nodes + up_to(sizeof(ms_wheel_node) * (uint64_t)slot_max, MS_PAGE_BYTES);
+  at.links = at.rings + lanes * up_to(cells, MS_PAGE_BYTES);
+  at.buckets = at.links + (ordered ? up_to(4u * (uint64_t)slot_max, MS_PAGE_BYTES) : 0);
+  at.size = at.buckets + (ordered ? sizeof(ms_bucket) * (uint64_t)MS_QUEUE_BUCKETS : 0);
+  return at;
+}
+
+uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bool ordered) {
+  return hints_layout_of(slot_max, lanes, ordered).size;
+}
+
+ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
+                          uint64_t hints_size, ms_error *err) {
+  ms_hints_header *hints = queue->hints;
+  bool ordered = hints && hints->ordered;
+  if (queue->slot_bytes < 128 || queue->slot_bytes % 64 || queue->slot_max == 0 ||
+      queue->slot_max >= 1u << 24 || queue->lanes == 0 || queue->lanes > MS_QUEUE_LANES_MAX)
+    return ms_fail(err, MS_INVALID, 0, 0, queue->slot_max, "slots: impossible sizes");
+  if (slots_size < ms_slots_size(queue->slot_bytes, queue->slot_max))
+    return ms_fail(err, MS_CORRUPT, 0, ms_slots_size(queue->slot_bytes, queue->slot_max),
+                   slots_size, "slots: shorter than it was made");
+  if (queue->blocks && blocks_size < ms_blocks_size(queue->block_max))
+    return ms_fail(err, MS_CORRUPT, 0, ms_blocks_size(queue->block_max), blocks_size,
+                   "blocks: shorter than it was made");
+  queue->cursor = queue->region = queue->region_taken = queue->block_cursor = 0;
+  queue->offsets_at = 0;
+  if (!hints) return MS_OK;
+  hints_layout at = hints_layout_of(queue->slot_max, queue->lanes, ordered);
+  if (hints->slot_max != queue->slot_max || hints->lanes != queue->lanes || hints_size < at.size ||
+      hints->cell_bits != cell_bits_for(queue->slot_max))
+    return ms_fail(err, MS_CORRUPT, 0, at.size, hints_size, "hints: not those of these slots");
+  uint8_t *base = (uint8_t *)hints;
+  queue->participants = (_Atomic uint32_t *)(void *)(base + at.participants);
+  queue->owners = (_Atomic uint64_t *)(void *)(base + at.owners);
+  queue->wheel = (ms_wheel){(ms_wheel_state *)(void *)(base + at.wheel),
+                            (ms_wheel_node *)(void *)(base + at.nodes), queue->slot_max};
+  uint64_t cells = UINT64_C(8) << hints->cell_bits;
+  for (uint32_t i = 0; i < queue->lanes; i++)
+    queue->rings[i] =
+        (ms_ring){&hints->lane[i],
+                  (_Atomic uint64_t *)(void *)(base + at.rings + i * up_to(cells, MS_PAGE_BYTES)),
+                  hints->cell_bits};
+  queue->links = ordered ? (uint32_t *)(void *)(base + at.links) : NULL;
+  queue->buckets = ordered ? (ms_bucket *)(void *)(base + at.buckets) : NULL;
+  /* Processes begin at different extents, so that they do not meet in one cache line. */
+  if (queue->self) queue->region = ms_owner_index(queue->self);
+  return MS_OK;
+}
+
+/* --- clocks --- */
+
+void ms_now(ms_instant *out_now) {
+  out_now->mono_ns = ms_clock_monotonic_ns();
+  out_now->boot_ns = ms_clock_boot_ns();
+  out_now->wall_us = ms_clock_wall_us();
+}
+
+void ms_now_near(ms_queue *queue, ms_instant *out_now) {
+  int64_t mono = ms_clock_monotonic_ns();
+  if (MS_UNLIKELY(mono - queue->offsets_at > OFFSETS_NS || mono < queue->offsets_at)) {
+    ms_instant now;
+    ms_now(&now);
+    mono = now.mono_ns;
+    queue->offsets_at = mono;
+    queue->boot_offset = now.boot_ns - mono;
+    queue->wall_offset = now.wall_us - mono / 1000;
+  }
+  out_now->mono_ns = mono;
+  out_now->boot_ns = mono + queue->boot_offset;
+  out_now->wall_us = mono / 1000 + queue->wall_offset;
+}
+
+/* --- claiming --- */
+
+static void take_part(ms_queue *queue) {
+  _Atomic uint32_t *entry = &queue->participants[ms_owner_index(queue->self)];
+  if (MS_UNLIKELY(atomic_load_explicit(entry, memory_order_relaxed) != queue->self))
+    atomic_store_explicit(entry, queue->self, memory_order_relaxed);
+}
+
+/* Of the extent from the cursor on, claim the first free slot. Extents that were mostly free on the
+ * last round are kept, so that a queue that is never long stays within a few cache lines. */
+static bool claim_in_region(ms_queue *queue, uint32_t count, uint32_t lane, uint32_t *out_slot,
+                            uint64_t *out_word) {
+  uint32_t begin = queue->region * MS_QUEUE_EXTENT_SLOTS;
+  uint32_t end = begin + MS_QUEUE_EXTENT_SLOTS < count ? begin + MS_QUEUE_EXTENT_SLOTS : count;
+  for (uint32_t slot = begin + queue->cursor; slot < end; slot++) {
+    _Atomic uint64_t *word = ms_word_at(queue, slot);
+    uint64_t found = atomic_load_explicit(word, memory_order_relaxed);
+    if (ms_word_state(found) != MS_MESSAGE_FREE) continue;
+    uint64_t mine =
+        ms_make_word(MS_MESSAGE_WRITING, lane, 0, (ms_word_reuse(found) + 1) & 1023, 0, 0) |
+        queue->self;
+    if (!ms_move(word, found, mine)) continue;
+    queue->cursor = slot - begin + 1;
+    queue->region_taken++;
+    *out_slot = slot;
+    *out_word = mine;
+    return true;
+  }
+  return false;
+}
+
+/* Slots past the capacity are there for the dead: more of them help only where the dead have taken
+ * what there is. */
+static bool growth_helps(const ms_queue *queue, uint32_t count) {
+  uint32_t dead = 0;
+  for (uint32_t slot = 0; slot < count; slot++)
+    dead += ms_word_state(atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed)) ==
+            MS_MESSAGE_DEAD;
+  return count < queue->slot_max && count < queue->capacity + dead;
+}
+
+static ms_status claim_slot(ms_queue *queue, uint32_t lane, uint32_t *out_slot,
+                            uint64_t *out_word) {
+  uint32_t count = ms_slot_count(queue);
+  uint32_t extents = (count + MS_QUEUE_EXTENT_SLOTS - 1) / MS_QUEUE_EXTENT_SLOTS;
+  if (extents == 0) return MS_GROW_SLOTS;
+  if (queue->region >= extents) queue->region %= extents;
+  for (uint32_t tried = 0; tried <= extents + 1; tried++) {
+    if (MS_LIKELY(claim_in_region(queue, count, lane, out_slot, out_word))) return MS_OK;
+    if (queue->region_taken < MS_QUEUE_EXTENT_SLOTS / 4)
+      queue->region = (queue->region + 1) % extents;
+    queue->cursor = queue->region_taken = 0;
+  }
+  return growth_helps(queue, count) ? MS_GROW_SLOTS : MS_FULL;
+}
+
+static bool block_is_free(const ms_queue *queue, uint64_t word, uint32_t count) {
+  uint32_t owner = (uint32_t)(word >> 24 & 0x3ffffff);
+  if (owner == 0 || owner > count) return true;
+  uint64_t slot = atomic_load_explicit(ms_word_at(queue, owner - 1), memory_order_acquire);
+  uint32_t state = ms_word_state(slot);
+  return state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE ||
+         ms_word_reuse(slot) != (uint32_t)(word >> 50 & 1023);
+}
+
+/* Fill blocks from the content's end, so that each names its successor. */
+static ms_status write_blocks(ms_queue *queue, uint32_t slot, uint32_t reuse, size_t size,
+                              const ms_message *message, uint32_t *out_first) {
+  const uint8_t *parts[3] = {message->key, message->headers, message->payload};
+  size_t lengths[3] = {message->key_length, message->headers_length, message->payload_length};
+  uint32_t block_count =
+      queue->blocks ? atomic_load_explicit(&queue->blocks->block_count, memory_order_acquire) : 0;
+  if (block_count > queue->block_max) block_count = queue->block_max;
+  uint32_t needed = (uint32_t)((size + MS_QUEUE_BLOCK_BYTES - 1) / MS_QUEUE_BLOCK_BYTES);
+  uint32_t next = 0, count = ms_slot_count(queue);
+  uint32_t looked = 0;
+  while (needed > 0) {
+    if (looked++ == block_count) return block_count < queue->block_max ? MS_GROW_BLOCKS : MS_FULL;
+    if (queue->block_cursor >= block_count) queue->block_cursor = 0;
+    uint32_t block = queue->block_cursor++;
+    _Atomic uint64_t *word = ms_block_word(queue, block);
+    uint64_t found = atomic_load_explicit(word, memory_order_relaxed);
+    if (!block_is_free(queue, found, count)) continue;
+    uint64_t mine = (uint64_t)next | (uint64_t)(slot + 1) << 24 | (uint64_t)reuse << 50 |
+                    ((found >> 60) + 1) << 60; /* a tag, so that no old value comes back */
+    if (!ms_move(word, found, mine)) continue;
+    needed--;
+    uint8_t *out = ms_block_data(queue, block);
+    size_t begin = (size_t)needed * MS_QUEUE_BLOCK_BYTES, base = 0;
+    for (int i = 0; i < 3; base += lengths[i++]) {
+      size_t from = begin > base ? begin - base : 0, to = begin + MS_QUEUE_BLOCK_BYTES;
+      if (from >= lengths[i] || to <= base) continue;
+      to = to - base < lengths[i] ? to - base : lengths[i];
+      memcpy(out + (base + from - begin), parts[i] + from, to - from);
+    }
+    next = block + 1;
+  }
+  *out_first = next;
+  return MS_OK;
+}
+
+/* --- the slot --- */
+
+static uint64_t slot_hash(const ms_queue *queue, const ms_slot *slot, size_t inline_size,
+                          uint64_t seed) {
+  (void)queue;
+  return ms_xxh3_64((const uint8_t *)slot + 8, sizeof(ms_slot) - 8 + inline_size, seed);
+}
+
+static size_t content_size(const ms_slot *slot) {
+  return (size_t)slot->key_length + slot->headers_length + slot->payload_length;
+}
+
+static void copy_part(uint8_t **out, const uint8_t *part, size_t length) {
+  if (length) memcpy(*out, part, length);
+  *out += length;
+}
+
+static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
+                            const ms_message *message, uint64_t id, const ms_instant *now) {
+  ms_slot *out = ms_slot_at(queue, slot);
+  uint32_t reuse = ms_word_reuse(word);
+  uint64_t seed = ms_slot_seed(queue, slot, reuse);
+  size_t size = (size_t)message->key_length + message->headers_length + message->payload_length;
+  size_t inline_size = size <= queue->slot_bytes - sizeof(ms_slot) ? size : 0;
+  uint32_t first_block = 0;
+  if (size > inline_size) MS_TRY(write_blocks(queue, slot, reuse, size, message, &first_block));
+  out->id = id;
+  out->put_at = now->wall_us;
+  out->due = message->due_us;
+  out->expires = message->expires_us;
+  out->key_hash = message->key_hash;
+  out->dedup[0] = message->dedup[0];
+  out->dedup[1] = message->dedup[1];
+  out->payload_length = message->payload_length;
+  out->key_length = message->key_length;
+  out->headers_length = message->headers_length;
+  out->first_block = first_block;
+  out->content_hash = 0;
+  out->slot = slot;
+  out->reuse = (uint16_t)reuse;
+  out->lane = (uint16_t)message->lane;
+  if (size == inline_size) {
+    uint8_t *content = (uint8_t *)(out + 1);
+    copy_part(&content, message->key, message->key_length);
+    copy_part(&content, message->headers, message->headers_length);
+    copy_part(&content, message->payload, message->payload_length);
+  } else { /* over the three parts as they lie: hashes of each, folded */
+    out->content_hash = ms_xxh3_64(message->payload, message->payload_length,
+                                   ms_xxh3_64(message->headers, message->headers_length,
+                                              ms_xxh3_64(message->key, message->key_length, seed)));
+  }
+  out->hash = slot_hash(queue, out, inline_size, seed);
+  return MS_OK;
+}
+
+const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot) {
+  return ms_slot_at(queue, slot);
+}
+
+const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot) {
+  (void)queue;
+  return slot->first_block ? NULL : (const uint8_t *)(slot + 1);
+}
+
+bool ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse) {
+  const ms_slot *found = ms_slot_at(queue, slot);
+  size_t room = queue->slot_bytes - sizeof(ms_slot);
+  size_t inline_size = found->first_block ? 0 : content_size(found);
+  if (inline_size > room || found->reuse != reuse || found->slot != slot) return false;
+  return found->hash == slot_hash(queue, found, inline_size, ms_slot_seed(queue, slot, reuse));
+}
+
+ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out, size_t size,
+                                ms_error *err) {
+  const ms_slot *found = ms_slot_at(queue, slot);
+  uint32_t key_length = found->key_length, headers_length = found->headers_length;
+  uint64_t seed = ms_slot_seed(queue, slot, found->reuse);
+  uint32_t block_count =
+      queue->blocks ? atomic_load_explicit(&queue->blocks->block_count, memory_order_acquire) : 0;
+  if (block_count > queue->block_max) block_count = queue->block_max;
+  if (size != content_size(found))
+    return ms_fail(err, MS_CORRUPT, slot, size, content_size(found), "slot %u: length", slot);
+  uint32_t next = found->first_block;
+  for (size_t at = 0; at < size; at += MS_QUEUE_BLOCK_BYTES) {
+    if (next == 0 || next > block_count)
+      return ms_fail(err, MS_CORRUPT, slot, size, at, "slot %u: its blocks end too early", slot);
+    uint64_t word = atomic_load_explicit(ms_block_word(queue, next - 1), memory_order_relaxed);
+    if ((word >> 24 & 0x3ffffff) != slot + 1u || (word >> 50 & 1023) != found->reuse)
+      return ms_fail(err, MS_CORRUPT, slot, slot, word, "slot %u: block %u is not its own", slot,
+                     next - 1);
+    size_t piece = size - at < MS_QUEUE_BLOCK_BYTES ? size - at : MS_QUEUE_BLOCK_BYTES;
+    memcpy((uint8_t *)out + at, ms_block_data(queue, next - 1), piece);
+    next = (uint32_t)(word & 0xffffff);
+  }
+  const uint8_t *content = out;
+  if ((size_t)key_length + headers_length > size)
+    return ms_fail(err, MS_CORRUPT, slot, size, key_length, "slot %u: length", slot);
+  uint64_t hash = ms_xxh3_64(content, key_length, seed);
+  hash = ms_xxh3_64(content + key_length, headers_length, hash);
+  hash =
+      ms_xxh3_64(content + key_length + headers_length, size - key_length - headers_length, hash);
+  if (hash != found->content_hash)
+    return ms_fail(err, MS_CORRUPT, slot, found->content_hash, hash, "slot %u: wrong hash", slot);
+  return MS_OK;
+}
+
+/* --- hints --- */
+
+void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word) {
+  uint32_t lane = ms_word_lane(word);
+  if (lane >= queue->lanes) lane = queue->lanes - 1;
+  MS_YIELD("queue_hint");
+  /* What finds no room is found by the sweep, when the heads have passed what it noted. */
+  (void)ms_ring_try_put(&queue->rings[lane], (uint64_t)slot << 10 | ms_word_reuse(word));
+}
+
+static bool wheel_try_take(ms_queue *queue) {
+  uint32_t owner;
+  for (int i = 0; i < WHEEL_SPINS; i++) {
+    if (ms_owner_try_take(&queue->hints->wheel, queue->self, &owner) == MS_OK) return true;
+    ms_cpu_relax();
+  }
+  return false;
+}
+
+void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
+  uint64_t tick = ms_tick_floor(now->boot_ns);
+  int64_t left = ms_ticks_until(tick, ms_word_tick(word));
+  uint64_t due = tick + (uint64_t)(left > 0 ? left : 0);
+  if (!wheel_try_take(queue)) { /* its owner is paused or dead: the sweep finds what is due */
+    atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
+    ms_lower(&queue->hints->lease_due,
+             (uint64_t)(now->mono_ns + (left > 0 ? left : 0) * MS_NS_PER_TICK));
+    return;
+  }
+  ms_wheel_add(&queue->wheel, slot, ms_word_reuse(word), due);
+  atomic_store_explicit(&queue->hints->wheel_due, ms_wheel_next(&queue->wheel),
+                        memory_order_release);
+  ms_owner_release(&queue->hints->wheel);
+}
+
+bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
+  uint64_t tick = ms_tick_floor(now->boot_ns);
+  int64_t parked = (ms_slot_at(queue, slot)->due - now->wall_us) / 1000;
+  if (ms_word_attempts(word) == 0 && parked > INT64_C(86400000)) {
+    uint64_t to = ms_word_as(word, MS_MESSAGE_DELAYED,
+                             tick + (uint64_t)(parked < MS_TICK_REACH ? parked : MS_TICK_REACH));
+    if (ms_move(ms_word_at(queue, slot), word, to))
+      atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
+    return false;
+  }
+  uint64_t to = ms_word_as(word, MS_MESSAGE_READY, tick);
+  if (!ms_move(ms_word_at(queue, slot), word, to)) return false;
+  ms_queue_hint(queue, slot, to);
+  return true;
+}
+
+/* --- putting --- */
+
+/* State and tick that a message has which may be taken after delay_ns: never early. */
+static uint64_t waiting_word(uint64_t word, uint32_t state, int64_t delay_ns,
+                             const ms_instant *now) {
+  if (delay_ns <= 0) return ms_word_as(word, state, ms_tick_floor(now->boot_ns));
+  int64_t reach = MS_TICK_REACH * MS_NS_PER_TICK;
+  return ms_word_as(word, state == MS_MESSAGE_HELD ? state : MS_MESSAGE_DELAYED,
+                    ms_tick_ceil(now->boot_ns + (delay_ns < reach ? delay_ns : reach)));
+}
+
+ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
+                           ms_lease *out, uint32_t *out_owner, ms_error *err) {
+  uint32_t slot;
+  uint64_t word;
+  if (message->lane >= queue->lanes)
+    return ms_fail(err, MS_INVALID, 0, queue->lanes - 1, message->lane,
+                   "priority %u: expected 0 to %u", message->lane, queue->lanes - 1);
+  if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->poison, memory_order_relaxed)))
+    return ms_fail(err, MS_POISONED, 0, 0, 0,
+                   "an earlier sync failed; close the store in every process and open it again");
+  take_part(queue);
+  MS_TRY(claim_slot(queue, message->lane, &slot, &word));
+  ms_status status = ms_bucket_try_take(queue, message->key_hash, out_owner);
+  if (status != MS_OK) {
+    (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+    return status;
+  }
+  /* Under the bucket, so that ids rise along a key. */
+  uint64_t id = atomic_fetch_add_explicit(&queue->slots->next_id, 1, memory_order_relaxed);
+  status = write_slot(queue, slot, word, message, id, now);
+  if (status != MS_OK) {
+    (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+    ms_bucket_release(queue, message->key_hash);
+    return status;
+  }
+  uint64_t plain = ms_make_word(MS_MESSAGE_READY, message->lane, 0, ms_word_reuse(word), 0, 0);
+  uint32_t state = MS_MESSAGE_READY;
+  if (queue->buckets && !ms_bucket_append(queue, message->key_hash, slot)) state = MS_MESSAGE_HELD;
+  uint64_t to = waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
+  bool moved = ms_move(ms_word_at(queue, slot), word, to);
+  ms_bucket_release(queue, message->key_hash);
+  if (!moved)
+    return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);
+  if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
+  if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
+  if (message->expires_us) ms_lower(&queue->hints->expiry_due, (uint64_t)message->expires_us);
+  *out = (ms_lease){to, id, slot};
+  return MS_OK;
+}
+
+/* --- taking --- */
+
+static uint32_t next_grant(uint64_t word) { return (ms_word_grant(word) + 1) % 63; }
+
+static uint64_t leased_word(uint64_t word, uint32_t attempts, int64_t lease_ms, int64_t mono_ns) {
+  return ms_make_word(MS_MESSAGE_LEASED, ms_word_lane(word), attempts < 63 ? attempts : 63,
+                      ms_word_reuse(word), next_grant(word),
+                      ms_tick_ceil(mono_ns) + (uint64_t)lease_ms);
+}
+
+static void own(ms_queue *queue, uint32_t slot, uint64_t word, int64_t lease_ms, int64_t mono_ns) {
+  atomic_store_explicit(&queue->owners[slot], (uint64_t)queue->self << 16 | (word >> 34 & 0xffff),
+                        memory_order_relaxed);
+  ms_lower(&queue->hints->lease_due, (uint64_t)(mono_ns + (lease_ms + 1) * MS_NS_PER_TICK));
+}
+
+/* What was leased must be what was put, and still be wanted. */
+static bool lease_is_good(ms_queue *queue, const ms_lease *lease, const ms_instant *now) {
+  const ms_slot *slot = ms_slot_at(queue, lease->slot);
+  uint32_t owner;
+  if (MS_UNLIKELY(!ms_queue_slot_valid(queue, lease->slot, ms_word_reuse(lease->word)))) {
+    static const char text[] = "its bytes are not what was put";
+    if (ms_queue_try_reject(queue, lease, MS_FAILED_CORRUPT, text, sizeof(text) - 1, now, &owner) ==
+        MS_OK)
+      atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
+    return false;
+  }
+  if (MS_UNLIKELY(slot->expires && slot->expires <= now->wall_us)) {
+    if (ms_queue_finish(queue, lease->slot, lease->word, now, &owner) == MS_OK)
+      atomic_fetch_add_explicit(&queue->hints->expired, 1, memory_order_relaxed);
+    return false;
+  }
+  return true;
+}
+
+/* Strict by lane; with ageing every 64th get begins with the lane whose first waits longest. */
+static uint32_t oldest_lane(ms_queue *queue, const ms_instant *now) {
+  uint64_t tick = ms_tick_floor(now->boot_ns);
+  int64_t oldest = INT64_MAX;
+  uint32_t lane = 0;
+  for (uint32_t i = 0; i < queue->lanes; i++) {
+    uint64_t hint;
+    if (!ms_ring_at(&queue->rings[i], ms_ring_head(&queue->rings[i]), &hint)) continue;
+    if (hint >> 10 >= ms_slot_count(queue)) continue;
+    uint64_t word =
+        atomic_load_explicit(ms_word_at(queue, (uint32_t)(hint >> 10)), memory_order_relaxed);
+    int64_t age = ms_ticks_until(tick, ms_word_tick(word));
+    if (ms_word_state(word) == MS_MESSAGE_READY && age < oldest) {
+      oldest = age;
+      lane = i;
+    }
+  }
+  return lane;
+}
+
+static ms_status get_from_lane(ms_queue *queue, uint32_t lane, int64_t lease_ms,
+                               const ms_instant *now, bool *io_alone, ms_lease *out) {
+  const ms_ring *ring = &queue->rings[lane];
+  uint32_t count = ms_slot_count(queue);
+  uint64_t head = ms_ring_head(ring), hint;
+  while (ms_ring_at(ring, head, &hint)) {
+    uint32_t slot = (uint32_t)(hint >> 10);
+    bool leased = false;
+    if (MS_LIKELY(slot < count)) {
+      _Atomic uint64_t *at = ms_word_at(queue, slot);
+      /* Acquire: pairs with the release in ms_move of who made it READY. */
+      uint64_t word = atomic_load_explicit(at, memory_order_acquire);
+      if (ms_word_state(word) == MS_MESSAGE_READY && ms_word_reuse(word) == (hint & 1023)) {
+        if (io_alone && *io_alone && ms_word_attempts(word) > 0) return MS_END;
+        uint64_t to = leased_word(word, ms_word_attempts(word) + 1, lease_ms, now->mono_ns);
+        leased = ms_move(at, word, to);
+        if (leased) {
+          own(queue, slot, to, lease_ms, now->mono_ns);
+          *out = (ms_lease){to, ms_slot_at(queue, slot)->id, slot};
+        }
+      }
+    }
+    MS_YIELD("queue_get_advance");
+    ms_ring_advance(ring, head, head + 1);
+    if (leased && lease_is_good(queue, out, now)) return MS_OK;
+    uint64_t moved = ms_ring_head(ring);
+    head = (int64_t)(moved - head) > 1 ? moved : head + 1;
+  }
+  return MS_EMPTY;
+}
+
+ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now, bool *io_alone,
+                           ms_lease *out) {
+  if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->paused, memory_order_relaxed)))
+    return MS_EMPTY;
+  take_part(queue);
+  if (queue->ageing && queue->lanes > 1 &&
+      atomic_fetch_add_explicit(&queue->hints->gets, 1, memory_order_relaxed) % 64 == 63) {
+    uint32_t lane = oldest_lane(queue, now);
+    ms_status status = get_from_lane(queue, lane, lease_ms, now, io_alone, out);
+    if (status != MS_EMPTY) return status == MS_END ? MS_EMPTY : status;
+  }
+  for (uint32_t lane = 0; lane < queue->lanes; lane++) {
+    ms_status status = get_from_lane(queue, lane, lease_ms, now, io_alone, out);
+    if (status == MS_OK) return MS_OK;
+    if (status == MS_END) return MS_EMPTY; /* the next one failed before: *io_alone stays true */
+  }
+  if (io_alone) *io_alone = false;
+  return MS_EMPTY;
+}
+
+bool ms_queue_holds(const ms_queue *queue, const ms_lease *lease) {
+  /* Orders the reads of the content before this look at the word. */
+  atomic_thread_fence(memory_order_acquire);
+  return atomic_load_explicit(ms_word_at(queue, lease->slot), memory_order_acquire) == lease->word;
+}
+
+_Atomic uint64_t *ms_queue_word(const ms_queue *queue, uint32_t slot) {
+  return ms_word_at(queue, slot);
+}
+
+/* --- the ends of a lease --- */
+
+/* After a move of a word, which is sequentially consistent: so are these loads, and the fence in
+ * ms_queue_announce: either we see who waits, or they see the word. */
+static void say_freed(ms_queue *queue) {
+  if (MS_UNLIKELY(atomic_load(&queue->hints->room_waiters))) ms_queue_wake(queue, MS_WAIT_ROOM, 1);
+  if (MS_UNLIKELY(atomic_load(&queue->hints->settled_waiters)))
+    ms_queue_wake(queue, MS_WAIT_SETTLED, INT32_MAX);
+}
+
+ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                          uint32_t *out_owner) {
+  uint64_t key_hash = ms_slot_at(queue, slot)->key_hash;
+  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
+  bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+  if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
+  ms_bucket_release(queue, key_hash);
+  if (!moved) return MS_LOST;
+  say_freed(queue);
+  return MS_OK;
+}
+
+ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
+                           uint32_t *out_owner) {
+  if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->poison, memory_order_relaxed)))
+    return MS_POISONED;
+  return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);
+}
+
+ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                        uint32_t *out_owner) {
+  uint64_t key_hash = ms_slot_at(queue, slot)->key_hash;
+  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
+  uint64_t to = ms_word_as(word, MS_MESSAGE_DEAD, ms_tick_floor(now->boot_ns));
+  bool moved = ms_move(ms_word_at(queue, slot), word, to);
+  if (moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
+  ms_bucket_release(queue, key_hash);
+  if (!moved) return MS_LOST;
+  ms_queue_balance(queue);
+  say_freed(queue);
+  return MS_OK;
+}
+
+void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
+                           const void *text, size_t length, const ms_instant *now) {
+  ms_failure old, *out = ms_failures_at(queue, slot) + (ms_word_grant(word) & 1);
+  uint64_t id = ms_slot_at(queue, slot)->id;
+  bool again = ms_queue_failure(queue, slot, id, &old);
+  ms_failure next = {0};
+  if (length > MS_QUEUE_FAILURE_TEXT) length = MS_QUEUE_FAILURE_TEXT;
+  next.id = id;
+  next.first_at = again ? old.first_at : now->wall_us;
+  next.last_at = now->wall_us;
+  next.attempts = (uint16_t)ms_word_attempts(word);
+  next.kind = (uint8_t)kind;
+  next.last_length = (uint8_t)length;
+  if (length) memcpy(next.last, text, length);
+  next.first_length = again ? old.first_length : next.last_length;
+  memcpy(next.first, again ? old.first : next.last, MS_QUEUE_FAILURE_TEXT);
+  next.hash =
+      ms_xxh3_64(&next.id, sizeof(next) - 8, ms_slot_seed(queue, slot, ms_word_reuse(word)));
+  memcpy(out, &next, sizeof(next));
+}
+
+bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out) {
+  uint32_t reuse = ms_slot_at(queue, slot)->reuse;
+  bool found = false;
+  for (int i = 0; i < 2; i++) {
+    ms_failure record;
+    memcpy(&record, ms_failures_at(queue, slot) + i, sizeof(record));
+    if (record.id != id || record.first_length > MS_QUEUE_FAILURE_TEXT ||
+        record.last_length > MS_QUEUE_FAILURE_TEXT ||
+        record.hash != ms_xxh3_64(&record.id, sizeof(record) - 8, ms_slot_seed(queue, slot, reuse)))
+      continue;
+    if (found && (record.last_at < out->last_at ||
+                  (record.last_at == out->last_at && record.attempts < out->attempts)))
+      continue;
+    *out = record;
+    found = true;
+  }
+  return found;
+}
+
+static ms_status wait_again(ms_queue *queue, const ms_lease *lease, uint64_t word, int64_t delay_ns,
+                            const ms_instant *now) {
+  uint64_t to = waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
+  if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
+  if (ms_word_state(to) == MS_MESSAGE_READY) {
+    ms_queue_hint(queue, lease->slot, to);
+  } else {
+    ms_queue_arm(queue, lease->slot, to, now);
+  }
+  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
+  return MS_OK;
+}
+
+ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns, uint32_t kind,
+                            const void *text, size_t length, const ms_instant *now, bool *out_dead,
+                            uint32_t *out_owner) {
+  if (!ms_queue_holds(queue, lease)) return MS_LOST;
+  ms_queue_note_failure(queue, lease->slot, lease->word, kind, text, length, now);
+  *out_dead = ms_word_attempts(lease->word) >= queue->max_attempts;
+  if (*out_dead) return ms_queue_bury(queue, lease->slot, lease->word, now, out_owner);
+  return wait_again(queue, lease, lease->word, delay_ns, now);
+}
+
+ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
+                              const void *text, size_t length, const ms_instant *now,
+                              uint32_t *out_owner) {
+  if (!ms_queue_holds(queue, lease)) return MS_LOST;
+  ms_queue_note_failure(queue, lease->slot, lease->word, kind, text, length, now);
+  return ms_queue_bury(queue, lease->slot, lease->word, now, out_owner);
+}
+
+ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                               const ms_instant *now) {
+  uint32_t attempts = ms_word_attempts(lease->word);
+  uint64_t word = lease->word - ((uint64_t)(attempts > 0) << 50);
+  return wait_again(queue, lease, word, delay_ns, now);
+}
+
+ms_status ms_lease_renew(_Atomic uint64_t *word, uint64_t *io_token, int64_t lease_ms,
+                         int64_t mono_ns) {
+  uint64_t to =
+      ms_word_as(*io_token, MS_MESSAGE_LEASED, ms_tick_ceil(mono_ns) + (uint64_t)lease_ms);
+  if (!ms_move(word, *io_token, to)) return MS_LOST;
+  *io_token = to;
+  return MS_OK;
+}
+
+ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
+                              const ms_instant *now) {
+  MS_TRY(
+      ms_lease_renew(ms_word_at(queue, io_lease->slot), &io_lease->word, lease_ms, now->mono_ns));
+  own(queue, io_lease->slot, io_lease->word, lease_ms, now->mono_ns);
+  return MS_OK;
+}
+
+/* --- what nobody has leased --- */
+
+uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word) {
+  uint32_t count = ms_slot_count(queue);
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
+    uint32_t state = ms_word_state(word);
+    if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_WRITING)
+      continue;
+    if (ms_slot_at(queue, slot)->id != id) continue;
+    *out_word = word;
+    return slot;
+  }
+  return MS_NO_SLOT;
+}
+
+ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                              uint32_t *out_owner) {
+  uint32_t state = ms_word_state(word);
+  if (state != MS_MESSAGE_READY && state != MS_MESSAGE_DELAYED && state != MS_MESSAGE_HELD &&
+      state != MS_MESSAGE_DEAD)
+    return MS_LOST;
+  MS_TRY(ms_queue_finish(queue, slot, word, now, out_owner));
+  if (state == MS_MESSAGE_DEAD) ms_queue_balance(queue);
+  return MS_OK;
+}
+
+ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                               uint32_t *out_owner) {
+  if (ms_word_state(word) != MS_MESSAGE_DEAD) return MS_LOST;
+  uint32_t reserved = MS_NO_SLOT, lane = ms_word_lane(word);
+  uint64_t mine = 0, key_hash = ms_slot_at(queue, slot)->key_hash;
+  /* One more that is not finished: a free slot becomes a spare one in its place. */
+  MS_TRY(claim_slot(queue, lane, &reserved, &mine));
+  ms_status status = ms_bucket_try_take(queue, key_hash, out_owner);
+  if (status == MS_OK) {
+    uint64_t to = ms_make_word(MS_MESSAGE_READY, lane, 0, ms_word_reuse(word), ms_word_grant(word),
+                               ms_tick_floor(now->boot_ns));
+    if (queue->buckets && !queue->block_key && !ms_bucket_append(queue, key_hash, slot))
+      to = ms_word_as(to, MS_MESSAGE_HELD, ms_word_tick(to));
+    bool moved = ms_move(ms_word_at(queue, slot), word, to);
+    if (!moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
+    ms_bucket_release(queue, key_hash);
+    if (moved && ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
+    status = moved ? MS_OK : MS_LOST;
+  }
+  uint32_t state = status == MS_OK && ms_slot_count(queue) > queue->capacity ? MS_MESSAGE_SPARE
+                                                                             : MS_MESSAGE_FREE;
+  (void)ms_move(ms_word_at(queue, reserved), mine, ms_free_word(mine, state));
+  ms_queue_balance(queue);
+  if (status == MS_OK) ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
+  return status;
+}

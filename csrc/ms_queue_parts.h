@@ -1,0 +1,136 @@
+/* What the files of the queue share: where words, slots and records lie, and the small steps.
+ *
+ * Not for callers: ms_queue.h is the contract.
+ */
+#ifndef MS_QUEUE_PARTS_H
+#define MS_QUEUE_PARTS_H
+
+#include "ms_queue.h"
+
+#define MS_NS_PER_TICK 1000000
+#define MS_TICK_REACH (INT64_C(30) * 86400 * 1000) /* a longer delay is parked and re-armed */
+#define MS_NO_SLOT UINT32_MAX
+
+static inline uint8_t *ms_extent(const ms_queue *queue, uint32_t slot) {
+  uint64_t stride =
+      (uint64_t)MS_QUEUE_EXTENT_SLOTS * (8u + queue->slot_bytes + 2u * sizeof(ms_failure));
+  return (uint8_t *)queue->slots + MS_QUEUE_EXTENTS_POSITION +
+         (slot / MS_QUEUE_EXTENT_SLOTS) * stride;
+}
+
+static inline _Atomic uint64_t *ms_word_at(const ms_queue *queue, uint32_t slot) {
+  return (_Atomic uint64_t *)(void *)ms_extent(queue, slot) + slot % MS_QUEUE_EXTENT_SLOTS;
+}
+
+static inline ms_slot *ms_slot_at(const ms_queue *queue, uint32_t slot) {
+  return (ms_slot *)(void *)(ms_extent(queue, slot) + 8u * MS_QUEUE_EXTENT_SLOTS +
+                             (size_t)queue->slot_bytes * (slot % MS_QUEUE_EXTENT_SLOTS));
+}
+
+static inline ms_failure *ms_failures_at(const ms_queue *queue, uint32_t slot) {
+  return (ms_failure *)(void *)(ms_extent(queue, slot) +
+                                (8u + (size_t)queue->slot_bytes) * MS_QUEUE_EXTENT_SLOTS) +
+         2u * (slot % MS_QUEUE_EXTENT_SLOTS);
+}
+
+static inline _Atomic uint64_t *ms_block_word(const ms_queue *queue, uint32_t block) {
+  uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
+  return (_Atomic uint64_t *)(void *)((uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
+                                      block / MS_QUEUE_EXTENT_BLOCKS * stride) +
+         block % MS_QUEUE_EXTENT_BLOCKS;
+}
+
+static inline uint8_t *ms_block_data(const ms_queue *queue, uint32_t block) {
+  uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
+  return (uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
+         block / MS_QUEUE_EXTENT_BLOCKS * stride + 8u * MS_QUEUE_EXTENT_BLOCKS +
+         (size_t)MS_QUEUE_BLOCK_BYTES * (block % MS_QUEUE_EXTENT_BLOCKS);
+}
+
+/* Slots that may be touched: published, and mapped here. */
+static inline uint32_t ms_slot_count(const ms_queue *queue) {
+  /* Acquire: pairs with the release in ms_queue_publish_slots, behind the allocation. */
+  uint32_t count = atomic_load_explicit(&queue->slots->slot_count, memory_order_acquire);
+  return count < queue->slot_max ? count : queue->slot_max;
+}
+
+static inline uint64_t ms_make_word(uint32_t state, uint32_t lane, uint32_t attempts,
+                                    uint32_t reuse, uint32_t grant, uint64_t tick) {
+  return (uint64_t)state << 59 | (uint64_t)lane << 56 | (uint64_t)attempts << 50 |
+         (uint64_t)reuse << 40 | (uint64_t)grant << 34 | (tick & MS_TICK_MASK);
+}
+
+/* The same word in another state and at another tick. */
+static inline uint64_t ms_word_as(uint64_t word, uint32_t state, uint64_t tick) {
+  return (word & ~(UINT64_C(31) << 59) & ~MS_TICK_MASK) | (uint64_t)state << 59 |
+         (tick & MS_TICK_MASK);
+}
+
+static inline uint64_t ms_free_word(uint64_t word, uint32_t state) {
+  return ms_make_word(state, 0, 0, ms_word_reuse(word), 0, 0);
+}
+
+static inline uint64_t ms_tick_floor(int64_t ns) { return (uint64_t)(ns / MS_NS_PER_TICK); }
+static inline uint64_t ms_tick_ceil(int64_t ns) {
+  return (uint64_t)((ns + MS_NS_PER_TICK - 1) / MS_NS_PER_TICK);
+}
+
+/* Ticks from `now` to a tick of a word, negative when it has passed. */
+static inline int64_t ms_ticks_until(uint64_t now, uint64_t tick) {
+  return (int64_t)((tick - now) << (64 - MS_TICK_BITS)) >> (64 - MS_TICK_BITS);
+}
+
+static inline bool ms_move(_Atomic uint64_t *word, uint64_t from, uint64_t to) {
+  MS_YIELD("queue_word");
+  /* Release: what was written into slot and records before is seen by who acquires the word.
+   * Acquire: pairs with the release of whoever made `from`. Sequentially consistent, for the look
+   * at who waits that follows. */
+  return atomic_compare_exchange_strong_explicit(word, &from, to, memory_order_seq_cst,
+                                                 memory_order_relaxed);
+}
+
+static inline void ms_lower(_Atomic uint64_t *due, uint64_t value) {
+  uint64_t found = atomic_load_explicit(due, memory_order_relaxed);
+  while (value < found && !atomic_compare_exchange_weak_explicit(
+                              due, &found, value, memory_order_relaxed, memory_order_relaxed)) {}
+}
+
+static inline uint64_t ms_slot_seed(const ms_queue *queue, uint32_t slot, uint32_t reuse) {
+  return queue->salt ^ ((uint64_t)slot << 10 | reuse);
+}
+
+/* Hint that the slot is READY. What finds no room is found by a sweep. */
+void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word);
+
+/* Put a DELAYED slot into the wheel, or leave it to a sweep when the wheel is busy. */
+void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
+
+/* DELAYED -> READY | DELAYED (parked), once its tick is reached. True: it is READY. */
+bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
+
+/* Take the bucket of a key, spinning shortly. MS_OK also where the queue has no buckets. */
+MS_MUST_USE ms_status ms_bucket_try_take(ms_queue *queue, uint64_t key_hash, uint32_t *out_owner);
+void ms_bucket_release(ms_queue *queue, uint64_t key_hash);
+/* Put the slot last; true: it is the only one. Take it out, and ready the next one if it was the
+ * first. Holder of the bucket. */
+bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot);
+void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now);
+/* Make the list anew from the words; what a dead owner left is not trusted. Holder. */
+void ms_bucket_rebuild(ms_queue *queue, uint32_t bucket, const ms_instant *now);
+
+/* Write why this attempt failed, keeping the first error. The caller holds the lease `word`. */
+void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
+                           const void *text, size_t length, const ms_instant *now);
+
+/* Keep SPARE and DEAD to what capacity and dead_limit say: one pass. */
+void ms_queue_balance(ms_queue *queue);
+
+/* LEASED -> DEAD. Status as of the ends of a lease. */
+MS_MUST_USE ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word,
+                                    const ms_instant *now, uint32_t *out_owner);
+
+/* A state that nobody has leased (or the caller has) -> FREE. */
+MS_MUST_USE ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word,
+                                      const ms_instant *now, uint32_t *out_owner);
+
+#endif

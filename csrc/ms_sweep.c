@@ -1,0 +1,574 @@
+/* What time and deaths bring: turning the wheel, the sweep, recovery, counting, waiting.
+ *
+ * The sweep is one pass over the state words. It needs no lock: each thing it does is one
+ * compare-and-swap from what it saw, so a second one beside it, or one that was paused half-way,
+ * does no harm. Hints that were lost are put again; twice is harmless.
+ */
+#include "ms_queue_parts.h"
+
+#include <errno.h>
+#include <inttypes.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+enum { POP_MAX = 64, SWEPT_NS = 1000000, NOTED_MS = 1000, RETRY_NS = 10000000 };
+
+static bool is_among(uint32_t owner, const uint32_t *dead, uint32_t dead_count) {
+  for (uint32_t i = 0; i < dead_count; i++)
+    if (dead[i] == owner && owner) return true;
+  return false;
+}
+
+/* --- the wheel --- */
+
+uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns) {
+  uint64_t tick = ms_tick_floor(now->boot_ns), due;
+  uint32_t owner, slots[POP_MAX], popped, ready = 0;
+  due = atomic_load_explicit(&queue->hints->wheel_due, memory_order_acquire);
+  if (due <= tick && ms_owner_try_take(&queue->hints->wheel, queue->self, &owner) == MS_OK) {
+    do {
+      popped = ms_wheel_pop(&queue->wheel, tick, slots, POP_MAX);
+      for (uint32_t i = 0; i < popped; i++) {
+        uint64_t word = atomic_load_explicit(ms_word_at(queue, slots[i]), memory_order_acquire);
+        if (ms_word_state(word) != MS_MESSAGE_DELAYED) continue;
+        int64_t left = ms_ticks_until(tick, ms_word_tick(word));
+        if (left > 0) {
+          ms_wheel_add(&queue->wheel, slots[i], ms_word_reuse(word), tick + (uint64_t)left);
+        } else {
+          ready += ms_queue_fall_due(queue, slots[i], word, now);
+        }
+      }
+    } while (popped == POP_MAX);
+    due = ms_wheel_next(&queue->wheel);
+    atomic_store_explicit(&queue->hints->wheel_due, due, memory_order_release);
+    ms_owner_release(&queue->hints->wheel);
+  }
+  *out_next_ns =
+      due >= (uint64_t)(INT64_MAX / MS_NS_PER_TICK) ? INT64_MAX : (int64_t)due * MS_NS_PER_TICK;
+  if (ready) ms_queue_wake(queue, MS_WAIT_MESSAGE, (int32_t)ready);
+  return ready;
+}
+
+/* --- the sweep --- */
+
+typedef struct pass {
+  ms_queue *queue;
+  const ms_instant *now;
+  const uint32_t *dead;
+  uint32_t dead_count;
+  uint64_t mono_tick, boot_tick;
+  int64_t lease_due; /* mono ns */
+  int64_t expiry_due;
+  uint64_t noted; /* READY since before this tick and all hints of then gone: its hint was lost */
+  bool reconcile, expire, rearm;
+  uint32_t ready;
+} pass;
+
+static void due_at(pass *p, int64_t mono_ns) {
+  if (mono_ns < p->lease_due) p->lease_due = mono_ns;
+}
+
+/* Lease it ourselves, so that the record is ours to write; then end that lease. */
+static void end_lease(pass *p, uint32_t slot, uint64_t word, uint32_t kind) {
+  ms_queue *queue = p->queue;
+  uint32_t owner, attempts = ms_word_attempts(word);
+  uint64_t mine =
+      ms_make_word(MS_MESSAGE_LEASED, ms_word_lane(word), attempts, ms_word_reuse(word),
+                   (ms_word_grant(word) + 1) % 63, ms_tick_ceil(p->now->mono_ns) + 1000);
+  if (!ms_move(ms_word_at(queue, slot), word, mine)) return;
+  atomic_store_explicit(&queue->owners[slot], (uint64_t)queue->self << 16 | (mine >> 34 & 0xffff),
+                        memory_order_relaxed);
+  static const char ran_out[] = "the lease ran out", died[] = "its holder died";
+  if (kind == MS_FAILED_LEASE)
+    ms_queue_note_failure(queue, slot, mine, kind, ran_out, sizeof(ran_out) - 1, p->now);
+  else
+    ms_queue_note_failure(queue, slot, mine, kind, died, sizeof(died) - 1, p->now);
+  if (attempts >= queue->max_attempts) {
+    if (ms_queue_bury(queue, slot, mine, p->now, &owner) == MS_BUSY)
+      due_at(p, p->now->mono_ns + RETRY_NS + 1000 * MS_NS_PER_TICK);
+    return;
+  }
+  uint64_t to = ms_word_as(mine, MS_MESSAGE_READY, p->boot_tick);
+  if (!ms_move(ms_word_at(queue, slot), mine, to)) return;
+  ms_queue_hint(queue, slot, to);
+  atomic_fetch_add_explicit(&queue->hints->redelivered, 1, memory_order_relaxed);
+  p->ready++;
+}
+
+static void look_at_leased(pass *p, uint32_t slot, uint64_t word) {
+  int64_t left = ms_ticks_until(p->mono_tick, ms_word_tick(word));
+  if (left <= 0) {
+    end_lease(p, slot, word, MS_FAILED_LEASE);
+    return;
+  }
+  uint64_t owner = atomic_load_explicit(&p->queue->owners[slot], memory_order_relaxed);
+  if (p->dead_count && (owner & 0xffff) == (word >> 34 & 0xffff) &&
+      is_among((uint32_t)(owner >> 16), p->dead, p->dead_count)) {
+    end_lease(p, slot, word, MS_FAILED_DEATH);
+    return;
+  }
+  due_at(p, p->now->mono_ns + left * MS_NS_PER_TICK);
+}
+
+static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
+  int64_t left = ms_ticks_until(p->boot_tick, ms_word_tick(word));
+  if (left <= 0) {
+    p->ready += ms_queue_fall_due(p->queue, slot, word, p->now);
+  } else if (p->rearm) {
+    ms_wheel_add(&p->queue->wheel, slot, ms_word_reuse(word), p->boot_tick + (uint64_t)left);
+  } else if (atomic_load_explicit(&p->queue->hints->missed, memory_order_relaxed)) {
+    due_at(p, p->now->mono_ns + left * MS_NS_PER_TICK);
+  }
+}
+
+static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
+  uint32_t owner;
+  int64_t expires = ms_slot_at(p->queue, slot)->expires;
+  if (expires == 0) return;
+  if (expires > p->now->wall_us) {
+    if (expires < p->expiry_due) p->expiry_due = expires;
+    return;
+  }
+  ms_status status = ms_queue_finish(p->queue, slot, word, p->now, &owner);
+  if (status == MS_OK)
+    atomic_fetch_add_explicit(&p->queue->hints->expired, 1, memory_order_relaxed);
+  if (status == MS_BUSY) p->expiry_due = p->now->wall_us;
+}
+
+static void look(pass *p, uint32_t slot, uint64_t word) {
+  switch (ms_word_state(word)) {
+    case MS_MESSAGE_LEASED:
+      look_at_leased(p, slot, word);
+      return;
+    case MS_MESSAGE_WRITING:
+      if (p->dead_count && is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count))
+        (void)ms_move(ms_word_at(p->queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+      return;
+    case MS_MESSAGE_DELAYED:
+      if (p->expire) look_at_expiry(p, slot, word);
+      look_at_delayed(p, slot, word);
+      return;
+    case MS_MESSAGE_READY:
+      if (p->expire) look_at_expiry(p, slot, word);
+      if (p->reconcile && ms_ticks_until(p->noted, ms_word_tick(word)) < 0) {
+        ms_queue_hint(p->queue, slot, word);
+        p->ready++;
+      }
+      return;
+    case MS_MESSAGE_HELD:
+      if (p->expire) look_at_expiry(p, slot, word);
+      return;
+    default:
+      return;
+  }
+}
+
+static bool heads_passed_the_noted(const ms_queue *queue) {
+  for (uint32_t i = 0; i < queue->lanes; i++) {
+    uint64_t tail = atomic_load_explicit(&queue->hints->noted_tail[i], memory_order_relaxed);
+    if ((int64_t)(ms_ring_head(&queue->rings[i]) - tail) < 0) return false;
+  }
+  return true;
+}
+
+static void note_tails(pass *p) {
+  for (uint32_t i = 0; i < p->queue->lanes; i++)
+    atomic_store_explicit(&p->queue->hints->noted_tail[i], ms_ring_tail(&p->queue->rings[i]),
+                          memory_order_relaxed);
+  atomic_store_explicit(&p->queue->hints->noted, p->boot_tick, memory_order_relaxed);
+}
+
+/* Words that the dead held. True: this process holds the wheel, which is empty. */
+static bool mend_words(pass *p) {
+  ms_queue *queue = p->queue;
+  uint32_t owner;
+  bool wheel = false;
+  if (p->dead_count) {
+    uint32_t held = atomic_load_explicit(&queue->hints->wheel, memory_order_relaxed);
+    if (is_among(held & ~MS_OWNER_WAITERS, p->dead, p->dead_count))
+      wheel = ms_owner_take_over(&queue->hints->wheel, queue->self, held, &owner) == MS_OK;
+    if (wheel) ms_wheel_init(&queue->wheel, p->boot_tick);
+  }
+  for (uint32_t i = 0; queue->buckets && p->dead_count && i < MS_QUEUE_BUCKETS; i++) {
+    uint32_t held = atomic_load_explicit(&queue->buckets[i].word, memory_order_relaxed);
+    if (!is_among(held & ~MS_OWNER_WAITERS, p->dead, p->dead_count)) continue;
+    if (ms_owner_take_over(&queue->buckets[i].word, queue->self, held, &owner) != MS_OK) continue;
+    /* A bucket that waits for the wheel would wait for us: let it go by a sweep. */
+    ms_bucket_rebuild(queue, i, p->now);
+    ms_owner_release(&queue->buckets[i].word);
+  }
+  return wheel;
+}
+
+uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
+                        uint32_t dead_count) {
+  ms_hints_header *hints = queue->hints;
+  uint32_t owner;
+  pass p = {.queue = queue, .now = now, .dead = dead, .dead_count = dead_count};
+  p.mono_tick = ms_tick_floor(now->mono_ns);
+  p.boot_tick = ms_tick_floor(now->boot_ns);
+  p.lease_due = p.expiry_due = INT64_MAX;
+  atomic_store_explicit(&hints->swept, (uint64_t)now->mono_ns, memory_order_relaxed);
+  /* Before the pass, so that a lease or a delay that comes meanwhile lowers it again. */
+  atomic_store_explicit(&hints->lease_due, UINT64_MAX, memory_order_seq_cst);
+  uint64_t expiry = atomic_load_explicit(&hints->expiry_due, memory_order_relaxed);
+  p.expire = expiry <= (uint64_t)now->wall_us;
+  if (p.expire) atomic_store_explicit(&hints->expiry_due, UINT64_MAX, memory_order_seq_cst);
+  p.rearm = mend_words(&p);
+  if (!p.rearm && atomic_load_explicit(&hints->missed, memory_order_relaxed))
+    p.rearm = ms_owner_try_take(&hints->wheel, queue->self, &owner) == MS_OK;
+  bool held_wheel = p.rearm;
+  if (p.rearm && atomic_exchange_explicit(&hints->missed, 0, memory_order_acq_rel))
+    p.reconcile = true; /* a full ring or a busy wheel: both are mended by hinting all again */
+  p.noted =
+      p.reconcile ? p.boot_tick + 1 : atomic_load_explicit(&hints->noted, memory_order_relaxed);
+  if (!p.reconcile && p.boot_tick - p.noted >= NOTED_MS && heads_passed_the_noted(queue))
+    p.reconcile = true;
+  if (p.reconcile) note_tails(&p);
+  uint32_t count = ms_slot_count(queue);
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    uint32_t state = ms_word_state(word);
+    if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_DEAD) continue;
+    atomic_thread_fence(memory_order_acquire); /* pairs with the release in ms_move */
+    look(&p, slot, word);
+  }
+  if (held_wheel) {
+    atomic_store_explicit(&hints->wheel_due, ms_wheel_next(&queue->wheel), memory_order_release);
+    ms_owner_release(&hints->wheel);
+  }
+  if (dead_count) {
+    ms_queue_balance(queue);
+    for (uint32_t i = 0; i < dead_count; i++) {
+      _Atomic uint32_t *entry = &queue->participants[ms_owner_index(dead[i]) % MS_MEMBER_COUNT_MAX];
+      uint32_t gone = dead[i];
+      atomic_compare_exchange_strong_explicit(entry, &gone, 0, memory_order_relaxed,
+                                              memory_order_relaxed);
+    }
+  }
+  if (p.lease_due != INT64_MAX) ms_lower(&hints->lease_due, (uint64_t)p.lease_due);
+  if (p.expiry_due != INT64_MAX) ms_lower(&hints->expiry_due, (uint64_t)p.expiry_due);
+  if (p.ready) ms_queue_wake(queue, MS_WAIT_MESSAGE, (int32_t)p.ready);
+  return p.ready;
+}
+
+bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now) {
+  const ms_hints_header *hints = queue->hints;
+  if (atomic_load_explicit(&hints->lease_due, memory_order_relaxed) <= (uint64_t)now->mono_ns)
+    return true;
+  if (atomic_load_explicit(&hints->expiry_due, memory_order_relaxed) <= (uint64_t)now->wall_us)
+    return true;
+  if (atomic_load_explicit(&hints->missed, memory_order_relaxed) &&
+      atomic_load_explicit(&hints->swept, memory_order_relaxed) + RETRY_NS <=
+          (uint64_t)now->mono_ns)
+    return true;
+  uint64_t noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
+  return ms_tick_floor(now->boot_ns) - noted >= NOTED_MS && heads_passed_the_noted(queue);
+}
+
+bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns) {
+  _Atomic uint64_t *watched = &queue->hints->watched;
+  uint64_t last = atomic_load_explicit(watched, memory_order_relaxed);
+  if (last + (uint64_t)interval_ns > (uint64_t)now->mono_ns && last <= (uint64_t)now->mono_ns)
+    return false;
+  return atomic_compare_exchange_strong_explicit(watched, &last, (uint64_t)now->mono_ns,
+                                                 memory_order_relaxed, memory_order_relaxed);
+}
+
+/* --- room --- */
+
+void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count) {
+  if (slot_count > queue->slot_max) slot_count = queue->slot_max;
+  uint32_t count = atomic_load_explicit(&queue->slots->slot_count, memory_order_relaxed);
+  /* Those past the capacity begin as SPARE; balance frees as many as the dead have taken. */
+  for (uint32_t slot = count > queue->capacity ? count : queue->capacity; slot < slot_count;
+       slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    if (ms_word_state(word) == MS_MESSAGE_FREE)
+      (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_SPARE));
+  }
+  /* Release: pairs with the acquire in ms_slot_count. */
+  if (slot_count > count)
+    atomic_store_explicit(&queue->slots->slot_count, slot_count, memory_order_release);
+  ms_queue_balance(queue);
+  ms_queue_wake(queue, MS_WAIT_ROOM, INT32_MAX);
+}
+
+void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count) {
+  if (!queue->blocks) return;
+  if (block_count > queue->block_max) block_count = queue->block_max;
+  uint32_t count = atomic_load_explicit(&queue->blocks->block_count, memory_order_relaxed);
+  if (block_count > count)
+    atomic_store_explicit(&queue->blocks->block_count, block_count, memory_order_release);
+  ms_queue_wake(queue, MS_WAIT_ROOM, INT32_MAX);
+}
+
+static bool convert_one(ms_queue *queue, uint32_t from, uint32_t to, uint32_t count) {
+  for (uint32_t slot = count; slot-- > 0;) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    if (ms_word_state(word) == from &&
+        ms_move(ms_word_at(queue, slot), word, ms_free_word(word, to)))
+      return true;
+  }
+  return false;
+}
+
+static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
+  uint32_t oldest = MS_NO_SLOT, owner;
+  uint64_t oldest_word = 0;
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    if (ms_word_state(word) != MS_MESSAGE_DEAD) continue;
+    if (oldest != MS_NO_SLOT) {
+      int64_t later = ms_ticks_until(ms_word_tick(oldest_word), ms_word_tick(word));
+      if (later > 0 || (later == 0 && ms_slot_at(queue, slot)->id > ms_slot_at(queue, oldest)->id))
+        continue;
+    }
+    oldest = slot;
+    oldest_word = word;
+  }
+  ms_instant now;
+  if (oldest == MS_NO_SLOT) return false;
+  ms_now(&now);
+  if (ms_queue_finish(queue, oldest, oldest_word, &now, &owner) != MS_OK) return false;
+  atomic_fetch_add_explicit(&queue->hints->evicted, 1, memory_order_relaxed);
+  return true;
+}
+
+void ms_queue_balance(ms_queue *queue) {
+  uint32_t count = ms_slot_count(queue), dead = 0, spare = 0;
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint32_t state =
+        ms_word_state(atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed));
+    dead += state == MS_MESSAGE_DEAD;
+    spare += state == MS_MESSAGE_SPARE;
+  }
+  while (dead > queue->dead_limit && evict_oldest_dead(queue, count)) dead--;
+  uint32_t wanted = count > queue->capacity + dead ? count - queue->capacity - dead : 0;
+  while (spare > wanted && convert_one(queue, MS_MESSAGE_SPARE, MS_MESSAGE_FREE, count)) spare--;
+  while (spare < wanted && convert_one(queue, MS_MESSAGE_FREE, MS_MESSAGE_SPARE, count)) spare++;
+}
+
+void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
+  memset(out, 0, sizeof(*out));
+  uint32_t count = ms_slot_count(queue), by_state[32] = {0};
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    uint32_t state = ms_word_state(word);
+    by_state[state]++;
+    if (state == MS_MESSAGE_READY) out->by_lane[ms_word_lane(word)]++;
+  }
+  out->ready = by_state[MS_MESSAGE_READY];
+  out->delayed = by_state[MS_MESSAGE_DELAYED];
+  out->held = by_state[MS_MESSAGE_HELD];
+  out->leased = by_state[MS_MESSAGE_LEASED];
+  out->writing = by_state[MS_MESSAGE_WRITING];
+  out->dead = by_state[MS_MESSAGE_DEAD];
+  out->spare = by_state[MS_MESSAGE_SPARE];
+  out->free = by_state[MS_MESSAGE_FREE];
+  out->prepared = by_state[MS_MESSAGE_PREPARED];
+  out->acking = by_state[MS_MESSAGE_ACKING];
+  out->invalid = count - out->ready - out->delayed - out->held - out->leased - out->writing -
+                 out->dead - out->spare - out->free - out->prepared - out->acking;
+}
+
+/* --- the first opener --- */
+
+typedef struct standing {
+  int64_t order; /* the older tick first; what was leased before all */
+  uint64_t id;
+  uint32_t slot;
+} standing;
+
+static int by_age(const void *a, const void *b) {
+  const standing *x = a, *y = b;
+  if (x->order != y->order) return x->order < y->order ? -1 : 1;
+  return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static void set_word(ms_queue *queue, uint32_t slot, uint64_t word) {
+  atomic_store_explicit(ms_word_at(queue, slot), word, memory_order_release);
+}
+
+/* Microseconds until the tick of a word that was set under another first opener, maybe before a
+ * reboot: by the wall time that its ticks began at, and of all ticks modulo 2^34 the nearest one. */
+static int64_t left_of(const ms_queue *queue, uint64_t word, const ms_instant *now) {
+  int64_t began = atomic_load_explicit(&queue->slots->wall_of_boot, memory_order_relaxed);
+  uint64_t then = (uint64_t)((now->wall_us - began) / 1000); /* their clock, now */
+  return (ms_ticks_until(then, ms_word_tick(word)) + 1) * 1000;
+}
+
+/* What the word of a slot is after all processes have gone: also what to hint. */
+static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool verify,
+                             const ms_instant *now) {
+  uint64_t tick = ms_tick_floor(now->boot_ns);
+  const ms_slot *content = ms_slot_at(queue, slot);
+  switch (ms_word_state(word)) {
+    case MS_MESSAGE_FREE:
+    case MS_MESSAGE_SPARE:
+      return ms_free_word(word, ms_word_state(word));
+    case MS_MESSAGE_WRITING:
+    case MS_MESSAGE_PREPARED:
+      return ms_free_word(word, MS_MESSAGE_FREE);
+    case MS_MESSAGE_READY:
+    case MS_MESSAGE_DELAYED:
+    case MS_MESSAGE_HELD:
+    case MS_MESSAGE_LEASED:
+    case MS_MESSAGE_ACKING:
+    case MS_MESSAGE_DEAD:
+      break;
+    default: /* a flipped bit: keep what is whole, as dead */
+      if (!ms_queue_slot_valid(queue, slot, content->reuse))
+        return ms_make_word(MS_MESSAGE_FREE, 0, 0, content->reuse & 1023u, 0, 0);
+      return ms_make_word(MS_MESSAGE_DEAD, content->lane & 7u, ms_word_attempts(word),
+                          content->reuse & 1023u, ms_word_grant(word), tick);
+  }
+  /* The word reached the disk and the slot did not: a put that never was. */
+  if (content->reuse != ms_word_reuse(word) || content->slot != slot)
+    return ms_free_word(word, MS_MESSAGE_FREE);
+  if (ms_word_state(word) == MS_MESSAGE_DEAD) return ms_word_as(word, MS_MESSAGE_DEAD, tick);
+  bool spent =
+      ms_word_state(word) == MS_MESSAGE_LEASED && ms_word_attempts(word) >= queue->max_attempts;
+  if (spent || (verify && !ms_queue_slot_valid(queue, slot, ms_word_reuse(word)))) {
+    static const char torn[] = "torn by a power cut, or damaged", ended[] = "all processes ended";
+    ms_queue_note_failure(queue, slot, word, spent ? MS_FAILED_DEATH : MS_FAILED_CORRUPT,
+                          spent ? ended : torn, spent ? sizeof(ended) - 1 : sizeof(torn) - 1, now);
+    if (!spent) atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
+    return ms_word_as(word, MS_MESSAGE_DEAD, tick);
+  }
+  int64_t left_us = left_of(queue, word, now);
+  if (ms_word_attempts(word) == 0 && content->due - now->wall_us > left_us)
+    left_us = content->due - now->wall_us; /* parked: its tick is not the end of it */
+  bool waits = ms_word_state(word) == MS_MESSAGE_DELAYED || ms_word_state(word) == MS_MESSAGE_HELD;
+  if (!waits || left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
+  int64_t left_ms = left_us / 1000 + 1;
+  return ms_word_as(word, MS_MESSAGE_DELAYED,
+                    tick + (uint64_t)(left_ms < MS_TICK_REACH ? left_ms : MS_TICK_REACH));
+}
+
+void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void *scratch) {
+  ms_hints_header *hints = queue->hints;
+  standing *all = scratch;
+  uint32_t count = ms_slot_count(queue), standing_count = 0;
+  uint64_t newest = 0;
+  atomic_store(&hints->lease_due, UINT64_MAX);
+  atomic_store(&hints->expiry_due, UINT64_MAX);
+  atomic_store(&hints->noted, ms_tick_floor(now->boot_ns));
+  ms_wheel_init(&queue->wheel, ms_tick_floor(now->boot_ns));
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    uint64_t to = settled_word(queue, slot, word, verify, now);
+    const ms_slot *content = ms_slot_at(queue, slot);
+    if (to != word) set_word(queue, slot, to);
+    if (ms_word_state(to) == MS_MESSAGE_DEAD) {
+      if (queue->block_key && queue->buckets)
+        all[standing_count++] = (standing){INT64_MIN, content->id, slot};
+      continue;
+    }
+    if (ms_word_state(to) != MS_MESSAGE_READY && ms_word_state(to) != MS_MESSAGE_DELAYED) continue;
+    if (content->expires) ms_lower(&hints->expiry_due, (uint64_t)content->expires);
+    if (newest == 0) newest = ms_word_tick(word);
+    int64_t order = ms_word_state(word) == MS_MESSAGE_LEASED
+                        ? INT64_MIN
+                        : ms_ticks_until(newest, ms_word_tick(word));
+    all[standing_count++] = (standing){queue->buckets ? 0 : order, content->id, slot};
+  }
+  qsort(all, standing_count, sizeof(*all), by_age);
+  for (uint32_t i = 0; i < standing_count; i++) {
+    uint32_t slot = all[i].slot;
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    if (queue->buckets && !ms_bucket_append(queue, ms_slot_at(queue, slot)->key_hash, slot) &&
+        ms_word_state(word) != MS_MESSAGE_DEAD) {
+      uint64_t held = ms_word_as(word, MS_MESSAGE_HELD, ms_word_tick(word));
+      set_word(queue, slot, held);
+    } else if (ms_word_state(word) == MS_MESSAGE_READY) {
+      ms_queue_hint(queue, slot, word);
+    } else if (ms_word_state(word) == MS_MESSAGE_DELAYED) {
+      int64_t left = ms_ticks_until(ms_tick_floor(now->boot_ns), ms_word_tick(word));
+      ms_wheel_add(&queue->wheel, slot, ms_word_reuse(word),
+                   ms_tick_floor(now->boot_ns) + (uint64_t)(left > 0 ? left : 0));
+    }
+  }
+  atomic_store(&hints->wheel_due, ms_wheel_next(&queue->wheel));
+  atomic_store(&queue->slots->wall_of_boot, now->wall_us - now->boot_ns / 1000);
+  ms_queue_balance(queue);
+}
+
+/* --- waiting --- */
+
+static _Atomic uint32_t *place_of(const ms_queue *queue, int place,
+                                  _Atomic uint32_t **out_waiters) {
+  ms_hints_header *hints = queue->hints;
+  *out_waiters = place == MS_WAIT_MESSAGE ? &hints->waiters
+                 : place == MS_WAIT_ROOM  ? &hints->room_waiters
+                                          : &hints->settled_waiters;
+  return place == MS_WAIT_MESSAGE ? &hints->wake
+         : place == MS_WAIT_ROOM  ? &hints->room
+                                  : &hints->settled;
+}
+
+uint32_t ms_queue_announce(ms_queue *queue, int place) {
+  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
+  uint32_t ticket = atomic_load_explicit(word, memory_order_relaxed);
+  MS_YIELD("queue_announce");
+  if (atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst) == UINT32_MAX)
+    atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst); /* never 0 while one waits */
+  /* Pairs with the fence in ms_queue_wake: either the waker sees us, or we see what it did. */
+  atomic_thread_fence(memory_order_seq_cst);
+  return ticket;
+}
+
+int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns) {
+  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
+  return ms_futex_wait(word, ticket, timeout_ns);
+}
+
+void ms_queue_wake(ms_queue *queue, int place, int32_t count) {
+  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
+  atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in ms_queue_announce */
+  uint32_t seen = atomic_load_explicit(waiters, memory_order_relaxed);
+  if (MS_LIKELY(seen == 0)) return;
+  MS_YIELD("queue_wake");
+  atomic_fetch_add_explicit(word, 1, memory_order_seq_cst);
+  /* Nobody slept: who announced itself since has raised the number, and the word differs for who
+   * did before. So sleepers that were killed are forgotten. */
+  if (ms_futex_wake(word, count) == 0)
+    atomic_compare_exchange_strong_explicit(waiters, &seen, 0, memory_order_seq_cst,
+                                            memory_order_relaxed);
+}
+
+/* --- the check --- */
+
+static bool complain(char *text, size_t size, const char *what, uint32_t slot, uint64_t word) {
+  if (size)
+    (void)snprintf(text, size, "slot %" PRIu32 ", word %016" PRIx64 ": %s", slot, word, what);
+  return false;
+}
+
+bool ms_queue_check(const ms_queue *queue, char *text, size_t size) {
+  ms_queue_counts counts;
+  ms_queue_count(queue, &counts);
+  uint32_t count = ms_slot_count(queue);
+  if (counts.invalid) return complain(text, size, "a state that there is not", 0, counts.invalid);
+  uint32_t unfinished = count - counts.free - counts.spare - counts.dead;
+  if (unfinished > queue->capacity)
+    return complain(text, size, "more messages than the capacity", 0, unfinished);
+  if (counts.dead > queue->dead_limit)
+    return complain(text, size, "more dead letters than dead_limit", 0, counts.dead);
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
+    uint32_t state = ms_word_state(word);
+    if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_WRITING)
+      continue;
+    if (ms_word_lane(word) >= queue->lanes) return complain(text, size, "no such lane", slot, word);
+    if (state == MS_MESSAGE_DEAD) continue; /* may be what a power cut tore */
+    if (!ms_queue_slot_valid(queue, slot, ms_word_reuse(word)))
+      return complain(text, size, "its slot holds something else", slot, word);
+  }
+  for (uint32_t i = 0; queue->hints && i < queue->lanes; i++)
+    if (!ms_ring_check(&queue->rings[i])) return complain(text, size, "a ring is damaged", i, 0);
+  if (queue->hints && !ms_wheel_check(&queue->wheel))
+    return complain(text, size, "the wheel is damaged", 0, 0);
+  return true;
+}
