@@ -13,6 +13,7 @@ from millstream.inspect.layout import (
     NAME_BYTES_MAX,
     Invalid,
     Layout,
+    hash64,
 )
 
 EXTENT_SLOTS, EXTENT_BLOCKS, PAGE = 1024, 512, 4096
@@ -181,6 +182,15 @@ def check(fields: dict[str, Any], expected: dict[str, object]) -> None:
     for name, value in expected.items():
         if fields[name] != value:
             raise Invalid(name, value, fields[name], newer=newer and name == "version")
+
+
+def content_hash(content: bytes, lengths: list[int], seed: int) -> int:
+    """Return the hash of a content in blocks: each part's is the seed of the next."""
+    at = 0
+    for length in lengths:
+        seed = hash64(content[at : at + length], seed)
+        at += length
+    return seed
 
 
 def headers_of(raw: bytes) -> list[tuple[str, bytes]]:

@@ -61,6 +61,7 @@ from millstream.inspect.queue_layout import (
     block_at,
     block_word_at,
     check,
+    content_hash,
     headers_of,
 )
 
@@ -93,8 +94,8 @@ def queue_paths(path: Path, only: str | None = None) -> list[Path]:
 def open_queue(path: Path) -> QueueInfo:
     """Read `queue.json` alone. Raises Invalid or StorageError."""
     body = read_json(path / "queue.json", QUEUE_JSON)
-    if not SLOT.size < body["slot_bytes"] <= SLOT_BYTES_MAX:
-        raise Invalid("slot_bytes", f"{SLOT.size + 1} to {SLOT_BYTES_MAX}", body["slot_bytes"])
+    if not 128 <= body["slot_bytes"] <= SLOT_BYTES_MAX or body["slot_bytes"] % 64:
+        raise Invalid("slot_bytes", f"a multiple of 64 to {SLOT_BYTES_MAX}", body["slot_bytes"])
     if not 1 <= body["priorities"] <= 8:
         raise Invalid("priorities", "1 to 8", body["priorities"])
     return QueueInfo(path.name, path, int(body["queue_id"], 16), body, body["slot_bytes"])
@@ -307,7 +308,7 @@ class Queue:
         chain: list[int] = []
         if not inline:
             content, chain = self._content(slot, word.reuse, fields["first_block"] - 1, total)
-            right = hash64(content, seed)
+            right = content_hash(content, lengths, seed)
             if fields["content_hash"] != right:
                 wrong = Invalid("content hash", f"{right:016x}", f"{fields['content_hash']:016x}")
                 raise Damaged(wrong, info.path / "blocks", block_at(chain[0]))
@@ -342,7 +343,7 @@ class Queue:
                 raise Damaged(bad, path, block_word_at(chain[-1]) if chain else 0)
             at = block_word_at(block)
             word = struct.unpack("<Q", self.fresh(self.blocks, at, 8))[0]
-            owner = (word >> 24 & (1 << 26) - 1, word >> 50)
+            owner = (word >> 24 & (1 << 26) - 1, word >> 50 & 1023)
             if owner != (slot + 1, reuse):
                 bad = Invalid("block of slot + 1 and reuse", (slot + 1, reuse), owner)
                 raise Damaged(bad, path, at)
@@ -370,7 +371,7 @@ class Queue:
             times = (fields["attempts"], fields["first_at"], fields["last_at"])
             texts = (fields["first"][: lengths[0]], fields["last"][: lengths[1]])
             found.append(Failure(kind, *times, *(text.decode(errors="replace") for text in texts)))
-        return sorted(found, key=lambda one: -one.attempts)
+        return sorted(found, key=lambda one: (-one.last_at, -one.attempts))
 
     def buried(self, slot: int, reuse: int) -> bool:
         """Whether a slot's newest failure record says that its message is damaged."""
@@ -414,6 +415,6 @@ class Queue:
             slot = (block >> np.uint64(24) & np.uint64((1 << 26) - 1)).astype(np.int64) - 1
             inside = (slot >= 0) & (slot < len(words))
             block, owner = block[inside], words[slot[inside]]
-            same = block >> np.uint64(50) == owner >> np.uint64(40) & np.uint64(1023)
+            same = (block >> np.uint64(50) ^ owner >> np.uint64(40)) & np.uint64(1023) == 0
             taken += int((same & np.isin(owner >> np.uint64(59), HOLDING)).sum())
         return taken
