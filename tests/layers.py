@@ -15,6 +15,7 @@ C_LAYERS = (
     "ms_segment",
     "ms_partition",
     "ms_arrow",
+    "ms_heartbeat",
 )
 
 # One entry per module or subpackage of millstream; `__init__` re-exports and is above all rules.

@@ -1,0 +1,99 @@
+"""For the tests of programs that use millstream: a clock to advance, and a store to throw away.
+
+With pytest, ``pytest_plugins = ["millstream.testing"]`` in the topmost `conftest.py`, or an import
+of `store` there, gives the fixture `store`. Without pytest, `clock` and `millstream.temporary` are
+all that is needed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import millstream
+from millstream import _native
+from millstream.errors import InvalidArgument, InvalidType
+
+__all__ = ["Clock", "clock", "store"]
+
+_running: list[Clock] = []
+
+
+class Clock:
+    """The virtual clock of this process; `clock` makes it."""
+
+    def __init__(self) -> None:
+        self._skew_ns = 0
+
+    @property
+    def now(self) -> float:
+        """Seconds since 1970 of the virtual clock."""
+        return _native.wall_us() / 1e6
+
+    def advance(self, seconds: float) -> float:
+        """Let seconds pass at once; return the new `now`.
+
+        Sleepers in this process see it within a few milliseconds, everybody else at their next
+        call. What ends at the same moment (a lease and its renewal) may come in either order: to
+        see a lease renewed, advance by less than it, more than once.
+
+        Raises: InvalidArgument for a negative number: time does not run backwards.
+        """
+        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+            raise InvalidType(f"seconds {seconds!r}: expected a number")
+        if not 0 <= seconds <= 100 * 365.25 * 86400:
+            raise InvalidArgument(f"seconds {seconds!r}: expected 0 to a hundred years")
+        if self not in _running:
+            raise InvalidArgument("this clock has ended with its block")
+        self._skew_ns += round(seconds * 1e9)
+        _native.set_clock(True, self._skew_ns)
+        return self.now
+
+
+@contextlib.contextmanager
+def clock() -> Iterator[Clock]:
+    """Run this process on a virtual clock, so that leases and delays pass without sleeping.
+
+    The clock begins at the real time, goes on at the usual pace, and jumps when told to. It is the
+    clock of this process only: a store that others have open as well has two times meanwhile. Make
+    the store inside the block: leases given there end in the virtual time.
+
+    Yields: the `Clock`.
+
+    >>> import millstream
+    >>> from millstream.testing import clock
+    >>> with clock() as time, millstream.temporary() as store:
+    ...     reminders = store.queue("reminders")
+    ...     _ = reminders.put(b"renew the passport", delay=86400 * 365)
+    ...     _ = time.advance(86400 * 364)
+    ...     print(reminders.get_many(1, timeout=0))
+    ...     _ = time.advance(86400)
+    ...     with reminders.get(timeout=5) as message:
+    ...         print(message.value)
+    []
+    b'renew the passport'
+    """
+    if _running:
+        raise RuntimeError("the virtual clock of this process is running already")
+    virtual = Clock()
+    _running.append(virtual)
+    _native.set_clock(True, 0)
+    try:
+        yield virtual
+    finally:
+        _native.set_clock(False, 0)
+        _running.remove(virtual)
+
+
+def _store() -> Iterator[millstream.Store]:
+    """A store in a temporary directory, removed after the test."""
+    with millstream.temporary(durability="process") as temporary:
+        yield temporary
+
+
+try:
+    import pytest
+except ImportError:  # `clock` needs none
+    store = contextlib.contextmanager(_store)
+else:
+    store = pytest.fixture(name="store")(_store)
