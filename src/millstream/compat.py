@@ -1,0 +1,462 @@
+"""Queues with the interface of the standard library's, for threads and for processes.
+
+`Queue`, `PriorityQueue` and `SimpleQueue` take the place of those of `queue`, and of
+`multiprocessing.Queue` and `JoinableQueue`: same methods, same exceptions. One that is given to
+another process, as an argument or in a message, is the same queue there. There is no feeder thread:
+when `put` returns, the item is in the queue, and no process that dies can damage or block it.
+
+Warning: items travel as pickles, as those of `multiprocessing.Queue` do. Whoever can write to the
+directory of the store can run code in every process that gets from the queue.
+
+Where they must differ:
+
+- Items are copied. What `get` returns equals what was put, and is another object; what cannot be
+  pickled cannot be put.
+- A queue without `maxsize` holds a million items, not any number.
+- `get` takes the item for good, as there: if the process dies before it is done with it, the item
+  is gone. `store.queue` has leases for that.
+- `task_done` is called in the process that called `get`, at most once for each; more is a
+  ValueError. The items that a process died over count as done.
+- `maxsize` may be changed: to more for all, to less for this handle only.
+- There is no `LifoQueue`; and what the standard classes are made of (`mutex`, `queue`, `_put`,
+  `_get` ...) is not there to be overridden.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import os
+import queue as standard
+import threading
+import time
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import millstream
+from millstream import _native
+from millstream.codecs import pickle as pickled
+from millstream.errors import LeaseLost
+from millstream.store import shared
+
+if TYPE_CHECKING:
+    from millstream._native import Message
+    from millstream.store import Store
+
+__all__ = ["Empty", "Full", "PriorityQueue", "Queue", "ShutDown", "SimpleQueue"]
+
+Item = TypeVar("Item")
+
+Empty = standard.Empty
+Full = standard.Full
+UNBOUNDED = 1_000_000
+SLICE_SECONDS = 0.1
+"""How often a waiting call looks whether the queue was shut down."""
+
+if hasattr(standard, "ShutDown"):  # Python 3.13
+    ShutDown: type[Exception] = standard.ShutDown
+else:
+
+    class _ShutDown(Exception):
+        """The queue was shut down: nothing can be put, and nothing is left to get."""
+
+    _ShutDown.__name__ = _ShutDown.__qualname__ = "ShutDown"
+    ShutDown = _ShutDown
+
+
+# --- where queues without a path live -------------------------------------------------------------
+
+_lock = threading.Lock()
+_numbers = itertools.count(1)
+_own: tuple[int, Store] | None = None
+"""The temporary store of this process, and which process that is."""
+
+
+def _temporary_store() -> Store:
+    global _own
+    with _lock:
+        process = _native.fork_count()
+        if _own is None or _own[0] != process or _own[1].closed:
+            _own = process, millstream.temporary(durability="process")
+        return _own[1]
+
+
+# --- tasks that are not done ----------------------------------------------------------------------
+
+
+class _Tasks:
+    """How many items this process got and is not done with.
+
+    While there is one, the process holds the lease of a message in a queue beside: `join` waits
+    until nobody does. A dead process holds none.
+    """
+
+    def __init__(self, store: Store, name: str) -> None:
+        # Nobody renews the lease, so that users who never call `task_done` pay for nothing.
+        self.queue = store.queue(f"{name}.tasks", capacity=1024, lease=30 * 86400.0)
+        self._lock = threading.Lock()
+        self._count = 0
+        self._mark: Message | None = None
+
+    def begin(self) -> None:
+        """One more."""
+        with self._lock:
+            if self._count == 0:
+                self._mark = self._take_mark()
+            self._count += 1
+
+    def _take_mark(self) -> Message:
+        while True:
+            self.queue.put(b"")
+            with contextlib.suppress(Empty):  # unless another process took this one
+                return self.queue.get(timeout=0)
+
+    def end(self) -> None:
+        """One less."""
+        with self._lock:
+            if self._count == 0:
+                raise ValueError("task_done() called too many times")
+            self._count -= 1
+            if self._count == 0 and self._mark is not None:
+                with contextlib.suppress(LeaseLost):
+                    self._mark.ack()
+                self._mark = None
+
+    def join(self) -> None:
+        """Wait until no process has any."""
+        while len(self.queue):
+            if self.queue.stats().leased == 0:
+                for left in self.queue.get_many(1024, timeout=0):  # of a process that died
+                    left.ack()
+            with contextlib.suppress(TimeoutError):
+                self.queue.join(timeout=SLICE_SECONDS)
+
+
+_tasks: dict[tuple[int, str, str], _Tasks] = {}
+
+
+def _tasks_of(store: Store, name: str) -> _Tasks:
+    """Those of a queue: all handles of it in this process count together."""
+    key = _native.fork_count(), store.path, name
+    with _lock:
+        if key not in _tasks:
+            _tasks[key] = _Tasks(store, name)
+        return _tasks[key]
+
+
+# --- the classes ----------------------------------------------------------------------------------
+
+
+def _seconds(block: bool, timeout: float | None) -> float | None:
+    """How long a call may wait; None: for ever."""
+    if not block:
+        return 0.0
+    if timeout is not None and timeout < 0:
+        raise ValueError("'timeout' must be a non-negative number")
+    return timeout
+
+
+class SimpleQueue(Generic[Item]):
+    """Unbounded (a million items), first in, first out; see the module for where it differs.
+
+    Args:
+        path: directory of a store; by default a temporary one, which goes away with this process.
+        name: of the queue in that store; by default a new one.
+
+    >>> from millstream.compat import SimpleQueue
+    >>> q = SimpleQueue()
+    >>> q.put({"a": 1})
+    >>> q.get(), q.empty()
+    ({'a': 1}, True)
+    """
+
+    def __init__(
+        self, *, path: str | os.PathLike[str] | None = None, name: str | None = None
+    ) -> None:
+        self._open(path, name, 0)
+
+    def _open(self, path: str | os.PathLike[str] | None, name: str | None, maxsize: int) -> None:
+        temporary = path is None
+        store = _temporary_store() if path is None else _opened(path)
+        if name is None:
+            name = f"compat-{os.getpid()}-{next(_numbers)}" if temporary else "compat"
+        self._attach(store, name, maxsize)
+
+    def _attach(self, store: Store, name: str, maxsize: int) -> None:
+        self._path = store.path
+        self._name = name
+        self._maxsize = maxsize
+        self._bound = maxsize if maxsize > 0 else UNBOUNDED
+        self._process = _native.fork_count()
+        self._handle = store.queue(name, capacity=self._bound, codec=pickled)
+
+    def _here(self) -> None:
+        """After a fork, open in the child what the parent has open."""
+        if self._process != _native.fork_count():
+            self._attach(_opened(self._path), self._name, self._maxsize)
+
+    @property
+    def _queue(self) -> millstream.Queue:
+        self._here()
+        return self._handle
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_reopen, (type(self), self._path, self._name, self._maxsize))
+
+    def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
+        """Put an item; `block` and `timeout` are there for the interface: there is room.
+
+        Raises: Full, only where a million items are in the queue.
+        """
+        self._queue.put(item, timeout=_seconds(block, timeout))
+
+    def put_nowait(self, item: Item) -> None:
+        """The same."""
+        self.put(item, block=False)
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Item:
+        """Remove and return an item.
+
+        Args:
+            block: wait for one; False: raise Empty at once where there is none.
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises: Empty.
+        """
+        return self._take(_seconds(block, timeout))
+
+    def get_nowait(self) -> Item:
+        """The item that is there now. Raises: Empty."""
+        return self.get(block=False)
+
+    def _take(self, seconds: float | None) -> Item:
+        while True:
+            message = self._queue.get(timeout=seconds)
+            with contextlib.suppress(LeaseLost):  # this process was stopped for half a minute
+                return self._finish(message)
+
+    def _finish(self, message: Message) -> Item:
+        """Take a leased message for good."""
+        item: Item = message.value
+        message.ack()
+        return item
+
+    def qsize(self) -> int:
+        """How many items there are, about: others put and get at the same time."""
+        return len(self._queue)
+
+    def empty(self) -> bool:
+        """Is there none?"""
+        return self.qsize() == 0
+
+    def __repr__(self) -> str:
+        return f"<{type(self).__name__} {self._name!r} in {self._path}>"
+
+    def __class_getitem__(cls, item: Any) -> Any:
+        """Allow `Queue[int]`, as the standard classes do."""
+        return super().__class_getitem__(item)  # type: ignore[misc]
+
+
+class Queue(SimpleQueue[Item]):
+    """First in, first out, of at most `maxsize` items; see the module for where it differs.
+
+    Args:
+        maxsize: 0 or less: a million.
+        path: directory of a store; by default a temporary one, which goes away with this process.
+        name: of the queue in that store; by default a new one.
+
+    >>> from millstream.compat import Full, Queue
+    >>> q = Queue(maxsize=1)
+    >>> q.put("tea")
+    >>> try:
+    ...     q.put("coffee", timeout=0.01)
+    ... except Full:
+    ...     print("full")
+    full
+    >>> q.get()
+    'tea'
+    >>> q.task_done()
+    >>> q.join()
+    """
+
+    def __init__(
+        self,
+        maxsize: int = 0,
+        *,
+        path: str | os.PathLike[str] | None = None,
+        name: str | None = None,
+    ) -> None:
+        self._open(path, name, maxsize)
+
+    def _attach(self, store: Store, name: str, maxsize: int) -> None:
+        super()._attach(store, name, maxsize)
+        self._tasks = _tasks_of(store, name)
+        self._closing = store.queue(f"{name}.shutdown", capacity=1)
+
+    @property
+    def maxsize(self) -> int:
+        """How many items there may be; 0 or less: a million."""
+        return self._maxsize
+
+    @maxsize.setter
+    def maxsize(self, maxsize: int) -> None:
+        bound = maxsize if maxsize > 0 else UNBOUNDED
+        if bound > self._bound:
+            self._queue.alter(capacity=bound)
+            self._bound = bound
+        self._maxsize = maxsize
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Was it shut down, by any process?"""
+        self._here()
+        return len(self._closing) > 0
+
+    def full(self) -> bool:
+        """Are there `maxsize` items?"""
+        return 0 < self._maxsize <= self.qsize()
+
+    def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
+        """Put an item, waiting for room.
+
+        Args:
+            item: anything that can be pickled.
+            block: wait; False: raise Full at once where there is no room.
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises: Full; ShutDown.
+        """
+        seconds = _seconds(block, timeout)
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            if self.is_shutdown:
+                raise ShutDown
+            left = SLICE_SECONDS if end is None else max(0.0, end - time.monotonic())
+            try:
+                if 0 < self._maxsize < self._bound and self.full():  # it was made smaller
+                    time.sleep(min(left, 0.005))
+                    raise Full
+                self._queue.put(item, timeout=min(left, SLICE_SECONDS))
+            except Full:
+                if end is not None and time.monotonic() >= end:
+                    raise
+            else:
+                return
+
+    def get(self, block: bool = True, timeout: float | None = None) -> Item:
+        """Remove and return an item, waiting for one.
+
+        Args:
+            block: wait; False: raise Empty at once where there is none.
+            timeout: seconds to wait; None: as long as it takes.
+
+        Raises: Empty; ShutDown, once it is empty.
+        """
+        seconds = _seconds(block, timeout)
+        end = None if seconds is None else time.monotonic() + seconds
+        while True:
+            shut = self.is_shutdown  # before the look at the items: none comes after it
+            left = SLICE_SECONDS if end is None else max(0.0, end - time.monotonic())
+            try:
+                return self._take(0.0 if shut else min(left, SLICE_SECONDS))
+            except Empty:
+                if shut:
+                    raise ShutDown from None
+                if end is not None and time.monotonic() >= end:
+                    raise
+
+    def _finish(self, message: Message) -> Item:
+        item: Item = message.value
+        self._tasks.begin()  # before the item is gone: `join` sees the one or the other
+        try:
+            message.ack()
+        except LeaseLost:
+            self._tasks.end()
+            raise
+        return item
+
+    def task_done(self) -> None:
+        """Say that an item which was got is done.
+
+        Raises: ValueError where this process has none that is not done.
+        """
+        self._here()
+        self._tasks.end()
+
+    def join(self) -> None:
+        """Wait until all that was put has been got and is done."""
+        while len(self._queue):
+            with contextlib.suppress(TimeoutError):
+                self._queue.join(timeout=SLICE_SECONDS)
+        self._tasks.join()
+
+    def shutdown(self, immediate: bool = False) -> None:
+        """Let every `put` raise ShutDown from now on, and every `get` once nothing is left.
+
+        In all processes, and for as long as the queue exists.
+
+        Args:
+            immediate: throw away what is there.
+        """
+        self._here()
+        with contextlib.suppress(Full):
+            self._closing.put(b"", timeout=0)
+        if immediate:
+            self._queue.purge()
+
+
+class PriorityQueue(Queue[Item]):
+    """The least item comes first; see the module for where it differs.
+
+    Besides: `get` reads all items, so that the queue is meant for hundreds, not for millions; items
+    that cannot be compared are found out by `get`, which raises TypeError. While several processes
+    get at once, each gets the least of those that no other is looking at. The lanes of
+    `store.queue(priorities=...)` have no such costs.
+
+    >>> from millstream.compat import PriorityQueue
+    >>> q = PriorityQueue()
+    >>> for item in (3, 1, 2):
+    ...     q.put(item)
+    >>> [q.get() for _ in range(3)]
+    [1, 2, 3]
+    """
+
+    def _finish(self, message: Message) -> Item:
+        """The leased message is the oldest: there may be a lesser one behind it."""
+        try:
+            while True:
+                ready = self._queue.peek(UNBOUNDED)
+                least = min(ready, key=lambda each: _Order(each.value), default=None)
+                if least is None or not least.value < message.value:
+                    return super()._finish(message)
+                self._tasks.begin()
+                if self._queue.cancel(least.id):  # it was still there, and now it is ours
+                    message.release()
+                    item: Item = least.value
+                    return item
+                self._tasks.end()
+        except TypeError:
+            message.release()
+            raise
+
+
+class _Order:
+    """Compares by `<` alone, as heaps do."""
+
+    __slots__ = ("item",)
+
+    def __init__(self, item: Any) -> None:
+        self.item = item
+
+    def __lt__(self, other: _Order) -> bool:
+        return bool(self.item < other.item)
+
+
+def _opened(path: str | os.PathLike[str]) -> Store:
+    """The store at a path: one for all queues of this process."""
+    return shared(os.path.abspath(path), "rw", False)
+
+
+def _reopen(kind: type[Any], path: str, name: str, maxsize: int) -> Any:
+    made = kind.__new__(kind)
+    made._attach(_opened(path), name, maxsize)
+    return made
