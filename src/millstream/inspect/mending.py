@@ -49,6 +49,8 @@ from millstream.inspect.layout import (
     Problem,
     hash64,
 )
+from millstream.inspect.mending_queues import plan
+from millstream.inspect.queues import queue_paths
 from millstream.inspect.reading import logs
 from millstream.inspect.walk import Log, Walk
 
@@ -60,7 +62,8 @@ Patch = tuple[int, bytes]
 class Action:
     """One thing that repair did, would do (`dry_run`), or cannot do.
 
-    `kind`: "filler", "activation", "unclean" or "cannot"; `position` is a byte of the file.
+    `kind`: "filler", "activation", "slots", "blocks", "message", "unclean" or "cannot"; `position`
+    is a byte of the file.
     """
 
     kind: str
@@ -75,26 +78,32 @@ class Action:
 
 
 def repair(
-    path: str | os.PathLike[str], stream: str | None = None, *, dry_run: bool = False
+    path: str | os.PathLike[str],
+    stream: str | None = None,
+    *,
+    queue: str | None = None,
+    dry_run: bool = False,
 ) -> list[Action]:
     """Make the valid batches behind damaged ones readable again; returns what was done.
 
-    Records in damaged bytes stay lost, and their offsets unused. The damaged files are kept.
+    Records in damaged bytes stay lost, and their offsets unused. Damaged messages of queues become
+    dead letters. The damaged files are kept.
 
     Durability: what was done is synced when the call returns.
 
     Args:
         path: directory of a store that no process has open.
-        stream: only this one.
+        stream: only this one, and no queue.
+        queue: only this one, and no stream.
         dry_run: change nothing, say what would be done.
 
     Raises:
         StorageError: a process has the store open (its pid is named), or a file system's refusal.
-        NotFound: no such stream.
+        NotFound: no such stream or queue.
     """
     top = Path(path)
     with gate(top):
-        return Repair(top, dry_run=dry_run).run(stream)
+        return Repair(top, dry_run=dry_run).run(stream, queue)
 
 
 @contextmanager
@@ -136,8 +145,8 @@ class Repair:
         self.actions: list[Action] = []
         self.changed = False
 
-    def run(self, stream: str | None) -> list[Action]:
-        """Go through the streams."""
+    def run(self, stream: str | None, queue: str | None = None) -> list[Action]:
+        """Go through the streams, then the queues."""
         try:
             store, _ = open_store(self.path)
         except Invalid as bad:
@@ -148,7 +157,7 @@ class Repair:
         except Invalid as bad:
             self.cannot(bad.problem("members", self.path / "members", 0))
             return self.actions
-        for where in stream_paths(self.path, stream):
+        for where in [] if queue is not None else stream_paths(self.path, stream):
             try:
                 found = open_stream(where)
             except Invalid as bad:
@@ -160,19 +169,22 @@ class Repair:
             for number in partition_numbers(found):
                 log = self.activations(store, Log(store, found, number))
                 self.batches(log)
-        if self.changed and store.clean and self.all_sound(stream):
+        for where in [] if stream is not None else queue_paths(self.path, queue):
+            self.queue(store, where)
+        every = stream is None and queue is None
+        if self.changed and store.clean and self.all_sound(every, stream):
             text = "marked unclean, so that the next open walks it"
             self.actions.append(Action("unclean", self.path / "store.json", None, text))
             if not self.dry_run:
                 mark_unclean(self.path)
         return self.actions
 
-    def all_sound(self, stream: str | None) -> bool:
+    def all_sound(self, every: bool, stream: str | None) -> bool:
         """Whether nothing is left that an open of an unclean store could take for a torn tail."""
         if any(action.kind == "cannot" for action in self.actions):
             return False
         others = (log for log in logs(self.path) if log.stream.name != stream)
-        if stream is None:
+        if every:
             return True
         try:
             return not any(isinstance(event, Problem) for log in others for event in log.events())
@@ -271,16 +283,37 @@ class Repair:
             at, chain = at + length, sequence
         return patches
 
+    # queues
+
+    def queue(self, store: StoreInfo, path: Path) -> None:
+        """Mend one queue: header pages, state words, damaged messages."""
+        try:
+            made = plan(store, path)
+        except Invalid as bad:
+            self.cannot(bad.problem("queue", path / "queue.json", None))
+            return
+        except StorageError as error:
+            self.cannot(unreadable(path, error))
+            return
+        self.actions += [Action(*done) for done in made.done]
+        for problem in made.cannot:
+            self.cannot(problem)
+        for file, patches in made.patches.items():
+            self.replace(file, patches, made.used.get(file))
+
     # files
 
-    def replace(self, path: Path, patches: list[Patch]) -> None:
-        """Put a changed copy in the place of a segment; the original becomes `.corrupt`."""
+    def replace(self, path: Path, patches: list[Patch], used: int | None = None) -> None:
+        """Put a changed copy in the place of a file; the original becomes `.corrupt`.
+
+        `used`: what is behind means nothing and stays sparse.
+        """
         self.changed = True
         if self.dry_run:
             return
         copy = path.with_name(f"{path.name}.repair.tmp")
         try:
-            copy_changed(path, copy, patches)
+            copy_changed(path, copy, patches, used)
             aside = path.with_name(f"{path.name}.corrupt")
             count = 1
             while os.path.lexists(aside):
@@ -359,16 +392,18 @@ def filler(salt: int, position: int, length: int, offset: int, chain: int, seque
     return struct.pack("<Q", hash64(raw[8:], salt + position)) + raw[8:]
 
 
-def copy_changed(source: Path, target: Path, patches: list[Patch]) -> None:
-    """Write and sync a copy with patches in it; blocks behind every byte, none of them shared."""
+def copy_changed(source: Path, target: Path, patches: list[Patch], used: int | None = None) -> None:
+    """Write and sync a copy with patches in it; blocks behind all that is used, none shared."""
     with suppress(FileNotFoundError):
         os.unlink(target)
     flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
     fd = os.open(target, flags, 0o600)
     try:
         with File(source) as file:
-            for at in range(0, file.size, COPY_BYTES):
-                size = min(COPY_BYTES, file.size - at)
+            end = file.size if used is None else min(used, file.size)
+            os.ftruncate(fd, file.size)
+            for at in range(0, end, COPY_BYTES):
+                size = min(COPY_BYTES, end - at)
                 part = file.read(at, size)[:size]
                 if len(part) < size:
                     raise OSError(errno.EIO, "the file shrank while it was copied")
