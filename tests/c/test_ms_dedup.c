@@ -114,6 +114,16 @@ static void test_dedup_void_claim_may_be_claimed_again(void) {
   CHECK(ms_dedup_check(table));
 }
 
+static void test_dedup_expired_claim_of_the_key_is_written_over_before_others(void) {
+  make(0, 1);
+  CHECK_EQ_U64(claim(key_in(0, 1), 1, NOW, NOW + 5), MS_OK);
+  CHECK_EQ_U64(claim(key_in(0, 2), 2, NOW, NOW + 10), MS_OK);
+  CHECK_EQ_U64(claim(key_in(0, 2), 3, NOW + 10, NOW + 20), MS_OK);
+  CHECK(ms_dedup_check(table)); /* the key is there once */
+  CHECK_EQ_U64(table->entries[0].id, 1);
+  CHECK_EQ_U64(table->entries[1].id, 3);
+}
+
 static void test_dedup_full_stripe_says_so_until_one_expires(void) {
   make(0, 4);
   for (uint32_t i = 0; i < ENTRIES; i++)
@@ -160,6 +170,8 @@ static void test_dedup_word_of_a_dead_owner_is_taken_over(void) {
   key at = key_in(2, 1);
   uint32_t dead = ms_owner_word(7, 7);
   CHECK_EQ_U64(claim(at, 1, NOW, NOW + 10), MS_OK);
+  CHECK_EQ_U64(claim(key_in(2, 2), 2, NOW, NOW + 10), MS_OK);
+  table->entries[2 * ENTRIES + 1].id ^= 1;
   atomic_store(&table->words[2], dead);
   CHECK_EQ_U64(claim(at, 2, NOW, NOW + 10), MS_BUSY);
   CHECK_EQ_U64(owner, dead);
@@ -243,6 +255,7 @@ static void test_dedup_open_refuses_what_is_not_this_table(void) {
 static struct {
   uint8_t won[SCHEDULE_KEYS], begun[SCHEDULE_KEYS];
   uint64_t winner[SCHEDULE_KEYS];
+  bool is_void[SCHEDULER_PROCESSES_MAX * 10];
 } schedule;
 
 static uint32_t word_of(uint32_t process) { return ms_owner_word(process, 5); }
@@ -271,15 +284,18 @@ static void run_process(uint32_t process) {
       deal_with(at, process, found);
     if (status == MS_OK) {
       CHECK_EQ_U64(schedule.won[number], 0); /* nobody else has it */
-      schedule.won[number] = 1;
+      bool done = scheduler_random() % 3 != 0;
+      schedule.won[number] = done;
       schedule.winner[number] = id;
-      while ((status = ms_dedup_try_settle(table, word_of(process), at.words, id, true, &found)) ==
+      while ((status = ms_dedup_try_settle(table, word_of(process), at.words, id, done, &found)) ==
              MS_BUSY)
         deal_with(at, process, found);
       CHECK_EQ_U64(status, MS_OK);
+      schedule.is_void[id] = !done;
     } else {
       CHECK_EQ_U64(status, MS_END);
       CHECK(there.id != 0 && there.slot == there.id && there.expires == NOW + 10);
+      CHECK(!schedule.is_void[there.id % (SCHEDULER_PROCESSES_MAX * 10)]);
       if (schedule.won[number]) CHECK_EQ_U64(there.id, schedule.winner[number]);
     }
   }
@@ -318,6 +334,7 @@ static void test_dedup_schedules_claim_each_key_once(void) {
         CHECK_EQ_U64(existing.id, schedule.winner[number]);
       }
       if (!schedule.begun[number]) CHECK_EQ_U64(status, MS_END);
+      if (status == MS_OK) CHECK(!schedule.is_void[existing.id % (SCHEDULER_PROCESSES_MAX * 10)]);
     }
     if (atomic_load(&check_failure_count) != failures) {
       printf("  MS_SEED=%" PRIu64 "\n", seed);
@@ -399,6 +416,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_dedup_claim_is_refused_until_it_expires),
     CHECK_TEST(test_dedup_entry_lies_as_the_format_says),
     CHECK_TEST(test_dedup_void_claim_may_be_claimed_again),
+    CHECK_TEST(test_dedup_expired_claim_of_the_key_is_written_over_before_others),
     CHECK_TEST(test_dedup_full_stripe_says_so_until_one_expires),
     CHECK_TEST(test_dedup_torn_entry_is_empty),
     CHECK_TEST(test_dedup_recover_frees_words_and_empties_torn_entries),
