@@ -4,7 +4,7 @@
  * MS_DEDUP_STRIPE_ENTRIES entries (docs/format.md). A key belongs to one stripe; its word is held
  * for the length of one call, and no other word is taken meanwhile. A claim is PENDING until its
  * message is written, then it is DONE. Seconds are wall time since 1970; an entry has expired when
- * `expires` is at or before now. Thread-safe but for init, open and recover. No allocation, no file.
+ * `expires` is at or before now. Thread-safe but for init, open and recover. Allocates nothing.
  *
  * MS_BUSY, of every call: the stripe's word is held by *out_owner. Call again, or sleep in
  * ms_owner_wait(ms_dedup_word()) and release it, or, with proof that the owner is dead, call
@@ -73,8 +73,8 @@ MS_MUST_USE ms_status ms_dedup_try_settle(const ms_dedup *table, uint32_t self,
                                           const uint64_t key[2], uint64_t id, bool done,
                                           uint32_t *out_owner);
 
-/* Free a stripe's word (of `table`) from an owner that is proved dead, and empty what it left torn. MS_BUSY: the
- * word has changed hands since. */
+/* Free a stripe's word (of `table`) from an owner that is proved dead, and empty what it left torn.
+ * MS_BUSY: the word has changed hands since. */
 MS_MUST_USE ms_status ms_dedup_take_over(const ms_dedup *table, _Atomic uint32_t *word,
                                          uint32_t self, uint32_t dead, uint32_t *out_owner);
 
