@@ -164,6 +164,16 @@ static void look(pass *p, uint32_t slot, uint64_t word) {
   }
 }
 
+/* A cell that says nothing, before a tail that says that something was put there, is damage. */
+static void pass_damaged_cells(const ms_queue *queue) {
+  for (uint32_t i = 0; i < queue->lanes; i++) {
+    uint64_t hint, head = ms_ring_head(&queue->rings[i]);
+    if ((int64_t)(ms_ring_tail(&queue->rings[i]) - head) > 0 &&
+        !ms_ring_at(&queue->rings[i], head, &hint))
+      ms_ring_advance(&queue->rings[i], head, head + 1); /* unless it moved by itself */
+  }
+}
+
 static bool heads_passed_the_noted(const ms_queue *queue) {
   for (uint32_t i = 0; i < queue->lanes; i++) {
     uint64_t tail = atomic_load_explicit(&queue->hints->noted_tail[i], memory_order_relaxed);

@@ -15,6 +15,14 @@ C_LAYERS = (
     "ms_segment",
     "ms_partition",
     "ms_arrow",
+    "ms_ring",
+    "ms_wheel",
+    "ms_dedup",
+    "ms_queue",
+    "ms_queue_parts",
+    "ms_bucket",
+    "ms_delivery",
+    "ms_sweep",
     "ms_heartbeat",
 )
 

@@ -110,8 +110,12 @@ static void take(ms_queue *queue, int process) {
       CHECK(!is_alive(holder[other]));
   holder[number] = process;
   MS_YIELD("work");
-  if (!ms_queue_holds(queue, &lease)) return; /* it was paused for longer than its lease */
-  holder[number] = NOBODY;                    /* from here on it may go to the next one */
+  if (!ms_queue_holds(queue, &lease)) { /* it was paused for longer than its lease */
+    uint32_t owner;
+    CHECK(ms_queue_try_ack(queue, &lease, &now, &owner) == MS_LOST);
+    return;
+  }
+  holder[number] = NOBODY; /* from here on it may go to the next one */
   end_lease(queue, &lease, number);
 }
 

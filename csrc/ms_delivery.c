@@ -261,6 +261,7 @@ static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
   out->slot = slot;
   out->reuse = (uint16_t)reuse;
   out->lane = (uint16_t)message->lane;
+  MS_YIELD("queue_write_slot");
   if (size == inline_size) {
     uint8_t *content = (uint8_t *)(out + 1);
     copy_part(&content, message->key, message->key_length);
