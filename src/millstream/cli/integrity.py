@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millstream.inspect import Note
 
 COUNTED = ("stream", "partition", "segment", "batch", "record")
-COUNTS = ("streams", "partitions", "segments", "batches", "records", "bytes")
+COUNTS = ("streams", "partitions", "segments", "batches", "records", "queues", "messages", "bytes")
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -23,7 +23,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser(
         "verify",
         help="check every byte, changing none",
-        description="Read every batch of a store with a reader of its own and report what is not "
+        description="Read every batch and message of a store with a reader of its own and report what is not "
         "as it was written. Changes nothing; ends with 1 if there are problems.",
     )
     add_store(parser)
@@ -39,7 +39,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.set_defaults(run=run_repair)
     parser = verbs.add_parser(
         "dump",
-        help="print what the files hold: segments, batches",
+        help="print what the files hold: segments, batches, messages",
         description="Print what the files of a store hold, as the second reader sees it.",
     )
     add_store(parser)
@@ -50,7 +50,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 def add_store(parser: argparse.ArgumentParser) -> None:
     """Add what all three take."""
     parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", nargs="?", help="only this stream")
+    one = parser.add_mutually_exclusive_group()
+    one.add_argument("stream", metavar="STREAM", nargs="?", help="only this stream, no queue")
+    one.add_argument("--queue", metavar="QUEUE", help="only this queue, no stream")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
@@ -61,14 +63,16 @@ def run_verify(args: argparse.Namespace) -> int:
     output = Output(args.json)
     find_store(args.store)
     with output.progress("verify", None, "bytes", chatter=False) as progress:
-        report = inspect.verify(args.store, args.stream, progress=progress.reach)
+        report = inspect.verify(args.store, args.stream, queue=args.queue, progress=progress.reach)
     counts = {name: getattr(report, name) for name in COUNTS}
     code = 1 if report.problems else 0
     if args.json:
         problems, notes = fields(report.problems), fields(report.notes)
         output.json({"well": not problems, **counts, "problems": problems, "notes": notes})
         return code
-    shown = map(plural, counts.values(), COUNTED)
+    shown = [plural(count, noun) for count, noun in zip(counts.values(), COUNTED, strict=False)]
+    if report.queues:
+        shown += [plural(report.queues, "queue"), plural(report.messages, "message")]
     output.line(", ".join([*shown, size_text(counts["bytes"])]))
     for line in told(report.notes):
         output.line(f"note: {line}")
@@ -84,7 +88,7 @@ def run_repair(args: argparse.Namespace) -> int:
 
     output = Output(args.json)
     find_store(args.store)
-    actions = inspect.repair(args.store, args.stream, dry_run=args.dry_run)
+    actions = inspect.repair(args.store, args.stream, queue=args.queue, dry_run=args.dry_run)
     if args.json:
         output.json({"dry_run": args.dry_run, "actions": fields(actions)})
     elif not actions:
@@ -102,7 +106,8 @@ def run_dump(args: argparse.Namespace) -> int:
 
     output = Output(args.json)
     find_store(args.store)
-    for line in inspect.dump(args.store, args.stream, args.partition, json=args.json):
+    wanted = {"queue": args.queue, "json": args.json}
+    for line in inspect.dump(args.store, args.stream, args.partition, **wanted):
         if args.json:
             output.json(line)
         else:

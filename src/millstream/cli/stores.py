@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millstream.stream import Start
 
 Mode = Literal["r", "rw"]
-PARTS = {"members", "store.json", "streams"}
+PARTS = {"members", "queues", "store.json", "streams"}
 
 
 def find_store(path: str) -> None:
