@@ -23,8 +23,8 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser(
         "verify",
         help="check every byte, changing none",
-        description="Read every batch and message of a store with a reader of its own and report what is not "
-        "as it was written. Changes nothing; ends with 1 if there are problems.",
+        description="Read every batch and message of a store with a reader of its own and report "
+        "what is not as it was written. Changes nothing; ends with 1 if there are problems.",
     )
     add_store(parser)
     parser.set_defaults(run=run_verify)
