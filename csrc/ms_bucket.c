@@ -92,7 +92,7 @@ static bool comes_before(const ms_queue *queue, uint32_t slot, uint32_t other) {
   bool held = ms_word_state(atomic_load(ms_word_at(queue, slot))) == MS_MESSAGE_HELD;
   bool other_held = ms_word_state(atomic_load(ms_word_at(queue, other))) == MS_MESSAGE_HELD;
   if (held != other_held) return !held;
-  return ms_slot_at(queue, slot)->id < ms_slot_at(queue, other)->id;
+  return MS_PEEK(ms_slot_at(queue, slot)->id) < MS_PEEK(ms_slot_at(queue, other)->id);
 }
 
 void ms_bucket_rebuild(ms_queue *queue, uint32_t index, const ms_instant *now) {
@@ -102,7 +102,7 @@ void ms_bucket_rebuild(ms_queue *queue, uint32_t index, const ms_instant *now) {
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
     if (!is_of_a_key(queue, word)) continue;
-    if (ms_slot_at(queue, slot)->key_hash % MS_QUEUE_BUCKETS != index) continue;
+    if (MS_PEEK(ms_slot_at(queue, slot)->key_hash) % MS_QUEUE_BUCKETS != index) continue;
     uint32_t before = bucket->tail; /* most often it comes last */
     if (before && comes_before(queue, slot, before - 1)) {
       before = 0;

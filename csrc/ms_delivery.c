@@ -246,11 +246,11 @@ static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
   size_t inline_size = size <= queue->slot_bytes - sizeof(ms_slot) ? size : 0;
   uint32_t first_block = 0;
   if (size > inline_size) MS_TRY(write_blocks(queue, slot, reuse, size, message, &first_block));
-  out->id = id;
+  MS_POKE(out->id, id);
   out->put_at = now->wall_us;
-  out->due = message->due_us;
-  out->expires = message->expires_us;
-  out->key_hash = message->key_hash;
+  MS_POKE(out->due, message->due_us);
+  MS_POKE(out->expires, message->expires_us);
+  MS_POKE(out->key_hash, message->key_hash);
   out->dedup[0] = message->dedup[0];
   out->dedup[1] = message->dedup[1];
   out->payload_length = message->payload_length;
@@ -364,7 +364,7 @@ void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instan
 
 bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
-  int64_t parked = (ms_slot_at(queue, slot)->due - now->wall_us) / 1000;
+  int64_t parked = (MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us) / 1000;
   if (ms_word_attempts(word) == 0 && parked > INT64_C(86400000)) {
     uint64_t to = ms_word_as(word, MS_MESSAGE_DELAYED,
                              tick + (uint64_t)(parked < MS_TICK_REACH ? parked : MS_TICK_REACH));
@@ -456,7 +456,7 @@ static bool lease_is_good(ms_queue *queue, const ms_lease *lease, const ms_insta
       atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
     return false;
   }
-  if (MS_UNLIKELY(slot->expires && slot->expires <= now->wall_us)) {
+  if (MS_UNLIKELY(MS_PEEK(slot->expires) && MS_PEEK(slot->expires) <= now->wall_us)) {
     if (ms_queue_finish(queue, lease->slot, lease->word, now, &owner) == MS_OK)
       atomic_fetch_add_explicit(&queue->hints->expired, 1, memory_order_relaxed);
     return false;
@@ -502,7 +502,7 @@ static ms_status get_from_lane(ms_queue *queue, uint32_t lane, int64_t lease_ms,
         leased = ms_move(at, word, to);
         if (leased) {
           own(queue, slot, to, lease_ms, now->mono_ns);
-          *out = (ms_lease){to, ms_slot_at(queue, slot)->id, slot};
+          *out = (ms_lease){to, MS_PEEK(ms_slot_at(queue, slot)->id), slot};
         }
       }
     }
@@ -557,7 +557,7 @@ static void say_freed(ms_queue *queue) {
 
 ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
                           uint32_t *out_owner) {
-  uint64_t key_hash = ms_slot_at(queue, slot)->key_hash;
+  uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
   if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
@@ -576,7 +576,7 @@ ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_inst
 
 ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
                         uint32_t *out_owner) {
-  uint64_t key_hash = ms_slot_at(queue, slot)->key_hash;
+  uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   uint64_t to = ms_word_as(word, MS_MESSAGE_DEAD, ms_tick_floor(now->boot_ns));
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
@@ -591,7 +591,7 @@ ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_
 void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
                            const void *text, size_t length, const ms_instant *now) {
   ms_failure old, *out = ms_failures_at(queue, slot) + (ms_word_grant(word) & 1);
-  uint64_t id = ms_slot_at(queue, slot)->id;
+  uint64_t id = MS_PEEK(ms_slot_at(queue, slot)->id);
   bool again = ms_queue_failure(queue, slot, id, &old);
   ms_failure next = {0};
   if (length > MS_QUEUE_FAILURE_TEXT) length = MS_QUEUE_FAILURE_TEXT;
@@ -692,7 +692,7 @@ uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word) {
     uint32_t state = ms_word_state(word);
     if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_WRITING)
       continue;
-    if (ms_slot_at(queue, slot)->id != id) continue;
+    if (MS_PEEK(ms_slot_at(queue, slot)->id) != id) continue;
     *out_word = word;
     return slot;
   }
@@ -714,7 +714,7 @@ ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, co
                                uint32_t *out_owner) {
   if (ms_word_state(word) != MS_MESSAGE_DEAD) return MS_LOST;
   uint32_t reserved = MS_NO_SLOT, lane = ms_word_lane(word);
-  uint64_t mine = 0, key_hash = ms_slot_at(queue, slot)->key_hash;
+  uint64_t mine = 0, key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
   /* One more that is not finished: a free slot becomes a spare one in its place. */
   MS_TRY(claim_slot(queue, lane, &reserved, &mine));
   ms_status status = ms_bucket_try_take(queue, key_hash, out_owner);

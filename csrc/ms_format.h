@@ -194,11 +194,11 @@ typedef struct ms_slots_header {
 
 typedef struct ms_slot {
   uint64_t hash;
-  uint64_t id;
+  _Atomic uint64_t id; /* also looked at by who has no lease */
   int64_t put_at;
-  int64_t due;
-  int64_t expires;
-  uint64_t key_hash;
+  _Atomic int64_t due;
+  _Atomic int64_t expires;
+  _Atomic uint64_t key_hash;
   uint64_t dedup[2];
   uint32_t payload_length;
   uint32_t key_length;

@@ -27,6 +27,10 @@ static inline ms_slot *ms_slot_at(const ms_queue *queue, uint32_t slot) {
                              (size_t)queue->slot_bytes * (slot % MS_QUEUE_EXTENT_SLOTS));
 }
 
+/* Fields that are looked at without a lease too: what is seen counts once the word is moved. */
+#define MS_PEEK(field) atomic_load_explicit(&(field), memory_order_relaxed)
+#define MS_POKE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
+
 static inline ms_failure *ms_failures_at(const ms_queue *queue, uint32_t slot) {
   return (ms_failure *)(void *)(ms_extent(queue, slot) +
                                 (8u + (size_t)queue->slot_bytes) * MS_QUEUE_EXTENT_SLOTS) +

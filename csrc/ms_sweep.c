@@ -124,7 +124,7 @@ static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
 
 static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
   uint32_t owner;
-  int64_t expires = ms_slot_at(p->queue, slot)->expires;
+  int64_t expires = MS_PEEK(ms_slot_at(p->queue, slot)->expires);
   if (expires == 0) return;
   if (expires > p->now->wall_us) {
     if (expires < p->expiry_due) p->expiry_due = expires;
@@ -229,12 +229,10 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
   if (!p.rearm && atomic_load_explicit(&hints->missed, memory_order_relaxed))
     p.rearm = ms_owner_try_take(&hints->wheel, queue->self, &owner) == MS_OK;
   bool held_wheel = p.rearm;
-  if (p.rearm && atomic_exchange_explicit(&hints->missed, 0, memory_order_acq_rel))
-    p.reconcile = true; /* a full ring or a busy wheel: both are mended by hinting all again */
-  p.noted =
-      p.reconcile ? p.boot_tick + 1 : atomic_load_explicit(&hints->noted, memory_order_relaxed);
-  if (!p.reconcile && p.boot_tick - p.noted >= NOTED_MS && heads_passed_the_noted(queue))
-    p.reconcile = true;
+  if (p.rearm) atomic_store_explicit(&hints->missed, 0, memory_order_seq_cst);
+  pass_damaged_cells(queue);
+  p.noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
+  p.reconcile = p.boot_tick - p.noted >= NOTED_MS && heads_passed_the_noted(queue);
   if (p.reconcile) note_tails(&p);
   uint32_t count = ms_slot_count(queue);
   for (uint32_t slot = 0; slot < count; slot++) {
@@ -332,7 +330,8 @@ static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
     if (ms_word_state(word) != MS_MESSAGE_DEAD) continue;
     if (oldest != MS_NO_SLOT) {
       int64_t later = ms_ticks_until(ms_word_tick(oldest_word), ms_word_tick(word));
-      if (later > 0 || (later == 0 && ms_slot_at(queue, slot)->id > ms_slot_at(queue, oldest)->id))
+      if (later > 0 || (later == 0 && MS_PEEK(ms_slot_at(queue, slot)->id) >
+                                          MS_PEEK(ms_slot_at(queue, oldest)->id)))
         continue;
     }
     oldest = slot;
@@ -448,8 +447,8 @@ static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool
     return ms_word_as(word, MS_MESSAGE_DEAD, tick);
   }
   int64_t left_us = left_of(queue, word, now);
-  if (ms_word_attempts(word) == 0 && content->due - now->wall_us > left_us)
-    left_us = content->due - now->wall_us; /* parked: its tick is not the end of it */
+  if (ms_word_attempts(word) == 0 && MS_PEEK(content->due) - now->wall_us > left_us)
+    left_us = MS_PEEK(content->due) - now->wall_us; /* parked: its tick is not the end of it */
   bool waits = ms_word_state(word) == MS_MESSAGE_DELAYED || ms_word_state(word) == MS_MESSAGE_HELD;
   if (!waits || left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
   int64_t left_ms = left_us / 1000 + 1;
@@ -473,22 +472,24 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     if (to != word) set_word(queue, slot, to);
     if (ms_word_state(to) == MS_MESSAGE_DEAD) {
       if (queue->block_key && queue->buckets)
-        all[standing_count++] = (standing){INT64_MIN, content->id, slot};
+        all[standing_count++] = (standing){INT64_MIN, MS_PEEK(content->id), slot};
       continue;
     }
     if (ms_word_state(to) != MS_MESSAGE_READY && ms_word_state(to) != MS_MESSAGE_DELAYED) continue;
-    if (content->expires) ms_lower(&hints->expiry_due, (uint64_t)content->expires);
+    if (MS_PEEK(content->expires))
+      ms_lower(&hints->expiry_due, (uint64_t)MS_PEEK(content->expires));
     if (newest == 0) newest = ms_word_tick(word);
     int64_t order = ms_word_state(word) == MS_MESSAGE_LEASED
                         ? INT64_MIN
                         : ms_ticks_until(newest, ms_word_tick(word));
-    all[standing_count++] = (standing){queue->buckets ? 0 : order, content->id, slot};
+    all[standing_count++] = (standing){queue->buckets ? 0 : order, MS_PEEK(content->id), slot};
   }
   qsort(all, standing_count, sizeof(*all), by_age);
   for (uint32_t i = 0; i < standing_count; i++) {
     uint32_t slot = all[i].slot;
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (queue->buckets && !ms_bucket_append(queue, ms_slot_at(queue, slot)->key_hash, slot) &&
+    if (queue->buckets &&
+        !ms_bucket_append(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot) &&
         ms_word_state(word) != MS_MESSAGE_DEAD) {
       uint64_t held = ms_word_as(word, MS_MESSAGE_HELD, ms_word_tick(word));
       set_word(queue, slot, held);
