@@ -19,6 +19,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
+from typing import Any
 
 from millstream.cli import backup, bench, demo, integrity, queues, records, streams, work
 
@@ -47,9 +48,28 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Parser(argparse.ArgumentParser):
+    """A parser that takes options also between optional arguments: `put STORE QUEUE -P 1 VALUE`."""
+
+    mixing = False
+
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """Parse options first, then what is left, where nothing stands in the way."""
+        positional = [action for action in self._actions if not action.option_strings]
+        if self.mixing or not any(action.nargs in ("?", "*") for action in positional):
+            return super().parse_known_args(args, namespace)
+        self.mixing = True
+        try:
+            return self.parse_known_intermixed_args(args, namespace)
+        except TypeError:  # an argument and an option exclude each other
+            return super().parse_known_args(args, namespace)
+        finally:
+            self.mixing = False
+
+
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all verbs."""
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="millstream",
         description="An embedded log engine: many processes, one directory, no server.",
         epilog=EPILOG,
