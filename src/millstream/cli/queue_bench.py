@@ -7,6 +7,7 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from millstream.cli.bench import describe_machine, positive, size_argument
@@ -124,7 +125,7 @@ def measure(
         (f"from another process, {args.batch:,} a call", args.batch),
     ):
         with producer(path, args.size, batch, args.messages) as go:
-            yield timed(title, lambda p, go=go, batch=batch: taken(queue, batch, go, p))  # type: ignore[misc]
+            yield timed(title, partial(taken, queue, batch, go))
 
 
 def singles(queue: Queue, payload: bytes, count: int, progress: Progress) -> int:
