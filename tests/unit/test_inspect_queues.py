@@ -24,7 +24,7 @@ from queue_builder import (
     QueueBuilder,
     word,
 )
-from store_builder import StoreBuilder, flip, json_bytes, poke
+from store_builder import StoreBuilder, flip, hash64, json_bytes, poke
 from store_builder import put as put_file
 
 from millstream import inspect
@@ -520,3 +520,35 @@ def test_a_newer_queue_is_left_alone(queue: QueueBuilder) -> None:
     before = (queue.path / "slots").read_bytes()
     assert [action.kind for action in inspect.repair(queue.store.path)] == ["cannot"]
     assert (queue.path / "slots").read_bytes() == before
+
+
+def dedup_table(queue: QueueBuilder, stripes: int = 4) -> bytearray:
+    ids = queue.store.store_id, queue.queue_id
+    head = struct.pack("<8sII16sQ", b"MSQDEDU1", 1, stripes, *ids)
+    head += struct.pack("<QI", hash64(head), 1)
+    table = bytearray(head.ljust(2 * PAGE, b"\0") + bytes(stripes * 64 * 40))
+    entry = struct.pack("<16sQII", b"k" * 16, 7, 0, 1 << 31)
+    table[2 * PAGE + 80 : 2 * PAGE + 120] = entry + struct.pack(
+        "<II", hash64(entry) & 0xFFFFFFFF, 2
+    )
+    return table
+
+
+def test_a_table_of_deduplication_keys_is_checked_and_mended(queue: QueueBuilder) -> None:
+    queue.write()
+    path = queue.path / "dedup"
+    table = dedup_table(queue)
+    put_file(path, bytes(table))
+    assert notes(verify(queue)) == []
+    flip(path, 2 * PAGE + 81)
+    report = verify(queue)
+    assert report.ok
+    assert report.notes[0].text.startswith("1 entries are torn")
+    flip(path, 2 * PAGE + 81)
+    for at in (0, 13, 20, 33, 41):
+        flip(path, at, 3)
+        assert kinds(verify(queue)) == ["dedup"], at
+        flip(path, at, 3)
+    flip(path, 12, 5)
+    assert [action.kind for action in mended(queue)] == ["dedup", "unclean"]
+    assert path.read_bytes() == bytes(table)

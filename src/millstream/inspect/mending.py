@@ -62,8 +62,8 @@ Patch = tuple[int, bytes]
 class Action:
     """One thing that repair did, would do (`dry_run`), or cannot do.
 
-    `kind`: "filler", "activation", "slots", "blocks", "message", "unclean" or "cannot"; `position`
-    is a byte of the file.
+    `kind`: "filler", "activation", "slots", "blocks", "dedup", "message", "unclean" or "cannot";
+    `position` is a byte of the file.
     """
 
     kind: str

@@ -15,8 +15,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+from millstream.inspect import dedup
 from millstream.inspect.catalog import StoreInfo
-from millstream.inspect.layout import Invalid, Problem, hash64
+from millstream.inspect.layout import File, Invalid, Problem, hash64
 from millstream.inspect.queue_layout import (
     BLOCK_COUNT_MAX,
     BLOCKS,
@@ -84,6 +85,11 @@ def mend_headers(queue: Queue, made: Plan) -> None:
             continue
         if finding.kind == "blocks":
             mend_blocks_header(queue, made)
+        elif finding.kind == "dedup":
+            with File(finding.path) as file:
+                found = dedup.page(file, queue.store.store_id, queue.info.queue_id)
+            text = f"header page made anew, for {found[0]} stripes"
+            made.add("dedup", finding.path, 0, found[1], text)
         elif finding.kind != "slots":  # a newer version, or a file that is not there
             made.cannot.append(finding)
             queue.usable = False

@@ -19,6 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from millstream.errors import NotFound, StorageError
+from millstream.inspect import dedup
 from millstream.inspect.catalog import StoreInfo, listing, read_json, unreadable
 from millstream.inspect.layout import (
     KEY_BYTES_MAX,
@@ -202,6 +203,12 @@ class Queue:
         except (Invalid, StorageError) as error:
             text = f"not used: {error}; the next first open makes them anew"
             self.findings.append(Note("hints", path / "hints", None, text))
+        if (path / "dedup").exists():
+            try:
+                ids = self.store.store_id, self.info.queue_id
+                self.findings += dedup.findings(path / "dedup", *ids)
+            except StorageError as error:
+                self.findings.append(unreadable(path / "dedup", error))
         if self.info.poison:
             text = "a sync failed; the next first open verifies it"
             self.findings.append(Note("poisoned", path / "slots", 136, text))
