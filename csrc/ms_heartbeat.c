@@ -183,6 +183,7 @@ void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_stat
   pthread_mutex_lock(&lock);
   if (entry->forks == forks) unlist(entry); /* in a child its neighbours are not in the list */
   entry->listed = false;
+  entry->word = NULL;
   tell(entry, out_state);
   pthread_mutex_unlock(&lock);
 }
@@ -190,13 +191,16 @@ void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_stat
 void ms_heartbeat_look(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state) {
   pthread_mutex_lock(&lock);
   tell(entry, out_state);
+  if (entry->word != NULL &&
+      atomic_load_explicit(entry->word, memory_order_relaxed) != entry->token)
+    out_state->lost = true;
   pthread_mutex_unlock(&lock);
 }
 
 ms_status ms_heartbeat_extend(ms_heartbeat_entry *entry, int64_t lease_ms) {
   ms_status status = MS_LOST;
   pthread_mutex_lock(&lock);
-  if (entry->forks == forks && !entry->lost) {
+  if (entry->forks == forks && entry->word != NULL && !entry->lost) {
     entry->lease_ms = lease_ms;
     status = renew(entry, ms_clock_monotonic_ns());
     if (status == MS_OK && entry->renew_ns < wake_ns) pthread_cond_signal(&changed);

@@ -15,8 +15,8 @@
 /* The caller has the memory of entry and word, and keeps both until ms_heartbeat_remove() returned.
  * It writes none of the fields. */
 typedef struct ms_heartbeat_entry {
-  _Atomic uint64_t *word;
-  uint64_t token; /* of the last renewal */
+  _Atomic uint64_t *word; /* NULL: removed */
+  uint64_t token;         /* of the last renewal */
   int64_t lease_ms;
   int64_t renew_ns; /* monotonic: the next renewal */
   int64_t end_ns;   /* monotonic: no renewal after it; INT64_MAX: never */
@@ -44,7 +44,7 @@ MS_MUST_USE int ms_heartbeat_add(ms_heartbeat_entry *entry, _Atomic uint64_t *wo
  * entry or word. Again, or in a forked child: what was known. */
 void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_state);
 
-/* The same, and go on. */
+/* The same, and go on; also looks whether the word still is the token. */
 void ms_heartbeat_look(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state);
 
 /* Renew now, with a lease of another length, and go on with that: MS_OK or MS_LOST. */

@@ -32,15 +32,14 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-import millstream
 from millstream import _native
 from millstream.codecs import pickle as pickled
 from millstream.errors import LeaseLost
-from millstream.store import shared
+from millstream.store import Store, shared, temporary
 
 if TYPE_CHECKING:
     from millstream._native import Message
-    from millstream.store import Store
+    from millstream.queue import Queue as Handle
 
 __all__ = ["Empty", "Full", "PriorityQueue", "Queue", "ShutDown", "SimpleQueue"]
 
@@ -76,7 +75,7 @@ def _temporary_store() -> Store:
     with _lock:
         process = _native.fork_count()
         if _own is None or _own[0] != process or _own[1].closed:
-            _own = process, millstream.temporary(durability="process")
+            _own = process, temporary(durability="process")
         return _own[1]
 
 
@@ -175,10 +174,9 @@ class SimpleQueue(Generic[Item]):
         self._open(path, name, 0)
 
     def _open(self, path: str | os.PathLike[str] | None, name: str | None, maxsize: int) -> None:
-        temporary = path is None
         store = _temporary_store() if path is None else _opened(path)
         if name is None:
-            name = f"compat-{os.getpid()}-{next(_numbers)}" if temporary else "compat"
+            name = f"compat-{os.getpid()}-{next(_numbers)}" if path is None else "compat"
         self._attach(store, name, maxsize)
 
     def _attach(self, store: Store, name: str, maxsize: int) -> None:
@@ -195,7 +193,7 @@ class SimpleQueue(Generic[Item]):
             self._attach(_opened(self._path), self._name, self._maxsize)
 
     @property
-    def _queue(self) -> millstream.Queue:
+    def _queue(self) -> Handle:
         self._here()
         return self._handle
 

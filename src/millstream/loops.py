@@ -43,10 +43,10 @@ TROUBLE_SECONDS = 1.0
 """How long a loop waits after an error of the store."""
 
 OUTCOMES = {
-    "acked": {"done": 1},
-    "failed": {"failed": 1},
+    "ack": {"done": 1},
+    "nack": {"failed": 1},
     "dead": {"failed": 1, "dead": 1},
-    "released": {"released": 1},
+    "release": {"released": 1},
 }
 """How a message ended, as counts."""
 
@@ -138,7 +138,8 @@ class Held:
     @property
     def counts(self) -> Counts:
         """What its end comes to."""
-        return Counts(**OUTCOMES.get(self.message.ended, {"failed": 1}))
+        outcome = "nack" if self.message.lost else self.message.finished
+        return Counts(**OUTCOMES.get(outcome, {"failed": 1}))
 
 
 class Loop:

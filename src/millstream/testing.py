@@ -10,9 +10,9 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator
 
-import millstream
 from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType
+from millstream.store import Store, temporary
 
 __all__ = ["Clock", "clock", "store"]
 
@@ -85,10 +85,10 @@ def clock() -> Iterator[Clock]:
         _running.remove(virtual)
 
 
-def _store() -> Iterator[millstream.Store]:
+def _store() -> Iterator[Store]:
     """A store in a temporary directory, removed after the test."""
-    with millstream.temporary(durability="process") as temporary:
-        yield temporary
+    with temporary(durability="process") as made:
+        yield made
 
 
 try:

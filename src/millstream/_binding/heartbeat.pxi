@@ -16,28 +16,35 @@ cdef extern from "ms_heartbeat.h" nogil:
 
 
 @cython.final
-@cython.no_gc_clear  # or the word could go before the entry
+@cython.no_gc
 cdef class KeepAlive:
     """A lease that is renewed until `stop`; made by `keep_alive`. Thread-safe.
 
-    It keeps the message, and so the mapping that the lease's word lies in.
+    It keeps the message, and so the mapping that the lease's word lies in. Whatever ends the lease
+    through the message stops it.
     """
     cdef ms_heartbeat_entry entry
     cdef Message message
     cdef bint running
 
     def __dealloc__(self):
-        cdef ms_heartbeat_state state
-        if self.running:
-            ms_heartbeat_remove(&self.entry, &state)
+        self.end()
 
-    def stop(self):
-        """Renew no more. The message has the token of the last renewal, to ack with."""
+    cdef void end(self) noexcept:
         cdef ms_heartbeat_state state
         if self.running:
             self.running = False
             ms_heartbeat_remove(&self.entry, &state)
             self.message.lease.word = state.token
+            self.message.keeper = NULL
+
+    def stop(self):
+        """Renew no more. The message has the token of the last renewal, to ack with."""
+        self.end()
+
+    def _extend(self, int64_t lease_ms):
+        """Renew now for so long, and go on so; the status."""
+        return <int>ms_heartbeat_extend(&self.entry, lease_ms)
 
     @property
     def lost(self):
@@ -61,6 +68,8 @@ def keep_alive(Message message, double lease, double time_limit):
     """
     cdef KeepAlive alive = KeepAlive.__new__(KeepAlive)
     cdef int error
+    message.queue.alive()
+    message.claim()
     alive.message = message
     error = ms_heartbeat_add(
         &alive.entry, ms_queue_word(&message.queue.c, message.lease.slot), message.lease.word,
@@ -68,6 +77,7 @@ def keep_alive(Message message, double lease, double time_limit):
     if error:
         raise OSError(error, "no thread for the renewal of leases could be started")
     alive.running = True
+    message.keeper = <PyObject *>alive
     return alive
 
 
