@@ -106,7 +106,7 @@ class QueueBuilder:
         self,
         payload: bytes,
         *,
-        key: bytes = b"",
+        key: bytes | None = None,
         headers: list[tuple[str, bytes]] | None = None,
         state: int = READY,
         slot: int | None = None,
@@ -130,19 +130,20 @@ class QueueBuilder:
             for name, value in headers or []
         )
         packed = packed if raw_headers is None else raw_headers
-        content = key + packed + payload
+        text = key or b""
+        content = text + packed + payload
         stored = reuse if stored_reuse is None else stored_reuse
         seed = self.seed(slot, stored)
         inline = len(content) <= self.slot_bytes - 96
         first, folded = 0, 0
         if not inline:
             first = self.put_blocks(content, slot, stored) + 1
-            folded = hash64(payload, hash64(packed, hash64(key, seed)))
+            folded = hash64(payload, hash64(packed, hash64(text, seed)))
         message_id = self.next_id if message_id is None else message_id
         self.next_id = max(self.next_id, message_id + 1)
-        sizes = lengths or (len(payload), len(key), len(packed))
+        sizes = lengths or (len(payload), len(text), len(packed))
         rest = struct.pack(
-            "<QqqqQ16sIIIIQIHH", message_id, put_at, due, expires, hash64(key) if key else 0,
+            "<QqqqQ16sIIIIQIHH", message_id, put_at, due, expires, 0 if key is None else hash64(key),
             bytes(16), *sizes, first, folded, slot, stored, lane,
         ) + (content if inline else b"")  # fmt: skip
         raw = struct.pack("<Q", hash64(rest, seed)) + rest

@@ -76,9 +76,10 @@ def test_messages_come_back_as_they_were_put(queue: QueueBuilder) -> None:
     headers = [("h", b"v"), ("é", b"")]
     queue.put(b"one", key=b"k", headers=headers, lane=2, due=5, expires=9, put_at=3)
     queue.put(b"", state=DELAYED, attempts=2)
-    queue.put(b"x" * 20_000, key=b"big", state=LEASED, headers=headers, slot=1001)
+    queue.put(b"x" * 20_000, key=b"big", state=LEASED, headers=headers, slot=999)
+    queue.put(b"", key=b"", slot=1001)
     queue.write()
-    first, second, third = messages(queue)
+    first, second, third, fourth = messages(queue)
     assert (first.payload, first.key, first.headers) == (b"one", b"k", headers)
     assert (first.state, first.lane, first.put_at, first.due, first.expires) == (
         "ready",
@@ -89,7 +90,8 @@ def test_messages_come_back_as_they_were_put(queue: QueueBuilder) -> None:
     )
     assert (first.id, second.id) == (1 << 40 | 1, 1 << 40 | 2)
     assert (second.payload, second.state, second.attempts, second.tick) == (b"", "delayed", 2, 77)
-    assert (third.payload, third.key, third.slot) == (b"x" * 20_000, b"big", 1001)
+    assert (second.key, fourth.key) == (None, b"")
+    assert (third.payload, third.key, third.slot) == (b"x" * 20_000, b"big", 999)
     assert third.blocks == [0, 2, 4, 6, 8]
     assert (third.queue, third.headers, third.state) == ("q", headers, "leased")
 

@@ -269,7 +269,8 @@ def described(message: Any) -> dict[str, Any]:
         if hasattr(message, name):
             fields[name] = plain_time(getattr(message, name))
     fields["key"] = None if message.key is None else text_or_base64(message.key)
-    fields["value"] = text_or_base64(bytes(message.value))
+    value = message.value  # None: damaged
+    fields["value"] = None if value is None else text_or_base64(bytes(value))
     if message.headers:
         fields["headers"] = {name: text_or_base64(data) for name, data in message.headers.items()}
     for name in ("reason", "kind", "first_error", "last_error", "first_at", "last_at", "died_at"):

@@ -89,7 +89,7 @@ class Message:
     put_at: int
     due: int
     expires: int
-    key: bytes
+    key: bytes | None
     headers: list[tuple[str, bytes]]
     payload: bytes
     blocks: list[int]
@@ -98,7 +98,9 @@ class Message:
     @property
     def content_bytes(self) -> int:
         """Bytes of its payload, key and values of headers."""
-        return len(self.payload) + len(self.key) + sum(len(value) for _, value in self.headers)
+        return (
+            len(self.payload) + len(self.key or b"") + sum(len(value) for _, value in self.headers)
+        )
 
 
 @dataclass(frozen=True, slots=True)

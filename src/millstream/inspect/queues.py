@@ -331,7 +331,7 @@ class Queue:
             attempts=word.attempts,
             reuse=word.reuse,
             tick=word.tick,
-            key=content[: lengths[0]],
+            key=content[: lengths[0]] if fields["key_hash"] else None,
             headers=headers,
             payload=content[lengths[0] + lengths[1] :],
             blocks=chain,

@@ -235,7 +235,10 @@ def described_message(event: Message | Finding, info: QueueInfo) -> dict[str, ob
     if not isinstance(event, Message):
         return described_finding(event, {"queue": info.name})
     shown = {name: getattr(event, name) for name in SHOWN_OF_MESSAGE.split()}
-    sizes = {"key_bytes": len(event.key), "headers": len(event.headers)}
+    sizes = {
+        "key_bytes": None if event.key is None else len(event.key),
+        "headers": len(event.headers),
+    }
     rest = {"payload_bytes": len(event.payload), "blocks": len(event.blocks)}
     why: dict[str, object] = {"failures": len(event.failures)}
     if event.failures:
