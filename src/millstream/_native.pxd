@@ -29,6 +29,11 @@ cdef extern from "ms_status.h" nogil:
         MS_MOVED
         MS_WALK
         MS_INTERRUPTED
+        MS_FULL
+        MS_EMPTY
+        MS_LOST
+        MS_GROW_SLOTS
+        MS_GROW_BLOCKS
         MS_CORRUPT
         MS_INVALID
         MS_NOMEM
@@ -92,6 +97,48 @@ cdef extern from "ms_format.h" nogil:
         uint64_t first_segment
         uint64_t first_offset
         uint32_t structure
+    ctypedef struct ms_slots_header:
+        uint64_t queue_id
+        uint64_t salt
+        uint32_t slot_count
+        uint32_t paused
+        uint32_t poison
+        uint64_t next_id
+    ctypedef struct ms_slot:
+        uint64_t id
+        int64_t put_at
+        int64_t due
+        int64_t expires
+        uint64_t key_hash
+        uint32_t payload_length
+        uint32_t key_length
+        uint32_t headers_length
+        uint32_t first_block
+    ctypedef struct ms_failure:
+        uint64_t id
+        int64_t first_at
+        int64_t last_at
+        uint16_t attempts
+        uint8_t kind
+        uint8_t first_length
+        uint8_t last_length
+        uint8_t *first
+        uint8_t *last
+    ctypedef struct ms_blocks_header:
+        uint32_t block_count
+    ctypedef struct ms_hints_header:
+        uint32_t state
+        uint64_t lease_due
+        uint64_t expiry_due
+        uint32_t sync
+        uint64_t sync_begun
+        uint64_t sync_ended
+        uint32_t maintenance
+        uint64_t gets
+        uint64_t expired
+        uint64_t evicted
+        uint64_t redelivered
+        uint64_t corrupt
     ctypedef struct ms_format_field:
         const char *type
         const char *field
@@ -240,6 +287,121 @@ cdef extern from "ms_partition.h" nogil:
                                 uint64_t active, uint64_t first_segment, uint64_t first_offset,
                                 uint32_t poison)
     void ms_stream_wake(ms_control_header *header)
+
+cdef extern from "ms_queue.h" nogil:
+    enum:
+        MS_MESSAGE_FREE
+        MS_MESSAGE_WRITING
+        MS_MESSAGE_READY
+        MS_MESSAGE_DELAYED
+        MS_MESSAGE_LEASED
+        MS_MESSAGE_DEAD
+        MS_MESSAGE_SPARE
+        MS_MESSAGE_HELD
+        MS_MESSAGE_PREPARED
+        MS_MESSAGE_ACKING
+        MS_FAILED
+        MS_FAILED_REJECTED
+        MS_FAILED_DECODE
+        MS_FAILED_CORRUPT
+        MS_WAIT_MESSAGE
+        MS_WAIT_ROOM
+        MS_WAIT_SETTLED
+    uint32_t ms_word_state(uint64_t word)
+    uint32_t ms_word_lane(uint64_t word)
+    uint32_t ms_word_attempts(uint64_t word)
+    uint32_t ms_word_reuse(uint64_t word)
+    ctypedef struct ms_instant:
+        int64_t mono_ns
+        int64_t boot_ns
+        int64_t wall_us
+    ctypedef struct ms_queue:
+        ms_slots_header *slots
+        ms_blocks_header *blocks
+        ms_hints_header *hints
+        uint32_t *participants
+        void *buckets
+        uint64_t salt
+        uint32_t slot_bytes
+        uint32_t slot_max
+        uint32_t capacity
+        uint32_t dead_limit
+        uint32_t block_max
+        uint32_t lanes
+        uint32_t self
+        uint32_t max_attempts
+        uint64_t generation
+        cbool ageing
+        cbool block_key
+    ctypedef struct ms_message:
+        const uint8_t *key
+        const uint8_t *headers
+        const uint8_t *payload
+        uint32_t key_length
+        uint32_t headers_length
+        uint32_t payload_length
+        uint32_t lane
+        int64_t delay_ns
+        int64_t due_us
+        int64_t expires_us
+        uint64_t key_hash
+        uint64_t *dedup
+    ctypedef struct ms_lease:
+        uint64_t word
+        uint64_t id
+        uint32_t slot
+    ctypedef struct ms_queue_counts:
+        uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
+        uint32_t *by_lane
+    void ms_now(ms_instant *out_now)
+    void ms_now_near(ms_queue *queue, ms_instant *out_now)
+    uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count)
+    uint64_t ms_blocks_size(uint32_t block_count)
+    uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bint ordered)
+    ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
+                              uint64_t hints_size, ms_error *err)
+    void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
+    void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
+    void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
+    ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
+                               ms_lease *out, uint32_t *out_owner, ms_error *err)
+    ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
+                               cbool *io_alone, ms_lease *out)
+    const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot)
+    const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot)
+    ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out, size_t size,
+                                    ms_error *err)
+    bint ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse)
+    bint ms_queue_holds(const ms_queue *queue, const ms_lease *lease)
+    ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
+                               uint32_t *out_owner)
+    ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                uint32_t kind, const void *text, size_t length,
+                                const ms_instant *now, cbool *out_dead, uint32_t *out_owner)
+    ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
+                                  const void *text, size_t length, const ms_instant *now,
+                                  uint32_t *out_owner)
+    ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                   const ms_instant *now)
+    ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
+                                  const ms_instant *now)
+    void *ms_queue_word(const ms_queue *queue, uint32_t slot)
+    uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
+    ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
+                                  const ms_instant *now, uint32_t *out_owner)
+    ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
+                                   const ms_instant *now, uint32_t *out_owner)
+    bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
+    void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
+    uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
+    uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
+                            uint32_t dead_count)
+    bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
+    bint ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns)
+    uint32_t ms_queue_announce(ms_queue *queue, int place)
+    int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
+    void ms_queue_wake(ms_queue *queue, int place, int32_t count)
+    bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 
 # Relaxed and acquire loads, and stores, of words in mapped files.
 cdef extern from *:
