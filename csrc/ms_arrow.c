@@ -4,7 +4,7 @@
  * each other. Invariants: (1) an exported tree is one block of memory, counted by the arrays that
  * are not yet released; each of them is alone enough to keep the block and the pin. (2) The node
  * that carries a pin back is allocated before the export succeeds, so release cannot fail.
- * (3) Nothing but the list of released pins is shared between exports.
+ * (3) Nothing but the list of released pins, and zeros, is shared between exports.
  * Not here: who owns a pin, when the list is drained, what a column is used for.
  */
 #include "ms_arrow.h"
@@ -200,8 +200,6 @@ static uint64_t align_buffer(uint64_t bytes) {
 /* Memory for the columns that the view has not: where each begins in the block. */
 typedef struct fill_layout {
   uint64_t partitions, offsets, timestamps;
-  uint64_t zeros; /* offsets of columns that are not there, and their bitmap */
-  uint64_t zero_bytes;
   uint64_t end;
 } fill_layout;
 
@@ -215,16 +213,26 @@ static fill_layout lay_out_fills(const ms_arrow_source *source) {
   const ms_view *view = &source->view;
   const uint32_t columns = source->columns;
   const uint64_t count = source->count;
-  fill_layout layout = {.end = align_buffer(sizeof(array_block)), .zero_bytes = 4 * (count + 1)};
-  bool zeros = ((columns & MS_ARROW_KEY) != 0 && view->key_offsets == NULL) ||
-               ((columns & MS_ARROW_HEADERS) != 0 && view->header_offsets == NULL);
+  fill_layout layout = {.end = align_buffer(sizeof(array_block))};
   layout.partitions = place_fill(&layout, (columns & MS_ARROW_PARTITION) != 0, 4 * count);
   layout.offsets =
       place_fill(&layout, (columns & MS_ARROW_OFFSET) != 0 && view->offsets == NULL, 8 * count);
   layout.timestamps = place_fill(
       &layout, (columns & MS_ARROW_TIMESTAMP) != 0 && view->timestamps == NULL, 8 * count);
-  layout.zeros = place_fill(&layout, zeros, layout.zero_bytes);
   return layout;
+}
+
+/* Offsets, bitmap and bytes of the keys or headers that the view has not: shared, so that a column
+ * that is not there costs the same for any number of records. False: no memory. */
+static bool find_zeros(const ms_arrow_source *source, const void **out_zeros) {
+  const ms_view *view = &source->view;
+  const uint32_t columns = source->columns;
+  *out_zeros = NULL;
+  if (((columns & MS_ARROW_KEY) == 0 || view->key_offsets != NULL) &&
+      ((columns & MS_ARROW_HEADERS) == 0 || view->header_offsets != NULL))
+    return true;
+  *out_zeros = ms_zeros(4 * ((uint64_t)source->count + 1));
+  return *out_zeros != NULL;
 }
 
 static const void *fill_partitions(void *at, uint64_t count, int32_t partition) {
@@ -275,15 +283,14 @@ static ms_status export_array(const ms_arrow_source *source, ms_arrow_pin *pin,
   const uint32_t columns = source->columns;
   const int64_t first = source->first, count = source->count;
   const fill_layout layout = lay_out_fills(source);
-  uint8_t *memory = aligned_alloc(BUFFER_ALIGNMENT, layout.end);
+  const void *zeros;
+  uint8_t *memory = find_zeros(source, &zeros) ? aligned_alloc(BUFFER_ALIGNMENT, layout.end) : NULL;
   if (memory == NULL)
     return ms_fail(err, MS_NOMEM, 0, layout.end, 0,
                    "no memory for an Arrow export of %" PRIu64 " bytes", layout.end);
   array_block *block = (array_block *)(void *)memory;
   memset(block, 0, sizeof *block);
   block->pin = pin;
-  uint8_t *zeros = memory + layout.zeros;
-  if (layout.zeros < layout.end) memset(zeros, 0, layout.zero_bytes);
 
   const array_parts root = {.length = count, .n_buffers = 1};
   set_array(out, block, NODE_COUNT, &root);

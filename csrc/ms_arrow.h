@@ -98,11 +98,11 @@ MS_MUST_USE ms_status ms_arrow_export_schema(struct ArrowSchema *out, uint32_t c
                                              ms_error *err);
 
 /* The records as one struct array of that schema. Keys, values, headers, and timestamps and offsets
- * where the view has them, point into the view; the rest is filled, once, into memory of the
- * export. With keys, and without the filled columns, the work does not depend on count. The array
- * and each of its children may be moved, and released by any thread, in any order; no call of
- * Python is made. MS_INVALID: columns as above, or records that the view does not have.
- * MS_NOMEM. */
+ * where the view has them, point into the view; keys and headers that it has not are zeros that all
+ * exports share; the rest is filled, once, into memory of the export. Without filled columns the
+ * work does not depend on count. The array and each of its children may be moved, and released by
+ * any thread, in any order; no call of Python is made. MS_INVALID: columns as above, or records
+ * that the view does not have. MS_NOMEM. */
 MS_MUST_USE ms_status ms_arrow_export_array(const ms_arrow_source *source, struct ArrowArray *out,
                                             ms_error *err);
 

@@ -84,6 +84,29 @@ void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t b
   (void)syscall(SYS_futex, word, FUTEX_WAKE_BITSET, count, NULL, NULL, bits);
 }
 
+/* --- zeros: [k] has 2^k bytes, made when first asked for and never given back --- */
+
+enum { ZEROS_FIRST = 16, ZEROS_LAST = 40 };
+static _Atomic(const void *) zeros[ZEROS_LAST + 1];
+
+const void *ms_zeros(uint64_t size) {
+  unsigned order = ZEROS_FIRST;
+  while (order <= ZEROS_LAST && size > UINT64_C(1) << order) order++;
+  if (order > ZEROS_LAST) return NULL;
+  /* Relaxed: nothing was stored there, and the kernel's table of maps is everyone's. */
+  const void *found = atomic_load_explicit(&zeros[order], memory_order_relaxed);
+  if (MS_LIKELY(found != NULL)) return found;
+  /* Not writable, so it counts against no limit of memory; its pages are the one zero page. */
+  size_t bytes = (size_t)1 << order;
+  void *made = mmap(NULL, bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+  if (made == MAP_FAILED) return NULL;
+  if (atomic_compare_exchange_strong_explicit(&zeros[order], &found, made, memory_order_relaxed,
+                                              memory_order_relaxed))
+    return made;
+  (void)munmap(made, bytes); /* another thread was faster */
+  return found;
+}
+
 static int advise(void *start, size_t size, int advice) {
   return madvise(start, size, advice) == 0 ? 0 : errno;
 }
@@ -108,8 +131,7 @@ void ms_pages_dirty(void *start, size_t size) {
   }
 }
 
-/* --- the fork guard: the only state of the core that is not behind a handle, since fork() has
- * none --- */
+/* --- the fork guard: not behind a handle, since fork() has none --- */
 
 #define GUARDED_MAX 4096
 static int guarded[GUARDED_MAX];

@@ -1,7 +1,8 @@
-/* The CPU and the kernel: cache lines, clocks, futexes, advice about pages, forks, yield points.
+/* The CPU and the kernel: cache lines, clocks, futexes, pages, forks, yield points.
  *
- * Every function is thread-safe and keeps no state but the fork guard's and the virtual clock's. Knows no file and no
- * Python. MS_YIELD(name) marks a point where the test scheduler may run, stop or kill another
+ * Every function is thread-safe and keeps no state but the fork guard's, the virtual clock's and
+ * the zeros. Knows no file and no Python. MS_YIELD(name) marks a point where the test scheduler may
+ * run, stop or kill another
  * virtual process; in builds without MS_SCHEDULER it is nothing.
  */
 #ifndef MS_PLATFORM_H
@@ -83,6 +84,11 @@ int ms_pages_dontfork(void *start, size_t size);
  * The range must be mapped writable and have blocks behind it; its content does not change, also
  * not for a reader in the middle of it. */
 void ms_pages_dirty(void *start, size_t size);
+
+/* `size` bytes of zeros, page-aligned, read-only, everybody's, there until the process ends; NULL:
+ * no address space for them (or 2^40 were asked for). The first call for a size maps them, which
+ * takes no memory; then it is one load. */
+const void *ms_zeros(uint64_t size);
 
 /* The fork guard. A child inherits the open file descriptions that prove its parent alive; the
  * handler closes them there. ms_fork_count() differs between a process and its forked child: a

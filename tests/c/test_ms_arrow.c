@@ -237,6 +237,18 @@ static void test_batch_without_keys_exports_null_keys(void) {
   array.release(&array);
 }
 
+static void test_zeros_serve_any_size_and_are_shared(void) {
+  const uint8_t *small = ms_zeros(1), *large = ms_zeros((3 << 20) + 5);
+  if (!CHECK(small != NULL && large != NULL)) return;
+  CHECK(ms_zeros(65536) == small && ms_zeros(65537) != small && ms_zeros(4 << 20) == large);
+  CHECK((uintptr_t)small % 4096 == 0 && (uintptr_t)large % 4096 == 0);
+  uint8_t any = 0;
+  for (size_t i = 0; i < 65536; i++) any |= small[i];
+  for (size_t i = 0; i < 4 << 20; i += 64) any |= large[i] | large[i + 63];
+  CHECK(any == 0);
+  CHECK(ms_zeros(UINT64_C(1) << 41) == NULL && ms_zeros(UINT64_MAX) == NULL);
+}
+
 static void test_compacted_batch_exports_its_own_offsets(void) {
   static example batch;
   static int64_t offsets[ROWS];
@@ -730,6 +742,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_export_round_trips_every_range),
     CHECK_TEST(test_export_points_into_the_view),
     CHECK_TEST(test_batch_without_keys_exports_null_keys),
+    CHECK_TEST(test_zeros_serve_any_size_and_are_shared),
     CHECK_TEST(test_compacted_batch_exports_its_own_offsets),
     CHECK_TEST(test_moved_children_keep_the_pin_in_any_order),
     CHECK_TEST(test_grandchildren_may_be_moved),

@@ -1,0 +1,510 @@
+"""Workers: what becomes of messages, in threads and in processes, in good times and in bad."""
+
+import contextlib
+import gc
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from pathlib import Path
+
+import pytest
+import worker_jobs
+
+import millstream
+from millstream import _native
+from millstream.worker import Counts, Worker
+
+QUICK = millstream.RetryPolicy(max_attempts=2, backoff=0.0)
+JOBS = Path(worker_jobs.__file__)
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_renewed_afterwards():
+    yield
+    gc.collect()
+    assert _native.heartbeat_count() == 0
+
+
+@pytest.fixture
+def queue(store):
+    return store.queue("q", retry=QUICK)
+
+
+def until(condition, seconds=30.0):
+    """Wait for what other threads and processes do."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end, "it did not happen"
+        time.sleep(0.005)
+
+
+def run(queue, function=None, **options):
+    """Run a function, or what is registered, over all that is there."""
+    if function is not None:
+        queue.worker(**options)(function)
+    return millstream.run(queue, until_empty=True)
+
+
+# --- outcomes -------------------------------------------------------------------------------------
+
+
+def test_messages_are_worked_on_and_acknowledged(queue):
+    queue.put_many([b"%d" % i for i in range(100)])
+    seen = []
+    counts = run(queue, lambda message: seen.append(int(message.value)), concurrency=4)
+    assert sorted(seen) == list(range(100))
+    assert counts == Counts(done=100)
+    assert len(queue) == 0
+
+
+def test_registration_returns_the_function(queue):
+    @queue.worker(concurrency=2)
+    def double(number):
+        return 2 * number
+
+    assert double(4) == 8
+
+
+def test_failures_are_retried_and_then_dead(queue):
+    queue.put(b"x")
+    attempts = []
+
+    def fail(message):
+        attempts.append(message.attempt)
+        raise RuntimeError("no luck")
+
+    assert run(queue, fail) == Counts(failed=2, dead=1)
+    assert attempts == [1, 2]
+    (dead,) = queue.dead.list()
+    assert "no luck" in dead.last_error
+
+
+def test_retry_snooze_and_reject_do_what_they_say(store):
+    queue = store.queue("q", retry=millstream.RetryPolicy(max_attempts=5, backoff=3600.0))
+    ids = queue.put_many([b"retry", b"snooze", b"reject"])
+    seen = []
+
+    def work(message):
+        seen.append((message.value, message.attempt))
+        if message.value == b"reject":
+            raise millstream.Reject("not wanted")
+        if len([value for value, _ in seen if value == message.value]) > 1:
+            return
+        raise millstream.Retry(0.0) if message.value == b"retry" else millstream.Snooze(0.0)
+
+    assert run(queue, work) == Counts(done=2, failed=2, dead=1, released=1)
+    assert sorted(seen) == [
+        (b"reject", 1),
+        (b"retry", 1),
+        (b"retry", 2),
+        (b"snooze", 1),
+        (b"snooze", 1),
+    ]
+    (dead,) = queue.dead.list()
+    assert dead.id == ids[2]
+    assert "not wanted" in dead.last_error
+
+
+def test_what_the_function_ended_stays_so(queue):
+    queue.put_many([b"ack", b"reject", b"release"])
+    released = []
+
+    def work(message):
+        if message.value == b"ack":
+            message.ack()
+        elif message.value == b"reject":
+            message.reject("by hand")
+        elif not released:
+            released.append(message.id)
+            message.release()
+
+    assert run(queue, work) == Counts(done=2, failed=1, dead=1, released=1)
+
+
+def test_ending_a_message_and_then_raising_counts_once(queue):
+    queue.put(b"x")
+
+    def work(message):
+        message.ack()
+        raise RuntimeError("too late")
+
+    assert run(queue, work) == Counts(done=1)
+    assert queue.dead.list() == []
+
+
+def test_message_that_cannot_be_decoded_does_not_stop_the_worker(store):
+    raw = store.queue("q")
+    raw.put_many([b"1", b"no json", b"2"])
+    queue = store.queue("q", codec="json")
+    seen = []
+    counts = run(queue, lambda message: seen.append(message.value))
+    assert seen == [1, 2]
+    assert counts == Counts(done=2, failed=1, dead=1)
+    (dead,) = queue.dead.list()
+    assert "decod" in dead.last_error
+
+
+def test_system_exit_in_a_function_ends_the_run_and_releases(queue):
+    queue.put(b"x")
+
+    @queue.worker()
+    def leave(message):
+        sys.exit(3)
+
+    with pytest.raises(SystemExit):
+        millstream.run(queue)
+    with queue.get(timeout=5) as message:
+        assert message.attempt == 1
+
+
+# --- batches --------------------------------------------------------------------------------------
+
+
+def test_batches_are_acknowledged_but_for_the_bad_ones(store):
+    queue = store.queue("q", retry=millstream.RetryPolicy(max_attempts=1))
+    queue.put_many([b"bad" if i % 10 == 3 else b"good" for i in range(50)])
+    sizes = []
+
+    def load(messages):
+        sizes.append(len(messages))
+        for message in messages:
+            if message.value == b"bad":
+                message.nack(reason="bad row")
+
+    assert run(queue, load, batch=20) == Counts(done=45, failed=5, dead=5)
+    assert max(sizes) == 20
+    assert {dead.last_error for dead in queue.dead.list()} == {"bad row"}
+
+
+def test_batch_that_raises_fails_as_a_whole_and_comes_again_one_by_one(queue):
+    queue.put_many([b"good", b"bad", b"good"])
+    sizes = []
+
+    def load(messages):
+        sizes.append(len(messages))
+        if any(message.value == b"bad" for message in messages):
+            raise ValueError("a bad row")
+
+    assert run(queue, load, batch=10) == Counts(done=2, failed=4, dead=1)
+    assert sizes == [3, 1, 1, 1]
+
+
+def test_linger_waits_for_more(queue):
+    sizes = []
+    queue.put(b"x")
+    with Worker(queue, lambda messages: sizes.append(len(messages)), batch=3, linger=20.0):
+        time.sleep(0.1)
+        queue.put_many([b"y", b"z"])
+        until(lambda: sizes)
+    assert sizes == [3]
+
+
+# --- leases ---------------------------------------------------------------------------------------
+
+
+def test_lease_is_renewed_while_the_function_runs(store):
+    queue = store.queue("q", lease=0.2, retry=QUICK)
+    queue.put(b"x")
+    attempts = []
+
+    def work(message):
+        attempts.append(message.attempt)
+        time.sleep(1.0)
+        assert not message.lost
+
+    assert run(queue, work, concurrency=2) == Counts(done=1)
+    assert attempts == [1]
+
+
+def test_lease_is_renewed_while_python_is_busy(store):
+    """No other thread of Python runs during this call: the renewal needs none."""
+    queue = store.queue("q", lease=0.2, retry=QUICK)
+    queue.put(b"x")
+
+    def work(message):
+        switch = sys.getswitchinterval()
+        sys.setswitchinterval(100.0)
+        try:
+            end = time.monotonic() + 0.8
+            while time.monotonic() < end:
+                pass
+        finally:
+            sys.setswitchinterval(switch)
+
+    assert run(queue, work) == Counts(done=1)
+
+
+def test_lease_is_not_renewed_after_the_time_limit(store):
+    queue = store.queue("q", lease=0.1, retry=QUICK)
+    queue.put(b"x")
+    attempts = []
+    free = threading.Event()
+
+    def work(message):
+        attempts.append(message.attempt)
+        if message.attempt == 1:
+            free.wait(30)
+            assert message.lost
+        else:
+            free.set()
+
+    counts = run(queue, work, concurrency=2, time_limit=0.3)
+    assert attempts == [1, 2]
+    assert counts == Counts(done=1, failed=1)
+
+
+def test_message_can_be_extended_while_it_is_renewed(store):
+    queue = store.queue("q", lease=0.2)
+    queue.put(b"x")
+
+    def work(message):
+        message.extend(60)
+        assert not message.lost
+        message.extend(0.2)
+        time.sleep(0.5)
+        message.ack()
+
+    assert run(queue, work) == Counts(done=1)
+
+
+# --- stopping -------------------------------------------------------------------------------------
+
+
+def test_stop_waits_for_what_runs(queue):
+    queue.put_many([b"1", b"2"])
+    begun, seen = threading.Event(), []
+
+    def work(message):
+        begun.set()
+        time.sleep(0.2)
+        seen.append(message.value)
+
+    worker = Worker(queue, work)
+    worker.start()
+    assert begun.wait(30)
+    assert worker.stop(grace=30) == Counts(done=1)
+    assert seen == [b"1"]
+    assert not worker.alive
+    assert [message.value for message in queue.get_many(5, timeout=0)] == [b"2"]
+
+
+def test_stop_gives_back_after_the_grace_what_still_runs(queue):
+    queue.put(b"x")
+    begun, free = threading.Event(), threading.Event()
+
+    def work(message):
+        begun.set()
+        free.wait(30)
+
+    worker = Worker(queue, work)
+    worker.start()
+    assert begun.wait(30)
+    assert worker.stop(grace=0.05) == Counts(released=1)
+    with queue.get(timeout=5) as message:
+        assert message.attempt == 1
+        free.set()  # the old call goes on, and what it does comes to nothing
+        time.sleep(0.1)
+        assert not message.lost
+    assert len(queue) == 0
+
+
+def test_worker_starts_again_after_a_stop(queue):
+    seen = []
+    worker = Worker(queue, lambda message: seen.append(message.value))
+    for value in (b"1", b"2"):
+        queue.put(value)
+        with worker:
+            until(lambda value=value: value in seen)
+    assert worker.counts == Counts(done=2)
+    assert worker.stop() == Counts(done=2)
+
+
+def test_closed_store_ends_the_workers_with_an_error():
+    store = millstream.temporary(durability="process")
+    queue = store.queue("q")
+    worker = Worker(queue, print)
+    worker.start()
+    store.close()
+    until(lambda: not worker.alive)
+    assert isinstance(worker.error, millstream.Closed)
+    worker.stop()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_signal_finishes_what_runs_and_keeps_the_rest(tmp_path, number):
+    path, ready = str(tmp_path / "store"), tmp_path / "ready"
+    with millstream.open(path) as store:
+        queue = store.queue("q")
+        queue.put_many([b"0.5", b"60", b"0", b"0"])
+        process = subprocess.Popen(
+            [sys.executable, str(JOBS), path, str(ready)], stdout=subprocess.PIPE, text=True
+        )
+        until(ready.exists)
+        until(lambda: queue.stats().leased == 2)
+        process.send_signal(number)
+        out, _ = process.communicate(timeout=60)
+        assert out == "1 done, 0 failed, 1 released\n"
+        assert process.returncode == 0
+        assert sorted(m.value for m in queue.get_many(10, timeout=0)) == [b"0", b"0", b"60"]
+
+
+def test_signal_handlers_are_restored(queue):
+    queue.put(b"x")
+    before = signal.getsignal(signal.SIGTERM)
+    run(queue, lambda message: None)
+    assert signal.getsignal(signal.SIGTERM) is before
+
+
+# --- processes ------------------------------------------------------------------------------------
+
+
+def put_jobs(queue, tmp_path, count):
+    where = {"to": str(tmp_path).encode()}
+    return queue.put_many([{"value": b"job", "headers": where} for _ in range(count)])
+
+
+def notes(tmp_path):
+    """(message, process) of every note."""
+    return [tuple(map(int, path.name.split("-"))) for path in tmp_path.iterdir()]
+
+
+def test_processes_share_the_work(queue, tmp_path):
+    ids = put_jobs(queue, tmp_path, 200)
+    with Worker(queue, worker_jobs.note, concurrency=2, mode="process") as worker:
+        until(lambda: len(worker.pids) == 2)
+        queue.join(timeout=60)
+    assert worker.stop() == Counts(done=200)
+    found = notes(tmp_path)
+    assert sorted(message for message, _ in found) == sorted(ids)
+    assert os.getpid() not in {process for _, process in found}
+
+
+def test_processes_take_batches(queue, tmp_path):
+    put_jobs(queue, tmp_path, 20)
+    queue.put(b"bad")
+    with Worker(queue, worker_jobs.note_all, mode="process", batch=10) as worker:
+        queue.join(timeout=60)
+    assert worker.stop() == Counts(done=20, failed=2, dead=1)
+
+
+def test_killed_process_is_replaced_and_its_message_comes_again(queue, tmp_path):
+    (message,) = put_jobs(queue, tmp_path, 1)
+    with Worker(queue, worker_jobs.die_once, mode="process") as worker:
+        queue.join(timeout=60)
+    assert worker.stop().done == 1
+    (first, one), (second, two) = notes(tmp_path)
+    assert first == second == message
+    assert one != two
+
+
+def test_process_gives_back_after_the_grace_what_still_runs(queue, tmp_path):
+    put_jobs(queue, tmp_path, 1)
+    worker = Worker(queue, worker_jobs.slowly, mode="process")
+    worker.start()
+    until(lambda: notes(tmp_path))
+    start = time.monotonic()
+    assert worker.stop(grace=0.1) == Counts(released=1)
+    assert time.monotonic() - start < 10
+    with queue.get(timeout=5) as message:
+        assert message.attempt == 1
+
+
+def test_process_is_ended_after_the_time_limit(store, tmp_path):
+    queue = store.queue("q", retry=millstream.RetryPolicy(max_attempts=1))
+    put_jobs(queue, tmp_path, 1)
+    with Worker(queue, worker_jobs.slowly, mode="process", time_limit=0.3):
+        until(lambda: queue.dead.list())
+    (dead,) = queue.dead.list()
+    assert "longer than 0.3 s" in dead.last_error
+
+
+def test_rejected_in_a_process_is_dead(queue, tmp_path):
+    put_jobs(queue, tmp_path, 1)
+    with Worker(queue, worker_jobs.refuse, mode="process") as worker:
+        queue.join(timeout=60)
+    assert worker.stop() == Counts(failed=1, dead=1)
+
+
+def test_processes_end_when_their_parent_is_killed(tmp_path):
+    code = f"""
+import sys, time
+sys.path.insert(0, {str(JOBS.parent)!r})
+import millstream, worker_jobs
+from millstream.worker import Worker
+if __name__ == "__main__":
+    store = millstream.open(sys.argv[1])
+    worker = Worker(store.queue("q"), worker_jobs.note, mode="process")
+    worker.start()
+    while not worker.pids:
+        time.sleep(0.01)
+    print(worker.pids[0], flush=True)
+    time.sleep(60)
+"""
+    script = tmp_path / "parent.py"
+    script.write_text(code)
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+
+    def is_gone():
+        with contextlib.suppress(FileNotFoundError):
+            return Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        return True
+
+    until(is_gone)
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("options", "error"),
+    [
+        ({"concurrency": 0}, millstream.InvalidArgument),
+        ({"concurrency": "2"}, millstream.InvalidType),
+        ({"mode": "fiber"}, millstream.InvalidArgument),
+        ({"time_limit": 0}, millstream.InvalidArgument),
+        ({"time_limit": None}, millstream.InvalidType),
+        ({"batch": 0}, millstream.InvalidArgument),
+        ({"linger": -1}, millstream.InvalidArgument),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(queue, options, error):
+    with pytest.raises(error):
+        queue.worker(**options)
+    with pytest.raises(error):
+        Worker(queue, print, **options)
+
+
+def test_function_that_no_process_can_import_is_refused(queue):
+    def local(message):
+        pass
+
+    for function in (local, lambda message: None):
+        with pytest.raises(millstream.InvalidArgument, match="by name"):
+            Worker(queue, function, mode="process")
+
+
+def test_what_cannot_be_called_is_refused(queue):
+    async def later(message):
+        pass
+
+    for wrong in (later, 3, None):
+        with pytest.raises(millstream.InvalidType):
+            Worker(queue, wrong)
+
+
+def test_run_without_workers_is_refused(queue):
+    with pytest.raises(millstream.InvalidArgument, match="q"):
+        millstream.run(queue)
+    with pytest.raises(millstream.InvalidArgument):
+        millstream.run()
+
+
+def test_counts_say_it_in_words():
+    assert str(Counts(1, 2, 1, 3)) == "1 done, 2 failed (1 of them dead), 3 released"
+    assert Counts(1) + Counts(0, 1) == Counts(1, 1)
