@@ -13,6 +13,7 @@
 #include "ms_xxh3.h"
 
 enum { ACTIVATION_HASHED = sizeof(ms_activation) - 8 };
+enum { AHEAD = 16 };                 /* batches, of a walk over headers */
 enum { GATHER_BYTES_MAX = 4 << 20 }; /* of one gathered batch: it is a copy in memory */
 
 void ms_segment_geometry(uint64_t size, uint32_t *out_index_count, uint32_t *out_data_position) {
@@ -253,9 +254,35 @@ static uint64_t view_next_offset(const ms_view *view) {
                                : view->base_offset + view->count;
 }
 
+/* From a batch to the last one of its block that is checked and begins at or before the offset. The
+ * batches between lie wholly before it, and two fields of a header are enough to pass one; whoever
+ * comes to a header that cannot be one leaves it to ms_segment_view(). */
+static uint64_t skip_checked(const ms_segment *segment, uint64_t position, uint64_t limit,
+                             uint64_t offset) {
+  uint64_t at = position - segment->base_position, end = limit - segment->base_position;
+  uint64_t until =
+      atomic_load_explicit(&segment->checked[at / MS_INDEX_BLOCK_BYTES], memory_order_relaxed);
+  const uint8_t *data = segment->bytes + segment->data_position;
+  if (until > end) until = end;
+  while (at < until) {
+    uint32_t length;
+    uint64_t base_offset;
+    memcpy(&length, data + at + offsetof(ms_batch_header, length), sizeof length);
+    uint64_t next = at + length;
+    /* Each step waits for the one before it, but batches of one log are much of a length. */
+    __builtin_prefetch(data + at + AHEAD * (uint64_t)length);
+    if (length < sizeof(ms_batch_header) || next + sizeof(ms_batch_header) > until) break;
+    memcpy(&base_offset, data + next + offsetof(ms_batch_header, base_offset), sizeof base_offset);
+    if (base_offset > offset) break;
+    at = next;
+  }
+  return segment->base_position + at;
+}
+
 ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
                                  uint64_t *out_position, ms_error *err) {
   uint64_t position = index_search(segment, limit, offset_is_before, &offset).position;
+  if (position < limit) position = skip_checked(segment, position, limit, offset);
   ms_view view;
   for (;;) {
     MS_TRY(ms_segment_view(segment, position, limit, &view, err));
