@@ -252,21 +252,28 @@ void ms_partition_begin_sync(ms_control_block *block, uint64_t target) {
 }
 
 /* durable_wake counts ended syncs. Who is covered by the sync under way sleeps for the next value,
- * the others for the one after: each is woken once. */
-static uint32_t class_of(uint32_t round) { return UINT32_C(1) << (round & 31); }
+ * the others for the one after: each is woken once, and by one who was woken before. Woken at once
+ * they would all ask for the GIL, and most be put to sleep again. A chain that a kill breaks ends
+ * with the sleepers' time-out. Followers, who pass nothing on, have a class of their own. */
+enum { CLASSES = 31 };
+static uint32_t class_of(uint32_t round) { return UINT32_C(1) << round % CLASSES; }
+#define FOLLOWERS (UINT32_C(1) << CLASSES)
 
 void ms_partition_end_sync(ms_control_block *block) {
   atomic_thread_fence(memory_order_seq_cst); /* as in ms_stream_wake */
   uint32_t round = atomic_fetch_add_explicit(&block->durable_wake, 1, memory_order_acq_rel) + 1;
   if (atomic_load_explicit(&block->durable_waiters, memory_order_relaxed) == 0) return;
+  bool reached = load64(&block->durable) >= load64(&block->sync_target);
   ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
-  ms_futex_wake_class(&block->durable_wake, INT32_MAX, class_of(round));
+  /* Who finds its record not durable wakes nobody: where the sync failed, all look for themselves. */
+  ms_futex_wake_class(&block->durable_wake, reached ? 1 : INT32_MAX, class_of(round));
+  ms_futex_wake_class(&block->durable_wake, INT32_MAX, FOLLOWERS);
 }
 
 ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self, uint64_t position,
                                     int64_t timeout_ns, bool *out_lead) {
   const int64_t deadline = ms_clock_monotonic_ns() + timeout_ns;
-  bool next_class = false;
+  uint32_t slept = 0; /* the class it last slept in */
   *out_lead = false;
   for (;;) {
     uint32_t round = atomic_load_explicit(&block->durable_wake, memory_order_acquire), owner;
@@ -284,16 +291,17 @@ ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self, uint
     if (left <= 0) return MS_BUSY;
     /* The target may be the last sync's, when who holds the word has not said its own yet: then
      * this sleeps a round too long, until the one who is woken for it passes the wake on. */
-    next_class = position > atomic_load_explicit(&block->sync_target, memory_order_acquire);
-    int error = ms_futex_wait_class(&block->durable_wake, round,
-                                    class_of(round + (next_class ? 2 : 1)), left);
+    bool next = position > atomic_load_explicit(&block->sync_target, memory_order_acquire);
+    slept = class_of(round + (next ? 2 : 1));
+    int error = ms_futex_wait_class(&block->durable_wake, round, slept, left);
     if (error != 0) return MS_BUSY;
   }
-  if (next_class) {
-    uint32_t round = atomic_load_explicit(&block->durable_wake, memory_order_relaxed);
-    ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
-  }
+  if (slept != 0) ms_futex_wake_class(&block->durable_wake, 1, slept);
   return MS_OK;
+}
+
+void ms_partition_follow(ms_control_block *block, uint32_t round, int64_t timeout_ns) {
+  (void)ms_futex_wait_class(&block->durable_wake, round, FOLLOWERS, timeout_ns);
 }
 
 void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,

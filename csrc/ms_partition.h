@@ -70,7 +70,8 @@ MS_MUST_USE ms_status ms_partition_try_end(const ms_control_block *block, ms_mar
 
 /* Group commit. Who holds the sync word says with begin_sync up to where its sync will reach;
  * syncs; says with set_durable that it did (the mark never falls); gives the word back; and calls
- * end_sync, which wakes all whom the sync covered, and one of the others to lead the next. */
+ * end_sync, which wakes the followers, one of those whom the sync covered, who then wake each
+ * other, and one of the others to lead the next. */
 void ms_partition_begin_sync(ms_control_block *block, uint64_t target);
 void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);
 void ms_partition_end_sync(ms_control_block *block);
@@ -81,6 +82,11 @@ void ms_partition_end_sync(ms_control_block *block);
 MS_MUST_USE ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self,
                                                 uint64_t position, int64_t timeout_ns,
                                                 bool *out_lead);
+
+/* Sleep, without leading, until a sync ends after `durable_wake` was `round`, at most timeout_ns;
+ * maybe less. The caller has set durable_waiters, fenced, and looked at `durable` in between. Blocks:
+ * call without the GIL. */
+void ms_partition_follow(ms_control_block *block, uint32_t round, int64_t timeout_ns);
 
 /* Write what recovery found, and open the partition for this generation. Holder of the walk word.
  */

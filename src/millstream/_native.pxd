@@ -283,6 +283,7 @@ cdef extern from "ms_partition.h" nogil:
     void ms_partition_end_sync(ms_control_block *block)
     ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self, uint64_t position,
                                         int64_t timeout_ns, cbool *out_lead)
+    void ms_partition_follow(ms_control_block *block, uint32_t round, int64_t timeout_ns)
     void ms_partition_recovered(ms_control_block *block, uint64_t generation, const ms_mark *end,
                                 uint64_t active, uint64_t first_segment, uint64_t first_offset,
                                 uint32_t poison)

@@ -339,9 +339,9 @@ class PartitionLog:
         if self.native.durable >= self.native.tail:
             return
         self.syncing.take(timeout)
-        self._lead(self.syncing.inherited, self._sealed_end() if sealed else None)
+        self.lead(self.syncing.inherited, self._sealed_end() if sealed else None)
 
-    def _lead(self, inherited: bool, mark: Mark | None = None) -> None:
+    def lead(self, inherited: bool = False, mark: Mark | None = None) -> None:
         """Sync, give the sync word back, and wake who waited for it."""
         try:
             self._sync_owned(inherited, mark)
@@ -451,7 +451,7 @@ class PartitionLog:
             step = native.lead_or_wait(position, deadline - time.monotonic())
             if step == "lead" or (step == "look" and self.syncing.try_take()):
                 # What a dead leader was at may have failed unseen: its pages are made dirty anew.
-                self._lead(step == "look" and self.syncing.inherited)
+                self.lead(step == "look" and self.syncing.inherited)
             elif step == "look" and time.monotonic() >= deadline:
                 if not late:
                     return

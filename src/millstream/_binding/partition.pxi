@@ -173,6 +173,14 @@ cdef class Partition:
         PyErr_CheckSignals()
         return "done" if status == MS_OK else "look"
 
+    cdef ms_status await_durable(self, uint64_t position, cbool *lead) noexcept:
+        """`lead_or_wait` for a slice, without a Python call: MS_OK is "done"."""
+        cdef ms_status status
+        with nogil:
+            status = ms_partition_lead_or_wait(self.c.block, self.c.self, position,
+                                               DURABLE_SLICE_NS, lead)
+        return status
+
     def wait_durable(self, uint64_t position, double timeout):
         """Sleep, without leading, until `durable` may have reached the position: at most `timeout`
         seconds."""
@@ -183,7 +191,7 @@ cdef class Partition:
             ms_fence()
         if ms_load64(&self.c.block.durable) < position and ms_load32(&self.c.block.poison) == 0:
             with nogil:
-                ms_futex_wait_class(&self.c.block.durable_wake, seen, 0xffffffff, left)
+                ms_partition_follow(self.c.block, seen, left)
             PyErr_CheckSignals()
         return ms_load64(&self.c.block.durable) >= position
 

@@ -347,7 +347,21 @@ cdef class StreamCore:
             partition.follow()
             self._after_append(index, events, out.end, timeout)
         if level == 2:
-            self._make_durable(index, out.end, timeout)
+            self.make_durable(partition, out.end, timeout)
+        return 0
+
+    cdef int make_durable(self, Partition partition, uint64_t end, object timeout) except -1:
+        """Group commit. Where another syncs for this record, no Python runs: all need the GIL."""
+        cdef cbool lead = False
+        log = self.opened[partition.index]  # before: another thread may close the store meanwhile
+        if timeout is None and log is not None:
+            if partition.await_durable(end, &lead) == MS_OK:
+                return 0
+            if lead:
+                log.lead()
+                if ms_load64(&partition.c.block.durable) >= end:
+                    return 0
+        self._make_durable(partition.index, end, timeout)
         return 0
 
     cdef int64_t microseconds(self, object timestamp) except? -1:
