@@ -265,7 +265,7 @@ void ms_partition_end_sync(ms_control_block *block) {
   if (atomic_load_explicit(&block->durable_waiters, memory_order_relaxed) == 0) return;
   bool reached = load64(&block->durable) >= load64(&block->sync_target);
   ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
-  /* Who finds its record not durable wakes nobody: where the sync failed, all look for themselves. */
+  /* Who finds its record not durable wakes nobody: where the sync failed, all are woken here. */
   ms_futex_wake_class(&block->durable_wake, reached ? 1 : INT32_MAX, class_of(round));
   ms_futex_wake_class(&block->durable_wake, INT32_MAX, FOLLOWERS);
 }

@@ -84,8 +84,8 @@ MS_MUST_USE ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_
                                                 bool *out_lead);
 
 /* Sleep, without leading, until a sync ends after `durable_wake` was `round`, at most timeout_ns;
- * maybe less. The caller has set durable_waiters, fenced, and looked at `durable` in between. Blocks:
- * call without the GIL. */
+ * maybe less. The caller has set durable_waiters, fenced, and looked at `durable` in between.
+ * Blocks: call without the GIL. */
 void ms_partition_follow(ms_control_block *block, uint32_t round, int64_t timeout_ns);
 
 /* Write what recovery found, and open the partition for this generation. Holder of the walk word.

@@ -2,8 +2,7 @@
  *
  * Every function is thread-safe and keeps no state but the fork guard's, the virtual clock's and
  * the zeros. Knows no file and no Python. MS_YIELD(name) marks a point where the test scheduler may
- * run, stop or kill another
- * virtual process; in builds without MS_SCHEDULER it is nothing.
+ * run, stop or kill another virtual process; in builds without MS_SCHEDULER it is nothing.
  */
 #ifndef MS_PLATFORM_H
 #define MS_PLATFORM_H
