@@ -55,6 +55,7 @@ class Background:
         self._asked: dict[PartitionLog, int] = {}
         self._unsynced: set[PartitionLog] = set()
         self._logs: list[PartitionLog] = []
+        self._wrote: set[PartitionLog] = set()
         self._stopping = False
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
@@ -81,6 +82,7 @@ class Background:
     def forget(self, stream: Stream) -> None:
         """A stream was dropped."""
         self._logs = [log for log in self._logs if log.stream is not stream]
+        self._wrote = {log for log in self._wrote if log.stream is not stream}
 
     def watch(self, stream: Stream) -> None:
         """A stream was opened or altered: its retention is held also where nobody appends."""
@@ -90,7 +92,9 @@ class Background:
                 self._start()
 
     def notice(self, log: PartitionLog, events: int) -> None:
-        """An append asks for something."""
+        """An append asks for something, the first one to a partition always."""
+        if events & WRITTEN:
+            self._wrote.add(log)
         self._asked[log] = self._asked.get(log, 0) | events
         self._wanted.set()
         if self._thread is None:
@@ -261,13 +265,15 @@ class Background:
             log = self._sealed_unsynced.pop()
             self._attempt("syncing", log, partial(log.sync, sealed=True))
 
-    def sync_everything(self) -> list[Exception]:
-        """Sync what this process wrote; what failed."""
-        failed: list[Exception] = []
+    def sync_everything(self) -> tuple[bool, list[Exception]]:
+        """Sync what is not: did all of it go well, and what failed of what this process wrote."""
+        well, failed = True, []
         for log in self._logs:
             try:
                 if log.native.walked == self.store._generation and log.stream._state == 1:
                     log.sync()
             except (Indeterminate, StorageError) as error:
-                failed.append(error)
-        return failed
+                well = False
+                if log in self._wrote:
+                    failed.append(error)
+        return well, failed

@@ -218,12 +218,12 @@ class Store:
             self._closed = True
             OPEN.discard(self)
             self._background.stop()
-            failed: list[Exception] = []
+            well, failed = True, []
             try:
                 if self.writable and not self._remove_when_closed:
-                    failed = self._background.sync_everything()
+                    well, failed = self._background.sync_everything()
                     self._members.enter_gate(self._gate_seconds)
-                    if not failed and not self._members.anyone():
+                    if well and not self._members.anyone():
                         with contextlib.suppress(StoreFull):  # all is synced; the next open walks
                             self._mark_clean()
             finally:

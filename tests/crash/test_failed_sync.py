@@ -87,6 +87,24 @@ def test_failed_sync_poisons_the_partition_for_every_process(tmp_path):
     workers.report(8, 1, 0)
 
 
+def test_closing_raises_what_failed_only_where_it_was_written(tmp_path):
+    """`close` raised Poisoned in every process, also in those that only read."""
+    path = tmp_path / "store"
+    victim = workers.start("test_failed_sync.fail_syncs", str(path), 4)
+    assert workers.line(victim) == "open"
+    store = millstream.open(path)
+    answers = [workers.ask(victim, f"{i}") for i in range(5)]
+    assert {"Indeterminate", "Poisoned"} <= set(answers)
+    stored = len(answers) - answers.count("Poisoned")
+    assert sum(map(len, store.stream("s").read())) == stored
+    store.close()
+    assert workers.ask(victim, "x") == "Poisoned"
+    out, _ = victim.communicate(timeout=workers.DEADLINE_S)
+    assert out.split() == ["close:", "Poisoned"]
+    assert not is_clean(path)
+    workers.report(stored, 1, 0)
+
+
 def append_synced(path, count):
     """Append so many records at level sync and print what came of each."""
     from millstream.background import Background
