@@ -38,6 +38,7 @@ PYTHON_LAYERS = (
     "members",
     "recovery",
     "cache",
+    "segment_file",
     "segments",
     "background",
     "reader",

@@ -9,12 +9,11 @@ from __future__ import annotations
 import errno
 import os
 import re
-import struct
 import threading
 import time
 from typing import TYPE_CHECKING
 
-from millstream import _native, files, recovery
+from millstream import _native, files, recovery, segment_file
 from millstream.errors import (
     CorruptBatch,
     Indeterminate,
@@ -28,10 +27,6 @@ from millstream.errors import (
 if TYPE_CHECKING:
     from millstream.stream import Stream
 
-FIRST_SEGMENT_BYTES = 1 << 20
-LARGEST_SEGMENT_BYTES = (4 << 30) - (1 << 20)
-HEADER = struct.Struct("<8sII16sQQQQIIq")
-MAGIC = b"MSSEGMT1"
 SEGMENT = re.compile(r"[0-9]{16}\.seg")
 NUMBERED = re.compile(r"[0-9]{16}\.seg(?!.*\.tmp$)")
 POISON_SYNC, POISON_CORRUPT = 1, 2
@@ -64,6 +59,7 @@ class PartitionLog:
         self._structure = -1
         self._bases: dict[int, tuple[int, int]] = {}
         self._lock = threading.RLock()
+        self._making = threading.Lock()
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()
@@ -242,6 +238,10 @@ class PartitionLog:
 
     def provide_next(self, need_bytes: int = 0) -> None:
         """Have a successor mapped that has room for `need_bytes`; make one where there is none."""
+        with self._making:  # what the other thread makes and drops again is room that we may need
+            self._provide_next(need_bytes)
+
+    def _provide_next(self, need_bytes: int) -> None:
         self.follow_active()
         active = self.native.active_number
         # One listing for both: whoever sees the same files makes the same number, and `link` lets
@@ -286,26 +286,15 @@ class PartitionLog:
         )
 
     def make_segment(self, number: int, need_bytes: int) -> None:
-        """Publish a new segment file, twice as large as the last, up to the stream's size."""
+        """Publish a new segment file."""
         active = self.native.active
-        size = (
-            FIRST_SEGMENT_BYTES
-            if active is None
-            else min(active.size * 2, self.stream._segment_bytes)
+        segment_file.make(
+            self.file(number),
+            (self.index, self.store._store_id, self.stream._stream_id, number),
+            before_bytes=0 if active is None else active.size,
+            segment_bytes=self.stream._segment_bytes,
+            need_bytes=need_bytes,
         )
-        size = min(size, self.stream._segment_bytes)
-        overhead = 8192 + 2 * 4096 + (need_bytes + size) // 2048 + 16
-        size = max(size, need_bytes + overhead + 4095 & ~4095)
-        size = min(size, LARGEST_SEGMENT_BYTES)
-        index_count, data_position = _native.segment_geometry(size)
-        fields = (
-            MAGIC, files.FORMAT, self.index, self.store._store_id, self.stream._stream_id, number,
-            int.from_bytes(os.urandom(8), "little"), size, index_count, data_position,
-            int(time.time() * 1e6),
-        )  # fmt: skip
-        header = HEADER.pack(*fields)
-        header += struct.pack("<Q", _native.xxh3_64(header))
-        files.make(self.file(number), size, header)
 
     def wait_for_word(self, owner: int, deadline: float) -> None:
         """Wait for the append word, take it over from the dead, give up at the deadline."""
