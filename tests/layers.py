@@ -33,6 +33,7 @@ PYTHON_LAYERS = (
     "_native",
     "timestamps",
     "files",
+    "reserve",
     "settings",
     "control",
     "members",

@@ -12,7 +12,7 @@ import warnings
 import weakref
 from typing import Any, Literal
 
-from millstream import _native, control, files, settings
+from millstream import _native, control, files, reserve, settings
 from millstream.background import Background
 from millstream.cache import SegmentCache
 from millstream.errors import (
@@ -111,6 +111,8 @@ class Store:
                 self._members.prepare(self._store_id)
                 self._open_first()
         self._members.claim(self._store_id)
+        if first:
+            reserve.make(self.path)
 
     def _refuse_strangers(self) -> None:
         strangers = [
@@ -161,7 +163,7 @@ class Store:
             "clean": clean,
             "durability": self.durability,
         }
-        files.write_json(self._config_path, body)
+        reserve.lend(self.path, files.write_json, self._config_path, body)
 
     def _open_first(self) -> None:
         """Nobody else lives here: after an unclean end, begin a new generation."""
@@ -175,7 +177,8 @@ class Store:
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
             elif not self._clean:
-                control.rebuild(directory, self._store_id, self._generation)
+                rebuild = control.rebuild, directory, self._store_id, self._generation
+                reserve.lend(self.path, *rebuild)
 
     def _all_settled(self) -> bool:
         """Does the clean mark hold? A control file may have been damaged or lost since."""

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
-from millstream import _native, control, files, reader, settings, timestamps
+from millstream import _native, control, files, reader, reserve, settings, timestamps
 from millstream._native import Batch, Position, Span
 from millstream.errors import (
     Closed,
@@ -432,7 +432,7 @@ class Stream(_native.StreamCore):
                 config["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
             if not _unchanged(durability):
                 config["durability"] = settings.check_durability(durability)
-            files.write_json(path, config)
+            reserve.lend(self.store.path, files.write_json, path, config)
             self._add_config()
             self._reload()
 
@@ -450,7 +450,7 @@ class Stream(_native.StreamCore):
             config = files.read_json(path)
             config["partitions"] = settings.check_partitions(int(config["partitions"]) + count)
             control.grow(self.path, config["partitions"])
-            files.write_json(path, config)
+            reserve.lend(self.store.path, files.write_json, path, config)
             self._set_partitions(config["partitions"])
             self._add_config()
         self._refresh()

@@ -138,6 +138,67 @@ def test_append_many_says_what_was_stored_before_the_room_ended(small_disk):
     workers.report(total, 1, 0)
 
 
+def fill_up(path):
+    """Take every block that is left."""
+    with contextlib.suppress(OSError), open(path, "ab", buffering=0) as file:
+        while True:
+            file.write(bytes(4096))
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("clean", [True, False])
+def test_store_on_a_full_disk_opens_and_can_be_emptied(small_disk, clean):
+    """Opening took a block for the new store.json, which a full disk does not have: a store that
+    was full when it was closed could not even be opened to make room in it."""
+    path = small_disk / "store"
+    with millstream.open(path) as store:
+        stream = store.stream("s", segment_bytes=1 << 18)
+        store.stream("other").append(b"x")
+        for count in range(1500):  # noqa: B007
+            stream.append(b"%04d" % count * 1000)
+        fill_up(small_disk / "ballast")
+    if not clean:
+        workers.run("test_store_full.open_and_die", str(path))
+    for _ in range(2):  # the room for it is not used up by the first time
+        with millstream.open(path) as store:
+            stream = store.stream("s")
+            assert sum(map(len, stream.read())) == 1500
+            fill_up(small_disk / "ballast")
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        stream.alter(retention=millstream.Retention(bytes="1MiB"))
+        assert stream.enforce_retention() > 0
+        stream.append_many([b"room again"] * 10)
+        store.drop_stream("other")
+        assert stream.next_offset(0) == 1510
+    workers.verified(path)
+    workers.report(1510, 1, 0)
+
+
+def open_and_die(path):
+    """Leave the store unclean."""
+    with millstream.open(path):
+        sys.stdout.flush()
+        os._exit(0)
+
+
+@pytest.mark.root
+def test_a_disk_is_filled_although_the_next_segment_would_be_larger_than_what_is_left(small_disk):
+    """Segments double: with 7 of 12 MiB used the next one did not fit, and the rest was lost."""
+    with millstream.open(small_disk / "store", durability="process") as store:
+        stream = store.stream("s")
+        count = 0
+        with contextlib.suppress(millstream.StoreFull):
+            while True:
+                stream.append(b"x" * 8000)
+                count += 1
+        assert shutil.disk_usage(small_disk).free < 1 << 20
+        assert count * 8000 > 9 << 20
+        assert sum(map(len, stream.read())) == count
+    workers.verified(small_disk / "store")
+    workers.report(count, 1, 0)
+
+
 @pytest.mark.root
 def test_sparse_copy_on_a_full_disk_is_store_full_not_sigbus(small_disk, tmp_path):
     workers.need("cp")
