@@ -1,7 +1,5 @@
 """Streams that the processes of one machine share, in a directory, without a broker."""
 
-from typing import TYPE_CHECKING
-
 from millstream._native import Batch, Position, Span
 from millstream.errors import (
     Closed,
@@ -28,12 +26,14 @@ from millstream.errors import (
     VersionMismatch,
     WaitTimeout,
 )
-from millstream.options import Durability, Retention, RetryPolicy
+from millstream.options import Retention, RetryPolicy
 from millstream.store import Store, open, temporary
 from millstream.stream import Stream
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
+    from millstream.options import Durability
     from millstream.stats import PartitionStats, StreamStats
 
 __version__ = "0.1.0"
@@ -84,6 +84,8 @@ def __getattr__(name: str) -> object:
 
     if name == "inspect":
         return importlib.import_module("millstream.inspect")
+    if name == "Durability":
+        return importlib.import_module("millstream.options").Durability
     if name in ("PartitionStats", "StreamStats"):
         return getattr(importlib.import_module("millstream.stats"), name)
     raise AttributeError(f"module 'millstream' has no attribute {name!r}")

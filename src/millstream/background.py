@@ -14,13 +14,15 @@ import time
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any
 
 from millstream import _native
 from millstream.errors import Closed, Indeterminate, MillstreamError, NotFound, StorageError
 from millstream.options import Retention
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
@@ -267,7 +269,8 @@ class Background:
 
     def sync_everything(self) -> tuple[bool, list[Exception]]:
         """Sync what is not: did all of it go well, and what failed of what this process wrote."""
-        well, failed = True, []
+        well = True
+        failed: list[Exception] = []
         for log in self._logs:
             try:
                 if log.native.walked == self.store._generation and log.stream._state == 1:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import resource
 import threading
 from collections import OrderedDict
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import _native
     from millstream.segments import PartitionLog

@@ -10,10 +10,13 @@ import errno
 import mmap
 import os
 import struct
-from typing import Any
 
 from millstream import _native, files
 from millstream.errors import StorageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 HEADER = struct.Struct("<8sII16sQQII8xII")
 CHECKSUM = 56  # its place in the header

@@ -29,8 +29,8 @@ from __future__ import annotations
 
 import os
 import queue
-from typing import TYPE_CHECKING
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream._native import Span
 

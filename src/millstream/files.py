@@ -18,7 +18,6 @@ import stat
 import struct
 from collections.abc import Iterator
 from time import monotonic, sleep
-from typing import Any
 
 from millstream import _native
 from millstream.errors import (
@@ -32,6 +31,10 @@ from millstream.errors import (
     Unsupported,
     VersionMismatch,
 )
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
 
 FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks

@@ -230,3 +230,24 @@ def require(directory: str) -> None:
     """Raise `NotFound` unless there is a store."""
     if not exists(directory):
         raise NotFound(f"{directory}: there is no store; open it with mode='rw' to create one")
+
+
+def refuse_strangers(directory: str, *, force: bool) -> None:
+    """Raise where a store is to be made in a directory that holds other things."""
+    strangers = [
+        name
+        for name in files.names(directory)
+        if name != "members" and not name.endswith(".tmp") and not _is_half_made(directory, name)
+    ]
+    if strangers and not force:
+        raise StorageError(
+            errno.ENOTEMPTY,
+            f"has no store and is not empty ({sorted(strangers)[0]}, ...); choose an empty"
+            " directory",
+            directory,
+        )
+
+
+def _is_half_made(directory: str, name: str) -> bool:
+    """Is it what a creator left who was killed before the store was there?"""
+    return name == "streams" and not files.names(os.path.join(directory, "streams"))

@@ -3,24 +3,27 @@
 from __future__ import annotations
 
 import operator
-import re
-from typing import Any, Literal, TypeAlias
 
 from millstream.errors import InvalidArgument, InvalidType
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypeAlias
+
+    Durability: TypeAlias = Literal["process", "interval", "sync"]
+    """What an append has survived when it returns.
+
+    ``"process"``: the death of any process. ``"interval"``: also a power cut, but for what was
+    written since the last completed sync began (one starts every 100 ms). ``"sync"``: also a power
+    cut.
+    """
+
 __all__ = ["DURABILITIES", "Durability", "Retention", "RetryPolicy", "parse_bytes", "parse_seconds"]
-
-Durability: TypeAlias = Literal["process", "interval", "sync"]
-"""What an append has survived when it returns.
-
-``"process"``: the death of any process. ``"interval"``: also a power cut, but for what was written
-since the last completed sync began (one starts every 100 ms). ``"sync"``: also a power cut.
-"""
 
 DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
 
-_SIZE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(?:([kmgtp])(i?))?b?\s*", re.IGNORECASE)
-_AGE = re.compile(r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(us|ms|s|m|h|d|w|y)\s*", re.IGNORECASE)
+_SIZE = r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(?:([kmgtp])(i?))?b?\s*"
+_AGE = r"\s*(\d{1,18}(?:\.\d{1,18})?)\s*(us|ms|s|m|h|d|w|y)\s*"
 _SECONDS = {
     "us": 1e-6,
     "ms": 1e-3,
@@ -31,6 +34,17 @@ _SECONDS = {
     "w": 604800,
     "y": 31557600,
 }
+
+
+if not TYPE_CHECKING:
+
+    def __getattr__(name: str) -> object:
+        """Make the alias when it is asked for: `typing` takes a third of the package's import."""
+        if name != "Durability":
+            raise AttributeError(f"module 'millstream.options' has no attribute {name!r}")
+        from typing import Literal
+
+        return Literal[DURABILITIES]
 
 
 def as_index(value: Any) -> int | None:
@@ -72,7 +86,9 @@ def parse_bytes(size: int | str) -> int:
     (1536, 2000000, 7)
     """
     if isinstance(size, str):
-        match = _SIZE.fullmatch(size)
+        import re
+
+        match = re.fullmatch(_SIZE, size, re.IGNORECASE)
         if match is None:
             raise InvalidArgument(
                 f'size {size!r}: expected a number of bytes such as 4096, "10GiB" or "10GB"'
@@ -96,7 +112,9 @@ def parse_seconds(age: float | str | object) -> float:
     """
     seconds: float
     if isinstance(age, str):
-        match = _AGE.fullmatch(age)
+        import re
+
+        match = re.fullmatch(_AGE, age, re.IGNORECASE)
         if match is None:
             raise InvalidArgument(
                 f'age {age!r}: expected seconds or a text such as "90m", "24h" or "30d"'

@@ -6,8 +6,6 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncIterator, Iterator
-from datetime import datetime
-from typing import TYPE_CHECKING, Any
 
 from millstream import recovery, timestamps
 from millstream._native import Batch, Cursor, Position
@@ -21,8 +19,10 @@ from millstream.errors import (
 )
 from millstream.options import as_index, check_timeout, integer
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     import asyncio
+    from typing import Any
 
     from millstream.segments import PartitionLog
     from millstream.stream import Stream
@@ -102,7 +102,10 @@ class PartitionReader:
         if isinstance(start, Position):
             self._check_epoch(start)
             return int(start.offset)
-        if isinstance(start, datetime) or getattr(getattr(start, "dtype", None), "kind", "") == "M":
+        if (
+            timestamps.is_datetime(start)
+            or getattr(getattr(start, "dtype", None), "kind", "") == "M"
+        ):
             return offset_at(log, timestamps.microseconds(start))
         offset = as_index(start)
         if offset is None:

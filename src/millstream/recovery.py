@@ -8,11 +8,11 @@ are refused, readers come as far as the damage.
 from __future__ import annotations
 
 import os
-from typing import TYPE_CHECKING
 
 from millstream import files
 from millstream.errors import CorruptBatch, NotFound
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import _native
     from millstream.segments import Mark, PartitionLog

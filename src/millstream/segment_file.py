@@ -16,6 +16,18 @@ HEADER = struct.Struct("<8sII16sQQQQIIq")
 MAGIC = b"MSSEGMT1"
 
 
+def is_segment(name: str) -> bool:
+    """Is it the name of a published segment?"""
+    return len(name) == 20 and number_of(name) > 0
+
+
+def number_of(name: str) -> int:
+    """The number in the name of a segment, also of one that was set aside; else 0."""
+    digits, dot_seg = name[:16], name[16:20]
+    numbered = len(digits) == 16 and digits.isascii() and digits.isdigit() and dot_seg == ".seg"
+    return int(digits) if numbered and not name.endswith(".tmp") else 0
+
+
 def make(
     path: str,
     place: tuple[int, bytes, int, int],

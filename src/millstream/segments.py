@@ -8,10 +8,8 @@ from __future__ import annotations
 
 import errno
 import os
-import re
 import threading
 import time
-from typing import TYPE_CHECKING
 
 from millstream import _native, files, recovery, segment_file
 from millstream.errors import (
@@ -24,11 +22,10 @@ from millstream.errors import (
     StorageError,
 )
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.stream import Stream
 
-SEGMENT = re.compile(r"[0-9]{16}\.seg")
-NUMBERED = re.compile(r"[0-9]{16}\.seg(?!.*\.tmp$)")
 POISON_SYNC, POISON_CORRUPT = 1, 2
 
 Mark = tuple[int, int, int, int]
@@ -80,7 +77,8 @@ class PartitionLog:
 
     def listed(self) -> list[int]:
         """Numbers of all published segment files, rising."""
-        return sorted(int(name[:16]) for name in files.names(self.path) if SEGMENT.fullmatch(name))
+        names = files.names(self.path)
+        return sorted(int(name[:16]) for name in names if segment_file.is_segment(name))
 
     def refresh(self) -> None:
         """Look again which segments the log has."""
@@ -248,13 +246,15 @@ class PartitionLog:
         # one win.
         names = files.names(self.path)
         later = sorted(
-            int(name[:16]) for name in names if SEGMENT.fullmatch(name) and int(name[:16]) > active
+            int(name[:16])
+            for name in names
+            if segment_file.is_segment(name) and int(name[:16]) > active
         )
         if later:
             number = later[0]
         else:
             # Numbers are never used again, also not those of files that were set aside.
-            number = 1 + max([*(int(name[:16]) for name in names if NUMBERED.match(name)), active])
+            number = 1 + max([*map(segment_file.number_of, names), active])
             files.make_directory(self.path)
             self.make_segment(number, need_bytes)
         segment = self.segment(number, write=True)

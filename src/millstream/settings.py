@@ -3,23 +3,32 @@
 from __future__ import annotations
 
 import os
-import re
-from typing import Any
 
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
 from millstream.files import FORMAT
-from millstream.options import DURABILITIES, Durability, Retention, integer, parse_bytes
+from millstream.options import DURABILITIES, Retention, integer, parse_bytes
 
-NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from millstream.options import Durability
+
+NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 PARTITIONS_MAX = 4096
 SEGMENT_BYTES = 128 << 20
+
+
+def is_name(name: str) -> bool:
+    """Can a stream be called that?"""
+    return 0 < len(name) <= 128 and name[0] != "." and NAME_CHARACTERS.issuperset(name)
 
 
 def check_name(name: str) -> str:
     """Names never become paths: a short list of characters, no leading dot."""
     if not isinstance(name, str):
         raise InvalidType(f"name {name!r}: expected str")
-    if NAME.fullmatch(name) is None:
+    if not is_name(name):
         raise InvalidArgument(
             f"name {name!r:.80}: expected 1 to 128 characters of A-Z a-z 0-9 . _ - without a"
             " leading dot"

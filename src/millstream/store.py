@@ -10,7 +10,6 @@ import stat
 import threading
 import warnings
 import weakref
-from typing import Any, Literal
 
 from millstream import _native, control, files, reserve, settings
 from millstream.background import Background
@@ -25,15 +24,21 @@ from millstream.errors import (
     StoreFull,
     Unsupported,
 )
-from millstream.members import Members, require
-from millstream.options import Durability, Retention, check_timeout
+from millstream.members import Members, refuse_strangers, require
+from millstream.options import check_timeout
 from millstream.stream import Stream
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any, Literal, TypeAlias
+
+    from millstream.options import Durability, Retention
+
+    Mode: TypeAlias = Literal["rw", "r"]
 
 __all__ = ["Store", "open", "temporary"]
 
 GATE_SECONDS = 30.0
-
-Mode = Literal["rw", "r"]
 
 
 class Store:
@@ -74,7 +79,7 @@ class Store:
         self._gate_seconds = GATE_SECONDS
         ours = (os.path.join(path, "members"), self._config_path)
         if self.writable and not any(map(os.path.lexists, ours)):
-            self._refuse_strangers()  # before a file of ours is put among theirs
+            refuse_strangers(path, force=force)  # before a file of ours is put among theirs
         self._members = Members(path, write=self.writable)
         try:
             self._members.enter_gate(timeout)
@@ -114,32 +119,14 @@ class Store:
         if first:
             reserve.make(self.path)
 
-    def _refuse_strangers(self) -> None:
-        strangers = [
-            name
-            for name in files.names(self.path)
-            if name != "members" and not name.endswith(".tmp") and not self._is_half_made(name)
-        ]
-        if strangers and not self._force:
-            raise StorageError(
-                39,
-                f"has no store and is not empty ({sorted(strangers)[0]}, ...); choose an empty"
-                " directory",
-                self.path,
-            )
-
     def _create(self, durability: Durability | None) -> None:
-        self._refuse_strangers()
+        refuse_strangers(self.path, force=self._force)
         self._store_id = os.urandom(16)
         self._generation = 1
         self.durability = durability or "interval"
         self._members.prepare(self._store_id)
         files.make_directory(os.path.join(self.path, "streams"))
         self._save(clean=False)
-
-    def _is_half_made(self, name: str) -> bool:
-        """Is it what a creator left who was killed before the store was there?"""
-        return name == "streams" and not files.names(os.path.join(self.path, "streams"))
 
     def _load(self, durability: Durability | None) -> None:
         body = files.read_json(self._config_path)
@@ -221,7 +208,8 @@ class Store:
             self._closed = True
             OPEN.discard(self)
             self._background.stop()
-            well, failed = True, []
+            well = True
+            failed: list[Exception] = []
             try:
                 if self.writable and not self._remove_when_closed:
                     well, failed = self._background.sync_everything()
@@ -366,7 +354,7 @@ class Store:
     def _names(self) -> list[str]:
         files.require_directory(os.path.join(self.path, "streams"))
         names = files.names(os.path.join(self.path, "streams"))
-        return sorted(name for name in names if settings.NAME.fullmatch(name))
+        return sorted(name for name in names if settings.is_name(name))
 
     def drop_stream(self, name: str) -> None:
         """Remove a stream and all its records.

@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import AsyncIterator, Iterator
-from datetime import datetime
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias
 
 from millstream import _native, control, files, reader, reserve, settings, timestamps
 from millstream._native import Batch, Position, Span
@@ -17,20 +14,25 @@ from millstream.errors import (
     WaitTimeout,
 )
 from millstream.options import (
-    Durability,
     Retention,
     check_timeout,
     integer,
 )
 from millstream.segments import PartitionLog
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Iterator
+    from datetime import datetime
+    from typing import Any, Literal, TypeAlias
+
+    from millstream.options import Durability
     from millstream.stats import PartitionStats, StreamStats
     from millstream.store import Store
 
-__all__ = ["Start", "Stream"]
+    Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
 
-Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
+__all__ = ["Stream"]
 
 WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
     _native.EVENTS[name]

@@ -3,15 +3,23 @@
 from __future__ import annotations
 
 import array
-from datetime import UTC, datetime, timedelta
-from typing import Any
+import sys
 
 from millstream.errors import InvalidArgument, InvalidType
 from millstream.options import as_index
 
-EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
-MICROSECOND = timedelta(microseconds=1)
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from datetime import datetime
+    from typing import Any, TypeGuard
+
 SMALLEST, LARGEST = -(1 << 62), 1 << 62
+
+
+def is_datetime(value: object) -> TypeGuard[datetime]:
+    """Is it a datetime? Without importing what takes a tenth of the package's import."""
+    module = sys.modules.get("datetime")
+    return module is not None and isinstance(value, module.datetime)
 
 
 def microseconds(value: Any) -> int:
@@ -19,12 +27,16 @@ def microseconds(value: Any) -> int:
 
     A naive datetime is local time, as in Python.
 
+    >>> from datetime import UTC, datetime
     >>> microseconds(datetime(1970, 1, 1, 0, 0, 1, tzinfo=UTC))
     1000000
     """
-    if isinstance(value, datetime):
+    if is_datetime(value):
+        from datetime import UTC, datetime, timedelta
+
+        epoch = datetime(1970, 1, 1, tzinfo=UTC)
         try:
-            return int((value.astimezone(UTC) - EPOCH) // MICROSECOND)
+            return int((value.astimezone(UTC) - epoch) // timedelta(microseconds=1))
         except (OverflowError, OSError, TypeError, ValueError) as error:
             raise InvalidArgument(f"timestamp {value!r}: {error}") from error
     if getattr(getattr(value, "dtype", None), "kind", "") == "M" and value.ndim == 0:
@@ -42,7 +54,7 @@ def microseconds(value: Any) -> int:
 
 def column(values: Any, count: int) -> Any:
     """One time for all records as an int, or one a record as a buffer of int64."""
-    if isinstance(values, (datetime, int)) or getattr(values, "shape", None) == ():
+    if isinstance(values, int) or is_datetime(values) or getattr(values, "shape", None) == ():
         return microseconds(values)
     if type(values).__name__ == "Memory":  # of a column that append_arrow has checked
         made = values

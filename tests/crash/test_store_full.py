@@ -154,7 +154,7 @@ def test_store_on_a_full_disk_opens_and_can_be_emptied(small_disk, clean):
     with millstream.open(path) as store:
         stream = store.stream("s", segment_bytes=1 << 18)
         store.stream("other").append(b"x")
-        for count in range(1500):  # noqa: B007
+        for count in range(1500):
             stream.append(b"%04d" % count * 1000)
         fill_up(small_disk / "ballast")
     if not clean:
