@@ -82,9 +82,16 @@ class Background:
         log.native.configure(populate, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
 
     def forget(self, stream: Stream) -> None:
-        """A stream was dropped."""
+        """A stream was dropped or closed: hold nothing of it."""
+        gone = [log for log in self._logs if log.stream is stream]
         self._logs = [log for log in self._logs if log.stream is not stream]
-        self._wrote = {log for log in self._wrote if log.stream is not stream}
+        for log in gone:
+            for some in (self._wrote, self._unsynced, self._sealed_unsynced):
+                some.discard(log)
+            for counted in (self._asked, self._sealed):
+                counted.pop(log, None)
+            self._pace.pop(log, None)
+        self._tried = {one for one in self._tried if one[0] is not stream}
 
     def watch(self, stream: Stream) -> None:
         """A stream was opened or altered: its retention is held also where nobody appends."""
@@ -189,11 +196,19 @@ class Background:
         except Closed:
             return False
         except (MillstreamError, OSError, ValueError) as error:
-            gone = log.stream.closed or log.stream._state != 1  # dropped or closed meanwhile
-            if not self._stopping and not gone:
+            if not self._stopping and not self._is_gone(log):
                 _log().warning("%s: %s in the background failed: %s", log, what, error)
             return False
+        finally:
+            if self._is_gone(log):  # what was mapped after its handle let go
+                self._unsynced.discard(log)
+                self.store._cache.forget(log)
         return True
+
+    @staticmethod
+    def _is_gone(log: PartitionLog) -> bool:
+        """Was its stream dropped or closed meanwhile?"""
+        return log.stream.closed or log.stream._state != 1
 
     # --- space ------------------------------------------------------------------------------------
 

@@ -463,8 +463,6 @@ class Stream(_native.StreamCore):
         """Give up this handle; batches that were made from it stay valid."""
         self._let_go()
         self._close()
-        if self.store.writable:
-            self._wake()  # who follows here ends now
         self.store._background.forget(self)
 
     def _let_go(self) -> None:

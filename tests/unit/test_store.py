@@ -10,6 +10,7 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -318,6 +319,9 @@ def test_dropping_frees_the_space_here(tmp_path):
                 theirs.append(b"x")
             with pytest.raises(Closed, match="dropped"):
                 theirs.stats()
+            deadline = time.monotonic() + 2  # the background may be syncing it at this moment
+            while mapped() and time.monotonic() < deadline:
+                time.sleep(0.01)
             assert mapped() == 0
             assert os.listdir(tmp_path / "s" / "streams") == []
 
@@ -467,3 +471,26 @@ def test_repr_says_what_it_is(tmp_path):
         assert re.fullmatch(r"<Store '.*/s'>", repr(store))
         assert re.fullmatch(r"<Stream 's' of '.*/s': 3 partitions>",
                             repr(store.stream("s", partitions=3)))  # fmt: skip
+
+
+def test_closed_store_holds_no_file(tmp_path):
+    """Each closed handle kept the control file mapped, and so a descriptor, for as long as it
+    lived."""
+    kept = []
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for _ in range(5):
+            with millstream.open(tmp_path / "store") as store:
+                kept.append(store.stream("s", partitions=3))
+                kept[-1].append(b"x")
+                assert sum(map(len, kept[-1].read())) > 0
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
+    for stream in kept:
+        assert stream.closed
+        assert stream.partitions == 3
+        with pytest.raises(millstream.Closed):
+            stream.append(b"x")

@@ -223,6 +223,23 @@ cdef class StreamCore:
         if self.opened is not None:
             self.opened[:] = [None] * len(self.opened)
             self.natives[:] = [None] * len(self.natives)
+        if self.mapped:
+            if self.writable:
+                self._wake()  # who follows here ends now
+            self.keep_header()
+
+    cdef int keep_header(self) except -1:
+        """Give the map up, and with it a descriptor: a closed handle may live on. What it still
+        looks at is a copy of the header."""
+        cdef Py_buffer buffer
+        copy = private_memory(PyBytes_FromStringAndSize(
+            <const char *>self.control.buf, MS_CONTROL_BLOCKS_POSITION))
+        PyObject_GetBuffer(copy, &buffer, PyBUF_SIMPLE)
+        PyBuffer_Release(&self.control)
+        self.control = buffer
+        self.map = copy
+        self.header = <ms_control_header *>buffer.buf
+        return 0
 
     def _set_level(self, str durability):
         self.level = LEVELS[durability]
@@ -284,8 +301,11 @@ cdef class StreamCore:
         # second.
         cdef double slice = 1.0 if self.writable else 0.01
         cdef int64_t left = <int64_t>((timeout if timeout < slice else slice) * 1e9)
+        cdef ms_control_header *header = self.header
+        # Another thread may close the stream meanwhile, and give the map up.
+        cdef _ControlBuffer keep = hold_control(self.map)
         with nogil:
-            ms_futex_wait(&self.header.wake, seen, left)
+            ms_futex_wait(&header.wake, seen, left)
         PyErr_CheckSignals()
 
     def partition_for(self, key):
