@@ -31,6 +31,7 @@ from store_builder import (
     seal,
 )
 
+import millstream
 from millstream import inspect
 from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
 from millstream.inspect import repair
@@ -110,6 +111,14 @@ def test_offset_column_gives_offsets_with_gaps(builder: StoreBuilder, log: Log) 
     builder.write()
     assert [record.offset for record in inspect.records(builder.path)] == [3, 90, 91]
     assert inspect.verify(builder.path).ok
+
+
+def test_partitions_without_a_record_are_counted(tmp_path: Path) -> None:
+    with millstream.open(tmp_path / "store") as store:
+        store.stream("s", partitions=4).append(b"x")
+    report = inspect.verify(tmp_path / "store")
+    assert report.ok
+    assert (report.streams, report.partitions, report.records) == (1, 4, 1)
 
 
 def test_several_segments_streams_and_partitions(builder: StoreBuilder) -> None:

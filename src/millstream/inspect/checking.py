@@ -106,8 +106,8 @@ def verify(
             report.add(unreadable(where / "stream.json", error))
             continue
         report.streams += 1
+        report.partitions += found.config["partitions"]  # also those that nothing was written to
         for number in partition_numbers(found):
-            report.partitions += 1
             try:
                 log = Log(info, found, number)
             except StorageError as error:
