@@ -142,8 +142,9 @@ class QueueBuilder:
         message_id = self.next_id if message_id is None else message_id
         self.next_id = max(self.next_id, message_id + 1)
         sizes = lengths or (len(payload), len(text), len(packed))
+        key_hash = 0 if key is None else hash64(key)
         rest = struct.pack(
-            "<QqqqQ16sIIIIQIHH", message_id, put_at, due, expires, 0 if key is None else hash64(key),
+            "<QqqqQ16sIIIIQIHH", message_id, put_at, due, expires, key_hash,
             bytes(16), *sizes, first, folded, slot, stored, lane,
         ) + (content if inline else b"")  # fmt: skip
         raw = struct.pack("<Q", hash64(rest, seed)) + rest

@@ -94,6 +94,7 @@ def test_usage_errors_end_with_2(store):
     queue("dead redrive", store, "mail", code=2)
     queue("dead redrive", store, "mail", "1", "--all", code=2)
     queue("dead purge", store, "mail", code=2)
+    queue("dead purge", store, "mail", "x", code=2)
     run("work", "nonsense", code=2)
     run("work", "a:b", store, code=2)
 

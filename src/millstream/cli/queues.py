@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.cli import queue_bench
 from millstream.cli.output import Column, Output, count_text, plural, text_or_base64
 from millstream.cli.records import count_argument, header_argument, ready_lines
-from millstream.cli.stores import opened
+from millstream.cli.stores import Mode, opened
 
 if TYPE_CHECKING:
     from millstream import Queue, Store
@@ -56,8 +56,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         ("purge", run_dead_purge, "delete dead letters for good"),
     ):
         parser = add(dead, name, run, text)
-        if name == "redrive":
-            parser.add_argument("ids", metavar="ID", nargs="*", type=count_argument)
+        parser.add_argument("ids", metavar="ID", nargs="*", type=count_argument)
         parser.add_argument("--all", action="store_true", help="all of them")
     queue_bench.register(below)
 
@@ -156,9 +155,9 @@ def moment_argument(text: str) -> datetime:
 
 
 @contextmanager
-def queue_of(args: argparse.Namespace) -> Iterator[Queue]:
+def queue_of(args: argparse.Namespace, mode: Mode = "rw") -> Iterator[Queue]:
     """Open a queue that exists."""
-    with opened(args.store, "rw") as store:
+    with opened(args.store, mode) as store:
         yield existing(store, args.queue)
 
 
@@ -273,7 +272,7 @@ def described(message: Any) -> dict[str, Any]:
     fields["value"] = None if value is None else text_or_base64(bytes(value))
     if message.headers:
         fields["headers"] = {name: text_or_base64(data) for name, data in message.headers.items()}
-    for name in ("reason", "kind", "first_error", "last_error", "first_at", "last_at", "died_at"):
+    for name in ("expires", "reason", "first_error", "last_error", "first_at", "last_at"):
         if getattr(message, name, None) is not None:
             fields[name] = plain_time(getattr(message, name))
     return fields
@@ -299,41 +298,30 @@ def shown(data: bytes) -> str:
 def run_ls(args: argparse.Namespace) -> int:
     """List the queues."""
     output = Output(args.json)
-    with opened(args.store, "rw") as store:
-        found = [(name, store.queue(name).stats()) for name in store.queues()]
+    with opened(args.store) as store:
+        found = [store.queue(name).stats() for name in store.queues()]
     if args.json:
-        output.json([{"name": name, **fields_of(stats)} for name, stats in found])
+        output.json([dataclasses.asdict(stats) for stats in found])
         return 0
     output.table(
         [Column("Queue"), *(Column(name.capitalize(), right=True) for name in COUNTS), Column("")],
         [
             (
-                name,
+                stats.name,
                 *(count_text(getattr(stats, field)) for field in COUNTS),
                 "paused" if stats.paused else "",
             )
-            for name, stats in found
+            for stats in found
         ],
     )
     return 0
 
 
-def fields_of(stats: Any) -> dict[str, Any]:
-    """Return statistics as a dictionary."""
-    if dataclasses.is_dataclass(stats) and not isinstance(stats, type):
-        return dataclasses.asdict(stats)
-    if hasattr(stats, "_asdict"):
-        return dict(stats._asdict())
-    names = [name for name in dir(type(stats)) if not name.startswith("_")]
-    values = {name: getattr(stats, name) for name in names}
-    return {name: value for name, value in values.items() if not callable(value)}
-
-
 def run_info(args: argparse.Namespace) -> int:
     """Show a queue in detail."""
     output = Output(args.json)
-    with queue_of(args) as queue:
-        fields = {"name": queue.name, **fields_of(queue.stats())}
+    with queue_of(args, "r") as queue:
+        fields = dataclasses.asdict(queue.stats())
     if args.json:
         output.json(fields)
         return 0
@@ -345,7 +333,7 @@ def run_info(args: argparse.Namespace) -> int:
 
 def run_peek(args: argparse.Namespace) -> int:
     """Show messages without taking them."""
-    with queue_of(args) as queue:
+    with queue_of(args, "r") as queue:
         found = [described(message) for message in queue.peek(args.n)]
     return print_messages(args, found, ("id", "state", "priority", "attempts", "key", "value"))
 
@@ -419,15 +407,15 @@ def say_done(args: argparse.Namespace, what: str, value: object) -> int:
 
 def run_dead_ls(args: argparse.Namespace) -> int:
     """List dead letters."""
-    with queue_of(args) as queue:
+    with queue_of(args, "r") as queue:
         found = [described(letter) for letter in queue.dead.list()]
-    names = ("id", "attempts", "reason", "kind", "last_error", "last_at", "key", "value")
+    names = ("id", "attempts", "reason", "last_error", "last_at", "key", "value")
     return print_messages(args, found, names)
 
 
 def needs_all(args: argparse.Namespace) -> bool:
     """Complain, and return True, unless it was said which dead letters are meant."""
-    if bool(getattr(args, "ids", [])) == args.all:
+    if bool(args.ids) == args.all:
         Output(False).say("millstream: name the IDs of dead letters, or say --all")
         return True
     return False
@@ -439,7 +427,7 @@ def run_dead_redrive(args: argparse.Namespace) -> int:
         return 2
     with queue_of(args) as queue:
         done = queue.dead.redrive(None if args.all else args.ids)
-    return say_done(args, "redriven", how_many(done))
+    return say_done(args, "redriven", done)
 
 
 def run_dead_purge(args: argparse.Namespace) -> int:
@@ -447,10 +435,5 @@ def run_dead_purge(args: argparse.Namespace) -> int:
     if needs_all(args):
         return 2
     with queue_of(args) as queue:
-        done = queue.dead.purge()
-    return say_done(args, "purged", how_many(done))
-
-
-def how_many(done: Any) -> int:
-    """Return a count that is one, or the length of what was done."""
-    return done if isinstance(done, int) else len(done)
+        done = queue.dead.purge(None if args.all else args.ids)
+    return say_done(args, "purged", done)

@@ -7,6 +7,7 @@ hold, and at most one message is in memory.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from array import array
@@ -196,13 +197,14 @@ class Queue:
                 self.findings.append(Note(entry.suffix[1:], entry, None, "set aside, never read"))
             elif entry.name not in known:
                 self.findings.append(Note("foreign", entry, None, "not a file of a store"))
-        try:
+        try:  # none between two sessions
             with File(path / "hints") as file:
                 raw = file.read(0, HINTS.size).tobytes()
             check(HINTS.read(raw.ljust(HINTS.size, b"\0")), self._identity(b"MSQHINT1"))
         except (Invalid, StorageError) as error:
-            text = f"not used: {error}; the next first open makes them anew"
-            self.findings.append(Note("hints", path / "hints", None, text))
+            if getattr(error, "errno", None) != errno.ENOENT:
+                text = f"not used: {error}; the next first open makes them anew"
+                self.findings.append(Note("hints", path / "hints", None, text))
         if (path / "dedup").exists():
             try:
                 ids = self.store.store_id, self.info.queue_id
