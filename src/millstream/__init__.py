@@ -1,6 +1,6 @@
 """Streams that the processes of one machine share, in a directory, without a broker."""
 
-from millstream._native import Batch, Position, Span
+from millstream._native import Batch, Message, Position, Span
 from millstream.errors import (
     Closed,
     ConfigMismatch,
@@ -34,7 +34,10 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
     from millstream.options import Durability
+    from millstream.queue import Queue as Queue
+    from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
     from millstream.stats import PartitionStats, StreamStats
+    from millstream.worker import run as run
 
 __version__ = "0.1.0"
 
@@ -43,6 +46,7 @@ __all__ = [
     "Closed",
     "ConfigMismatch",
     "CorruptBatch",
+    "DeadLetter",
     "Durability",
     "Empty",
     "Indeterminate",
@@ -51,13 +55,16 @@ __all__ = [
     "LeaseLost",
     "LimitExceeded",
     "LockTimeout",
+    "Message",
     "MillstreamError",
     "NotFound",
     "OffsetOutOfRange",
     "PartitionStats",
     "Poisoned",
     "Position",
+    "Queue",
     "QueueFull",
+    "QueueStats",
     "Reject",
     "Retention",
     "Retry",
@@ -67,6 +74,7 @@ __all__ = [
     "StorageError",
     "Store",
     "StoreFull",
+    "StoredMessage",
     "Stream",
     "StreamStats",
     "Unsupported",
@@ -74,6 +82,7 @@ __all__ = [
     "WaitTimeout",
     "__version__",
     "open",
+    "run",
     "temporary",
 ]
 
@@ -86,6 +95,12 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("millstream.inspect")
     if name == "Durability":
         return importlib.import_module("millstream.options").Durability
+    if name == "Queue":
+        return importlib.import_module("millstream.queue").Queue
+    if name == "run":
+        return importlib.import_module("millstream.worker").run
+    if name in ("DeadLetter", "QueueStats", "StoredMessage"):
+        return getattr(importlib.import_module("millstream.queue_records"), name)
     if name in ("PartitionStats", "StreamStats"):
         return getattr(importlib.import_module("millstream.stats"), name)
     raise AttributeError(f"module 'millstream' has no attribute {name!r}")

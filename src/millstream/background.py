@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from millstream.queue import Queue
     from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
@@ -56,6 +57,7 @@ class Background:
         self._wanted = threading.Event()
         self._asked: dict[PartitionLog, int] = {}
         self._unsynced: set[PartitionLog] = set()
+        self._queues: set[Queue] = set()
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
@@ -109,6 +111,13 @@ class Background:
         if self._thread is None:
             self._start()
 
+    def notice_queue(self, queue: Queue) -> None:
+        """Something was changed in a queue of level "interval"."""
+        self._queues.add(queue)
+        self._wanted.set()
+        if self._thread is None:
+            self._start()
+
     def _start(self) -> None:
         with self._starting:
             if self._thread is None and not self._stopping:
@@ -134,7 +143,7 @@ class Background:
             for log, events in self._take():
                 self._attempt("preparing space", log, self._prepare, log, events)
             now = time.monotonic()
-            if self._unsynced and now - self._synced_at >= SYNC_SECONDS:
+            if (self._unsynced or self._queues) and now - self._synced_at >= SYNC_SECONDS:
                 self._synced_at = now
                 self._sync_all()
             if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
@@ -153,7 +162,8 @@ class Background:
     def _pause(self) -> float | None:
         """Seconds until something is due by the clock; None: nothing."""
         now = time.monotonic()
-        due = [self._synced_at + SYNC_SECONDS - now] if self._unsynced else []
+        unsynced = self._unsynced or self._queues
+        due = [self._synced_at + SYNC_SECONDS - now] if unsynced else []
         if self._sealed_unsynced:
             due.append(self._sealed_at + SEALED_SECONDS - now)
         if self._has_retention():
@@ -266,6 +276,13 @@ class Background:
     # --- syncing ----------------------------------------------------------------------------------
 
     def _sync_all(self) -> None:
+        while self._queues:
+            queue = self._queues.pop()
+            try:
+                queue._sync_in_background()
+            except (MillstreamError, OSError, ValueError) as error:
+                if not self._stopping:
+                    _log().warning("%r: syncing in the background failed: %s", queue, error)
         for log in list(self._unsynced):
             log.native.take_written()
             if log.native.durable >= log.native.tail or log.native.poison:

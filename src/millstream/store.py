@@ -26,6 +26,7 @@ from millstream.errors import (
 )
 from millstream.members import Members, refuse_strangers, require
 from millstream.options import check_timeout
+from millstream.store_queues import StoreQueues
 from millstream.stream import Stream
 
 TYPE_CHECKING = False
@@ -41,8 +42,8 @@ __all__ = ["Store", "open", "temporary"]
 GATE_SECONDS = 30.0
 
 
-class Store:
-    """A directory of streams, shared with every other process that has it open.
+class Store(StoreQueues):
+    """A directory of streams and queues, shared with every other process that has it open.
 
     Made by `millstream.open`.
 
@@ -70,6 +71,7 @@ class Store:
         self._control_writable = self.writable
         self._streams: dict[tuple[str, Durability | None], Stream] = {}
         """By name and level: a handle with a level of its own is another one."""
+        self._queues = {}
         self._cache = SegmentCache()
         self._lock = threading.RLock()
         self._closed = True  # until it is open: what did not open has nothing to close
@@ -123,6 +125,7 @@ class Store:
         refuse_strangers(self.path, force=self._force)
         self._store_id = os.urandom(16)
         self._generation = 1
+        self._clean = True
         self.durability = durability or "interval"
         self._members.prepare(self._store_id)
         files.make_directory(os.path.join(self.path, "streams"))
@@ -166,6 +169,7 @@ class Store:
             elif not self._clean:
                 rebuild = control.rebuild, directory, self._store_id, self._generation
                 reserve.lend(self.path, *rebuild)
+        self._open_queues_first()
 
     def _all_settled(self) -> bool:
         """Does the clean mark hold? A control file may have been damaged or lost since."""
@@ -213,6 +217,8 @@ class Store:
             try:
                 if self.writable and not self._remove_when_closed:
                     well, failed = self._background.sync_everything()
+                    failed += self._sync_queues()
+                    well = well and not failed
                     self._members.enter_gate(self._gate_seconds)
                     if well and not self._members.anyone():
                         with contextlib.suppress(StoreFull):  # all is synced; the next open walks
@@ -220,6 +226,8 @@ class Store:
             finally:
                 for stream in self._streams.values():
                     stream._dispose()
+                for queue in self._queues.values():
+                    queue._dispose()
                 self._cache.clear()
                 self._members.close()
             if self._remove_when_closed:
@@ -244,7 +252,8 @@ class Store:
             if not self._is_settled(name):
                 return  # the next open begins a new generation, and recovers it
             control.seal(self._stream_path(name))
-        self._save(clean=True)
+        if self._settle_queues():
+            self._save(clean=True)
 
     def __enter__(self) -> Store:
         return self

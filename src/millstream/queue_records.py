@@ -1,0 +1,98 @@
+"""What a queue tells about itself: frozen values."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+__all__ = ["DeadLetter", "QueueStats", "StoredMessage"]
+
+REASONS = {
+    1: "failed",
+    2: "the lease ran out",
+    3: "its holder died",
+    4: "rejected",
+    5: "not decodable",
+    6: "torn or corrupt",
+}
+
+
+def moment(microseconds: int) -> datetime:
+    """A time of a file as a datetime."""
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueStats:
+    """A queue in numbers, as of one pass over its messages.
+
+    Attributes:
+        ready, delayed, held, leased, dead: messages in that state; held ones wait for another
+            message of their key.
+        by_priority: the ready ones.
+        unfinished: all but the dead: what `capacity` bounds.
+        redelivered: leases of this session that ended without their holder.
+        expired, evicted, corrupt: messages of this session that outlived their time, dead letters
+            that gave way to newer ones, messages found damaged.
+    """
+
+    name: str
+    durability: str
+    capacity: int
+    unfinished: int
+    ready: int
+    delayed: int
+    held: int
+    leased: int
+    dead: int
+    by_priority: tuple[int, ...]
+    paused: bool
+    redelivered: int
+    expired: int
+    evicted: int
+    corrupt: int
+    slots: int
+    blocks: int
+    health: str
+
+
+@dataclass(frozen=True, slots=True)
+class StoredMessage:
+    """A message that was looked at without taking it. Times are datetimes in UTC."""
+
+    id: int
+    state: str
+    value: Any
+    key: bytes | None
+    headers: dict[str, bytes]
+    priority: int
+    attempts: int
+    put_at: datetime
+    due: datetime | None
+    expires: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class DeadLetter:
+    """A message that is not tried any more. Times are datetimes in UTC.
+
+    Attributes:
+        value: as the codec reads it; the bytes, where it cannot; None, where they are damaged.
+        reason: why it is dead, in a word or two.
+        first_error, last_error: what was said at the first and the last failure.
+        attempts: how often it was leased.
+    """
+
+    id: int
+    value: Any
+    reason: str
+    first_error: str
+    last_error: str
+    first_at: datetime | None
+    last_at: datetime | None
+    attempts: int
+    key: bytes | None
+    headers: dict[str, bytes]
+    priority: int
+    put_at: datetime

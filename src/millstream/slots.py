@@ -1,0 +1,301 @@
+"""The files of a queue: made whole, grown by extents, opened, recovered by the first of a session.
+
+`slots` and `blocks` are the truth. They are as long as they may ever become, and sparse behind
+what is in use: only what has blocks of the file system behind it is published to the core.
+`hints` is made by whoever opens the queue first in a session; that of an earlier session goes when
+a store is opened by its first process (docs/format.md).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+import struct
+from typing import Any, NamedTuple
+
+from millstream import _native, files
+from millstream.errors import CorruptBatch, NotFound, StorageError
+
+SLOTS = struct.Struct("<8sII16sQQQ")
+BLOCKS = struct.Struct("<8sII16sQQ")
+HINTS = struct.Struct("<8sII16sQIIII")
+SLOTS_MAGIC, BLOCKS_MAGIC, HINTS_MAGIC = b"MSQSLOT1", b"MSQBLCK1", b"MSQHINT1"
+PAGE = 4096
+COUNT_AT, POISON_AT, NEXT_ID_AT = 128, 136, 192
+STATE_AT = 52
+EXTENT_SLOTS, EXTENT_BLOCKS = 1024, 512
+BLOCK_BYTES = 4096
+LIVE, DROPPED, REPLACED = 1, 2, 3
+LOCK_SECONDS = 60.0
+
+
+class Sizes(NamedTuple):
+    """What the configuration of a queue says about its files."""
+
+    slot_bytes: int
+    slot_max: int
+    block_max: int
+    lanes: int
+    ordered: bool
+
+    def bytes_of(self, slot_count: int, block_count: int) -> tuple[int, int, int]:
+        """Bytes of `slots` and `blocks` with so many in use, and of `hints`."""
+        return _native.queue_sizes(
+            self.slot_bytes, slot_count, block_count, self.slot_max, self.lanes, self.ordered
+        )
+
+
+def sizes_of(config: dict[str, Any]) -> Sizes:
+    """The sizes that a `queue.json` asks for."""
+    return Sizes(
+        int(config["slot_bytes"]),
+        int(config["capacity"]) + int(config["dead_limit"]),
+        -(-int(config["payload_bytes"]) // BLOCK_BYTES),
+        int(config["priorities"]),
+        config["ordering"] == "key",
+    )
+
+
+def _sealed(header: bytes) -> bytes:
+    """A header with its checksum behind it."""
+    return header + struct.pack("<Q", _native.xxh3_64(header))
+
+
+def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> None:
+    """Make the directory of a new queue and publish it whole; another process's may come first."""
+    making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
+    sizes, queue_id = sizes_of(config), int(config["queue_id"], 16)
+    slots_bytes, blocks_bytes, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
+    salt = int.from_bytes(os.urandom(8), "little")
+    slots = SLOTS.pack(SLOTS_MAGIC, files.FORMAT, sizes.slot_bytes, store_id, queue_id, salt, 0)
+    blocks = BLOCKS.pack(BLOCKS_MAGIC, files.FORMAT, sizes.block_max, store_id, queue_id, 0)
+    files.make_directory(making)
+    try:
+        files.write_json(os.path.join(making, "queue.json"), config)
+        _make(os.path.join(making, "slots"), _sealed(slots[:-8]), slots_bytes)
+        if sizes.block_max:
+            _make(os.path.join(making, "blocks"), _sealed(blocks[:-8]), blocks_bytes)
+        try:
+            files.rename(making, os.path.join(parent, name))
+        except StorageError:
+            if not os.path.lexists(os.path.join(parent, name, "queue.json")):
+                raise
+            # Another process created it at the same moment: theirs it is.
+    finally:
+        if os.path.lexists(making):
+            files.remove_tree(making)
+    files.sync_directory(parent)
+
+
+def _make(path: str, header: bytes, length: int) -> None:
+    """A file with nothing in use: one page behind which all is a hole."""
+    descriptor = files.open_file(path, write=True, create=True)
+    try:
+        files.allocate(descriptor, PAGE, path)
+        files.write(descriptor, header, 0, path)
+        files.extend(descriptor, length, path)
+        files.sync(descriptor, path)
+    finally:
+        files.close(descriptor)
+
+
+class Files:
+    """The open files of one queue."""
+
+    def __init__(
+        self, directory: str, config: dict[str, Any], store_id: bytes, *, write: bool
+    ) -> None:
+        self.directory = directory
+        self.write = write
+        self.sizes = sizes_of(config)
+        self.store_id = store_id
+        self.queue_id = int(config["queue_id"], 16)
+        self._descriptors: dict[str, int] = {}
+        files.require_directory(directory)
+        try:
+            slots_bytes, blocks_bytes, _ = self.sizes.bytes_of(
+                self.sizes.slot_max, self.sizes.block_max
+            )
+            self.slots = self._map("slots", SLOTS, SLOTS_MAGIC, slots_bytes)
+            self.blocks = None
+            if self.sizes.block_max:
+                self.blocks = self._map("blocks", BLOCKS, BLOCKS_MAGIC, blocks_bytes)
+        except BaseException:
+            self.close()
+            raise
+
+    def path(self, name: str) -> str:
+        """Path of one of the files."""
+        return os.path.join(self.directory, name)
+
+    def _map(self, name: str, layout: struct.Struct, magic: bytes, length: int) -> mmap.mmap:
+        path = self.path(name)
+        descriptor = self._descriptors[name] = files.open_file(path, write=self.write)
+        head = files.read(descriptor, layout.size, 0, path)
+        expected = _native.xxh3_64(head[: layout.size - 8])
+        found = int.from_bytes(head[layout.size - 8 :], "little")
+        ours = len(head) == layout.size and head[:8] == magic and expected == found
+        if (
+            not ours
+            or head[16:32] != self.store_id
+            or head[32:40] != struct.pack("<Q", self.queue_id)
+        ):
+            raise CorruptBatch(
+                f"{path}: not a file of this queue, or its header is damaged; see `millstream"
+                " verify` and `millstream repair`",
+                path=path,
+                expected=expected,
+                found=found,
+            )
+        return files.map_file(descriptor, length, path, write=self.write)
+
+    def close(self) -> None:
+        """Close the descriptors; the maps live as long as somebody uses them."""
+        while self._descriptors:
+            files.close(self._descriptors.popitem()[1])
+
+    def allocate_slots(self, count: int) -> None:
+        """Put blocks of the file system behind the first `count` slots."""
+        length, _, _ = self.sizes.bytes_of(count, 0)
+        files.allocate(self._descriptors["slots"], length, self.path("slots"))
+
+    def allocate_blocks(self, count: int) -> None:
+        """The same for blocks."""
+        _, length, _ = self.sizes.bytes_of(0, count)
+        files.allocate(self._descriptors["blocks"], length, self.path("blocks"))
+
+    def sync(self) -> None:
+        """Make all that is in the files survive a power cut: contents before what names them."""
+        for name in ("blocks", "slots"):
+            if name in self._descriptors:
+                files.sync(self._descriptors[name], self.path(name))
+
+    def counts(self) -> tuple[int, int]:
+        """Slots and blocks in use, as the files say."""
+        slots = int(struct.unpack_from("<I", self.slots, COUNT_AT)[0])
+        blocks = 0
+        if self.blocks is not None:
+            blocks = int(struct.unpack_from("<I", self.blocks, COUNT_AT)[0])
+        for what, found, most, unit in (
+            ("slots", slots, self.sizes.slot_max, EXTENT_SLOTS),
+            ("blocks", blocks, self.sizes.block_max, EXTENT_BLOCKS),
+        ):
+            if found > most or (found % unit and found != most):
+                raise CorruptBatch(
+                    f"{self.path(what)}: {found} {what} in use, of {most}; see `millstream verify`",
+                    path=self.path(what),
+                    position=COUNT_AT,
+                    expected=most,
+                    found=found,
+                )
+        return slots, blocks
+
+    # --- hints ------------------------------------------------------------------------------------
+
+    def hints_header(self) -> bytes:
+        """The header of a new hints file."""
+        bits = 6
+        while 1 << bits < 2 * self.sizes.slot_max:
+            bits += 1
+        return HINTS.pack(
+            HINTS_MAGIC, files.FORMAT, self.sizes.slot_max, self.store_id, self.queue_id,
+            self.sizes.lanes, bits, int(self.sizes.ordered), LIVE,
+        )  # fmt: skip
+
+    def map_hints(self) -> mmap.mmap | None:
+        """The hints of this session, or None: nobody has made them yet."""
+        path = self.path("hints")
+        try:
+            descriptor = files.open_file(path, write=self.write)
+        except NotFound:
+            return None
+        try:
+            length = self.sizes.bytes_of(0, 0)[2]
+            head = files.read(descriptor, HINTS.size, 0, path)
+            if head[:STATE_AT] != self.hints_header()[:STATE_AT]:
+                raise CorruptBatch(
+                    f"{path}: not the hints of this queue; close the store in all processes, the"
+                    " next open makes them anew",
+                    path=path,
+                )
+            return files.map_file(descriptor, length, path, write=self.write)
+        finally:
+            files.close(descriptor)
+
+    def private_hints(self) -> mmap.mmap:
+        """Hints that nobody else sees, and that say nothing: for who only looks at the slots."""
+        memory = mmap.mmap(-1, self.sizes.bytes_of(0, 0)[2])
+        memory[: HINTS.size] = self.hints_header()
+        return memory
+
+    @contextlib.contextmanager
+    def making_hints(self) -> Any:
+        """Let nobody else make the hints meanwhile."""
+        path = self.path("slots")
+        descriptor = files.open_file(path, write=True)
+        try:
+            files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+            yield
+        finally:
+            files.close(descriptor)
+
+    def make_hints(self) -> tuple[mmap.mmap, str]:
+        """Zeros behind a header, mapped, under a name that nobody looks for yet."""
+        for name in files.names(self.directory):
+            if name.startswith("hints."):  # of somebody who was killed while making them
+                files.remove(self.path(name))
+        path = self.path(f"hints.{os.getpid()}-{os.urandom(4).hex()}.tmp")
+        length = self.sizes.bytes_of(0, 0)[2]
+        descriptor = files.open_file(path, write=True, create=True)
+        try:
+            files.allocate(descriptor, length, path)
+            files.write(descriptor, self.hints_header(), 0, path)
+            return files.map_file(descriptor, length, path, write=True), path
+        except BaseException:
+            files.remove(path)
+            raise
+        finally:
+            files.close(descriptor)
+
+    def publish_hints(self, temporary: str) -> None:
+        """From now on they are those of the queue."""
+        files.rename(temporary, self.path("hints"))
+
+
+# --- a store that nobody has open -----------------------------------------------------------------
+
+
+def forget_hints(directory: str) -> None:
+    """As the first opener: those of the last session are over, also for readers who kept them."""
+    path = os.path.join(directory, "hints")
+    if os.path.lexists(path):
+        descriptor = files.open_file(path, write=True)
+        try:
+            if files.size(descriptor) >= PAGE:
+                files.write(descriptor, struct.pack("<I", REPLACED), STATE_AT, path)
+        finally:
+            files.close(descriptor)
+        files.remove(path)
+
+
+def is_sound(directory: str) -> bool:
+    """Did no sync of the queue fail?"""
+    path = os.path.join(directory, "slots")
+    descriptor = files.open_file(path, write=False)
+    try:
+        return files.read(descriptor, 4, POISON_AT, path) == bytes(4)
+    finally:
+        files.close(descriptor)
+
+
+def sync(directory: str) -> None:
+    """As the last to close: make all survive a power cut that anybody wrote."""
+    for name in ("blocks", "slots"):
+        path = os.path.join(directory, name)
+        if os.path.lexists(path):
+            descriptor = files.open_file(path, write=True)
+            try:
+                files.sync(descriptor, path)
+            finally:
+                files.close(descriptor)

@@ -1,0 +1,197 @@
+"""The queues of a store: what `Store` does for them. All imported late: not every store has one."""
+
+from __future__ import annotations
+
+import os
+
+from millstream import files, settings
+from millstream.errors import NotFound, StorageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import threading
+    from typing import Literal
+
+    from millstream.options import Durability, RetryPolicy
+    from millstream.queue import Queue
+    from millstream.store import Store
+
+__all__ = ["StoreQueues"]
+
+
+class StoreQueues:
+    """Base of `millstream.Store`."""
+
+    path: str
+    writable: bool
+    _store_id: bytes
+    _lock: threading.RLock
+    _queues: dict[tuple[str, Durability | None, object], Queue]
+    """By name, level and codec: a handle with a level or a codec of its own is another one."""
+
+    def _check_open(self) -> None:
+        raise NotImplementedError
+
+    def _check_writable(self) -> None:
+        raise NotImplementedError
+
+    def _queue_path(self, name: str) -> str:
+        return os.path.join(self.path, "queues", name)
+
+    def queue(
+        self: Store,  # type: ignore[misc]
+        name: str,
+        *,
+        capacity: int | None = None,
+        priorities: int | None = None,
+        slot_bytes: int | str | None = None,
+        payload_bytes: int | str | None = None,
+        payload_max: int | str | None = None,
+        lease: float | None = None,
+        ordering: Literal["key"] | None = None,
+        retry: RetryPolicy | None = None,
+        ttl: float | None = None,
+        dedup_window: float | None = None,
+        dead_limit: int | None = None,
+        on_dead: Literal["skip", "stop"] | None = None,
+        ageing: bool | None = None,
+        codec: object = None,
+        durability: Durability | None = None,
+    ) -> Queue:
+        """Open a queue, creating it where it is not there.
+
+        Args:
+            name: 1 to 128 characters of ``A-Z a-z 0-9 . _ -``, no leading dot.
+            capacity: how many messages may be not finished; default 100,000.
+            priorities: how many there are, 1 to 8; default 4.
+            slot_bytes: what a message takes, with its head of 96 bytes; default 256. Longer ones
+                lie in blocks.
+            payload_bytes: how much the blocks may take, default 1 GiB.
+            payload_max: the longest payload, default 16 MiB.
+            lease: seconds for which a message is leased; default 30.
+            ordering: "key": messages of one key are done one after the other, in their order.
+            retry: how often, and when; default `RetryPolicy()`.
+            ttl: seconds after which a message is not delivered any more; default never.
+            dedup_window: seconds within which a `dedup_id` is stored once.
+            dead_limit: how many dead letters are kept; default 10,000.
+            on_dead: with ordering: "skip" a dead message of a key, or "stop" its key.
+            ageing: let the longest waiting message come first now and then, whatever its priority.
+            codec: "json", "pickle" (only where all writers are trusted), or an object with `encode`
+                and `decode`; default: values are bytes. Not stored: each handle has its own.
+            durability: of a new queue: stored with it; of one that is there: for this handle.
+
+        Raises: ConfigMismatch where the queue is there with other settings than given; NotFound
+        when it is not there and the store is read-only; InvalidArgument, StorageError.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("mail", capacity=1000)
+        ...     _ = queue.put(b"hello")
+        ...     with queue.get(timeout=5) as m:
+        ...         m.value
+        b'hello'
+        """
+        from millstream import queue_settings, slots
+        from millstream.queue import Queue
+
+        self._check_open()
+        settings.check_name(name)
+        options = {
+            "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
+            "payload_bytes": payload_bytes, "payload_max": payload_max, "lease": lease,
+            "ordering": ordering, "retry": retry, "ttl": ttl, "dedup_window": dedup_window,
+            "dead_limit": dead_limit, "on_dead": on_dead, "ageing": ageing,
+            "durability": durability,
+        }  # fmt: skip
+        asked = queue_settings.check(
+            {field: value for field, value in options.items() if value is not None}
+        )
+        with self._lock:
+            path = os.path.join(self._queue_path(name), "queue.json")
+            made = not os.path.lexists(path)
+            if made:
+                if not self.writable:
+                    raise NotFound(f"{self.path}: there is no queue {name!r}")
+                parent = os.path.join(self.path, "queues")
+                files.make_directory(parent)
+                slots.create(parent, name, queue_settings.new(asked), self._store_id)
+            hashable = type(codec).__hash__ is not None
+            key = name, None if made else durability, codec if hashable else id(codec)
+            known = self._queues.get(key)
+            if known is not None and (known.closed or known._state != slots.LIVE):
+                self._forget_queue(name)
+                known = None
+            config = files.read_json(path)
+            queue_settings.check_config(name, config, asked)
+            if known is None:
+                known = self._queues[key] = Queue(self, name, config, key[1], codec)
+            return known
+
+    def queues(self) -> list[str]:
+        """Names of the queues, sorted."""
+        self._check_open()
+        return self._queue_names()
+
+    def drop_queue(self, name: str) -> None:
+        """Remove a queue and all its messages.
+
+        Handles to it, in every process, raise `Closed` from now on.
+        """
+        from millstream import slots
+
+        self._check_writable()
+        with self._lock:
+            settings.check_name(name)
+            if name not in self._queue_names():
+                raise NotFound(f"{self.path}: there is no queue {name!r}")
+            queue = self.queue(name)  # type: ignore[misc]
+            queue._set_state(slots.DROPPED)
+            queue._wake_all()
+            gone = os.path.join(self.path, "queues", f".{name}-{os.urandom(4).hex()}.dropped")
+            try:
+                files.rename(self._queue_path(name), gone)
+            except StorageError as error:
+                if os.path.lexists(self._queue_path(name)):
+                    raise
+                raise NotFound(f"{self.path}: another process dropped {name!r}") from error
+            files.sync_directory(os.path.join(self.path, "queues"))
+            self._forget_queue(name)
+            files.remove_tree(gone)
+
+    def _forget_queue(self, name: str) -> None:
+        for key in [key for key in self._queues if key[0] == name]:
+            self._queues.pop(key)._dispose()
+
+    def _queue_names(self) -> list[str]:
+        directory = os.path.join(self.path, "queues")
+        files.require_directory(directory)
+        return sorted(name for name in files.names(directory) if settings.is_name(name))
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    def _open_queues_first(self) -> None:
+        """Nobody else lives here: the hints of the last session are over."""
+        directory = os.path.join(self.path, "queues")
+        files.require_directory(directory)
+        for name in files.names(directory):
+            from millstream import slots
+
+            if name.startswith("."):
+                files.remove_tree(os.path.join(directory, name))  # it was not made, or was dropped
+            else:
+                slots.forget_hints(os.path.join(directory, name))
+
+    def _sync_queues(self) -> list[Exception]:
+        """What failed."""
+        ended = [queue._sync_at_close() for queue in self._queues.values()]
+        return [error for error in ended if error is not None]
+
+    def _settle_queues(self) -> bool:
+        """As the last: sync all queues; False: a sync of one failed earlier."""
+        for name in self._queue_names():
+            from millstream import slots
+
+            if not slots.is_sound(self._queue_path(name)):
+                return False
+            slots.sync(self._queue_path(name))
+        return True
