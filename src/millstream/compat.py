@@ -35,6 +35,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 from millstream import _native
 from millstream.codecs import pickle as pickled
 from millstream.errors import LeaseLost
+from millstream.options import RetryPolicy
 from millstream.store import Store, shared, temporary
 
 if TYPE_CHECKING:
@@ -48,6 +49,7 @@ Item = TypeVar("Item")
 Empty = standard.Empty
 Full = standard.Full
 UNBOUNDED = 1_000_000
+DEAD_LIMIT = 100
 SLICE_SECONDS = 0.1
 """How often a waiting call looks whether the queue was shut down."""
 
@@ -91,7 +93,10 @@ class _Tasks:
 
     def __init__(self, store: Store, name: str) -> None:
         # Nobody renews the lease, so that users who never call `task_done` pay for nothing.
-        self.queue = store.queue(f"{name}.tasks", capacity=1024, lease=30 * 86400.0)
+        self.queue = store.queue(
+            f"{name}.tasks", capacity=1024, lease=30 * 86400.0, priorities=1, payload_bytes=0,
+            dead_limit=1024, retry=RetryPolicy(max_attempts=62),
+        )  # fmt: skip
         self._lock = threading.Lock()
         self._count = 0
         self._mark: Message | None = None
@@ -122,12 +127,25 @@ class _Tasks:
 
     def join(self) -> None:
         """Wait until no process has any."""
-        while len(self.queue):
-            if self.queue.stats().leased == 0:
+        while True:
+            counts = self.queue._counts()
+            if counts["leased"] == 0:
                 for left in self.queue.get_many(1024, timeout=0):  # of a process that died
                     left.ack()
+                if self.queue._counts()["ready"] == 0:
+                    return
             with contextlib.suppress(TimeoutError):
                 self.queue.join(timeout=SLICE_SECONDS)
+
+    @property
+    def is_shutdown(self) -> bool:
+        """Was `shut_down` called, by any process?"""
+        return len(self.queue) > 0 and self.queue._counts()["delayed"] > 0
+
+    def shut_down(self) -> None:
+        """Leave the sign: a message that is due when nobody is left to see it."""
+        if not self.is_shutdown:
+            self.queue.put(b"", delay=99 * 365 * 86400.0)
 
 
 _tasks: dict[tuple[int, str, str], _Tasks] = {}
@@ -177,20 +195,22 @@ class SimpleQueue(Generic[Item]):
         store = _temporary_store() if path is None else _opened(path)
         if name is None:
             name = f"compat-{os.getpid()}-{next(_numbers)}" if path is None else "compat"
-        self._attach(store, name, maxsize)
+        self._attach(store, name, maxsize, maxsize if maxsize > 0 else UNBOUNDED)
 
-    def _attach(self, store: Store, name: str, maxsize: int) -> None:
+    def _attach(self, store: Store, name: str, maxsize: int, bound: int) -> None:
         self._path = store.path
         self._name = name
         self._maxsize = maxsize
-        self._bound = maxsize if maxsize > 0 else UNBOUNDED
+        self._bound = bound
         self._process = _native.fork_count()
-        self._handle = store.queue(name, capacity=self._bound, codec=pickled)
+        self._handle = store.queue(
+            name, capacity=bound, priorities=1, dead_limit=DEAD_LIMIT, codec=pickled
+        )
 
     def _here(self) -> None:
         """After a fork, open in the child what the parent has open."""
         if self._process != _native.fork_count():
-            self._attach(_opened(self._path), self._name, self._maxsize)
+            self._attach(_opened(self._path), self._name, self._maxsize, self._bound)
 
     @property
     def _queue(self) -> Handle:
@@ -198,7 +218,7 @@ class SimpleQueue(Generic[Item]):
         return self._handle
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (type(self), self._path, self._name, self._maxsize))
+        return (_reopen, (type(self), self._path, self._name, self._maxsize, self._bound))
 
     def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
         """Put an item; `block` and `timeout` are there for the interface: there is room.
@@ -285,10 +305,9 @@ class Queue(SimpleQueue[Item]):
     ) -> None:
         self._open(path, name, maxsize)
 
-    def _attach(self, store: Store, name: str, maxsize: int) -> None:
-        super()._attach(store, name, maxsize)
+    def _attach(self, store: Store, name: str, maxsize: int, bound: int) -> None:
+        super()._attach(store, name, maxsize, bound)
         self._tasks = _tasks_of(store, name)
-        self._closing = store.queue(f"{name}.shutdown", capacity=1)
 
     @property
     def maxsize(self) -> int:
@@ -307,7 +326,7 @@ class Queue(SimpleQueue[Item]):
     def is_shutdown(self) -> bool:
         """Was it shut down, by any process?"""
         self._here()
-        return len(self._closing) > 0
+        return self._tasks.is_shutdown
 
     def full(self) -> bool:
         """Are there `maxsize` items?"""
@@ -396,8 +415,7 @@ class Queue(SimpleQueue[Item]):
             immediate: throw away what is there.
         """
         self._here()
-        with contextlib.suppress(Full):
-            self._closing.put(b"", timeout=0)
+        self._tasks.shut_down()
         if immediate:
             self._queue.purge()
 
@@ -454,7 +472,7 @@ def _opened(path: str | os.PathLike[str]) -> Store:
     return shared(os.path.abspath(path), "rw", False)
 
 
-def _reopen(kind: type[Any], path: str, name: str, maxsize: int) -> Any:
+def _reopen(kind: type[Any], path: str, name: str, maxsize: int, bound: int) -> Any:
     made = kind.__new__(kind)
-    made._attach(_opened(path), name, maxsize)
+    made._attach(_opened(path), name, maxsize, bound)
     return made
