@@ -1,5 +1,6 @@
-/* flags: -DMS_SCHEDULER */
-/* Two to four virtual processes put, take, finish and sweep one queue; any of them may be killed or
+/* flags: -DMS_SCHEDULER
+ *
+ * Two to four virtual processes put, take, finish and sweep one queue; any of them may be killed or
  * paused at any yield point. Whatever happens: no message that was put is lost, none that was
  * acknowledged is delivered again, no two live processes hold one lease, no slot leaks. Hints are
  * dropped and doubled on purpose.
