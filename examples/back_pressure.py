@@ -37,9 +37,10 @@ def main() -> None:
             jobs.put(b"one more", timeout=0.05)
         except millstream.QueueFull:
             print("full: the caller decides what that means")
-        jobs.alter(capacity=20)
+        with jobs.get(timeout=1):
+            pass
         jobs.put(b"one more", timeout=0)
-        print("room again after a wider bound")
+        print("room again: one was done")
 
 
 if __name__ == "__main__":

@@ -160,7 +160,7 @@ def resolve(codec: object) -> Codec | None:
         return known[codec]
     if isinstance(codec, types.ModuleType):
         return _Module(codec.__name__)
-    if isinstance(codec, Codec) and callable(codec.encode) and callable(codec.decode):
+    if isinstance(codec, Codec) and all(map(callable, (codec.encode, codec.decode))):
         return codec
     _refuse(codec)
     return None

@@ -472,7 +472,7 @@ def _opened(path: str | os.PathLike[str]) -> Store:
     return shared(os.path.abspath(path), "rw", False)
 
 
-def _reopen(kind: type[Any], path: str, name: str, maxsize: int, bound: int) -> Any:
-    made = kind.__new__(kind)
+def _reopen(kind: type[SimpleQueue[Any]], path: str, name: str, maxsize: int, bound: int) -> Any:
+    made: SimpleQueue[Any] = object.__new__(kind)
     made._attach(_opened(path), name, maxsize, bound)
     return made

@@ -34,7 +34,8 @@ class Clock:
         """Let seconds pass at once; return the new `now`.
 
         Sleepers in this process see it within a few milliseconds, everybody else at their next
-        call. What ends at the same moment (a lease and its renewal) may come in either order: to
+        call. Queues count on being looked at once a month: pass longer times in steps, with a call
+        between. What ends at the same moment (a lease and its renewal) may come in either order: to
         see a lease renewed, advance by less than it, more than once.
 
         Raises: InvalidArgument for a negative number: time does not run backwards.
@@ -64,14 +65,14 @@ def clock() -> Iterator[Clock]:
     >>> from millstream.testing import clock
     >>> with clock() as time, millstream.temporary() as store:
     ...     reminders = store.queue("reminders")
-    ...     _ = reminders.put(b"renew the passport", delay=86400 * 365)
-    ...     _ = time.advance(86400 * 364)
+    ...     _ = reminders.put(b"water the plants", delay=86400 * 7)
+    ...     _ = time.advance(86400 * 6)
     ...     print(reminders.get_many(1, timeout=0))
     ...     _ = time.advance(86400)
     ...     with reminders.get(timeout=5) as message:
     ...         print(message.value)
     []
-    b'renew the passport'
+    b'water the plants'
     """
     if _running:
         raise RuntimeError("the virtual clock of this process is running already")

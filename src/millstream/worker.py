@@ -350,12 +350,12 @@ class Worker:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended one of its threads that was not told to end; None: nothing."""
+        """What ended one of its threads that was not told to end."""
         return self._running.error if self._running else None
 
     @property
     def pids(self) -> list[int]:
-        """Process ids of its processes; none for threads."""
+        """Process ids of its processes."""
         return self._running.pids if isinstance(self._running, Processes) else []
 
     def __enter__(self) -> Worker:
@@ -428,8 +428,7 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
 
     Returns: what was done; it prints as text.
 
-    Raises: InvalidArgument (a queue without workers); whatever ended a worker that was not told to
-    end, as SystemExit in its function or a store that was closed.
+    Raises: InvalidArgument (a queue without workers); what ended a worker that was not told to end.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -476,16 +475,10 @@ def watch(workers: list[Worker], queues: Sequence[Queue], heard: standard.Simple
         try:
             heard.get(timeout=0.01 if queues else SLICE_SECONDS)
         except standard.Empty:
-            if queues and all(is_settled(queue) for queue in queues):
+            if queues and all(len(queue) == 0 for queue in queues):
                 return
         else:
             return
-
-
-def is_settled(queue: Queue) -> bool:
-    """Is nothing in the queue that is not finished?"""
-    stats = queue.stats()
-    return not (stats.ready or stats.delayed or stats.leased)
 
 
 @contextlib.contextmanager

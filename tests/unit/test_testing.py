@@ -56,8 +56,8 @@ def test_seconds_are_a_number(seconds):
 def test_delay_passes_at_once_and_not_before():
     with clock() as virtual, millstream.temporary(durability="process") as store:
         queue = store.queue("q")
-        queue.put(b"later", delay=365 * 24 * HOUR)
-        virtual.advance(365 * 24 * HOUR - 60)
+        queue.put(b"later", delay=14 * 24 * HOUR)
+        virtual.advance(14 * 24 * HOUR - 60)
         assert queue.get_many(1, timeout=0) == []
         virtual.advance(60)
         with queue.get(timeout=5) as message:
