@@ -6,7 +6,6 @@ import heapq
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
-from contextlib import suppress
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from millstream import _native, codecs, files, queue_settings, slots, timestamps

@@ -39,7 +39,7 @@ class StoreQueues:
         return os.path.join(self.path, "queues", name)
 
     def queue(
-        self: Store,  # type: ignore[misc]
+        self,
         name: str,
         *,
         capacity: int | None = None,
@@ -124,7 +124,8 @@ class StoreQueues:
             config = files.read_json(path)
             queue_settings.check_config(name, config, asked)
             if known is None:
-                known = self._queues[key] = Queue(self, name, config, key[1], codec)
+                store: Store = self  # type: ignore[assignment]
+                known = self._queues[key] = Queue(store, name, config, key[1], codec)
             return known
 
     def queues(self) -> list[str]:
@@ -144,7 +145,7 @@ class StoreQueues:
             settings.check_name(name)
             if name not in self._queue_names():
                 raise NotFound(f"{self.path}: there is no queue {name!r}")
-            queue = self.queue(name)  # type: ignore[misc]
+            queue = self.queue(name)
             queue._set_state(slots.DROPPED)
             queue._wake_all()
             gone = os.path.join(self.path, "queues", f".{name}-{os.urandom(4).hex()}.dropped")

@@ -537,12 +537,19 @@ def test_queue_is_opened_as_it_is_stored(store, tmp_path):
 
 def test_dropped_queue_is_closed(store):
     q = store.queue("q4")
-    waiting = threading.Thread(target=lambda: pytest.raises(millstream.Closed, q.get))
+    ended = []
+
+    def wait():
+        with pytest.raises(millstream.Closed):
+            q.get()
+        ended.append(True)
+
+    waiting = threading.Thread(target=wait)
     waiting.start()
     time.sleep(0.05)
     store.drop_queue("q4")
     waiting.join(2)
-    assert not waiting.is_alive()
+    assert ended
     with pytest.raises(millstream.Closed):
         q.put(b"x")
     assert store.queues() == []
