@@ -42,7 +42,7 @@ def main() -> None:
         minutes = 0
         for wait in (0, 1, 2, 4, 8):
             minutes += wait
-            virtual.advance(60 * wait)
+            virtual.advance(60 * wait + 1)  # nothing comes early, nor to the very millisecond
             send_what_is_due(mail, minutes, server_is_up=False)
 
         for letter in mail.dead.list():

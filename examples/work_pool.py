@@ -6,6 +6,7 @@ are put with the job's number as `dedup_id`, and the second is not taken.
 Run it: `python examples/work_pool.py`.
 """
 
+import logging
 import os
 import signal
 import tempfile
@@ -34,6 +35,7 @@ def square(message: millstream.Message) -> None:
 
 
 def main() -> None:
+    logging.getLogger("millstream").setLevel(logging.ERROR)  # it would tell of the killed one
     with (
         tempfile.TemporaryDirectory() as path,
         millstream.open(path, durability="process") as store,

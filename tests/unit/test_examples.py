@@ -88,6 +88,54 @@ def test_example_crash(tmp_path):
     assert "nothing acknowledged was lost" in out
 
 
+def test_example_work_pool(tmp_path):
+    out = example("work_pool.py", tmp_path)
+    assert "killed one of 3 workers" in out
+    assert "300 jobs, 300 results, none lost, none twice" in out
+
+
+def test_example_priorities(tmp_path):
+    out = example("priorities.py", tmp_path)
+    order = re.search(r"strict: (.*)", out)[1].split(", ")
+    assert order[0] == "password reset"
+    assert order[1:4] == [f"receipt {i}" for i in range(3)]
+    assert order[4:] == [f"newsletter {i}" for i in range(3)]
+    assert int(re.search(r"the newsletter was number (\d+)", out)[1]) < 2_000
+
+
+def test_example_reminders(tmp_path):
+    out = example("reminders.py", tmp_path)
+    assert "called off: True" in out
+    times = re.findall(r"^(\S.*?) +after (\S+) s", out, re.M)
+    assert [name for name, _ in times] == ["eggs", "tea", "bread", "at a time"]
+    assert "still waiting: 1" in out
+
+
+def test_example_retries(tmp_path):
+    out = example("retries.py", tmp_path)
+    failed = re.findall(r"^ *(\d+) min, attempt (\d) of ann: failed", out, re.M)
+    assert failed == [("0", "1"), ("1", "2"), ("3", "3"), ("7", "4"), ("15", "5")]
+    assert "attempt 1 of nobody: rejected" in out
+    assert "dead: nobody: no such address" in out
+    assert "redriven: 1" in out
+    assert "attempt 1 of ann: sent" in out
+    assert "left: 0; dead: 1" in out
+
+
+def test_example_ordered_work(tmp_path):
+    out = example("ordered_work.py", tmp_path)
+    assert "200 done, 1 failed, 0 released" in out
+    assert int(re.search(r"up to (\d+) at a time", out)[1]) > 1
+    assert "20 customers, each in order" in out
+
+
+def test_example_back_pressure(tmp_path):
+    out = example("back_pressure.py", tmp_path)
+    assert int(re.search(r"never more than (\d+)", out)[1]) <= 10
+    assert "of 25 offered at once, 10 fitted" in out
+    assert "room again: one was done" in out
+
+
 def blocks():
     """Yield every block of README and docs that is to be run, named by file and line."""
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
