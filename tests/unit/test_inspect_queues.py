@@ -493,6 +493,23 @@ def test_a_damaged_page_of_slots_is_made_anew(queue: QueueBuilder, at: int) -> N
     assert after[:PAGE] == bytes(queue.slots[:PAGE])
 
 
+def test_page_words_and_messages_are_mended_together(queue: QueueBuilder) -> None:
+    for value in (b"a", b"b", b"c"):
+        queue.put(value)
+    queue.set_word(0, word(READY ^ 2))
+    for slot in (1000, 1001):
+        queue.set_word(slot, word(FREE))
+    queue.write()
+    flip(queue.path / "slots", 3)
+    flip(queue.path / "slots", queue.slot_at(1) + 96)
+    kinds = [action.kind for action in mended(queue)]
+    assert kinds == ["slots", "message", "message", "unclean"]
+    assert [(one.payload, one.state) for one in messages(queue)] == [
+        (b"a", "dead"),
+        (b"c", "ready"),
+    ]
+
+
 def test_a_page_whose_salt_is_gone_cannot_be_made_anew(queue: QueueBuilder) -> None:
     queue.put(b"m")
     queue.write()

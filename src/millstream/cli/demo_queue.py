@@ -31,6 +31,7 @@ LANES = (360, 240, 180)  # minutes from which a job has priority 0, 1, 2; below:
 WORKERS = 4
 PUT = 1_000  # jobs a call
 KILL_AFTER = 0.25  # of all jobs
+JOB_SECONDS = 0.0005  # what a job takes, as if it asked somebody
 PATIENCE_SECONDS = 120.0
 BAR = 36
 JOB = struct.Struct("<Ii2s")  # number, minutes late, carrier
@@ -144,8 +145,9 @@ def pool(output: Output, store: Store, queue: Queue, count: int) -> Outcome:
 
     done, acked = (store.stream(name, partitions=1) for name in (DONE, ACKED))
     context = multiprocessing.get_context("spawn")
+    gate = context.Barrier(WORKERS)
     workers = [
-        context.Process(target=work, args=(os.fspath(store.path), number), daemon=True)
+        context.Process(target=work, args=(os.fspath(store.path), number, gate), daemon=True)
         for number in range(WORKERS)
     ]
     victim = 0
@@ -184,13 +186,14 @@ def values(stream: Stream) -> Iterator[bytes]:
             yield value or b""
 
 
-def work(path: str, number: int) -> None:
-    """Do jobs, in a process of its own, until none is left."""
+def work(path: str, number: int, gate: Any) -> None:
+    """Do jobs, in a process of its own, until none is left; all begin together."""
     import millstream
 
     with contextlib.suppress(KeyboardInterrupt), millstream.open(path) as store:
         queue = store.queue(QUEUE)
         done, acked = (store.stream(name) for name in (DONE, ACKED))
+        gate.wait()
         while True:
             try:
                 message = queue.get(timeout=0.25)
@@ -200,6 +203,7 @@ def work(path: str, number: int) -> None:
                 continue
             job, minutes, carrier = JOB.unpack(message.value)
             facts = (job, minutes, message.priority, message.attempt, number, carrier)
+            time.sleep(JOB_SECONDS)
             done.append(NOTE.pack(*facts))
             try:
                 message.ack()

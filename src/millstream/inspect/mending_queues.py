@@ -136,6 +136,8 @@ def mend_slots_header(queue: Queue, made: Plan, finding: Problem) -> None:
     found: Counter[bool] = Counter()
     newest = 0
     for slot, word in holding(queue):
+        if word.state not in STATES:
+            continue
         try:
             newest = max(newest, queue.message(slot, word).id)
             found[True] += 1
