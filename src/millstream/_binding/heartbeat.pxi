@@ -61,6 +61,9 @@ cdef class KeepAlive:
         return state.over
 
 
+cdef bint _stops_at_exit = False
+
+
 def keep_alive(Message message, double lease, double time_limit):
     """Renew the lease of a message every third of `lease` seconds, for `time_limit` seconds.
 
@@ -68,6 +71,11 @@ def keep_alive(Message message, double lease, double time_limit):
     """
     cdef KeepAlive alive = KeepAlive.__new__(KeepAlive)
     cdef int error
+    global _stops_at_exit
+    if not _stops_at_exit:
+        import atexit
+        atexit.register(heartbeat_stop)
+        _stops_at_exit = True
     message.queue.alive()
     message.claim()
     alive.message = message
