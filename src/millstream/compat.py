@@ -12,7 +12,7 @@ Where they must differ:
 
 - Items are copied. What `get` returns equals what was put, and is another object; what cannot be
   pickled cannot be put.
-- A queue without `maxsize` holds a million items, not any number.
+- A queue without `maxsize` holds 100,000 items, not any number: then `put` waits.
 - `get` takes the item for good, as there: if the process dies before it is done with it, the item
   is gone. `store.queue` has leases for that.
 - `task_done` is called in the process that called `get`, at most once for each; more is a
@@ -48,7 +48,7 @@ Item = TypeVar("Item")
 
 Empty = standard.Empty
 Full = standard.Full
-UNBOUNDED = 1_000_000
+UNBOUNDED = 100_000
 DEAD_LIMIT = 100
 SLICE_SECONDS = 0.1
 """How often a waiting call looks whether the queue was shut down."""
@@ -173,7 +173,7 @@ def _seconds(block: bool, timeout: float | None) -> float | None:
 
 
 class SimpleQueue(Generic[Item]):
-    """Unbounded (a million items), first in, first out; see the module for where it differs.
+    """Unbounded (100,000 items), first in, first out; see the module for where it differs.
 
     Args:
         path: directory of a store; by default a temporary one, which goes away with this process.
@@ -223,7 +223,7 @@ class SimpleQueue(Generic[Item]):
     def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
         """Put an item; `block` and `timeout` are there for the interface: there is room.
 
-        Raises: Full, only where a million items are in the queue.
+        Raises: Full, only where 100,000 items are in the queue.
         """
         self._queue.put(item, timeout=_seconds(block, timeout))
 
@@ -278,7 +278,7 @@ class Queue(SimpleQueue[Item]):
     """First in, first out, of at most `maxsize` items; see the module for where it differs.
 
     Args:
-        maxsize: 0 or less: a million.
+        maxsize: 0 or less: 100,000.
         path: directory of a store; by default a temporary one, which goes away with this process.
         name: of the queue in that store; by default a new one.
 
@@ -311,7 +311,7 @@ class Queue(SimpleQueue[Item]):
 
     @property
     def maxsize(self) -> int:
-        """How many items there may be; 0 or less: a million."""
+        """How many items there may be; 0 or less: 100,000."""
         return self._maxsize
 
     @maxsize.setter
