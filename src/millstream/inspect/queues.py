@@ -273,11 +273,20 @@ class Queue:
                     found = Note("buried", path, self.info.slot_at(slot), text)
             if not self.store.alive or attempt + 1 == TRIES:
                 break
+            self._look_for_growth()
             fresh = struct.unpack("<Q", self.fresh(self.slots, at, 8))[0]
             if fresh == value and attempt:
                 break
             value = fresh
         yield found
+
+    def _look_for_growth(self) -> None:
+        """Take over the number of blocks, which a living process may have raised."""
+        if self.blocks is not None:
+            count = struct.unpack("<I", self.fresh(self.blocks, 128, 4))[0]
+            room = (self.blocks.size - PAGE) // (EXTENT_BLOCKS * (8 + PAGE)) * EXTENT_BLOCKS
+            if self.info.block_count < count <= min(room, BLOCK_COUNT_MAX):
+                self.info = replace(self.info, block_count=count)
 
     def fresh(self, file: File | None, position: int, size: int) -> bytes:
         """Read bytes of now, past the window; zeros where the file ends."""
