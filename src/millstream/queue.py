@@ -214,6 +214,14 @@ class Queue(_native.QueueCore):
     def _due(self, at: Any) -> int:
         return timestamps.microseconds(at)
 
+    def _check_dedup(self) -> None:
+        if not self._config["dedup_window"]:
+            raise InvalidArgument(
+                f"{self.path}: the queue was made without a dedup_window, so that a dedup_id would"
+                " do nothing"
+            )
+        raise Unsupported(f"{self.path}: deduplication is not there yet")
+
     def _changed(self) -> None:
         if self._durability == "interval":
             self.store._background.notice_queue(self)

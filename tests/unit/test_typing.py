@@ -44,4 +44,4 @@ def test_every_public_name_is_typed(tmp_path):
     path.write_text("import millstream\n" + "\n".join(lines) + "\n")
     revealed = check(path, tmp_path).splitlines()
     assert len(revealed) == len(names)
-    assert not [line for line in revealed if "error:" in line or '"Any"' in line]
+    assert not [line for line in revealed if ": error:" in line or '"Any"' in line]

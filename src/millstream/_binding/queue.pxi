@@ -407,7 +407,7 @@ cdef class QueueCore:
     """Base of `millstream.Queue`: its files as mapped, putting and taking.
 
     Hooks of the subclass: ``_refresh()``, ``_grow_slots(count)``, ``_grow_blocks(count)``,
-    ``_changed()``, ``_make_durable()``, ``_retry_delay(attempt)``, ``_due(at)``,
+    ``_check_dedup()``, ``_changed()``, ``_make_durable()``, ``_retry_delay(attempt)``, ``_due(at)``,
     ``_check_writable()``, ``_check_payload(size)``.
     """
     cdef ms_queue c
@@ -755,6 +755,7 @@ cdef class QueueCore:
         elif self.ttl_us:
             message.expires_us = now.wall_us + self.ttl_us
         if dedup_id is not None:
+            self._check_dedup()
             self.hash_dedup(dedup_id, message.dedup)
         return ms_queue_try_put(&self.c, &message, now, out, out_owner, err)
 
@@ -1161,12 +1162,15 @@ cdef class QueueCore:
                 raise _errors.InvalidArgument(f"{m!r} is a message of another queue")
         for item in messages:
             m = <Message>item
-            m.claim()
+            if m.keeper != NULL:
+                m.claim()
             status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
             while status == MS_BUSY:
                 self.outwait(owner)
                 status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
-            if m.settle(status, "ack", False):
+            if status == MS_OK:
+                m.outcome = "ack"
+            elif m.settle(status, "ack", False):
                 lost.append(m)
         self.note()
         return lost
