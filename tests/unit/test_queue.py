@@ -11,7 +11,7 @@ from datetime import UTC, datetime, timedelta
 import pytest
 
 import millstream
-from millstream import RetryPolicy
+from millstream import RetryPolicy, files
 
 
 @pytest.fixture
@@ -614,6 +614,83 @@ def test_every_level_puts_and_acks(tmp_path, level):
     with millstream.open(tmp_path / "s") as store:
         assert store._clean
         assert store.queue("q").get(timeout=0).value == b"left"
+
+
+def test_failed_sync_poisons_until_all_have_closed(tmp_path, monkeypatch):
+    def fail(descriptor, path):
+        raise millstream.StorageError(5, "no luck", path)
+
+    with millstream.open(tmp_path / "s", durability="sync") as store:
+        q = store.queue("q")
+        q.put(b"a")
+        monkeypatch.setattr(files, "sync", fail)
+        with pytest.raises(millstream.Indeterminate):
+            q.put(b"b")
+        monkeypatch.undo()
+        for call in (lambda: q.put(b"c"), lambda: q.get(timeout=0), q.flush):
+            with pytest.raises(millstream.Poisoned):
+                call()
+        assert q.stats().health == "sync failed"
+        assert len(q.peek(5)) == 2
+    with millstream.open(tmp_path / "s") as store:
+        assert not store._clean
+        q = store.queue("q")
+        assert q.stats().health == "sound"
+        assert values(q.get_many(5)) == [b"a", b"b"]
+
+
+def test_threads_share_a_handle(q):
+    seen, lock = [], threading.Lock()
+
+    def work():
+        while True:
+            with q.get(timeout=5) as m:
+                if m.value == b"end":
+                    return
+                with lock:
+                    seen.append(m.id)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    ids = [q.put(b"x") for _ in range(3000)]
+    q.put_many([b"end"] * 4)
+    for thread in threads:
+        thread.join(30)
+    assert sorted(seen) == ids
+    assert len(q) == 0
+
+
+def test_handles_of_one_queue_in_two_stores_of_a_process(q, store, tmp_path):
+    with millstream.open(tmp_path / "store") as other:
+        other.queue("q").put(b"x")
+        m = q.get(timeout=1)
+        assert q.get_many(1, timeout=0) == []
+        assert other.queue("q").ack_many([m]) == []
+        m = other.queue("q").get_many(1, timeout=0)
+        assert m == []
+        other.queue("q").put(b"y")
+        held = other.queue("q").get(timeout=0)
+    again = q.get(timeout=1)
+    assert (again.value, again.attempt) == (b"y", 2)
+    assert not held.lost
+
+
+def test_dedup_id_is_refused_where_it_would_do_nothing(q):
+    with pytest.raises(millstream.InvalidArgument, match="dedup_window"):
+        q.put(b"x", dedup_id="a")
+    assert len(q) == 0
+
+
+def test_ordered_stop_holds_up_the_key_of_a_dead_message(store):
+    q = store.queue("stop", ordering="key", on_dead="stop")
+    q.put_many([{"value": b"1", "key": b"a"}, {"value": b"2", "key": b"a"}])
+    q.get(timeout=0).reject("no")
+    assert q.get_many(1, timeout=0) == []
+    assert q.dead.redrive() == 1
+    for expected in (b"1", b"2"):
+        with q.get(timeout=1) as m:
+            assert m.value == expected
 
 
 def test_alter_changes_what_can_be(q):
