@@ -389,9 +389,11 @@ class Store(StoreQueues):
             files.remove_tree(gone)
 
     def flush(self, *, timeout: float | None = None) -> None:
-        """Return when all that was appended to any stream before this call survives a power cut."""
+        """Return when all that was stored here before this call survives a power cut."""
         for name in self._names():
             self.stream(name).flush(timeout=timeout)
+        for name in self._queue_names():
+            self.queue(name).flush()
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the store into a new directory while others go on writing.

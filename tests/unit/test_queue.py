@@ -639,6 +639,15 @@ def test_failed_sync_poisons_until_all_have_closed(tmp_path, monkeypatch):
         assert values(q.get_many(5)) == [b"a", b"b"]
 
 
+def test_flush_of_the_store_syncs_its_queues(store):
+    q = store.queue("flushed")
+    q.put(b"x")
+    store.flush()
+    assert q._syncs == (1, 1)
+    q.flush()
+    assert q._syncs == (2, 2)
+
+
 def test_threads_share_a_handle(q):
     seen, lock = [], threading.Lock()
 
