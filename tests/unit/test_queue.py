@@ -648,6 +648,21 @@ def test_flush_of_the_store_syncs_its_queues(store):
     assert q._syncs == (2, 2)
 
 
+def test_what_never_fits_is_refused_at_once(store):
+    q = store.queue("tiny", payload_bytes=0)
+    q.put(b"x" * 160)
+    with pytest.raises(millstream.LimitExceeded):
+        q.put(b"x" * 161)
+    with q.get(timeout=0) as m:
+        assert m.value == b"x" * 160
+    q = store.queue("small", payload_bytes=2 << 20)
+    q.put(b"x" * (2 << 20))
+    with pytest.raises(millstream.QueueFull):
+        q.put(b"x" * 5000, timeout=0)
+    q.get(timeout=0).ack()
+    q.put(b"x" * 5000, timeout=0)
+
+
 def test_threads_share_a_handle(q):
     seen, lock = [], threading.Lock()
 

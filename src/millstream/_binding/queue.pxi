@@ -20,7 +20,7 @@ cdef ms_error NOTHING
 memset(&NOTHING, 0, sizeof(ms_error))
 
 
-# --- headers, and other things that are put --------------------------------------------------------
+# --- headers, and other things that are put -------------------------------------------------------
 
 cdef bytes pack_headers(object headers):
     """Headers as a slot has them: u8 and a name, u32 and a value, again and again."""
@@ -406,9 +406,9 @@ cdef object utc_datetime(int64_t microseconds):
 cdef class QueueCore:
     """Base of `millstream.Queue`: its files as mapped, putting and taking.
 
-    Hooks of the subclass: ``_refresh()``, ``_grow_slots(count)``, ``_grow_blocks(count)``,
-    ``_check_dedup()``, ``_changed()``, ``_make_durable()``, ``_retry_delay(attempt)``, ``_due(at)``,
-    ``_check_writable()``, ``_check_payload(size)``.
+    Hooks of the subclass: ``_grow_slots(count)``, ``_grow_blocks(count)``, ``_check_live()``,
+    ``_check_writable()``, ``_check_dedup()``, ``_changed()``, ``_make_durable()``,
+    ``_retry_delay(attempt)``, ``_due(at)``.
     """
     cdef ms_queue c
     cdef list keep
@@ -426,8 +426,6 @@ cdef class QueueCore:
     cdef int64_t turned_at
     cdef int64_t looked_at
     cdef int64_t next_due
-    cdef int64_t slice_alone
-    cdef uint64_t dedup_seed
 
     # --- what the subclass builds on --------------------------------------------------------------
 
@@ -712,6 +710,7 @@ cdef class QueueCore:
         cdef ms_message message
         cdef bytes data, key_bytes, packed
         cdef int64_t due
+        cdef uint64_t total
         memset(&message, 0, sizeof(ms_message))
         if type(value) is bytes:
             data = value
@@ -757,6 +756,11 @@ cdef class QueueCore:
         if dedup_id is not None:
             self._check_dedup()
             self.hash_dedup(dedup_id, message.dedup)
+        total = <uint64_t>message.key_length + message.headers_length + message.payload_length
+        if total > self.c.slot_bytes - sizeof(ms_slot) and \
+                total > <uint64_t>self.c.block_max * 4096:
+            raise _errors.LimitExceeded(
+                f"a message of {total} bytes: more than a slot, and all blocks, hold")
         return ms_queue_try_put(&self.c, &message, now, out, out_owner, err)
 
     cdef int hash_dedup(self, object dedup_id, uint64_t *out) except -1:
