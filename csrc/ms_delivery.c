@@ -177,7 +177,8 @@ static ms_status claim_slot(ms_queue *queue, uint32_t lane, uint32_t *out_slot,
 
 static bool block_is_free(const ms_queue *queue, uint64_t word, uint32_t count) {
   uint32_t owner = (uint32_t)(word >> 24 & 0x3ffffff);
-  if (owner == 0 || owner > count) return true;
+  if (owner == 0) return true;
+  if (owner > count && owner > ms_slot_count(queue)) return true; /* it may have grown since */
   uint64_t slot = atomic_load_explicit(ms_word_at(queue, owner - 1), memory_order_acquire);
   uint32_t state = ms_word_state(slot);
   return state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE ||
