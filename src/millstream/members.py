@@ -221,15 +221,16 @@ def create(directory: str, store_id: bytes = bytes(16)) -> None:
     )
 
 
-def exists(directory: str) -> bool:
-    """Is there a store in the directory?"""
-    return os.path.lexists(os.path.join(directory, "store.json"))
-
-
 def require(directory: str) -> None:
-    """Raise `NotFound` unless there is a store."""
-    if not exists(directory):
-        raise NotFound(f"{directory}: there is no store; open it with mode='rw' to create one")
+    """Raise `NotFound` unless there is a store; `StorageError` where one may not even look."""
+    path = os.path.join(directory, "store.json")
+    with files.reporting(path, "looking for the store"):
+        try:
+            os.lstat(path)
+        except (FileNotFoundError, NotADirectoryError) as error:
+            raise NotFound(
+                f"{directory}: there is no store; open it with mode='rw' to create one"
+            ) from error
 
 
 def refuse_strangers(directory: str, *, force: bool) -> None:

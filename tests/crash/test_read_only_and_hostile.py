@@ -1,5 +1,6 @@
 """Readers change nothing; what was planted in the directory is refused; names are no paths."""
 
+import errno
 import hashlib
 import os
 import random
@@ -257,6 +258,25 @@ def test_real_file_system_that_is_not_a_disk_is_refused():
     assert files.file_system("/sys") == "sysfs"
     with pytest.raises((millstream.Unsupported, millstream.StorageError)):
         millstream.open("/proc/self")
+
+
+@pytest.mark.root
+def test_store_that_may_not_be_looked_at_is_not_called_missing(tmp_path):
+    """Opening it with mode="r" said that there was no store, and to create one."""
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.stream("s")
+    answer = workers.run("test_read_only_and_hostile.open_as_nobody", str(path))
+    assert answer.split() == ["StorageError", str(errno.EACCES)]
+
+
+def open_as_nobody(path):
+    """Say what opening raises without the right to look into the directory."""
+    os.setuid(65534)
+    try:
+        millstream.open(path, mode="r")
+    except millstream.StorageError as error:
+        print(type(error).__name__, error.errno, flush=True)
 
 
 def hostile_names():
