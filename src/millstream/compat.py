@@ -114,6 +114,11 @@ class _Tasks:
             with contextlib.suppress(Empty):  # unless another process took this one
                 return self.queue.get(timeout=0)
 
+    @property
+    def count(self) -> int:
+        """How many this process has."""
+        return self._count
+
     def end(self) -> None:
         """One less."""
         with self._lock:
@@ -390,6 +395,12 @@ class Queue(SimpleQueue[Item]):
             self._tasks.end()
             raise
         return item
+
+    @property
+    def unfinished_tasks(self) -> int:
+        """Items that are there, and those that this process got and is not done with."""
+        self._here()
+        return len(self._queue) + self._tasks.count
 
     def task_done(self) -> None:
         """Say that an item which was got is done.
