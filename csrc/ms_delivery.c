@@ -365,11 +365,13 @@ void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instan
 
 bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
-  int64_t parked = (MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us) / 1000;
-  if (ms_word_attempts(word) == 0 && parked > INT64_C(86400000)) {
-    uint64_t to = ms_word_as(word, MS_MESSAGE_DELAYED,
-                             tick + (uint64_t)(parked < MS_TICK_REACH ? parked : MS_TICK_REACH));
-    if (ms_move(ms_word_at(queue, slot), word, to))
+  /* A long delay is parked by steps; and where the wall clock was set back, later is right. */
+  int64_t early_us = MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us;
+  if (ms_word_attempts(word) == 0 && early_us > 0) {
+    int64_t ticks = (early_us + 999) / 1000;
+    uint64_t later = ms_word_as(word, MS_MESSAGE_DELAYED,
+                                tick + (uint64_t)(ticks < MS_TICK_REACH ? ticks : MS_TICK_REACH));
+    if (ms_move(ms_word_at(queue, slot), word, later))
       atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
     return false;
   }

@@ -146,7 +146,8 @@ MS_MUST_USE ms_status ms_queue_try_put(ms_queue *queue, const ms_message *messag
 /* --- taking --- */
 
 /* Lease the next message until now + lease_ms. MS_EMPTY: none is ready, or paused. *io_alone: in:
- * only one that never failed; out on MS_EMPTY: the next one failed before, take it alone. NULL: any.
+ * only one that never failed; out on MS_EMPTY: the next one failed before, take it alone. NULL:
+ * any.
  */
 MS_MUST_USE ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
                                        bool *io_alone, ms_lease *out);

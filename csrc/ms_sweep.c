@@ -33,6 +33,9 @@ uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_
         uint64_t word = atomic_load_explicit(ms_word_at(queue, slots[i]), memory_order_acquire);
         if (ms_word_state(word) != MS_MESSAGE_DELAYED) continue;
         int64_t left = ms_ticks_until(tick, ms_word_tick(word));
+        /* The node has all of the tick, the word its end: after months they tell more together. */
+        uint64_t due_of_node = queue->wheel.nodes[slots[i]].due;
+        if ((due_of_node & MS_TICK_MASK) == ms_word_tick(word) && due_of_node <= tick) left = 0;
         if (left > 0) {
           ms_wheel_add(&queue->wheel, slots[i], ms_word_reuse(word), tick + (uint64_t)left);
         } else {
@@ -401,7 +404,7 @@ static void set_word(ms_queue *queue, uint32_t slot, uint64_t word) {
 }
 
 /* Microseconds until the tick of a word that was set under another first opener, maybe before a
- * reboot: by the wall time that its ticks began at, and of all ticks modulo 2^34 the nearest one. */
+ * reboot: by the wall time that its ticks began at, and of all ticks modulo 2^34 the nearest. */
 static int64_t left_of(const ms_queue *queue, uint64_t word, const ms_instant *now) {
   int64_t began = atomic_load_explicit(&queue->slots->wall_of_boot, memory_order_relaxed);
   uint64_t then = (uint64_t)((now->wall_us - began) / 1000); /* their clock, now */

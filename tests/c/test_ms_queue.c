@@ -255,6 +255,29 @@ static void test_delays_are_never_early(void) {
   drop(&queue);
 }
 
+static void test_long_delays_are_never_early_and_come(void) {
+  static const int days[] = {29, 30, 31, 40, 90, 150, 365};
+  static const int steps[] = {1, 20};
+  for (size_t i = 0; i < sizeof(days) / sizeof(days[0]) * 2; i++) {
+    ms_queue queue;
+    ms_lease lease;
+    make(&queue, false);
+    int64_t delay = INT64_C(86400000) * days[i / 2], step = delay / steps[i % 2];
+    CHECK(put(&queue, "x", 0, delay, 0, &lease) == MS_OK);
+    int64_t due = now.wall_us + delay * 1000;
+    for (int turn = 0; turn < 60 && get(&queue, &lease) != MS_OK; turn++) {
+      int64_t left = (due - now.wall_us) / 1000;
+      pass_ms(left > step ? step - 60000 : left > 1 ? left - 1 : left > -5 ? 1 : 60000);
+      ms_queue_sweep(&queue, &now, NULL, 0);
+    }
+    if (!CHECK(now.wall_us >= due && now.wall_us < due + 200000000))
+      printf("  %d days in %d steps: %" PRId64 " s late\n", days[i / 2], steps[i % 2],
+             (now.wall_us - due) / 1000000);
+    CHECK(is(&queue, &lease, "x"));
+    drop(&queue);
+  }
+}
+
 static void test_one_of_a_key_is_in_flight(void) {
   ms_queue queue;
   ms_lease a, b, c;
@@ -387,6 +410,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_attempts_end_in_dead_letters_and_come_back),
     CHECK_TEST(test_leases_end_by_time_and_by_death),
     CHECK_TEST(test_delays_are_never_early),
+    CHECK_TEST(test_long_delays_are_never_early_and_come),
     CHECK_TEST(test_one_of_a_key_is_in_flight),
     CHECK_TEST(test_long_content_lies_in_blocks),
     CHECK_TEST(test_recovery_keeps_what_was_put),
