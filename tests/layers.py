@@ -51,6 +51,8 @@ PYTHON_LAYERS = (
     "queue_records",
     "slots",
     "queue_waiter",
+    "queue_handle",
+    "dead_letters",
     "queue",
     "store_queues",
     "stream",

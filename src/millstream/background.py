@@ -23,7 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from millstream.queue import Queue
+    from millstream.queue_handle import QueueHandle
     from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
@@ -57,7 +57,7 @@ class Background:
         self._wanted = threading.Event()
         self._asked: dict[PartitionLog, int] = {}
         self._unsynced: set[PartitionLog] = set()
-        self._queues: set[Queue] = set()
+        self._queues: set[QueueHandle] = set()
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
@@ -111,7 +111,7 @@ class Background:
         if self._thread is None:
             self._start()
 
-    def notice_queue(self, queue: Queue) -> None:
+    def notice_queue(self, queue: QueueHandle) -> None:
         """Something was changed in a queue of level "interval"."""
         self._queues.add(queue)
         self._wanted.set()

@@ -5,33 +5,28 @@ from __future__ import annotations
 import heapq
 import os
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Iterable, Mapping
+from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from millstream import _native, codecs, files, queue_settings, slots, timestamps
+from millstream import codecs, files, queue_settings, slots
 from millstream._native import Message
+from millstream.dead_letters import DeadLetters, message_id
 from millstream.errors import (
-    Closed,
     Empty,
-    Indeterminate,
-    InvalidArgument,
-    InvalidType,
-    MillstreamError,
     NotFound,
-    Poisoned,
     QueueFull,
-    StorageError,
     Unsupported,
     WaitTimeout,
 )
-from millstream.options import Durability, RetryPolicy, as_index, check_timeout, integer
+from millstream.options import Durability, RetryPolicy, check_timeout, integer
+from millstream.queue_handle import QueueHandle
 
 if TYPE_CHECKING:
-    from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
+    from millstream.queue_records import QueueStats, StoredMessage
     from millstream.queue_waiter import Waiter
     from millstream.store import Store
 
-__all__ = ["DeadLetters", "Queue"]
+__all__ = ["Queue"]
 
 LOCK_SECONDS = 30.0
 COUNTER_BITS = 40
@@ -39,7 +34,7 @@ FOREVER = 1e9
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
 
-class Queue(_native.QueueCore):
+class Queue(QueueHandle):
     """A queue of a store; made by `Store.queue`.
 
     Thread-safe; pickles by the store's path and its name (and its codec, which must pickle).
@@ -85,181 +80,6 @@ class Queue(_native.QueueCore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.store, self.name, self._override, self._codec))
-
-    # --- opening ----------------------------------------------------------------------------------
-
-    def _open(self) -> None:
-        hints = self._files.map_hints()
-        if hints is None and self.store.writable:
-            with self._files.making_hints():
-                hints = self._files.map_hints()
-                if hints is None:
-                    self._make_hints()
-                    return
-        if hints is None:
-            hints = self._files.private_hints()
-        self._files.counts()
-        self._use(hints)
-
-    def _use(self, hints: Any) -> None:
-        config = self._config
-        numbers = {
-            **{name: config[name] for name in ("slot_bytes", "capacity", "dead_limit")},
-            **{name: config[name] for name in ("priorities", "ageing")},
-            "block_max": self._files.sizes.block_max,
-            "max_attempts": config["retry"]["max_attempts"],
-            "generation": self.store._generation,
-            "block_key": config["on_dead"] == "stop",
-        }
-        members = self.store._members
-        self._attach(
-            self._files.slots, self._files.blocks, hints, numbers, members, self.store.writable
-        )
-        self._configure()
-
-    def _make_hints(self) -> None:
-        """As the first of this session, alone: recover the queue into new hints."""
-        hints, temporary = self._files.make_hints()
-        try:
-            slot_count, block_count = self._files.counts()
-            # A copied directory may have holes where the original had blocks.
-            self._files.allocate_slots(slot_count)
-            if block_count:
-                self._files.allocate_blocks(block_count)
-            self._use(hints)
-            self._set_next_id(self.store._generation << COUNTER_BITS | 1)
-            self._recover(verify=bool(self._poison) or not self.store._clean)
-            if slot_count == 0:
-                first = min(slots.EXTENT_SLOTS, self._files.sizes.slot_max)
-                self._files.allocate_slots(first)
-                self._publish_slots(first)
-            if self._poison:
-                self._files.sync()  # all was verified; what is there now is what is written
-                self._set_poison(0)
-            self._files.publish_hints(temporary)
-        except BaseException:
-            files.remove(temporary)
-            raise
-
-    def _configure(self) -> None:
-        config = self._config
-        self.capacity = int(config["capacity"])
-        self.lease = float(config["lease"])
-        self.retry = RetryPolicy(**config["retry"])
-        self._durability: Durability = (
-            self._override or config["durability"] or self.store._override or self.store.durability
-        )
-        self._configure_core(
-            self.lease,
-            config["ttl"],
-            config["payload_max"],
-            codecs.resolve(self._codec),
-            self._durability,
-        )
-        self._set_policy(self.retry.max_attempts, config["ageing"], config["on_dead"] == "stop")
-
-    @property
-    def durability(self) -> Durability:
-        """What a put or an acknowledgement through this handle has survived when it returns."""
-        return self._durability
-
-    # --- hooks of the core ------------------------------------------------------------------------
-
-    def _check_live(self) -> None:
-        self.store._check_open()
-        if self.closed:
-            raise Closed(f"{self.path}: the queue is closed; open the store again")
-        if self._state == slots.DROPPED:
-            self._dispose()
-            raise Closed(f"{self.path}: the queue was dropped")
-        if self._state == slots.REPLACED:
-            self._dispose()
-            raise Closed(f"{self.path}: recovered by another process; open the store again")
-
-    def _check_writable(self) -> None:
-        self._check_live()
-        self.store._check_writable()
-        if self._poison:
-            raise Poisoned(
-                5,
-                "an earlier sync failed; close the store in every process and open it again",
-                self.path,
-            )
-
-    def _grow_slots(self, seen: int) -> None:
-        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
-            count = self._slot_count
-            if count == seen:
-                most = self._files.sizes.slot_max
-                count = min(max(2 * count, slots.EXTENT_SLOTS), most)
-                self._files.allocate_slots(count)
-                self._publish_slots(count)
-
-    def _grow_blocks(self, seen: int) -> None:
-        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
-            count = self._block_count
-            if count == seen:
-                most = self._files.sizes.block_max
-                count = min(max(2 * count, slots.EXTENT_BLOCKS), most)
-                self._files.allocate_blocks(count)
-                self._publish_blocks(count)
-
-    def _retry_delay(self, attempt: int) -> float:
-        if self._random is None:
-            from random import random
-
-            self._random = random
-        return self.retry.delay(attempt, self._random())
-
-    def _due(self, at: Any) -> int:
-        return timestamps.microseconds(at)
-
-    def _check_dedup(self) -> None:
-        if not self._config["dedup_window"]:
-            raise InvalidArgument(
-                f"{self.path}: the queue was made without a dedup_window, so that a dedup_id would"
-                " do nothing"
-            )
-        raise Unsupported(f"{self.path}: deduplication is not there yet")
-
-    def _changed(self) -> None:
-        if self._durability == "interval":
-            self.store._background.notice_queue(self)
-
-    def _make_durable(self) -> None:
-        """Return when all that was changed before this call survives a power cut."""
-        begun, _ = self._syncs
-        word = self._word("sync", f"{self.path}: syncing", LOCK_SECONDS)
-        with word:
-            # A sync that began after our change covers it.
-            if self._syncs[1] <= begun:
-                self._sync_now()
-
-    def _sync_now(self) -> None:
-        """Holder of the sync word."""
-        if self._poison:
-            raise Poisoned(5, "an earlier sync failed", self.path)
-        number = self._begin_sync()
-        try:
-            self._files.sync()
-        except StorageError as error:
-            self._set_poison(1)
-            raise Indeterminate(
-                error.errno or 5, f"the sync behind a change failed: {error.strerror}", self.path
-            ) from error
-        self._end_sync(number)
-
-    def _sync_in_background(self) -> None:
-        if self._take_changed() and not self.closed and self._state == slots.LIVE:
-            self._make_durable()
-
-    def flush(self) -> None:
-        """Return when all that was done before this call, by anyone, survives a power cut.
-
-        Raises: Indeterminate, Poisoned.
-        """
-        self._check_writable()
-        self._make_durable()
 
     # --- asyncio ----------------------------------------------------------------------------------
 
@@ -428,7 +248,7 @@ class Queue(_native.QueueCore):
         Returns: False where it is finished, or leased by somebody.
         """
         self._check_writable()
-        found = self._find(_message_id(id))
+        found = self._find(message_id(id))
         return found is not None and self._cancel(*found)
 
     def pause(self) -> None:
@@ -523,26 +343,6 @@ class Queue(_native.QueueCore):
             linger=linger,
         )
 
-    # --- the end ----------------------------------------------------------------------------------
-
-    def _sync_at_close(self) -> Exception | None:
-        """Sync what this process wrote; what failed."""
-        try:
-            if not self.closed and self._state == slots.LIVE and not self._poison:
-                self._make_durable()
-        except (StorageError, MillstreamError) as error:
-            return error
-        return None
-
-    def _dispose(self) -> None:
-        """Give up this handle; messages that were taken through it keep their bytes."""
-        if not self.closed:
-            self._close()
-            self._wake_all()  # who waits here, of all processes, looks again
-            self._files.close()
-        if self._waiter is not None:
-            self._waiter.stop()
-
 
 class Getting:
     """What `Queue.aget` gives: awaitable, and an async context manager."""
@@ -562,103 +362,6 @@ class Getting:
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:
         assert self._message is not None
         return self._message.__exit__(kind, error, trace)
-
-
-class DeadLetters:
-    """The messages of a queue that are not tried any more; `Queue.dead`."""
-
-    def __init__(self, queue: Queue) -> None:
-        self._queue = queue
-
-    def __len__(self) -> int:
-        return int(self._queue._counts()["dead"])
-
-    def _letter(self, slot: int, word: int) -> DeadLetter | None:
-        from millstream.queue_records import REASONS, DeadLetter, moment
-
-        queue = self._queue
-        found = queue._record(slot, word)
-        if found is None:
-            return None
-        number, _, priority, attempts, put_at, _, _, key, headers, data = found
-        failure = queue._failure(slot, number)
-        first_at, last_at, attempts, kind, first, last = failure or (
-            None,
-            None,
-            attempts,
-            0,
-            "",
-            "",
-        )
-        reason = last if kind == 4 and last else REASONS.get(kind, "unknown")
-        return DeadLetter(
-            number,
-            queue._decoded(data),
-            reason,
-            first,
-            last,
-            None if first_at is None else moment(first_at),
-            None if last_at is None else moment(last_at),
-            attempts,
-            key,
-            headers,
-            priority,
-            moment(put_at),
-        )
-
-    def list(self, count: int | None = None) -> list[DeadLetter]:
-        """The dead letters, by id; at most `count`."""
-        found = sorted((number, slot, word) for _, number, slot, word in self._scan())
-        if count is not None:
-            found = found[: integer("count", count, 0)]
-        letters = (self._letter(slot, word) for _, slot, word in found)
-        return [letter for letter in letters if letter is not None]
-
-    def peek(self, id: int) -> DeadLetter:
-        """One dead letter.
-
-        Raises: NotFound.
-        """
-        for _, number, slot, word in self._scan():
-            if number == _message_id(id):
-                letter = self._letter(slot, word)
-                if letter is not None:
-                    return letter
-        raise NotFound(f"{self._queue.path}: message {id} is no dead letter")
-
-    def redrive(self, ids: int | Iterable[int] | None = None) -> int:
-        """Have dead letters tried again, with their ids and all attempts; how many.
-
-        Args:
-            ids: which; None: all.
-
-        Raises: QueueFull when the queue has no room for one more; those before it were redriven.
-        """
-        return sum(self._queue._redrive(slot, word) for slot, word in self._chosen(ids))
-
-    def purge(self, ids: int | Iterable[int] | None = None) -> int:
-        """Remove dead letters for good; how many. None: all."""
-        return sum(self._queue._cancel(slot, word) for slot, word in self._chosen(ids))
-
-    def _scan(self) -> Any:
-        return self._queue._scan(("dead",))
-
-    def _chosen(self, ids: int | Iterable[int] | None) -> Any:
-        self._queue._check_writable()
-        if as_index(ids) is not None:
-            ids = [ids]  # type: ignore[list-item]
-        wanted = None if ids is None else {_message_id(one) for one in ids}  # type: ignore[union-attr]
-        found = sorted((number, slot, word) for _, number, slot, word in self._scan())
-        return [(slot, word) for number, slot, word in found if wanted is None or number in wanted]
-
-
-def _message_id(id: object) -> int:
-    number = as_index(id)
-    if number is None:
-        raise InvalidType(f"id {id!r}: expected an int")
-    if not 0 <= number < 1 << 64:
-        raise InvalidArgument(f"id {number}: not the id of a message")
-    return number
 
 
 def _reopen(store: Store, name: str, durability: Durability | None, codec: object) -> Queue:

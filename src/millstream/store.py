@@ -171,15 +171,13 @@ class Store(StoreQueues):
                 reserve.lend(self.path, *rebuild)
         self._open_queues_first()
 
-    def _all_settled(self) -> bool:
+    def _all_settled(self, *, sealed: bool = True) -> bool:
         """Does the clean mark hold? A control file may have been damaged or lost since."""
         return all(
-            self._is_settled(name) and control.is_sealed(self._stream_path(name))
-            for name in self._names()
+            control.is_settled(path, self._store_id, self._generation)
+            and (control.is_sealed(path) or not sealed)
+            for path in map(self._stream_path, self._names())
         )
-
-    def _is_settled(self, name: str) -> bool:
-        return control.is_settled(self._stream_path(name), self._store_id, self._generation)
 
     def _open_readable(self, durability: Durability | None) -> None:
         require(self.path)
@@ -248,9 +246,9 @@ class Store(StoreQueues):
 
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
+        if not self._all_settled(sealed=False):
+            return  # the next open begins a new generation, and recovers it
         for name in self._names():
-            if not self._is_settled(name):
-                return  # the next open begins a new generation, and recovers it
             control.seal(self._stream_path(name))
         if self._settle_queues():
             self._save(clean=True)

@@ -1,0 +1,463 @@
+# ms_queue.h but for putting and taking: the files of a queue as this process has mapped them.
+# --- the queue ------------------------------------------------------------------------------------
+
+cdef class _QueueFiles:
+    """The files of a queue as mapped: what time and deaths bring, looking, changing what nobody has
+    leased. Base of `QueueCore`, which puts and takes.
+
+    Hooks of the subclass: ``_grow_slots(count)``, ``_changed()``, ``_make_durable()``,
+    ``_check_live()``, ``_check_writable()``.
+    """
+    cdef ms_queue c
+    cdef list keep
+    cdef object members
+    cdef object codec
+    cdef bint attached
+    cdef bint writable
+    cdef bint is_closed
+    cdef bint changed
+    cdef uint32_t fork
+    cdef int level
+    cdef int64_t lease_ms
+    cdef int64_t ttl_us
+    cdef int64_t payload_max
+    cdef int64_t turned_at
+    cdef int64_t looked_at
+    cdef int64_t next_due
+
+    # --- what the subclass builds on --------------------------------------------------------------
+
+    def _attach(self, slots, blocks, hints, dict numbers, members, bint writable):
+        """Use these maps. What was mapped before stays, for threads that are still in it."""
+        cdef ms_error err
+        cdef ms_queue c
+        cdef uint64_t blocks_size = 0
+        cdef _ControlBuffer slots_buffer, blocks_buffer, hints_buffer
+        memset(&c, 0, sizeof(ms_queue))
+        slots_buffer = hold_control(slots)
+        hints_buffer = hold_control(hints)
+        c.slots = <ms_slots_header *>slots_buffer.buffer.buf
+        c.hints = <ms_hints_header *>hints_buffer.buffer.buf
+        if self.keep is None:
+            self.keep = []
+            self.fork = ms_fork_count()
+        if blocks is not None:
+            blocks_buffer = hold_control(blocks)
+            c.blocks = <ms_blocks_header *>blocks_buffer.buffer.buf
+            blocks_size = <uint64_t>blocks_buffer.buffer.len
+            self.keep.append(blocks_buffer)
+        self.keep.append(slots_buffer)
+        self.keep.append(hints_buffer)
+        c.salt = c.slots.salt
+        c.slot_bytes = numbers["slot_bytes"]
+        c.capacity = numbers["capacity"]
+        c.dead_limit = numbers["dead_limit"]
+        c.slot_max = c.capacity + c.dead_limit
+        c.block_max = numbers["block_max"]
+        c.lanes = numbers["priorities"]
+        c.max_attempts = numbers["max_attempts"]
+        c.generation = numbers["generation"]
+        c.ageing = numbers["ageing"]
+        c.block_key = numbers["block_key"]
+        c.self = members.word if writable else 0
+        status = ms_queue_attach(&c, <uint64_t>slots_buffer.buffer.len, blocks_size,
+                                 <uint64_t>hints_buffer.buffer.len, &err)
+        if status < 0:
+            fail(status, &err, self.path)
+        self.c = c
+        self.members = members
+        self.writable = writable
+        self.attached = True
+
+    def _configure_core(self, double lease, ttl, int64_t payload_max, codec, str durability):
+        self.lease_ms = milliseconds_of_lease(lease)
+        self.ttl_us = 0 if ttl is None else microseconds_of("ttl", ttl)
+        self.payload_max = payload_max
+        self.codec = codec
+        self.level = LEVELS[durability]
+
+    def _set_policy(self, uint32_t max_attempts, bint ageing, bint block_key):
+        self.c.max_attempts = max_attempts
+        self.c.ageing = ageing
+        self.c.block_key = block_key
+
+    def _recover(self, bint verify):
+        """As the one who makes the hints, which nobody else has yet."""
+        cdef ms_instant now
+        cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
+        if scratch == NULL:
+            raise MemoryError
+        ms_now(&now)
+        try:
+            with nogil:
+                ms_queue_recover(&self.c, verify, &now, scratch)
+        finally:
+            free(scratch)
+
+    def _set_next_id(self, uint64_t least):
+        if ms_load64(&self.c.slots.next_id) < least:
+            ms_store64(&self.c.slots.next_id, least)
+
+    def _publish_slots(self, uint32_t count):
+        ms_queue_publish_slots(&self.c, count)
+
+    def _publish_blocks(self, uint32_t count):
+        ms_queue_publish_blocks(&self.c, count)
+
+    def _word(self, str name, str what, double timeout):
+        """A long word of the queue: "maintenance" or "sync"."""
+        cdef void *word
+        if name == "maintenance":
+            word = &self.c.hints.maintenance
+        else:
+            word = &self.c.hints.sync
+        return make_word(word, self, self.members, what, timeout)
+
+    def _begin_sync(self):
+        """Number of the sync that begins now. Holder of the word."""
+        cdef uint64_t number = ms_load64(&self.c.hints.sync_begun) + 1
+        ms_store64(&self.c.hints.sync_begun, number)
+        ms_fence()
+        return number
+
+    def _end_sync(self, uint64_t number):
+        ms_store64(&self.c.hints.sync_ended, number)
+
+    def _close(self):
+        self.is_closed = True
+
+    def _wake_all(self):
+        """Have everybody look again who waits here."""
+        if self.attached and self.writable:
+            ms_queue_wake(&self.c, MS_WAIT_MESSAGE, INT32_MAX)
+            ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
+            ms_queue_wake(&self.c, MS_WAIT_SETTLED, INT32_MAX)
+
+    def _wake(self, str place, int32_t count):
+        ms_queue_wake(&self.c, PLACES[place], count)
+
+    def _take_changed(self):
+        """Did this process change anything since the last call?"""
+        cdef bint found = self.changed
+        self.changed = False
+        return found
+
+    @property
+    def _state(self):
+        return ms_load32(&self.c.hints.state)
+
+    def _set_state(self, uint32_t state):
+        ms_store32(&self.c.hints.state, state)
+
+    @property
+    def _slot_count(self):
+        return ms_load32(&self.c.slots.slot_count)
+
+    @property
+    def _block_count(self):
+        return 0 if self.c.blocks == NULL else ms_load32(&self.c.blocks.block_count)
+
+    @property
+    def _paused(self):
+        return ms_load32(&self.c.slots.paused)
+
+    def _set_paused(self, uint32_t paused):
+        ms_store32(&self.c.slots.paused, paused)
+
+    @property
+    def _poison(self):
+        return ms_load32(&self.c.slots.poison)
+
+    def _set_poison(self, uint32_t poison):
+        ms_store32(&self.c.slots.poison, poison)
+
+    @property
+    def _syncs(self):
+        """(syncs begun, the last that ended well)."""
+        return ms_load64(&self.c.hints.sync_begun), ms_load64(&self.c.hints.sync_ended)
+
+    def _counters(self):
+        return {"gets": ms_load64(&self.c.hints.gets),
+                "expired": ms_load64(&self.c.hints.expired),
+                "evicted": ms_load64(&self.c.hints.evicted),
+                "redelivered": ms_load64(&self.c.hints.redelivered),
+                "corrupt": ms_load64(&self.c.hints.corrupt)}
+
+    @property
+    def closed(self):
+        """Is the handle closed?"""
+        return self.is_closed or self.fork != ms_fork_count()
+
+    cdef inline bint usable(self) noexcept:
+        return not self.is_closed and self.fork == ms_fork_count()
+
+    cdef inline int alive(self) except -1:
+        """May this process change the queue?"""
+        if self.is_closed or self.fork != ms_fork_count() or not self.writable or \
+                ms_load32(&self.c.hints.state) != 1 or ms_load32(&self.c.slots.poison) != 0:
+            self._check_writable()
+        return 0
+
+    cdef int visible(self) except -1:
+        """May this process look at the queue?"""
+        if self.is_closed or self.fork != ms_fork_count() or ms_load32(&self.c.hints.state) != 1:
+            self._check_live()
+        return 0
+
+    cdef inline int note(self) except -1:
+        """Something was changed: sync it as the level says."""
+        if self.level == 2:
+            self._make_durable()
+        elif not self.changed:
+            self.changed = True
+            self._changed()
+        return 0
+
+    # --- what time and deaths bring ---------------------------------------------------------------
+
+    cdef int turn(self, const ms_instant *now) except -1:
+        """Ready what is due."""
+        self.turned_at = now.mono_ns
+        ms_queue_try_turn(&self.c, now, &self.next_due)
+        return 0
+
+    cdef int look(self, const ms_instant *now) except -1:
+        """Do what is due: the wheel, the look for deaths, the sweep."""
+        cdef ms_instant then = now[0]
+        self.looked_at = now.mono_ns
+        self.turn(now)
+        if ms_queue_claim_watch(&self.c, now, LOOK_NS):
+            self.watch(now)
+        if ms_queue_sweep_due(&self.c, now):
+            with nogil:
+                ms_queue_sweep(&self.c, &then, NULL, 0)
+        return 0
+
+    cdef int watch(self, const ms_instant *now) except -1:
+        """Give what the dead held to others."""
+        cdef uint32_t dead[DEAD_MOST]
+        cdef uint32_t count = 0, i, word
+        cdef ms_instant then = now[0]
+        for i in range(DEAD_MOST):
+            word = ms_load32(&self.c.participants[i])
+            if word != 0 and word != self.c.self and self.members.is_dead(word):
+                dead[count] = word
+                count += 1
+        if count:
+            with nogil:
+                ms_queue_sweep(&self.c, &then, dead, count)
+            ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
+        return 0
+
+    cdef bint alone(self) noexcept:
+        """Has no other process put or taken here, of those that live?"""
+        cdef uint32_t i, word
+        for i in range(DEAD_MOST):
+            word = ms_load32(&self.c.participants[i])
+            if word != 0 and word != self.c.self:
+                return False
+        return True
+
+    cdef int outwait(self, uint32_t owner) except -1:
+        """Another holds a short word: wait a moment, mend what a dead one held."""
+        cdef ms_instant now
+        cdef uint32_t dead = owner & 0x7fffffff, never = 0
+        with nogil:
+            ms_futex_wait(&never, 0, 100000)
+        PyErr_CheckSignals()
+        if self.members.is_dead(dead):
+            ms_now(&now)
+            with nogil:
+                ms_queue_sweep(&self.c, &now, &dead, 1)
+        return 0
+
+    def _look(self):
+        """Do what is due now."""
+        cdef ms_instant now
+        self.alive()
+        ms_now(&now)
+        self.look(&now)
+
+    def _sweep(self):
+        """One pass over all messages, whether it is due or not."""
+        cdef ms_instant now
+        cdef uint32_t count
+        self.alive()
+        ms_now(&now)
+        with nogil:
+            count = ms_queue_sweep(&self.c, &now, NULL, 0)
+        return count
+
+    cdef int64_t slice(self, const ms_instant *now, int64_t deadline) noexcept:
+        """How long to sleep at most before looking again."""
+        cdef int64_t most = ALONE_SLICE_NS if self.alone() else LOOK_NS
+        cdef uint64_t ends = ms_load64(&self.c.hints.lease_due)
+        most = min(most, deadline - now.mono_ns)
+        if self.next_due != INT64_MAX:
+            most = min(most, self.next_due - now.boot_ns)
+        if 0 < ends < <uint64_t>INT64_MAX:
+            most = min(most, max(<int64_t>ends - now.mono_ns, 1000000))
+        return max(most, 0)
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def _counts(self):
+        """How many messages are in which state; `by_lane` are the ready ones."""
+        cdef ms_queue_counts counts
+        self.visible()
+        with nogil:
+            ms_queue_count(&self.c, &counts)
+        return {
+            "ready": counts.ready, "delayed": counts.delayed, "held": counts.held,
+            "leased": counts.leased, "writing": counts.writing, "dead": counts.dead,
+            "spare": counts.spare, "free": counts.free, "prepared": counts.prepared,
+            "acking": counts.acking, "invalid": counts.invalid,
+            "by_lane": [counts.by_lane[i] for i in range(self.c.lanes)],
+        }
+
+    def __len__(self):
+        cdef ms_queue_counts counts
+        self.visible()
+        ms_queue_count(&self.c, &counts)
+        return (counts.ready + counts.delayed + counts.held + counts.leased + counts.prepared +
+                counts.acking)
+
+    def __bool__(self):
+        return True
+
+    def _scan(self, states):
+        """(lane, id, slot, word) of each message in one of the states."""
+        cdef uint32_t i, mask = 0
+        cdef uint64_t word
+        cdef list found = []
+        self.visible()
+        for name in states:
+            mask |= <uint32_t>1 << <uint32_t>STATES[name]
+        for i in range(ms_load32(&self.c.slots.slot_count)):
+            word = ms_load64(ms_queue_word(&self.c, i))
+            if mask >> ms_word_state(word) & 1:
+                found.append((ms_word_lane(word), ms_queue_slot(&self.c, i).id, i, word))
+        return found
+
+    def _find(self, uint64_t id):
+        """(slot, word) of a message that is not finished, or None."""
+        cdef uint64_t word = 0
+        cdef uint32_t slot
+        self.visible()
+        with nogil:
+            slot = ms_queue_find(&self.c, id, &word)
+        return None if slot == UINT32_MAX else (slot, word)
+
+    def _record(self, uint32_t index, uint64_t word):
+        """A message as it lies there, without taking it; None: it is another one by now.
+
+        (id, state, priority, attempts, put_at, due, expires, key, headers, data); data None: it is
+        damaged.
+        """
+        cdef const ms_slot *slot
+        cdef uint32_t key_length, headers_length, length
+        cdef uint64_t total, after
+        cdef const uint8_t *content
+        cdef bytes whole = None
+        cdef tuple fields
+        cdef bint has_key
+        self.visible()
+        if index >= ms_load32(&self.c.slots.slot_count):
+            return None
+        slot = ms_queue_slot(&self.c, index)
+        key_length = slot.key_length
+        headers_length = slot.headers_length
+        length = slot.payload_length
+        total = <uint64_t>key_length + headers_length + length
+        fields = (slot.id, STATE_NAMES.get(ms_word_state(word), "invalid"), ms_word_lane(word),
+                  ms_word_attempts(word), slot.put_at, slot.due, slot.expires)
+        has_key = slot.key_hash != 0
+        if ms_queue_slot_valid(&self.c, index, ms_word_reuse(word)):
+            content = ms_queue_inline(&self.c, slot)
+            if content == NULL:
+                whole = self.copy_content(index, total)
+            elif total <= self.c.slot_bytes - sizeof(ms_slot):
+                whole = PyBytes_FromStringAndSize(<const char *>content, <Py_ssize_t>total)
+        ms_fence()
+        after = ms_load64(ms_queue_word(&self.c, index))
+        if ms_word_reuse(after) != ms_word_reuse(word) or ms_word_state(after) in (0, 3):
+            return None
+        if whole is None:
+            return fields + (None, {}, None)
+        return fields + (whole[:key_length] if has_key else None,
+                         unpack_headers(whole[key_length:key_length + headers_length]),
+                         whole[key_length + headers_length:])
+
+    def _failure(self, uint32_t slot, uint64_t id):
+        """(first_at, last_at, attempts, kind, first, last) of a message's failures, or None."""
+        cdef ms_failure failure
+        self.visible()
+        if slot >= ms_load32(&self.c.slots.slot_count) or \
+                not ms_queue_failure(&self.c, slot, id, &failure):
+            return None
+        first = PyBytes_FromStringAndSize(<const char *>failure.first,
+                                          min(failure.first_length, FAILURE_TEXT))
+        last = PyBytes_FromStringAndSize(<const char *>failure.last,
+                                         min(failure.last_length, FAILURE_TEXT))
+        return (failure.first_at, failure.last_at, failure.attempts, failure.kind,
+                first.decode("utf-8", "replace"), last.decode("utf-8", "replace"))
+
+    def _cancel(self, uint32_t slot, uint64_t word):
+        """Finish a message that nobody has leased; False: it is in another state now."""
+        cdef ms_instant now
+        cdef uint32_t owner = 0
+        cdef ms_status status
+        self.alive()
+        ms_now(&now)
+        while True:
+            status = ms_queue_try_cancel(&self.c, slot, word, &now, &owner)
+            if status != MS_BUSY:
+                break
+            self.outwait(owner)
+        if status == MS_OK:
+            self.note()
+        return status == MS_OK
+
+    def _redrive(self, uint32_t slot, uint64_t word):
+        """A dead letter becomes ready; False: it is none any more. Raises QueueFull."""
+        cdef ms_instant now
+        cdef uint32_t owner = 0
+        cdef ms_status status
+        self.alive()
+        ms_now(&now)
+        while True:
+            status = ms_queue_try_redrive(&self.c, slot, word, &now, &owner)
+            if status == MS_GROW_SLOTS:
+                self._grow_slots(ms_load32(&self.c.slots.slot_count))
+                continue
+            if status != MS_BUSY:
+                break
+            self.outwait(owner)
+        if status == MS_FULL:
+            raise _errors.QueueFull(f"{self.path}: {self.c.capacity} messages are not finished")
+        if status == MS_OK:
+            self.note()
+        return status == MS_OK
+
+    def _check(self):
+        """Raise AssertionError unless the invariants of the files hold. At rest only."""
+        cdef char text[512]
+        text[0] = 0
+        if not ms_queue_check(&self.c, text, sizeof(text)):
+            raise AssertionError((<bytes>text).decode("utf-8", "replace"))
+
+
+cdef dict PLACES = {"message": MS_WAIT_MESSAGE, "room": MS_WAIT_ROOM, "settled": MS_WAIT_SETTLED}
+cdef dict STATES = {
+    "free": MS_MESSAGE_FREE, "writing": MS_MESSAGE_WRITING, "ready": MS_MESSAGE_READY,
+    "delayed": MS_MESSAGE_DELAYED, "leased": MS_MESSAGE_LEASED, "dead": MS_MESSAGE_DEAD,
+    "spare": MS_MESSAGE_SPARE, "held": MS_MESSAGE_HELD, "prepared": MS_MESSAGE_PREPARED,
+    "acking": MS_MESSAGE_ACKING}
+cdef dict STATE_NAMES = {value: name for name, value in STATES.items()}
+
+
+def queue_sizes(uint32_t slot_bytes, uint32_t slot_count, uint32_t block_count, uint32_t slot_max,
+                uint32_t lanes, bint ordered):
+    """Bytes of (slots with slot_count, blocks with block_count, hints)."""
+    return (ms_slots_size(slot_bytes, slot_count), ms_blocks_size(block_count),
+            ms_hints_size(slot_max, lanes, ordered))

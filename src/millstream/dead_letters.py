@@ -1,0 +1,116 @@
+"""The dead letters of a queue: messages that are not tried any more."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, Any
+
+from millstream.errors import (
+    InvalidArgument,
+    InvalidType,
+    NotFound,
+)
+from millstream.options import as_index, integer
+
+if TYPE_CHECKING:
+    from millstream.queue import Queue
+    from millstream.queue_records import DeadLetter
+
+__all__ = ["DeadLetters", "message_id"]
+
+
+class DeadLetters:
+    """The messages of a queue that are not tried any more; `Queue.dead`."""
+
+    def __init__(self, queue: Queue) -> None:
+        self._queue = queue
+
+    def __len__(self) -> int:
+        return int(self._queue._counts()["dead"])
+
+    def _letter(self, slot: int, word: int) -> DeadLetter | None:
+        from millstream.queue_records import REASONS, DeadLetter, moment
+
+        queue = self._queue
+        found = queue._record(slot, word)
+        if found is None:
+            return None
+        number, _, priority, attempts, put_at, _, _, key, headers, data = found
+        failure = queue._failure(slot, number)
+        first_at, last_at, attempts, kind, first, last = failure or (
+            None,
+            None,
+            attempts,
+            0,
+            "",
+            "",
+        )
+        reason = last if kind == 4 and last else REASONS.get(kind, "unknown")
+        return DeadLetter(
+            number,
+            queue._decoded(data),
+            reason,
+            first,
+            last,
+            None if first_at is None else moment(first_at),
+            None if last_at is None else moment(last_at),
+            attempts,
+            key,
+            headers,
+            priority,
+            moment(put_at),
+        )
+
+    def list(self, count: int | None = None) -> list[DeadLetter]:
+        """The dead letters, by id; at most `count`."""
+        found = sorted((number, slot, word) for _, number, slot, word in self._scan())
+        if count is not None:
+            found = found[: integer("count", count, 0)]
+        letters = (self._letter(slot, word) for _, slot, word in found)
+        return [letter for letter in letters if letter is not None]
+
+    def peek(self, id: int) -> DeadLetter:
+        """One dead letter.
+
+        Raises: NotFound.
+        """
+        for _, number, slot, word in self._scan():
+            if number == message_id(id):
+                letter = self._letter(slot, word)
+                if letter is not None:
+                    return letter
+        raise NotFound(f"{self._queue.path}: message {id} is no dead letter")
+
+    def redrive(self, ids: int | Iterable[int] | None = None) -> int:
+        """Have dead letters tried again, with their ids and all attempts; how many.
+
+        Args:
+            ids: which; None: all.
+
+        Raises: QueueFull when the queue has no room for one more; those before it were redriven.
+        """
+        return sum(self._queue._redrive(slot, word) for slot, word in self._chosen(ids))
+
+    def purge(self, ids: int | Iterable[int] | None = None) -> int:
+        """Remove dead letters for good; how many. None: all."""
+        return sum(self._queue._cancel(slot, word) for slot, word in self._chosen(ids))
+
+    def _scan(self) -> Any:
+        return self._queue._scan(("dead",))
+
+    def _chosen(self, ids: int | Iterable[int] | None) -> Any:
+        self._queue._check_writable()
+        given: Any = ids if as_index(ids) is None else [ids]
+        wanted = None if given is None else {message_id(one) for one in given}
+        found = sorted((number, slot, word) for _, number, slot, word in self._scan())
+        return [(slot, word) for number, slot, word in found if wanted is None or number in wanted]
+
+
+def message_id(id: object) -> int:
+    """Check an id that a caller gave."""
+    number = as_index(id)
+    if number is None:
+        raise InvalidType(f"id {id!r}: expected an int")
+    if not 0 <= number < 1 << 64:
+        raise InvalidArgument(f"id {number}: not the id of a message")
+    return number

@@ -1,0 +1,240 @@
+"""The files of a queue as one process has them: opened, grown, synced, given up."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from millstream import _native, codecs, files, slots, timestamps
+from millstream.errors import (
+    Closed,
+    Indeterminate,
+    InvalidArgument,
+    MillstreamError,
+    Poisoned,
+    StorageError,
+    Unsupported,
+)
+from millstream.options import Durability, RetryPolicy
+
+if TYPE_CHECKING:
+    from millstream.dead_letters import DeadLetters
+    from millstream.queue_waiter import Waiter
+    from millstream.store import Store
+
+__all__ = ["QueueHandle"]
+
+LOCK_SECONDS = 30.0
+COUNTER_BITS = 40
+FOREVER = 1e9
+Function = TypeVar("Function", bound=Callable[[Any], object])
+
+
+class QueueHandle(_native.QueueCore):
+    """What this process has of a queue: its files, opened, grown and synced; its configuration."""
+
+    store: Store
+    name: str
+    path: str
+    dead: DeadLetters
+    _override: Durability | None
+    _codec: object
+    _config: dict[str, Any]
+    _files: slots.Files
+    _waiter: Waiter | None
+    _random: Callable[[], float] | None
+
+    # --- opening ----------------------------------------------------------------------------------
+
+    def _open(self) -> None:
+        hints = self._files.map_hints()
+        if hints is None and self.store.writable:
+            with self._files.making_hints():
+                hints = self._files.map_hints()
+                if hints is None:
+                    self._make_hints()
+                    return
+        if hints is None:
+            hints = self._files.private_hints()
+        self._files.counts()
+        self._use(hints)
+
+    def _use(self, hints: Any) -> None:
+        config = self._config
+        numbers = {
+            **{name: config[name] for name in ("slot_bytes", "capacity", "dead_limit")},
+            **{name: config[name] for name in ("priorities", "ageing")},
+            "block_max": self._files.sizes.block_max,
+            "max_attempts": config["retry"]["max_attempts"],
+            "generation": self.store._generation,
+            "block_key": config["on_dead"] == "stop",
+        }
+        members = self.store._members
+        self._attach(
+            self._files.slots, self._files.blocks, hints, numbers, members, self.store.writable
+        )
+        self._configure()
+
+    def _make_hints(self) -> None:
+        """As the first of this session, alone: recover the queue into new hints."""
+        hints, temporary = self._files.make_hints()
+        try:
+            slot_count, block_count = self._files.counts()
+            # A copied directory may have holes where the original had blocks.
+            self._files.allocate_slots(slot_count)
+            if block_count:
+                self._files.allocate_blocks(block_count)
+            self._use(hints)
+            self._set_next_id(self.store._generation << COUNTER_BITS | 1)
+            self._recover(verify=bool(self._poison) or not self.store._clean)
+            if slot_count == 0:
+                first = min(slots.EXTENT_SLOTS, self._files.sizes.slot_max)
+                self._files.allocate_slots(first)
+                self._publish_slots(first)
+            if self._poison:
+                self._files.sync()  # all was verified; what is there now is what is written
+                self._set_poison(0)
+            self._files.publish_hints(temporary)
+        except BaseException:
+            files.remove(temporary)
+            raise
+
+    def _configure(self) -> None:
+        config = self._config
+        self.capacity = int(config["capacity"])
+        self.lease = float(config["lease"])
+        self.retry = RetryPolicy(**config["retry"])
+        self._durability: Durability = (
+            self._override or config["durability"] or self.store._override or self.store.durability
+        )
+        self._configure_core(
+            self.lease,
+            config["ttl"],
+            config["payload_max"],
+            codecs.resolve(self._codec),
+            self._durability,
+        )
+        self._set_policy(self.retry.max_attempts, config["ageing"], config["on_dead"] == "stop")
+
+    @property
+    def durability(self) -> Durability:
+        """What a put or an acknowledgement through this handle has survived when it returns."""
+        return self._durability
+
+    # --- hooks of the core ------------------------------------------------------------------------
+
+    def _check_live(self) -> None:
+        self.store._check_open()
+        if self.closed:
+            raise Closed(f"{self.path}: the queue is closed; open the store again")
+        if self._state == slots.DROPPED:
+            self._dispose()
+            raise Closed(f"{self.path}: the queue was dropped")
+        if self._state == slots.REPLACED:
+            self._dispose()
+            raise Closed(f"{self.path}: recovered by another process; open the store again")
+
+    def _check_writable(self) -> None:
+        self._check_live()
+        self.store._check_writable()
+        if self._poison:
+            raise Poisoned(
+                5,
+                "an earlier sync failed; close the store in every process and open it again",
+                self.path,
+            )
+
+    def _grow_slots(self, seen: int) -> None:
+        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
+            count = self._slot_count
+            if count == seen:
+                most = self._files.sizes.slot_max
+                count = min(max(2 * count, slots.EXTENT_SLOTS), most)
+                self._files.allocate_slots(count)
+                self._publish_slots(count)
+
+    def _grow_blocks(self, seen: int) -> None:
+        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
+            count = self._block_count
+            if count == seen:
+                most = self._files.sizes.block_max
+                count = min(max(2 * count, slots.EXTENT_BLOCKS), most)
+                self._files.allocate_blocks(count)
+                self._publish_blocks(count)
+
+    def _retry_delay(self, attempt: int) -> float:
+        if self._random is None:
+            from random import random
+
+            self._random = random
+        return self.retry.delay(attempt, self._random())
+
+    def _due(self, at: Any) -> int:
+        return timestamps.microseconds(at)
+
+    def _check_dedup(self) -> None:
+        if not self._config["dedup_window"]:
+            raise InvalidArgument(
+                f"{self.path}: the queue was made without a dedup_window, so that a dedup_id would"
+                " do nothing"
+            )
+        raise Unsupported(f"{self.path}: deduplication is not there yet")
+
+    def _changed(self) -> None:
+        if self._durability == "interval":
+            self.store._background.notice_queue(self)
+
+    def _make_durable(self) -> None:
+        """Return when all that was changed before this call survives a power cut."""
+        begun, _ = self._syncs
+        word = self._word("sync", f"{self.path}: syncing", LOCK_SECONDS)
+        with word:
+            # A sync that began after our change covers it.
+            if self._syncs[1] <= begun:
+                self._sync_now()
+
+    def _sync_now(self) -> None:
+        """Holder of the sync word."""
+        if self._poison:
+            raise Poisoned(5, "an earlier sync failed", self.path)
+        number = self._begin_sync()
+        try:
+            self._files.sync()
+        except StorageError as error:
+            self._set_poison(1)
+            raise Indeterminate(
+                error.errno or 5, f"the sync behind a change failed: {error.strerror}", self.path
+            ) from error
+        self._end_sync(number)
+
+    def _sync_in_background(self) -> None:
+        if self._take_changed() and not self.closed and self._state == slots.LIVE:
+            self._make_durable()
+
+    def flush(self) -> None:
+        """Return when all that was done before this call, by anyone, survives a power cut.
+
+        Raises: Indeterminate, Poisoned.
+        """
+        self._check_writable()
+        self._make_durable()
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _sync_at_close(self) -> Exception | None:
+        """Sync what this process wrote; what failed."""
+        try:
+            if not self.closed and self._state == slots.LIVE and not self._poison:
+                self._make_durable()
+        except (StorageError, MillstreamError) as error:
+            return error
+        return None
+
+    def _dispose(self) -> None:
+        """Give up this handle; messages that were taken through it keep their bytes."""
+        if not self.closed:
+            self._close()
+            self._wake_all()  # who waits here, of all processes, looks again
+            self._files.close()
+        if self._waiter is not None:
+            self._waiter.stop()
