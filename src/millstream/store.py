@@ -98,8 +98,6 @@ class Store(StoreQueues):
         self._closed = False
         OPEN.add(self)
 
-    # --- opening and closing ----------------------------------------------------------------------
-
     @property
     def _config_path(self) -> str:
         return os.path.join(self.path, "store.json")
@@ -297,8 +295,6 @@ class Store(StoreQueues):
         if self._private:
             return _native.private_memory(self._rebuilt(directory))
         return control.map_file(directory, self._store_id, write=self.writable)
-
-    # --- streams ----------------------------------------------------------------------------------
 
     def _stream_path(self, name: str) -> str:
         return os.path.join(self.path, "streams", name)
