@@ -131,14 +131,6 @@ def test_put_passes_on_all_that_a_message_has(tmp_path):
     assert json_of("info", path, "q")["delayed"] == 2
 
 
-@pytest.mark.xfail(reason="the engine does not keep the window yet", strict=False)
-def test_put_of_a_double_is_one_message(tmp_path):
-    path = tmp_path / "new"
-    first = queue("put", path, "q", "v", "--dedup-id", "x", "--dedup-window", "1h").stdout
-    assert queue("put", path, "q", "v", "--dedup-id", "x").stdout == first
-    assert taken(path, "q") == [b"v"]
-
-
 def test_a_full_queue_says_how_many_fitted(tmp_path):
     done = queue("put", tmp_path / "new", "q", "--capacity", 2, "a", "b", "c", code=3)
     assert len(done.stdout.split()) == 2
