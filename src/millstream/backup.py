@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from millstream import files, members
-from millstream.errors import InvalidArgument, NotFound, StorageError
+from millstream.errors import InvalidArgument, NotFound, StorageError, Unsupported
 
 if TYPE_CHECKING:
     from millstream import _native
@@ -24,6 +24,11 @@ def backup(store: Store, target: str) -> None:
     """Copy `store` to the new directory `target`."""
     if os.path.realpath(target).startswith(os.path.realpath(store.path) + "/"):
         raise InvalidArgument(f"{target}: lies within the store that is to be copied")
+    if store.queues():
+        raise Unsupported(
+            f"{store.path}: a backup copies streams alone in this version, and this store has"
+            f" queues ({store.queues()[0]}, ...); close it everywhere and copy its directory"
+        )
     files.make_directory(target)
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)

@@ -395,7 +395,8 @@ class Store(StoreQueues):
         The copy holds, of each partition, all up to one moment; its first open recovers and so
         verifies it. It is synced when this returns.
 
-        Raises: StorageError where the target is there and not empty; StoreFull.
+        Raises: StorageError where the target is there and not empty; StoreFull; Unsupported where
+        there are queues.
         """
         from millstream import backup
 

@@ -136,3 +136,11 @@ def test_target_must_be_new_or_empty(tmp_path):
     with pytest.raises(Closed):
         store.backup(tmp_path / "late")
     assert inspect.verify(tmp_path / "empty").ok
+
+
+def test_store_with_queues_is_refused_not_copied_in_part(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        store.queue("q", capacity=10).put(b"x")
+        with pytest.raises(millstream.Unsupported, match="queues"):
+            store.backup(tmp_path / "copy")
+    assert not (tmp_path / "copy").exists()
