@@ -471,6 +471,7 @@ static bool lease_is_good(ms_queue *queue, const ms_lease *lease, const ms_insta
 static uint32_t oldest_lane(ms_queue *queue, const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
   int64_t oldest = INT64_MAX;
+  uint64_t oldest_id = 0; /* of those of one tick, the one that was put first */
   uint32_t lane = 0;
   for (uint32_t i = 0; i < queue->lanes; i++) {
     uint64_t hint;
@@ -479,10 +480,12 @@ static uint32_t oldest_lane(ms_queue *queue, const ms_instant *now) {
     uint64_t word =
         atomic_load_explicit(ms_word_at(queue, (uint32_t)(hint >> 10)), memory_order_relaxed);
     int64_t age = ms_ticks_until(tick, ms_word_tick(word));
-    if (ms_word_state(word) == MS_MESSAGE_READY && age < oldest) {
-      oldest = age;
-      lane = i;
-    }
+    uint64_t id = MS_PEEK(ms_slot_at(queue, (uint32_t)(hint >> 10))->id);
+    if (ms_word_state(word) != MS_MESSAGE_READY) continue;
+    if (age > oldest || (age == oldest && id > oldest_id)) continue;
+    oldest = age;
+    oldest_id = id;
+    lane = i;
   }
   return lane;
 }

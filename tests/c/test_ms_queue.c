@@ -130,6 +130,29 @@ static void test_lanes_are_strict_and_each_in_order(void) {
   drop(&queue);
 }
 
+static void test_ageing_takes_what_waits_longest(void) {
+  ms_queue queue;
+  ms_lease lease;
+  make(&queue, false);
+  queue.ageing = true;
+  CHECK(put(&queue, "last", LANES - 1, 0, 0, &lease) == MS_OK);
+  int gets = 0;
+  do { /* all within one tick */
+    CHECK(put(&queue, "first", 0, 0, 0, &lease) == MS_OK);
+    CHECK(put(&queue, "first", 0, 0, 0, &lease) == MS_OK);
+    CHECK(get(&queue, &lease) == MS_OK);
+    gets++;
+    if (!is(&queue, &lease, "first")) break;
+    CHECK(ack(&queue, &lease) == MS_OK);
+    CHECK(get(&queue, &lease) == MS_OK);
+    gets++;
+    if (!is(&queue, &lease, "first")) break;
+    CHECK(ack(&queue, &lease) == MS_OK);
+  } while (gets < 200);
+  CHECK(gets == 64);
+  drop(&queue);
+}
+
 static void test_capacity_is_exact_and_room_comes_back(void) {
   ms_queue queue;
   ms_lease lease;
@@ -406,6 +429,7 @@ static void test_the_check_catches_planted_faults(void) {
 
 static const check_test tests[] = {
     CHECK_TEST(test_lanes_are_strict_and_each_in_order),
+    CHECK_TEST(test_ageing_takes_what_waits_longest),
     CHECK_TEST(test_capacity_is_exact_and_room_comes_back),
     CHECK_TEST(test_attempts_end_in_dead_letters_and_come_back),
     CHECK_TEST(test_leases_end_by_time_and_by_death),
