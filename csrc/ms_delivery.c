@@ -121,10 +121,14 @@ void ms_now_near(ms_queue *queue, ms_instant *out_now) {
 
 /* --- claiming --- */
 
-static void take_part(ms_queue *queue) {
+/* Say that this process takes part. Who did so under the same number before is dead, since the
+ * number is ours now: what it held is given on first, or nobody would know whose that was. */
+static void take_part(ms_queue *queue, const ms_instant *now) {
   _Atomic uint32_t *entry = &queue->participants[ms_owner_index(queue->self)];
-  if (MS_UNLIKELY(atomic_load_explicit(entry, memory_order_relaxed) != queue->self))
-    atomic_store_explicit(entry, queue->self, memory_order_relaxed);
+  uint32_t found = atomic_load_explicit(entry, memory_order_relaxed);
+  if (MS_LIKELY(found == queue->self)) return;
+  if (found) (void)ms_queue_sweep(queue, now, &found, 1);
+  atomic_store_explicit(entry, queue->self, memory_order_relaxed);
 }
 
 /* Of the extent from the cursor on, claim the first free slot. Extents that were mostly free on the
@@ -402,7 +406,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->poison, memory_order_relaxed)))
     return ms_fail(err, MS_POISONED, 0, 0, 0,
                    "an earlier sync failed; close the store in every process and open it again");
-  take_part(queue);
+  take_part(queue, now);
   MS_TRY(claim_slot(queue, message->lane, &slot, &word));
   ms_status status = ms_bucket_try_take(queue, message->key_hash, out_owner);
   if (status != MS_OK) {
@@ -525,7 +529,7 @@ ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *
                            ms_lease *out) {
   if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->paused, memory_order_relaxed)))
     return MS_EMPTY;
-  take_part(queue);
+  take_part(queue, now);
   if (queue->ageing && queue->lanes > 1 &&
       atomic_fetch_add_explicit(&queue->hints->gets, 1, memory_order_relaxed) % 64 == 63) {
     uint32_t lane = oldest_lane(queue, now);

@@ -267,7 +267,7 @@ typedef struct ms_hints_header {
   _Atomic uint64_t watched;
   _Atomic uint64_t lease_due;
   _Atomic uint64_t noted;
-  _Atomic uint32_t sweep;
+  _Atomic uint32_t suspect;
   _Atomic uint32_t missed;
   _Atomic uint64_t swept;
   _Atomic uint64_t expiry_due;
@@ -477,7 +477,7 @@ typedef struct ms_dedup_entry {
   XX(ms_hints_header, watched, 256)         \
   XX(ms_hints_header, lease_due, 264)       \
   XX(ms_hints_header, noted, 272)           \
-  XX(ms_hints_header, sweep, 280)           \
+  XX(ms_hints_header, suspect, 280)         \
   XX(ms_hints_header, missed, 284)          \
   XX(ms_hints_header, swept, 288)           \
   XX(ms_hints_header, expiry_due, 296)      \

@@ -12,7 +12,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POP_MAX = 64, SWEPT_NS = 1000000, NOTED_MS = 1000, RETRY_NS = 10000000 };
+enum { POP_MAX = 64, SWEPT_NS = 1000000, NOTED_MS = 1000, SUSPECT_MS = 20, RETRY_NS = 10000000 };
 
 static bool is_among(uint32_t owner, const uint32_t *dead, uint32_t dead_count) {
   for (uint32_t i = 0; i < dead_count; i++)
@@ -185,6 +185,13 @@ static bool heads_passed_the_noted(const ms_queue *queue) {
   return true;
 }
 
+/* Is it time to look for lost hints? Soon after a death, else seldom. */
+static bool hints_are_due(const ms_queue *queue, uint64_t boot_tick) {
+  uint64_t noted = atomic_load_explicit(&queue->hints->noted, memory_order_relaxed);
+  bool suspect = atomic_load_explicit(&queue->hints->suspect, memory_order_relaxed) != 0;
+  return boot_tick - noted >= (suspect ? SUSPECT_MS : NOTED_MS) && heads_passed_the_noted(queue);
+}
+
 static void note_tails(pass *p) {
   for (uint32_t i = 0; i < p->queue->lanes; i++)
     atomic_store_explicit(&p->queue->hints->noted_tail[i], ms_ring_tail(&p->queue->rings[i]),
@@ -235,8 +242,13 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
   if (p.rearm) atomic_store_explicit(&hints->missed, 0, memory_order_seq_cst);
   pass_damaged_cells(queue);
   p.noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
-  p.reconcile = p.boot_tick - p.noted >= NOTED_MS && heads_passed_the_noted(queue);
-  if (p.reconcile) note_tails(&p);
+  p.reconcile = hints_are_due(queue, p.boot_tick);
+  /* Who died may have readied a message and not hinted it. What the ring has now comes first. */
+  if (p.reconcile || dead_count) note_tails(&p);
+  if (p.reconcile || dead_count)
+    atomic_store_explicit(&hints->suspect, dead_count > 0, memory_order_relaxed);
+  if (atomic_load_explicit(&hints->suspect, memory_order_relaxed)) /* a sleeper looks again then */
+    due_at(&p, now->mono_ns + 2 * SUSPECT_MS * MS_NS_PER_TICK);
   uint32_t count = ms_slot_count(queue);
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
@@ -274,8 +286,7 @@ bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now) {
       atomic_load_explicit(&hints->swept, memory_order_relaxed) + RETRY_NS <=
           (uint64_t)now->mono_ns)
     return true;
-  uint64_t noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
-  return ms_tick_floor(now->boot_ns) - noted >= NOTED_MS && heads_passed_the_noted(queue);
+  return hints_are_due(queue, ms_tick_floor(now->boot_ns));
 }
 
 bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns) {

@@ -250,6 +250,17 @@ static void test_leases_end_by_time_and_by_death(void) {
   drop(&queue);
 }
 
+static void test_leases_of_a_former_owner_of_the_number_are_given_on(void) {
+  ms_queue queue;
+  ms_lease lease;
+  make(&queue, false);
+  CHECK(put(&queue, "work", 0, 0, 0, &lease) == MS_OK);
+  CHECK(get(&queue, &lease) == MS_OK);
+  queue.self += 1u << 15; /* the next incarnation of the same member */
+  CHECK(get(&queue, &lease) == MS_OK && ms_word_attempts(lease.word) == 2);
+  drop(&queue);
+}
+
 static void test_delays_are_never_early(void) {
   ms_queue queue;
   ms_lease lease;
@@ -433,6 +444,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_capacity_is_exact_and_room_comes_back),
     CHECK_TEST(test_attempts_end_in_dead_letters_and_come_back),
     CHECK_TEST(test_leases_end_by_time_and_by_death),
+    CHECK_TEST(test_leases_of_a_former_owner_of_the_number_are_given_on),
     CHECK_TEST(test_delays_are_never_early),
     CHECK_TEST(test_long_delays_are_never_early_and_come),
     CHECK_TEST(test_one_of_a_key_is_in_flight),
