@@ -1,7 +1,7 @@
 /* The table of deduplication keys. An entry is read and written under its stripe's word.
  *
  * Invariants: (1) An entry counts if and only if its state is PENDING or DONE and its check is that
- * of key, id, slot and expires. (2) A key has at most one entry that counts, in the stripe that its
+ * of key, id, expires and slot. (2) A key has at most one entry that counts, in the stripe that its
  * low bits name: a claim takes the place of the key's expired one first. (3) A table that has been
  * REPLACED is not changed: the one who copies sets that before it takes the first word, and
  * everybody else looks at it after having taken a word.
@@ -38,16 +38,18 @@ static ms_dedup_entry *entries_of(const ms_dedup *table, uint32_t stripe) {
 
 /* --- entries, under the word ------------------------------------------------------------------ */
 
+static uint32_t state_of(const ms_dedup_entry *entry) { return entry->place & 3; }
+
 static bool is_used(const ms_dedup_entry *entry) {
-  return entry->state == MS_DEDUP_PENDING || entry->state == MS_DEDUP_DONE;
+  return state_of(entry) == MS_DEDUP_PENDING || state_of(entry) == MS_DEDUP_DONE;
 }
 
-static uint32_t check_of(const ms_dedup_entry *entry) {
-  return (uint32_t)ms_xxh3_64(entry, CHECKED_BYTES, 0);
+static uint32_t check_of(const ms_dedup_entry *entry, uint32_t slot) {
+  return (uint32_t)ms_xxh3_64(entry, CHECKED_BYTES, slot);
 }
 
 static bool is_whole(const ms_dedup_entry *entry) {
-  return is_used(entry) && entry->check == check_of(entry);
+  return is_used(entry) && entry->check == check_of(entry, entry->place >> 2);
 }
 
 static bool has_key(const ms_dedup_entry *entry, const uint64_t key[2]) {
@@ -62,43 +64,42 @@ static ms_dedup_entry *find(ms_dedup_entry *entries, const uint64_t key[2]) {
 }
 
 /* An entry that may be written over, or NULL. Torn ones are looked for last: that is dear. */
-static ms_dedup_entry *find_room(ms_dedup_entry *entries, uint32_t now_s) {
+static ms_dedup_entry *find_room(ms_dedup_entry *entries, int64_t now_us) {
   for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++)
-    if (!is_used(&entries[i]) || entries[i].expires <= now_s) return &entries[i];
+    if (!is_used(&entries[i]) || entries[i].expires <= now_us) return &entries[i];
   for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++)
     if (!is_whole(&entries[i])) return &entries[i];
   return NULL;
 }
 
-static void set_state(ms_dedup_entry *entry, uint32_t state) {
+static void set_place(ms_dedup_entry *entry, uint32_t slot, uint32_t state) {
   /* Fences for the compiler: a death falls between two instructions, and whoever takes over the
    * word sees all before it and none behind it. The living see it by the word. */
   atomic_signal_fence(memory_order_seq_cst);
-  entry->state = state;
+  entry->place = slot << 2 | state;
   atomic_signal_fence(memory_order_seq_cst);
 }
 
 static void write_entry(ms_dedup_entry *entry, const uint64_t key[2], const ms_dedup_claim *claim) {
-  set_state(entry, MS_DEDUP_EMPTY);
+  set_place(entry, 0, MS_DEDUP_EMPTY);
   MS_YIELD("dedup_emptied");
   memcpy(entry->key, key, sizeof entry->key);
   entry->id = claim->id;
   MS_YIELD("dedup_half");
-  entry->slot = claim->slot;
   entry->expires = claim->expires;
-  entry->check = check_of(entry);
+  entry->check = check_of(entry, claim->slot);
   MS_YIELD("dedup_written");
-  set_state(entry, claim->state);
+  set_place(entry, claim->slot, claim->state);
 }
 
 static void read_entry(const ms_dedup_entry *entry, ms_dedup_claim *out) {
-  *out = (ms_dedup_claim){entry->id, entry->slot, entry->expires, entry->state};
+  *out = (ms_dedup_claim){entry->id, entry->expires, entry->place >> 2, state_of(entry)};
 }
 
 static void empty_torn(ms_dedup_entry *entries) {
   for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++)
-    if (entries[i].state != MS_DEDUP_EMPTY && !is_whole(&entries[i]))
-      set_state(&entries[i], MS_DEDUP_EMPTY);
+    if (state_of(&entries[i]) != MS_DEDUP_EMPTY && !is_whole(&entries[i]))
+      set_place(&entries[i], 0, MS_DEDUP_EMPTY);
 }
 
 /* Take a stripe's word of a table that is in use. */
@@ -164,6 +165,20 @@ void ms_dedup_recover(const ms_dedup *table) {
     atomic_store_explicit(&table->words[stripe], MS_OWNER_FREE, memory_order_relaxed);
     empty_torn(entries_of(table, stripe));
   }
+  ms_dedup_thaw(table);
+}
+
+bool ms_dedup_entry_at(const ms_dedup *table, uint32_t index, uint64_t out_key[2],
+                       ms_dedup_claim *out) {
+  const ms_dedup_entry *entry = &table->entries[index];
+  if (!is_whole(entry)) return false;
+  memcpy(out_key, entry->key, sizeof entry->key);
+  read_entry(entry, out);
+  return true;
+}
+
+void ms_dedup_drop(const ms_dedup *table, uint32_t index) {
+  set_place(&table->entries[index], 0, MS_DEDUP_EMPTY);
 }
 
 _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]) {
@@ -173,17 +188,17 @@ _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]) {
 /* --- claims ----------------------------------------------------------------------------------- */
 
 ms_status ms_dedup_try_claim(const ms_dedup *table, uint32_t self, const uint64_t key[2],
-                             const ms_dedup_claim *claim, uint32_t now_s,
+                             const ms_dedup_claim *claim, int64_t now_us,
                              ms_dedup_claim *out_existing, uint32_t *out_owner) {
   uint32_t stripe = stripe_of(table, key);
   MS_TRY(take(table, stripe, self, out_owner));
   ms_dedup_entry *entry = find(entries_of(table, stripe), key);
   ms_status status = MS_OK;
-  if (entry != NULL && entry->expires > now_s) {
+  if (entry != NULL && entry->expires > now_us) {
     read_entry(entry, out_existing);
     status = MS_END;
   } else {
-    if (entry == NULL) entry = find_room(entries_of(table, stripe), now_s);
+    if (entry == NULL) entry = find_room(entries_of(table, stripe), now_us);
     ms_dedup_claim pending = *claim;
     pending.state = MS_DEDUP_PENDING;
     if (entry != NULL)
@@ -196,11 +211,11 @@ ms_status ms_dedup_try_claim(const ms_dedup *table, uint32_t self, const uint64_
 }
 
 ms_status ms_dedup_try_find(const ms_dedup *table, uint32_t self, const uint64_t key[2],
-                            uint32_t now_s, ms_dedup_claim *out_existing, uint32_t *out_owner) {
+                            int64_t now_us, ms_dedup_claim *out_existing, uint32_t *out_owner) {
   uint32_t stripe = stripe_of(table, key);
   MS_TRY(take(table, stripe, self, out_owner));
   const ms_dedup_entry *entry = find(entries_of(table, stripe), key);
-  bool found = entry != NULL && entry->expires > now_s;
+  bool found = entry != NULL && entry->expires > now_us;
   if (found) read_entry(entry, out_existing);
   ms_owner_release(&table->words[stripe]);
   return found ? MS_OK : MS_END;
@@ -212,7 +227,8 @@ ms_status ms_dedup_try_settle(const ms_dedup *table, uint32_t self, const uint64
   MS_TRY(take(table, stripe, self, out_owner));
   ms_dedup_entry *entry = find(entries_of(table, stripe), key);
   bool found = entry != NULL && entry->id == id;
-  if (found) set_state(entry, done ? MS_DEDUP_DONE : MS_DEDUP_EMPTY);
+  if (found && done) set_place(entry, entry->place >> 2, MS_DEDUP_DONE);
+  if (found && !done && state_of(entry) == MS_DEDUP_PENDING) set_place(entry, 0, MS_DEDUP_EMPTY);
   ms_owner_release(&table->words[stripe]);
   return found ? MS_OK : MS_END;
 }
@@ -227,12 +243,12 @@ ms_status ms_dedup_take_over(const ms_dedup *table, _Atomic uint32_t *word, uint
 
 /* --- copies ----------------------------------------------------------------------------------- */
 
-static ms_status copy_stripe(ms_dedup_entry *entries, const ms_dedup *to, uint32_t now_s) {
+static ms_status copy_stripe(ms_dedup_entry *entries, const ms_dedup *to, int64_t now_us) {
   for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++) {
-    if (!is_whole(&entries[i]) || entries[i].expires <= now_s) continue;
+    if (!is_whole(&entries[i]) || entries[i].expires <= now_us) continue;
     ms_dedup_entry *there = entries_of(to, stripe_of(to, entries[i].key));
     ms_dedup_entry *entry = find(there, entries[i].key);
-    if (entry == NULL) entry = find_room(there, now_s);
+    if (entry == NULL) entry = find_room(there, now_us);
     if (entry == NULL) return MS_ROLL;
     ms_dedup_claim claim;
     read_entry(&entries[i], &claim);
@@ -241,7 +257,7 @@ static ms_status copy_stripe(ms_dedup_entry *entries, const ms_dedup *to, uint32
   return MS_OK;
 }
 
-ms_status ms_dedup_copy(const ms_dedup *from, const ms_dedup *to, uint32_t self, uint32_t now_s,
+ms_status ms_dedup_copy(const ms_dedup *from, const ms_dedup *to, uint32_t self, int64_t now_us,
                         uint32_t *in_out_stripe, uint32_t *out_owner) {
   if (to->stripes < from->stripes) return MS_INVALID;
   /* Relaxed: each word that is released below carries it, see (3). */
@@ -250,7 +266,7 @@ ms_status ms_dedup_copy(const ms_dedup *from, const ms_dedup *to, uint32_t self,
     _Atomic uint32_t *word = &from->words[*in_out_stripe];
     MS_TRY(ms_owner_try_take(word, self, out_owner));
     MS_YIELD("dedup_copy");
-    ms_status status = copy_stripe(entries_of(from, *in_out_stripe), to, now_s);
+    ms_status status = copy_stripe(entries_of(from, *in_out_stripe), to, now_us);
     ms_owner_release(word);
     MS_TRY(status);
   }
@@ -268,7 +284,7 @@ bool ms_dedup_check(const ms_dedup *table) {
     if (atomic_load_explicit(&table->words[stripe], memory_order_acquire) != MS_OWNER_FREE)
       return false; /* acquire: pairs with ms_owner_release */
     for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++) {
-      if (entries[i].state == MS_DEDUP_EMPTY) continue;
+      if (state_of(&entries[i]) == MS_DEDUP_EMPTY) continue;
       if (!is_whole(&entries[i]) || stripe_of(table, entries[i].key) != stripe) return false;
       if (find(entries, entries[i].key) != &entries[i]) return false;
     }

@@ -3,8 +3,9 @@
  * One mapped file: the header's page, an owner word a stripe, then the stripes of
  * MS_DEDUP_STRIPE_ENTRIES entries (docs/format.md). A key belongs to one stripe; its word is held
  * for the length of one call, and no other word is taken meanwhile. A claim is PENDING until its
- * message is written, then it is DONE. Seconds are wall time since 1970; an entry has expired when
- * `expires` is at or before now. Thread-safe but for init, open and recover. Allocates nothing.
+ * message is written, then it is DONE. Times are microseconds of wall time since 1970; an entry has
+ * expired when `expires` is at or before now. Thread-safe but for init, open and recover.
+ * Allocates nothing.
  *
  * MS_BUSY, of every call: the stripe's word is held by *out_owner. Call again, or sleep in
  * ms_owner_wait(ms_dedup_word()) and release it, or, with proof that the owner is dead, call
@@ -31,8 +32,8 @@ typedef struct ms_dedup {
 
 typedef struct ms_dedup_claim {
   uint64_t id;
-  uint32_t slot;
-  uint32_t expires;
+  int64_t expires;
+  uint32_t slot;  /* below 2^24 */
   uint32_t state; /* MS_DEDUP_PENDING or MS_DEDUP_DONE */
 } ms_dedup_claim;
 
@@ -47,9 +48,15 @@ void ms_dedup_init(void *bytes, uint32_t stripes, const uint8_t store_id[16], ui
 MS_MUST_USE ms_status ms_dedup_open(ms_dedup *table, void *bytes, uint64_t size,
                                     const uint8_t store_id[16], uint64_t queue_id, ms_error *err);
 
-/* Free the words and empty torn entries, when nobody else can have the table open: the first one
- * of a generation. */
+/* Free the words, empty torn entries and end a copy that was not finished, when nobody else can
+ * have the table open: the first one of a session. */
 void ms_dedup_recover(const ms_dedup *table);
+
+/* Of all entries the one at index: false where it counts for nothing. drop: empty it. When nobody
+ * else has the table open. */
+bool ms_dedup_entry_at(const ms_dedup *table, uint32_t index, uint64_t out_key[2],
+                       ms_dedup_claim *out);
+void ms_dedup_drop(const ms_dedup *table, uint32_t index);
 
 /* The word of a key's stripe. */
 _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]);
@@ -59,16 +66,16 @@ _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]);
  * MS_MOVED. */
 MS_MUST_USE ms_status ms_dedup_try_claim(const ms_dedup *table, uint32_t self,
                                          const uint64_t key[2], const ms_dedup_claim *claim,
-                                         uint32_t now_s, ms_dedup_claim *out_existing,
+                                         int64_t now_us, ms_dedup_claim *out_existing,
                                          uint32_t *out_owner);
 
 /* Look only: MS_OK with *out_existing, MS_END: no unexpired claim. MS_BUSY, MS_MOVED. */
 MS_MUST_USE ms_status ms_dedup_try_find(const ms_dedup *table, uint32_t self, const uint64_t key[2],
-                                        uint32_t now_s, ms_dedup_claim *out_existing,
+                                        int64_t now_us, ms_dedup_claim *out_existing,
                                         uint32_t *out_owner);
 
-/* The claim of this id becomes DONE, or void, which empties it. MS_END: the key is not claimed by
- * this id (any more). MS_BUSY, MS_MOVED. */
+/* The claim of this id becomes DONE, or void, which empties it unless it is DONE. MS_END: the key
+ * is not claimed by this id (any more). MS_BUSY, MS_MOVED. */
 MS_MUST_USE ms_status ms_dedup_try_settle(const ms_dedup *table, uint32_t self,
                                           const uint64_t key[2], uint64_t id, bool done,
                                           uint32_t *out_owner);
@@ -84,7 +91,7 @@ MS_MUST_USE ms_status ms_dedup_take_over(const ms_dedup *table, _Atomic uint32_t
  * has fewer stripes; MS_ROLL: `to` was not empty. Doing it all again from stripe 0 is harmless.
  * The caller lets nobody else copy. */
 MS_MUST_USE ms_status ms_dedup_copy(const ms_dedup *from, const ms_dedup *to, uint32_t self,
-                                    uint32_t now_s, uint32_t *in_out_stripe, uint32_t *out_owner);
+                                    int64_t now_us, uint32_t *in_out_stripe, uint32_t *out_owner);
 
 /* The copy was given up: `from` is in use again. Not once somebody may have mapped the copy. */
 void ms_dedup_thaw(const ms_dedup *from);

@@ -256,8 +256,8 @@ static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
   MS_POKE(out->due, message->due_us);
   MS_POKE(out->expires, message->expires_us);
   MS_POKE(out->key_hash, message->key_hash);
-  out->dedup[0] = message->dedup[0];
-  out->dedup[1] = message->dedup[1];
+  MS_POKE(out->dedup[0], message->dedup[0]);
+  MS_POKE(out->dedup[1], message->dedup[1]);
   out->payload_length = message->payload_length;
   out->key_length = message->key_length;
   out->headers_length = message->headers_length;
@@ -407,6 +407,9 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
     return ms_fail(err, MS_POISONED, 0, 0, 0,
                    "an earlier sync failed; close the store in every process and open it again");
   take_part(queue, now);
+  bool dedup = message->dedup[0] != 0;
+  /* First, so that a double is told also where the queue is full. */
+  if (dedup) MS_TRY(ms_claim_find(queue, message->dedup, now, &out->id, out_owner));
   MS_TRY(claim_slot(queue, message->lane, &slot, &word));
   ms_status status = ms_bucket_try_take(queue, message->key_hash, out_owner);
   if (status != MS_OK) {
@@ -415,7 +418,12 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   }
   /* Under the bucket, so that ids rise along a key. */
   uint64_t id = atomic_fetch_add_explicit(&queue->slots->next_id, 1, memory_order_relaxed);
-  status = write_slot(queue, slot, word, message, id, now);
+  if (dedup) status = ms_claim_make(queue, message->dedup, id, slot, now, &out->id, out_owner);
+  if (status == MS_OK) {
+    status = write_slot(queue, slot, word, message, id, now);
+    /* Left PENDING where the table is busy: void, since nothing becomes visible. */
+    if (status != MS_OK && dedup) ms_claim_settle(queue, message->dedup, id, false, out_owner);
+  }
   if (status != MS_OK) {
     (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
     ms_bucket_release(queue, message->key_hash);
@@ -427,6 +435,10 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   uint64_t to = waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, message->key_hash);
+  if (dedup) { /* left PENDING where the table is busy: whoever meets it sees the message */
+    uint32_t busy;
+    ms_claim_settle(queue, message->dedup, id, true, &busy);
+  }
   if (!moved)
     return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
@@ -567,7 +579,14 @@ static void say_freed(ms_queue *queue) {
 
 ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
                           uint32_t *out_owner) {
-  uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
+  const ms_slot *content = ms_slot_at(queue, slot);
+  uint64_t key_hash = MS_PEEK(content->key_hash);
+  const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
+  if (MS_UNLIKELY(dedup[0] != 0)) { /* of this message, if the word has not moved on meanwhile */
+    const ms_lease read = {word, MS_PEEK(content->id), slot};
+    if (!ms_queue_holds(queue, &read)) return MS_LOST;
+    MS_TRY(ms_claim_settle(queue, dedup, read.id, true, out_owner));
+  }
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
   if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);

@@ -199,7 +199,7 @@ typedef struct ms_slot {
   _Atomic int64_t due;
   _Atomic int64_t expires;
   _Atomic uint64_t key_hash;
-  uint64_t dedup[2];
+  _Atomic uint64_t dedup[2];
   uint32_t payload_length;
   uint32_t key_length;
   uint32_t headers_length;
@@ -330,10 +330,9 @@ typedef struct ms_dedup_header {
 typedef struct ms_dedup_entry {
   uint64_t key[2];
   uint64_t id;
-  uint32_t slot;
-  uint32_t expires;
+  int64_t expires;
   uint32_t check;
-  uint32_t state;
+  uint32_t place; /* slot << 2 | state */
 } ms_dedup_entry;
 
 /* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read

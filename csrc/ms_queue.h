@@ -9,6 +9,7 @@
 #ifndef MS_QUEUE_H
 #define MS_QUEUE_H
 
+#include "ms_dedup.h"
 #include "ms_owner.h"
 #include "ms_ring.h"
 #include "ms_wheel.h"
@@ -73,6 +74,8 @@ struct ms_queue {
   ms_bucket *buckets;             /* NULL: not ordered by key */
   ms_ring rings[MS_QUEUE_LANES_MAX];
   ms_wheel wheel;
+  ms_dedup *_Atomic dedup; /* NULL: no deduplication; replaced by a larger one while in use */
+  int64_t dedup_window_us;
   uint64_t salt;
   uint32_t slot_bytes;
   uint32_t slot_max; /* capacity + dead_limit */
@@ -104,6 +107,12 @@ uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bool ordered);
 MS_MUST_USE ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
                                       uint64_t hints_size, ms_error *err);
 
+/* Use this table of dedup keys from now on, instead of the former one. */
+void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table);
+/* As the first opener, after ms_queue_recover: claims as the messages say. MS_ROLL: the table is
+ * too small; again with a larger one. */
+MS_MUST_USE ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now);
+
 /* Say that slots below slot_count have blocks behind them (a multiple of the extent, or slot_max).
  * Makes of the new ones beyond `capacity` as many SPARE as the dead need. Holder of maintenance. */
 void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count);
@@ -133,7 +142,10 @@ typedef struct ms_message {
 
 /* Put a message; visible and kept over any process's death when it returns MS_OK. Wakes nobody:
  * ms_queue_wake_getters() after one or many. MS_FULL, MS_GROW_SLOTS, MS_GROW_BLOCKS, MS_LIMIT;
- * MS_BUSY: *out_owner holds the key's bucket. `slot` of out is the slot. */
+ * MS_END: a message with its dedup key was put before: its id is out->id, nothing was put; MS_ROLL:
+ * the table of those keys is too small.
+ * MS_BUSY, of all functions: *out_owner has a word that was needed; MS_OWNER_FREE: the table of
+ * dedup keys is another one now, map it. `slot` of out is the slot. */
 typedef struct ms_lease {
   uint64_t word; /* the whole state word: the fencing token */
   uint64_t id;

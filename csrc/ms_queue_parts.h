@@ -122,6 +122,19 @@ void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const m
 /* Make the list anew from the words; what a dead owner left is not trusted. Holder. */
 void ms_bucket_rebuild(ms_queue *queue, uint32_t bucket, const ms_instant *now);
 
+/* Of a dedup key: MS_OK: no message has it, MS_END: that of *out_id has, MS_BUSY. */
+MS_MUST_USE ms_status ms_claim_find(ms_queue *queue, const uint64_t key[2], const ms_instant *now,
+                                    uint64_t *out_id, uint32_t *out_owner);
+/* Claim it for the message that is being written; also MS_ROLL. */
+MS_MUST_USE ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint64_t id,
+                                    uint32_t slot, const ms_instant *now, uint64_t *out_id,
+                                    uint32_t *out_owner);
+/* Free the words of the table that the dead (owner words) held. */
+void ms_claim_mend(ms_queue *queue, const uint32_t *dead, uint32_t dead_count);
+/* Done: its message is or was visible. Else void. MS_OK, MS_BUSY. */
+ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
+                          uint32_t *out_owner);
+
 /* Write why this attempt failed, keeping the first error. The caller holds the lease `word`. */
 void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
                            const void *text, size_t length, const ms_instant *now);

@@ -218,6 +218,7 @@ static bool mend_words(pass *p) {
     ms_bucket_rebuild(queue, i, p->now);
     ms_owner_release(&queue->buckets[i].word);
   }
+  ms_claim_mend(queue, p->dead, p->dead_count);
   return wheel;
 }
 

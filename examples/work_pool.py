@@ -1,7 +1,7 @@
 """A pool of worker processes: every job is done, although one worker is killed on the way.
 
-What the killed one had is delivered again at once, to another. So a job may be done twice, and a
-result come twice: who collects them goes by the number of the job.
+What the killed one had is delivered again at once, to another. So a job may be done twice; its
+result is stored once all the same, since it is put with the job's number as its `dedup_id`.
 
 Run it: `python examples/work_pool.py`.
 """
@@ -22,7 +22,7 @@ RESULTS: dict[str, millstream.Queue] = {}
 def results_of(path: str) -> millstream.Queue:
     """The queue of results: each process opens the store once."""
     if path not in RESULTS:
-        RESULTS[path] = millstream.open(path).queue("results")
+        RESULTS[path] = millstream.open(path).queue("results", dedup_window=3600.0)
     return RESULTS[path]
 
 
@@ -31,7 +31,7 @@ def square(message: millstream.Message) -> None:
     number = int(message.value)
     time.sleep(0.005)
     results = results_of(message.headers["store"].decode())
-    results.put(b"%d %d %d" % (number, number**2, os.getpid()))
+    results.put(b"%d %d" % (number, number**2), dedup_id=f"{number}")
 
 
 def main() -> None:
@@ -41,7 +41,7 @@ def main() -> None:
         millstream.open(path, durability="process") as store,
     ):
         jobs = store.queue("jobs")
-        results = store.queue("results")
+        results = store.queue("results", dedup_window=3600.0)
         where = {"store": path.encode()}
         jobs.put_many([{"value": b"%d" % number, "headers": where} for number in range(JOBS)])
 
@@ -55,7 +55,9 @@ def main() -> None:
 
         found: dict[int, int] = {}
         for message in results.get_many(10 * JOBS, timeout=0):
-            number, squared, _ = map(int, message.value.split())
+            number, squared = map(int, message.value.split())
+            if number in found:
+                raise SystemExit(f"TWICE: the result of job {number}")
             found[number] = squared
             message.ack()
         if found != {number: number**2 for number in range(JOBS)}:

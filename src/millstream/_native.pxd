@@ -289,6 +289,22 @@ cdef extern from "ms_partition.h" nogil:
                                 uint32_t poison)
     void ms_stream_wake(ms_control_header *header)
 
+cdef extern from "ms_dedup.h" nogil:
+    ctypedef struct ms_dedup_header:
+        uint32_t state
+    ctypedef struct ms_dedup:
+        ms_dedup_header *header
+        uint32_t stripes
+    enum:
+        MS_DEDUP_STRIPES_MAX
+    uint64_t ms_dedup_size(uint32_t stripes)
+    void ms_dedup_init(void *bytes, uint32_t stripes, const uint8_t *store_id, uint64_t queue_id)
+    ms_status ms_dedup_open(ms_dedup *table, void *bytes, uint64_t size, const uint8_t *store_id,
+                            uint64_t queue_id, ms_error *err)
+    ms_status ms_dedup_copy(const ms_dedup *source, const ms_dedup *to, uint32_t self,
+                            int64_t now_us, uint32_t *in_out_stripe, uint32_t *out_owner)
+    void ms_dedup_thaw(const ms_dedup *table)
+
 cdef extern from "ms_queue.h" nogil:
     enum:
         MS_MESSAGE_FREE
@@ -332,6 +348,7 @@ cdef extern from "ms_queue.h" nogil:
         uint32_t self
         uint32_t max_attempts
         uint64_t generation
+        int64_t dedup_window_us
         cbool ageing
         cbool block_key
     ctypedef struct ms_message:
@@ -361,6 +378,8 @@ cdef extern from "ms_queue.h" nogil:
     uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bint ordered)
     ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
                               uint64_t hints_size, ms_error *err)
+    void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
+    ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
     void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
     void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)

@@ -5,15 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from millstream import _native, codecs, files, slots, timestamps
+from millstream import _native, codecs, dedup, files, slots, timestamps
 from millstream.errors import (
     Closed,
     Indeterminate,
-    InvalidArgument,
     MillstreamError,
     Poisoned,
     StorageError,
-    Unsupported,
 )
 from millstream.options import Durability, RetryPolicy
 
@@ -58,6 +56,8 @@ class QueueHandle(_native.QueueCore):
             hints = self._files.private_hints()
         self._files.counts()
         self._use(hints)
+        if self._config["dedup_window"] and self.store.writable:
+            self._use_dedup(dedup.open_table(self._files))
 
     def _use(self, hints: Any) -> None:
         config = self._config
@@ -68,6 +68,7 @@ class QueueHandle(_native.QueueCore):
             "max_attempts": config["retry"]["max_attempts"],
             "generation": self.store._generation,
             "block_key": config["on_dead"] == "stop",
+            "dedup_window_us": int(config["dedup_window"] * 1e6),
         }
         members = self.store._members
         self._attach(
@@ -87,6 +88,8 @@ class QueueHandle(_native.QueueCore):
             self._use(hints)
             self._set_next_id(self.store._generation << COUNTER_BITS | 1)
             self._recover(verify=bool(self._poison) or not self.store._clean)
+            if self._config["dedup_window"]:
+                dedup.open_first(self)
             if slot_count == 0:
                 first = min(slots.EXTENT_SLOTS, self._files.sizes.slot_max)
                 self._files.allocate_slots(first)
@@ -172,13 +175,11 @@ class QueueHandle(_native.QueueCore):
     def _due(self, at: Any) -> int:
         return timestamps.microseconds(at)
 
-    def _check_dedup(self) -> None:
-        if not self._config["dedup_window"]:
-            raise InvalidArgument(
-                f"{self.path}: the queue was made without a dedup_window, so that a dedup_id would"
-                " do nothing"
-            )
-        raise Unsupported(f"{self.path}: deduplication is not there yet")
+    def _grow_dedup(self) -> None:
+        dedup.grow(self)
+
+    def _follow_dedup(self) -> None:
+        dedup.follow(self)
 
     def _changed(self) -> None:
         if self._durability == "interval":

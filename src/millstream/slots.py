@@ -14,7 +14,7 @@ import os
 import struct
 from typing import Any, NamedTuple
 
-from millstream import _native, files
+from millstream import _native, dedup, files
 from millstream.errors import CorruptBatch, NotFound, StorageError
 
 SLOTS = struct.Struct("<8sII16sQQQ")
@@ -76,6 +76,8 @@ def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> N
         _make(os.path.join(making, "slots"), _sealed(slots[:-8]), slots_bytes)
         if sizes.block_max:
             _make(os.path.join(making, "blocks"), _sealed(blocks[:-8]), blocks_bytes)
+        if config["dedup_window"]:
+            dedup.create(os.path.join(making, "dedup"), store_id, queue_id)
         try:
             files.rename(making, os.path.join(parent, name))
         except StorageError:
@@ -150,6 +152,20 @@ class Files:
             )
         return files.map_file(descriptor, length, path, write=self.write)
 
+    def map_again(self, name: str, path: str | None = None) -> mmap.mmap:
+        """Map a file that is replaced by others, whole; `path`: one that is to become it."""
+        path = self.path(name) if path is None else path
+        descriptor = files.open_file(path, write=self.write)
+        former = self._descriptors.pop(name, None)
+        if former is not None:  # a sync may be under way on it
+            self._descriptors[f"{name} {len(self._descriptors)}"] = former
+        self._descriptors[name] = descriptor
+        return files.map_file(descriptor, files.size(descriptor), path, write=self.write)
+
+    def sync_one(self, name: str) -> None:
+        """Make what is in one file survive a power cut."""
+        files.sync(self._descriptors[name], self.path(name))
+
     def close(self) -> None:
         """Close the descriptors; the maps live as long as somebody uses them."""
         while self._descriptors:
@@ -167,9 +183,9 @@ class Files:
 
     def sync(self) -> None:
         """Make all that is in the files survive a power cut: contents before what names them."""
-        for name in ("blocks", "slots"):
+        for name in ("blocks", "slots", "dedup"):
             if name in self._descriptors:
-                files.sync(self._descriptors[name], self.path(name))
+                self.sync_one(name)
 
     def counts(self) -> tuple[int, int]:
         """Slots and blocks in use, as the files say."""
@@ -291,7 +307,7 @@ def is_sound(directory: str) -> bool:
 
 def sync(directory: str) -> None:
     """As the last to close: make all survive a power cut that anybody wrote."""
-    for name in ("blocks", "slots"):
+    for name in ("blocks", "slots", "dedup"):
         path = os.path.join(directory, name)
         if os.path.lexists(path):
             descriptor = files.open_file(path, write=True)

@@ -98,10 +98,10 @@ static void test_dedup_entry_lies_as_the_format_says(void) {
   CHECK(memcmp(bytes, at.words, 16) == 0);
   CHECK_EQ_U64(words[4], 42);
   CHECK_EQ_U64(words[5], 0);
-  CHECK_EQ_U64(words[6], 142);
-  CHECK_EQ_U64(words[7], NOW + 10);
-  CHECK_EQ_U64(words[8], ms_xxh3_64(bytes, 32, 0) & 0xffffffffu);
-  CHECK_EQ_U64(words[9], MS_DEDUP_PENDING);
+  CHECK_EQ_U64(words[6], NOW + 10);
+  CHECK_EQ_U64(words[7], 0);
+  CHECK_EQ_U64(words[8], ms_xxh3_64(bytes, 32, 142) & 0xffffffffu);
+  CHECK_EQ_U64(words[9], 142 << 2 | MS_DEDUP_PENDING);
 }
 
 static void test_dedup_void_claim_may_be_claimed_again(void) {
@@ -155,7 +155,7 @@ static void test_dedup_recover_frees_words_and_empties_torn_entries(void) {
   make(0, 4);
   CHECK_EQ_U64(claim(key_in(0, 1), 1, NOW, NOW + 10), MS_OK);
   CHECK_EQ_U64(claim(key_in(0, 2), 2, NOW, NOW + 10), MS_OK);
-  table->entries[0].slot ^= 1;
+  table->entries[0].place ^= 4;
   atomic_store(&table->words[0], ms_owner_word(7, 7) | MS_OWNER_WAITERS);
   CHECK_EQ_U64(claim(key_in(0, 1), 1, NOW, NOW + 10), MS_BUSY);
   CHECK(!ms_dedup_check(table));

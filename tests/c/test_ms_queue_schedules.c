@@ -2,8 +2,9 @@
  *
  * Two to four virtual processes put, take, finish and sweep one queue; any of them may be killed or
  * paused at any yield point. Whatever happens: no message that was put is lost, none that was
- * acknowledged is delivered again, no two live processes hold one lease, no slot leaks. Hints are
- * dropped and doubled on purpose.
+ * acknowledged is delivered again, no two live processes hold one lease, no slot leaks, and of the
+ * messages with one deduplication id only one is ever seen. Hints are dropped and doubled on
+ * purpose.
  */
 #include "ms_queue_parts.h"
 #include "scheduler.h"
@@ -15,19 +16,26 @@ enum {
   SLOT_BYTES = 128,
   MESSAGES = 64,
   PROCESSES = 4,
+  FAMILIES = 4, /* deduplication ids */
   NOBODY = -1
 };
 
 static ms_queue queues[PROCESSES + 1]; /* the last one belongs to the checker */
 static ms_instant now;
-static bool ordered;
+static bool ordered, doubled;
+static ms_dedup table;
+static _Alignas(4096) uint8_t table_bytes[3 * MS_PAGE_BYTES];
+static const uint8_t store_id[16];
 
 /* What the outside world knows. */
 static bool was_put[MESSAGES], was_acked[MESSAGES], maybe_acked[MESSAGES];
 static int holder[MESSAGES];
 static uint32_t key_of[MESSAGES];
 static uint32_t next_message, deliveries;
-static uint64_t kills, pauses, delivered_count;
+static uint64_t first_id[FAMILIES]; /* of the one message with this deduplication id */
+static bool family_was_put[FAMILIES];
+static uint32_t family_of[MESSAGES];
+static uint64_t kills, pauses, doubles, delivered_count;
 
 static uint32_t self_of(uint32_t process) { return (process + 1) | (process + 1) << 15; }
 
@@ -59,7 +67,16 @@ static void put(ms_queue *queue) {
                         .key_hash = key_of[number],
                         .delay_ns = scheduler_random() % 4 == 0 ? 1000000 : 0};
   ms_lease out;
-  if (ms_queue_try_put(queue, &message, &now, &out, &owner, NULL) != MS_OK) return;
+  family_of[number] = (uint32_t)(scheduler_random() % FAMILIES);
+  if (doubled) message.dedup[0] = message.dedup[1] = family_of[number] + 1;
+  ms_status status = ms_queue_try_put(queue, &message, &now, &out, &owner, NULL);
+  if (status == MS_END) {
+    doubles++;
+    CHECK(doubled && out.id != 0);
+    CHECK(first_id[family_of[number]] == 0 || first_id[family_of[number]] == out.id);
+  }
+  if (status == MS_OK || status == MS_END) family_was_put[family_of[number]] = true;
+  if (status != MS_OK) return;
   was_put[number] = true;
   ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
 }
@@ -68,6 +85,13 @@ static uint32_t message_of(const ms_queue *queue, const ms_lease *lease) {
   uint32_t number;
   memcpy(&number, ms_queue_inline(queue, ms_queue_slot(queue, lease->slot)), sizeof(number));
   return number;
+}
+
+/* Only one message of a deduplication id is ever there to be seen. */
+static void note_family(const ms_lease *lease, uint32_t number) {
+  uint64_t *first = &first_id[family_of[number]];
+  if (doubled) CHECK(*first == 0 || *first == lease->id);
+  *first = lease->id;
 }
 
 static void end_lease(ms_queue *queue, const ms_lease *lease, uint32_t number) {
@@ -101,6 +125,7 @@ static void take(ms_queue *queue, int process) {
   if (ms_ticks_until(ms_tick_floor(now.mono_ns), ms_word_tick(lease.word)) <= 0) return;
   deliveries++;
   CHECK(number < MESSAGES);
+  note_family(&lease, number);
   CHECK(!was_acked[number]);
   if (!CHECK(holder[number] == NOBODY || !is_alive(holder[number]))) {
     printf("message %u is leased by %d as well as %d\n", number, holder[number], process);
@@ -170,6 +195,7 @@ static void drain(void) {
     if (ms_queue_try_get(queue, 1000, &now, NULL, &lease) != MS_OK) break;
     uint32_t number = message_of(queue, &lease);
     CHECK(!was_acked[number]);
+    note_family(&lease, number);
     was_acked[number] = true;
     CHECK(ms_queue_try_ack(queue, &lease, &now, &owner) == MS_OK);
   }
@@ -205,6 +231,13 @@ static void reset(ms_slots_header *slots, ms_hints_header *hints) {
                            .max_attempts = 63};
     CHECK(ms_queue_attach(&queues[i], ms_slots_size(SLOT_BYTES, SLOTS), 0, size, NULL) == MS_OK);
   }
+  memset(table_bytes, 0, sizeof(table_bytes));
+  ms_dedup_init(table_bytes, 1, store_id, 1);
+  CHECK(ms_dedup_open(&table, table_bytes, sizeof(table_bytes), store_id, 1, NULL) == MS_OK);
+  for (uint32_t i = 0; doubled && i <= PROCESSES; i++) {
+    queues[i].dedup_window_us = INT64_C(3600000000);
+    ms_queue_use_dedup(&queues[i], &table);
+  }
   for (uint32_t i = 0; i < SLOTS; i++) {
     memset((void *)ms_word_at(&queues[0], i), 0, 8);
     memset(ms_slot_at(&queues[0], i), 0, SLOT_BYTES);
@@ -215,6 +248,10 @@ static void reset(ms_slots_header *slots, ms_hints_header *hints) {
   for (uint32_t i = 0; i < MESSAGES; i++) {
     was_put[i] = was_acked[i] = maybe_acked[i] = false;
     holder[i] = NOBODY;
+  }
+  for (uint32_t i = 0; i < FAMILIES; i++) {
+    first_id[i] = 0;
+    family_was_put[i] = false;
   }
   next_message = deliveries = 0;
 }
@@ -229,6 +266,8 @@ static void check_the_end(uint64_t seed) {
     settle();
   }
   CHECK(ms_queue_check(queue, text, sizeof(text)));
+  CHECK(ms_dedup_check(&table));
+  for (uint32_t i = 0; doubled && i < FAMILIES; i++) CHECK(!family_was_put[i] || first_id[i] != 0);
   for (uint32_t i = 0; i < next_message; i++) CHECK(!was_put[i] || was_acked[i] || maybe_acked[i]);
   ms_queue_counts counts;
   ms_queue_count(queue, &counts);
@@ -242,7 +281,7 @@ static void check_the_end(uint64_t seed) {
 static void schedules(uint64_t first, uint64_t count) {
   ms_slots_header *slots = pages(ms_slots_size(SLOT_BYTES, SLOTS));
   ms_hints_header *hints = pages(ms_hints_size(SLOTS, 1, true));
-  kills = pauses = delivered_count = 0;
+  kills = pauses = doubles = delivered_count = 0;
   for (uint64_t seed = first; seed < first + count; seed++) {
     reset(slots, hints);
     scheduler_options options = {.seed = seed,
@@ -258,8 +297,8 @@ static void schedules(uint64_t first, uint64_t count) {
     check_the_end(seed);
   }
   printf("  schedules=%" PRIu64 " kills=%" PRIu64 " pauses=%" PRIu64 " deliveries=%" PRIu64
-         " seed=%" PRIu64 "\n",
-         count, kills, pauses, delivered_count, first);
+         " doubles=%" PRIu64 " seed=%" PRIu64 "\n",
+         count, kills, pauses, delivered_count, doubles, first);
   free(slots);
   free(hints);
 }
@@ -274,8 +313,18 @@ static void test_queue_ordered_by_key_any_schedule_keeps_one_in_flight(void) {
   schedules(1, 3000);
 }
 
+static void test_queue_any_schedule_shows_one_message_of_a_deduplication_id(void) {
+  ordered = false;
+  doubled = true;
+  schedules(1, 30000);
+  ordered = true;
+  schedules(30001, 1000);
+  ordered = doubled = false;
+}
+
 static const check_test tests[] = {
     CHECK_TEST(test_queue_any_schedule_with_kills_loses_nothing),
     CHECK_TEST(test_queue_ordered_by_key_any_schedule_keeps_one_in_flight),
+    CHECK_TEST(test_queue_any_schedule_shows_one_message_of_a_deduplication_id),
 };
 CHECK_MAIN(tests)

@@ -81,6 +81,13 @@ def test_help_lists_all_verbs():
     assert b"MODULE:FUNCTION" in run("work", "--help").stdout
 
 
+def test_put_with_an_id_that_was_put_before_stores_nothing(tmp_path):
+    path = tmp_path / "store"
+    first = json_of("put", path, "mail", "a", "--dedup-id", "1", "--dedup-window", "60")
+    assert json_of("put", path, "mail", "b", "--dedup-id", "1") == first
+    assert json_of("info", path, "mail")["unfinished"] == 1
+
+
 def test_usage_errors_end_with_2(store):
     queue("", code=2)
     queue("nonsense", code=2)

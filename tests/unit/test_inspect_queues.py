@@ -547,9 +547,9 @@ def dedup_table(queue: QueueBuilder, stripes: int = 4) -> bytearray:
     head = struct.pack("<8sII16sQ", b"MSQDEDU1", 1, stripes, *ids)
     head += struct.pack("<QI", hash64(head), 1)
     table = bytearray(head.ljust(2 * PAGE, b"\0") + bytes(stripes * 64 * 40))
-    entry = struct.pack("<16sQII", b"k" * 16, 7, 0, 1 << 31)
+    entry = struct.pack("<16sQq", b"k" * 16, 7, 1 << 60)
     table[2 * PAGE + 80 : 2 * PAGE + 120] = entry + struct.pack(
-        "<II", hash64(entry) & 0xFFFFFFFF, 2
+        "<II", hash64(entry, 9) & 0xFFFFFFFF, 9 << 2 | 2
     )
     return table
 

@@ -50,6 +50,16 @@ PLANTED = {
         "state = MS_MESSAGE_HELD;",
         "state = MS_MESSAGE_READY;",
     ),
+    "a deduplication id whose putter died counts for ever": (
+        "ms_claim.c",
+        "if (claim->state == MS_DEDUP_DONE) return MS_END;",
+        "return MS_END;",
+    ),
+    "who acknowledges leaves the deduplication id pending": (
+        "ms_claim.c",
+        "if (key[0] == 0 || table_of(queue) == NULL) return MS_OK;",
+        "return MS_OK;",
+    ),
 }
 
 

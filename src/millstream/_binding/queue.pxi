@@ -3,8 +3,8 @@
 cdef class QueueCore(_QueueFiles):
     """Base of `millstream.Queue`: putting and taking.
 
-    Hooks of the subclass: ``_grow_blocks(count)``, ``_retry_delay(attempt)``, ``_due(at)``,
-    ``_check_dedup()``, and those of its base.
+    Hooks of the subclass: ``_grow_blocks(count)``, ``_grow_dedup()``, ``_retry_delay(attempt)``,
+    ``_due(at)``, and those of its base.
     """
     # --- putting ----------------------------------------------------------------------------------
 
@@ -59,7 +59,10 @@ cdef class QueueCore(_QueueFiles):
         elif self.ttl_us:
             message.expires_us = now.wall_us + self.ttl_us
         if dedup_id is not None:
-            self._check_dedup()
+            if self.dedup is None:
+                raise _errors.InvalidArgument(
+                    f"{self.path}: the queue was made without a dedup_window, so that a dedup_id"
+                    " would do nothing")
             self.hash_dedup(dedup_id, message.dedup)
         total = <uint64_t>message.key_length + message.headers_length + message.payload_length
         if total > self.c.slot_bytes - sizeof(ms_slot) and \
@@ -102,6 +105,8 @@ cdef class QueueCore(_QueueFiles):
         elif status == MS_GROW_BLOCKS:
             self._grow_blocks(0 if self.c.blocks == NULL
                               else ms_load32(&self.c.blocks.block_count))
+        elif status == MS_ROLL:
+            self._grow_dedup()
         elif status == MS_BUSY:
             self.outwait(owner)
             if ms_clock_monotonic_ns() - started > OWNER_NS:
@@ -170,7 +175,7 @@ cdef class QueueCore(_QueueFiles):
         ms_now_near(&self.c, &now)
         status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, &out,
                               &owner, &err)
-        if status != MS_OK:
+        if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
                             status, owner, &out, &err)
         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
@@ -187,7 +192,7 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t ticket = 0
         if timeout is None or timeout > 0:
             deadline = deadline_of(timeout)
-        while status != MS_OK:
+        while status != MS_OK and status != MS_END:
             if self.resolve_put(status, owner, err, started, deadline, &announced, &ticket):
                 raise _errors.QueueFull(
                     f"{self.path}: {self.c.capacity} messages are not finished")
@@ -240,7 +245,7 @@ cdef class QueueCore(_QueueFiles):
                 while True:
                     status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers,
                                           &now, &out, &owner, &err)
-                    if status == MS_OK:
+                    if status == MS_OK or status == MS_END:
                         break
                     if count:
                         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)

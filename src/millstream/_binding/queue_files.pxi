@@ -5,13 +5,14 @@ cdef class _QueueFiles:
     """The files of a queue as mapped: what time and deaths bring, looking, changing what nobody has
     leased. Base of `QueueCore`, which puts and takes.
 
-    Hooks of the subclass: ``_grow_slots(count)``, ``_changed()``, ``_make_durable()``,
-    ``_check_live()``, ``_check_writable()``.
+    Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
+    ``_make_durable()``, ``_check_live()``, ``_check_writable()``.
     """
     cdef ms_queue c
     cdef list keep
     cdef object members
     cdef object codec
+    cdef _DedupTable dedup   # None: no deduplication
     cdef bint attached
     cdef bint writable
     cdef bint is_closed
@@ -59,6 +60,7 @@ cdef class _QueueFiles:
         c.generation = numbers["generation"]
         c.ageing = numbers["ageing"]
         c.block_key = numbers["block_key"]
+        c.dedup_window_us = numbers["dedup_window_us"]
         c.self = members.word if writable else 0
         status = ms_queue_attach(&c, <uint64_t>slots_buffer.buffer.len, blocks_size,
                                  <uint64_t>hints_buffer.buffer.len, &err)
@@ -97,6 +99,35 @@ cdef class _QueueFiles:
     def _set_next_id(self, uint64_t least):
         if ms_load64(&self.c.slots.next_id) < least:
             ms_store64(&self.c.slots.next_id, least)
+
+    @property
+    def _dedup(self):
+        """The table of deduplication keys in use, or None."""
+        return self.dedup
+
+    def _use_dedup(self, _DedupTable table):
+        """Use this table from now on. The former one stays, for threads that are still in it."""
+        self.keep.append(table)
+        self.dedup = table
+        ms_queue_use_dedup(&self.c, &table.c)
+
+    def _copy_dedup(self, _DedupTable to):
+        """Copy what is in use into an empty table that nobody else has; False: it is too small."""
+        cdef ms_instant now
+        cdef uint32_t owner = 0, stripe = 0
+        cdef ms_status status = MS_BUSY
+        while status == MS_BUSY:
+            ms_now(&now)
+            status = ms_dedup_copy(&self.dedup.c, &to.c, self.c.self, now.wall_us, &stripe, &owner)
+            if status == MS_BUSY:
+                self.outwait(owner)
+        return status == MS_OK
+
+    def _recover_claims(self):
+        """Claims as the messages say, as the one who makes the hints; False: it is too small."""
+        cdef ms_instant now
+        ms_now(&now)
+        return ms_queue_recover_claims(&self.c, &now) == MS_OK
 
     def _publish_slots(self, uint32_t count):
         ms_queue_publish_slots(&self.c, count)
@@ -228,6 +259,8 @@ cdef class _QueueFiles:
         self.turn(now)
         if ms_queue_claim_watch(&self.c, now, LOOK_NS):
             self.watch(now)
+        if self.dedup is not None and not self.dedup.is_live:
+            self._follow_dedup()  # or what expires here could not be finished
         if ms_queue_sweep_due(&self.c, now):
             with nogil:
                 ms_queue_sweep(&self.c, &then, NULL, 0)
@@ -262,6 +295,9 @@ cdef class _QueueFiles:
         """Another holds a short word: wait a moment, mend what a dead one held."""
         cdef ms_instant now
         cdef uint32_t dead = owner & 0x7fffffff, never = 0
+        if owner == 0:
+            self._follow_dedup()
+            return 0
         with nogil:
             ms_futex_wait(&never, 0, 100000)
         PyErr_CheckSignals()

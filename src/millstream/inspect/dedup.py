@@ -59,9 +59,9 @@ def findings(path: Path, store_id: bytes, queue_id: int) -> Iterator[Finding]:
             states = np.frombuffer(raw, "<u4")[9::10]
             for index in np.flatnonzero(states).tolist():
                 entry = raw[index * ENTRY_BYTES : (index + 1) * ENTRY_BYTES]
-                found, state = struct.unpack_from("<II", entry, CHECKED_BYTES)
-                right = hash64(entry[:CHECKED_BYTES]) & 0xFFFF_FFFF
-                torn += found != right or state not in (PENDING, DONE)
+                found, place = struct.unpack_from("<II", entry, CHECKED_BYTES)
+                right = hash64(entry[:CHECKED_BYTES], place >> 2) & 0xFFFF_FFFF
+                torn += found != right or place & 3 not in (PENDING, DONE)
         if torn:
             yield Note("dedup", path, None, f"{torn} entries are torn; they count as empty")
 
