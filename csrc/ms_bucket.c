@@ -80,7 +80,7 @@ void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const m
   if (!before && next) let_go(queue, next - 1, now);
 }
 
-static bool is_of_a_key(const ms_queue *queue, uint64_t word) {
+bool ms_bucket_has(const ms_queue *queue, uint64_t word) {
   uint32_t state = ms_word_state(word);
   return state == MS_MESSAGE_READY || state == MS_MESSAGE_DELAYED || state == MS_MESSAGE_HELD ||
          state == MS_MESSAGE_LEASED || state == MS_MESSAGE_PREPARED || state == MS_MESSAGE_ACKING ||
@@ -101,7 +101,7 @@ void ms_bucket_rebuild(ms_queue *queue, uint32_t index, const ms_instant *now) {
   bucket->head = bucket->tail = bucket->length = 0;
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
-    if (!is_of_a_key(queue, word)) continue;
+    if (!ms_bucket_has(queue, word)) continue;
     if (MS_PEEK(ms_slot_at(queue, slot)->key_hash) % MS_QUEUE_BUCKETS != index) continue;
     uint32_t before = bucket->tail; /* most often it comes last */
     if (before && comes_before(queue, slot, before - 1)) {

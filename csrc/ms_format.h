@@ -49,7 +49,12 @@ enum {
   MS_BATCH_FLAGS_KNOWN = (1 << 9) - 1
 };
 
-enum { MS_CONTROL_LIVE = 1, MS_CONTROL_DROPPED = 2, MS_CONTROL_REPLACED = 3 };
+enum {
+  MS_CONTROL_LIVE = 1,
+  MS_CONTROL_DROPPED = 2,
+  MS_CONTROL_REPLACED = 3,
+  MS_CONTROL_OUTGROWN = 4 /* of hints: larger ones come in their place, while in use */
+};
 enum { MS_POISON_NONE = 0, MS_POISON_SYNC = 1, MS_POISON_CORRUPT = 2 };
 
 typedef struct ms_members_header {

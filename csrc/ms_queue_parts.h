@@ -119,6 +119,8 @@ void ms_bucket_release(ms_queue *queue, uint64_t key_hash);
  * first. Holder of the bucket. */
 bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot);
 void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now);
+/* Does a message with this word belong into a list? */
+bool ms_bucket_has(const ms_queue *queue, uint64_t word);
 /* Make the list anew from the words; what a dead owner left is not trusted. Holder. */
 void ms_bucket_rebuild(ms_queue *queue, uint32_t bucket, const ms_instant *now);
 

@@ -521,6 +521,71 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
   ms_queue_balance(queue);
 }
 
+/* --- larger hints --- */
+
+ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *now,
+                              uint32_t *io_taken, void *scratch, uint32_t *out_owner) {
+  uint64_t tick = ms_tick_floor(now->boot_ns);
+  uint32_t buckets = from->buckets ? MS_QUEUE_BUCKETS : 0, standing_count = 0;
+  if (*io_taken == 0) {
+    MS_TRY(ms_owner_try_take(&from->hints->wheel, from->self, out_owner));
+    *io_taken = 1;
+  }
+  for (; *io_taken <= buckets; ++*io_taken)
+    MS_TRY(ms_owner_try_take(&from->buckets[*io_taken - 1].word, from->self, out_owner));
+  standing *all = scratch;
+  uint32_t count = ms_slot_count(from);
+  for (uint32_t i = 0; i < MS_MEMBER_COUNT_MAX; i++)
+    MS_POKE(to->participants[i], MS_PEEK(from->participants[i]));
+  ms_wheel_init(&to->wheel, tick);
+  uint64_t newest = 0;
+  for (uint32_t slot = 0; slot < count; slot++) {
+    MS_POKE(to->owners[slot], MS_PEEK(from->owners[slot]));
+    /* Acquire: pairs with the release in ms_move. */
+    uint64_t word = atomic_load_explicit(ms_word_at(from, slot), memory_order_acquire);
+    bool stands =
+        ms_word_state(word) == MS_MESSAGE_READY || ms_word_state(word) == MS_MESSAGE_DELAYED;
+    if (!stands && !(to->buckets && ms_bucket_has(to, word))) continue;
+    if (newest == 0) newest = ms_word_tick(word);
+    int64_t order = to->buckets ? ms_word_state(word) == MS_MESSAGE_HELD
+                                : ms_ticks_until(newest, ms_word_tick(word));
+    all[standing_count++] = (standing){order, MS_PEEK(ms_slot_at(from, slot)->id), slot};
+  }
+  qsort(all, standing_count, sizeof(*all), by_age);
+  for (uint32_t i = 0; i < standing_count; i++) {
+    uint32_t slot = all[i].slot;
+    uint64_t word = atomic_load_explicit(ms_word_at(to, slot), memory_order_acquire);
+    if (to->buckets) (void)ms_bucket_append(to, MS_PEEK(ms_slot_at(to, slot)->key_hash), slot);
+    if (ms_word_state(word) == MS_MESSAGE_READY) ms_queue_hint(to, slot, word);
+    int64_t left = ms_ticks_until(tick, ms_word_tick(word));
+    if (ms_word_state(word) == MS_MESSAGE_DELAYED)
+      ms_wheel_add(&to->wheel, slot, ms_word_reuse(word), tick + (uint64_t)(left > 0 ? left : 0));
+  }
+  ms_hints_header *hints = to->hints;
+  MS_POKE(hints->wheel_due, ms_wheel_next(&to->wheel));
+  MS_POKE(hints->gets, MS_PEEK(from->hints->gets));
+  MS_POKE(hints->expired, MS_PEEK(from->hints->expired));
+  MS_POKE(hints->evicted, MS_PEEK(from->hints->evicted));
+  MS_POKE(hints->redelivered, MS_PEEK(from->hints->redelivered));
+  MS_POKE(hints->corrupt, MS_PEEK(from->hints->corrupt));
+  for (uint32_t i = 0; i < to->lanes; i++)
+    MS_POKE(hints->noted_tail[i], ms_ring_tail(&to->rings[i]));
+  MS_POKE(hints->noted, tick);
+  /* lease_due and expiry_due are 0: the first look sweeps. Whoever is in a call that began before
+   * may still put a hint where nobody looks: as after a death, and again all that is delayed. */
+  MS_POKE(hints->suspect, 1);
+  MS_POKE(hints->missed, 1);
+  ms_queue_balance(to);
+  return MS_OK;
+}
+
+void ms_queue_give_back_hints(ms_queue *from, uint32_t taken) {
+  if (taken == 0) return;
+  while (--taken > 0) ms_owner_release(&from->buckets[taken - 1].word);
+  MS_POKE(from->hints->missed, 1); /* who could not arm meanwhile */
+  ms_owner_release(&from->hints->wheel);
+}
+
 /* --- waiting --- */
 
 static _Atomic uint32_t *place_of(const ms_queue *queue, int place,

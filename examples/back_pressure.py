@@ -1,4 +1,5 @@
-"""Back-pressure: a full queue makes its producers wait, or turn work away; room wakes them.
+"""Back-pressure: a full queue makes its producers wait, or turn work away; room wakes them, and so
+does a higher bound.
 
 Run it: `python examples/back_pressure.py`.
 """
@@ -41,6 +42,8 @@ def main() -> None:
             pass
         jobs.put(b"one more", timeout=0)
         print("room again: one was done")
+        jobs.alter(capacity=20)
+        print(f"a higher bound: {len(jobs.put_many([b'more'] * 25))} more fitted")
 
 
 if __name__ == "__main__":

@@ -52,6 +52,7 @@ PYTHON_LAYERS = (
     "queue_records",
     "dedup",
     "slots",
+    "capacity",
     "queue_waiter",
     "queue_handle",
     "dead_letters",

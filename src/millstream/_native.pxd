@@ -383,6 +383,9 @@ cdef extern from "ms_queue.h" nogil:
     void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
     void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
+    ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
+                                  uint32_t *io_taken, void *scratch, uint32_t *out_owner)
+    void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
                                ms_lease *out, uint32_t *out_owner, ms_error *err)
     ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,

@@ -527,6 +527,9 @@ class QueueCore:
         members: _Members,
         writable: bool,
     ) -> None: ...
+    def _move_hints(
+        self, slots: Buffer, blocks: Buffer | None, hints: Buffer, numbers: dict[str, Any]
+    ) -> None: ...
     def _configure_core(
         self, lease: float, ttl: float | None, payload_max: int, codec: object, durability: str
     ) -> None: ...

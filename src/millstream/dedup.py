@@ -19,7 +19,6 @@ if TYPE_CHECKING:
 
 STRIPES = 16
 STRIPES_MAX = 1 << 20
-LOCK_SECONDS = 60.0
 
 
 def create(path: str, store_id: bytes, queue_id: int, stripes: int = STRIPES) -> None:
@@ -51,13 +50,13 @@ def open_first(queue: QueueHandle) -> None:
 
 def follow(queue: QueueHandle) -> None:
     """The table that is mapped here is not the one in use any more: map that."""
-    with queue._word("maintenance", f"{queue.path}: dedup", LOCK_SECONDS):
+    with queue._maintaining("mapping dedup"):
         _follow_owned(queue)
 
 
 def grow(queue: QueueHandle) -> None:
     """A stripe is full of ids whose window is not over: go on with a larger table."""
-    with queue._word("maintenance", f"{queue.path}: growing dedup", LOCK_SECONDS):
+    with queue._maintaining("growing dedup"):
         assert queue._dedup is not None
         if queue._dedup.is_live:
             _replace(queue)

@@ -8,6 +8,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from millstream import capacity as capacity_of_queue
 from millstream import codecs, files, queue_settings, slots
 from millstream._native import Message
 from millstream.dead_letters import DeadLetters, message_id
@@ -15,7 +16,6 @@ from millstream.errors import (
     Empty,
     NotFound,
     QueueFull,
-    Unsupported,
     WaitTimeout,
 )
 from millstream.options import Durability, RetryPolicy, check_timeout, integer
@@ -284,9 +284,21 @@ class Queue(QueueHandle):
     ) -> None:
         """Change the stored configuration.
 
-        Other processes follow when they open the queue again. `capacity` cannot be raised yet.
+        Of `capacity`, which can be raised, all processes that have the queue open know at their
+        next call; who waits for room goes on. The others they follow when they open the queue
+        again. Killed on the way, it is as before or as asked for.
 
-        Raises: Unsupported for another `capacity`.
+        Raises: InvalidArgument for a smaller `capacity`, StoreFull where the disk has no room for
+        the larger one's hints (nothing has changed then).
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("mail", capacity=1)
+        ...     _ = queue.put(b"a")
+        ...     queue.alter(capacity=2)
+        ...     _ = queue.put(b"b", timeout=0)
+        ...     len(queue)
+        2
         """
         self._check_writable()
         asked = {
@@ -299,18 +311,18 @@ class Queue(QueueHandle):
             if not (isinstance(value, str) and value == "unchanged")
         }
         checked = queue_settings.check(given)
-        with self._word("maintenance", f"{self.path}: altering", LOCK_SECONDS):
+        with self._maintaining("altering"):
             path = os.path.join(self.path, "queue.json")
             config = files.read_json(path)
-            if checked.get("capacity", config["capacity"]) != config["capacity"]:
-                raise Unsupported(
-                    f"{self.path}: the capacity of a queue cannot be changed yet; make another"
-                    " queue and move the messages"
-                )
-            config.update(checked)
-            files.write_json(path, config)
-            self._config = config
-            self._configure()
+            if checked.get("capacity", config["capacity"]) == config["capacity"]:
+                config.update(checked)
+                files.write_json(path, config)
+                self._config = config
+                self._configure()
+            else:
+                config.update(checked)
+                queue_settings.check_together(config)
+                capacity_of_queue.raise_to(self, config)
 
     # --- working ----------------------------------------------------------------------------------
 

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import contextlib
+import os
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from millstream import _native, codecs, dedup, files, slots, timestamps
+from millstream import _native, capacity, codecs, dedup, files, slots, timestamps
 from millstream.errors import (
     Closed,
     Indeterminate,
@@ -45,6 +47,26 @@ class QueueHandle(_native.QueueCore):
     # --- opening ----------------------------------------------------------------------------------
 
     def _open(self) -> None:
+        for _ in range(100):
+            try:
+                self._open_as_configured()
+                return
+            except slots.OtherSize as other:
+                self._fit(other.slot_max)
+        raise StorageError(11, "its capacity is raised again and again", self.path)
+
+    def _fit(self, slot_max: int) -> None:
+        """The capacity was raised since the configuration was read, or is being raised now."""
+        config = files.read_json(os.path.join(self.path, "queue.json"))
+        self._files.close()
+        if slots.sizes_of(config).slot_max != slot_max:
+            config["capacity"] = slot_max - config["dead_limit"]  # what is to be outgrown
+        self._config = config
+        self._files = slots.Files(
+            self.path, config, self.store._store_id, write=self.store.writable
+        )
+
+    def _open_as_configured(self) -> None:
         hints = self._files.map_hints()
         if hints is None and self.store.writable:
             with self._files.making_hints():
@@ -59,17 +81,20 @@ class QueueHandle(_native.QueueCore):
         if self._config["dedup_window"] and self.store.writable:
             self._use_dedup(dedup.open_table(self._files))
 
-    def _use(self, hints: Any) -> None:
-        config = self._config
-        numbers = {
+    def _numbers(self, config: dict[str, Any], queue_files: slots.Files) -> dict[str, Any]:
+        """What the core needs to know of a configuration."""
+        return {
             **{name: config[name] for name in ("slot_bytes", "capacity", "dead_limit")},
             **{name: config[name] for name in ("priorities", "ageing")},
-            "block_max": self._files.sizes.block_max,
+            "block_max": queue_files.sizes.block_max,
             "max_attempts": config["retry"]["max_attempts"],
             "generation": self.store._generation,
             "block_key": config["on_dead"] == "stop",
             "dedup_window_us": int(config["dedup_window"] * 1e6),
         }
+
+    def _use(self, hints: Any) -> None:
+        numbers = self._numbers(self._config, self._files)
         members = self.store._members
         self._attach(
             self._files.slots, self._files.blocks, hints, numbers, members, self.store.writable
@@ -133,6 +158,8 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.DROPPED:
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
+        if self._state == slots.OUTGROWN:
+            capacity.follow(self)
         if self._state == slots.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
@@ -147,8 +174,18 @@ class QueueHandle(_native.QueueCore):
                 self.path,
             )
 
+    @contextlib.contextmanager
+    def _maintaining(self, what: str) -> Iterator[None]:
+        """Hold the maintenance word of the hints in use."""
+        while True:
+            self._check_writable()
+            with self._word("maintenance", f"{self.path}: {what}", LOCK_SECONDS):
+                if self._state == slots.LIVE:
+                    yield
+                    return
+
     def _grow_slots(self, seen: int) -> None:
-        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
+        with self._maintaining("growing"):
             count = self._slot_count
             if count == seen:
                 most = self._files.sizes.slot_max
@@ -157,7 +194,7 @@ class QueueHandle(_native.QueueCore):
                 self._publish_slots(count)
 
     def _grow_blocks(self, seen: int) -> None:
-        with self._word("maintenance", f"{self.path}: growing", LOCK_SECONDS):
+        with self._maintaining("growing"):
             count = self._block_count
             if count == seen:
                 most = self._files.sizes.block_max

@@ -75,15 +75,20 @@ def check(given: dict[str, Any]) -> dict[str, Any]:
         if name not in CHECKS:
             raise InvalidType(f"{name!r} is no option of a queue")
     checked = {name: CHECKS[name](value) for name, value in given.items()}
-    if checked.get("capacity", 0) + checked.get("dead_limit", 0) >= 1 << 24:
-        raise InvalidArgument("capacity and dead_limit: together at most 16,777,215")
+    check_together(checked)
     return checked
+
+
+def check_together(config: dict[str, Any]) -> None:
+    """Raise `InvalidArgument` where capacity and dead_limit ask for too many slots."""
+    if config.get("capacity", 0) + config.get("dead_limit", 0) >= 1 << 24:
+        raise InvalidArgument("capacity and dead_limit: together at most 16,777,215")
 
 
 def new(checked: dict[str, Any]) -> dict[str, Any]:
     """The configuration of a new queue."""
     config = check(DEFAULTS) | checked
-    check({name: config[name] for name in ("capacity", "dead_limit")})
+    check_together(config)
     return {"format": FORMAT, "queue_id": os.urandom(8).hex(), **config}
 
 

@@ -26,7 +26,7 @@ COUNT_AT, POISON_AT, NEXT_ID_AT = 128, 136, 192
 STATE_AT = 52
 EXTENT_SLOTS, EXTENT_BLOCKS = 1024, 512
 BLOCK_BYTES = 4096
-LIVE, DROPPED, REPLACED = 1, 2, 3
+LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
 LOCK_SECONDS = 60.0
 
 
@@ -55,6 +55,14 @@ def sizes_of(config: dict[str, Any]) -> Sizes:
         int(config["priorities"]),
         config["ordering"] == "key",
     )
+
+
+class OtherSize(Exception):
+    """The hints that are there are for another number of slots: the capacity was or is raised."""
+
+    def __init__(self, slot_max: int) -> None:
+        super().__init__(slot_max)
+        self.slot_max = slot_max
 
 
 def _sealed(header: bytes) -> bytes:
@@ -114,6 +122,8 @@ class Files:
         self.store_id = store_id
         self.queue_id = int(config["queue_id"], 16)
         self._descriptors: dict[str, int] = {}
+        self.former: Files | None = None
+        """Those of a smaller capacity, which threads of this process may still be syncing."""
         files.require_directory(directory)
         try:
             slots_bytes, blocks_bytes, _ = self.sizes.bytes_of(
@@ -170,6 +180,8 @@ class Files:
         """Close the descriptors; the maps live as long as somebody uses them."""
         while self._descriptors:
             files.close(self._descriptors.popitem()[1])
+        if self.former is not None:
+            self.former.close()
 
     def allocate_slots(self, count: int) -> None:
         """Put blocks of the file system behind the first `count` slots."""
@@ -186,6 +198,11 @@ class Files:
         for name in ("blocks", "slots", "dedup"):
             if name in self._descriptors:
                 self.sync_one(name)
+
+    def adopt(self, name: str) -> None:
+        """Go on with a file of the former ones, as it is open there."""
+        if self.former is not None and name in self.former._descriptors:
+            self._descriptors[name] = self.former._descriptors.pop(name)
 
     def counts(self) -> tuple[int, int]:
         """Slots and blocks in use, as the files say."""
@@ -207,20 +224,30 @@ class Files:
                 )
         return slots, blocks
 
+    def extend(self, config: dict[str, Any]) -> None:
+        """Make the file of slots as long as a configuration asks for."""
+        sizes = sizes_of(config)
+        length, _, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
+        descriptor = self._descriptors["slots"]
+        if files.size(descriptor) < length:
+            files.extend(descriptor, length, self.path("slots"))
+            files.sync(descriptor, self.path("slots"))
+
     # --- hints ------------------------------------------------------------------------------------
 
-    def hints_header(self) -> bytes:
+    def hints_header(self, slot_max: int | None = None) -> bytes:
         """The header of a new hints file."""
+        slot_max = self.sizes.slot_max if slot_max is None else slot_max
         bits = 6
-        while 1 << bits < 2 * self.sizes.slot_max:
+        while 1 << bits < 2 * slot_max:
             bits += 1
         return HINTS.pack(
-            HINTS_MAGIC, files.FORMAT, self.sizes.slot_max, self.store_id, self.queue_id,
+            HINTS_MAGIC, files.FORMAT, slot_max, self.store_id, self.queue_id,
             self.sizes.lanes, bits, int(self.sizes.ordered), LIVE,
         )  # fmt: skip
 
     def map_hints(self) -> mmap.mmap | None:
-        """The hints of this session, or None: nobody has made them yet."""
+        """The hints of this session, or None: nobody has made them yet. Raises OtherSize."""
         path = self.path("hints")
         try:
             descriptor = files.open_file(path, write=self.write)
@@ -229,12 +256,15 @@ class Files:
         try:
             length = self.sizes.bytes_of(0, 0)[2]
             head = files.read(descriptor, HINTS.size, 0, path)
-            if head[:STATE_AT] != self.hints_header()[:STATE_AT]:
+            slot_max = int.from_bytes(head[12:16], "little")
+            if head[:STATE_AT] != self.hints_header(slot_max)[:STATE_AT]:
                 raise CorruptBatch(
                     f"{path}: not the hints of this queue; close the store in all processes, the"
                     " next open makes them anew",
                     path=path,
                 )
+            if slot_max != self.sizes.slot_max:
+                raise OtherSize(slot_max)
             return files.map_file(descriptor, length, path, write=self.write)
         finally:
             files.close(descriptor)
@@ -277,6 +307,11 @@ class Files:
     def publish_hints(self, temporary: str) -> None:
         """From now on they are those of the queue."""
         files.rename(temporary, self.path("hints"))
+
+
+def state_of(hints: mmap.mmap) -> int:
+    """LIVE, or what else its state says."""
+    return int.from_bytes(hints[STATE_AT : STATE_AT + 4], "little")
 
 
 # --- a store that nobody has open -----------------------------------------------------------------

@@ -112,10 +112,7 @@ def test_maxsize_may_grow():
     q.put(1)
     with pytest.raises(queue.Full):
         q.put_nowait(2)
-    try:
-        q.maxsize = 2
-    except millstream.Unsupported:
-        pytest.skip("the bound of a queue that is there cannot be raised yet")
+    q.maxsize = 2
     q.put_nowait(2)
     with pytest.raises(queue.Full):
         q.put_nowait(3)

@@ -97,6 +97,7 @@ cdef class QueueCore(_QueueFiles):
                          int64_t deadline, bint *io_announced, uint32_t *io_ticket) except -1:
         """Do what a put could not; 1: the time is over and the queue still full."""
         cdef ms_instant now
+        cdef ms_queue c
         cdef int64_t most
         if status < 0:
             fail(status, err, self.path)
@@ -118,8 +119,9 @@ cdef class QueueCore(_QueueFiles):
                 if now.mono_ns >= deadline:
                     return 1
                 most = min(<int64_t>LOOK_NS, deadline - now.mono_ns)
+                c = self.c
                 with nogil:
-                    ms_queue_sleep(&self.c, MS_WAIT_ROOM, io_ticket[0], most)
+                    ms_queue_sleep(&c, MS_WAIT_ROOM, io_ticket[0], most)
                 PyErr_CheckSignals()
             elif deadline <= started:  # it does not wait
                 self.look(&now)
@@ -313,6 +315,7 @@ cdef class QueueCore(_QueueFiles):
     cdef bytes copy_content(self, uint32_t slot, uint64_t total):
         """Content in blocks, held to its hash; None where it is damaged."""
         cdef ms_error err
+        cdef ms_queue c
         cdef ms_status status
         if total > <uint64_t>0x7fffffff:
             return None
@@ -321,8 +324,9 @@ cdef class QueueCore(_QueueFiles):
         if total < COPY_BYTES:
             status = ms_queue_copy_content(&self.c, slot, start, <size_t>total, &err)
         else:
+            c = self.c  # which another thread may replace meanwhile
             with nogil:
-                status = ms_queue_copy_content(&self.c, slot, start, <size_t>total, &err)
+                status = ms_queue_copy_content(&c, slot, start, <size_t>total, &err)
         return whole if status == MS_OK else None
 
     cdef Message bury(self, const ms_lease *lease, const ms_instant *now):
@@ -380,6 +384,7 @@ cdef class QueueCore(_QueueFiles):
         """The next message, or None after the time-out."""
         cdef ms_instant now
         cdef ms_lease lease
+        cdef ms_queue c
         cdef Message m
         cdef int64_t deadline = deadline_of(timeout), most
         cdef uint32_t ticket = 0
@@ -399,8 +404,9 @@ cdef class QueueCore(_QueueFiles):
             if now.mono_ns >= deadline or not waits:
                 return None
             most = self.slice(&now, deadline)
+            c = self.c  # which another thread may replace meanwhile
             with nogil:
-                ms_queue_sleep(&self.c, MS_WAIT_MESSAGE, ticket, most)
+                ms_queue_sleep(&c, MS_WAIT_MESSAGE, ticket, most)
             slept = True
             PyErr_CheckSignals()
             self.alive()
@@ -502,8 +508,9 @@ cdef class QueueCore(_QueueFiles):
         cdef int64_t most
         ms_now(&now)
         most = self.slice(&now, now.mono_ns + <int64_t>(min(timeout, 1e9) * 1e9))
+        cdef ms_queue c = self.c
         with nogil:
-            ms_queue_sleep(&self.c, where, ticket, most)
+            ms_queue_sleep(&c, where, ticket, most)
         PyErr_CheckSignals()
 
 

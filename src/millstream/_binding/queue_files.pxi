@@ -28,13 +28,13 @@ cdef class _QueueFiles:
 
     # --- what the subclass builds on --------------------------------------------------------------
 
-    def _attach(self, slots, blocks, hints, dict numbers, members, bint writable):
-        """Use these maps. What was mapped before stays, for threads that are still in it."""
+    cdef int prepare(self, ms_queue *c, slots, blocks, hints, dict numbers, members,
+                     bint writable) except -1:
+        """Fill in what the core needs to use these maps."""
         cdef ms_error err
-        cdef ms_queue c
         cdef uint64_t blocks_size = 0
         cdef _ControlBuffer slots_buffer, blocks_buffer, hints_buffer
-        memset(&c, 0, sizeof(ms_queue))
+        memset(c, 0, sizeof(ms_queue))
         slots_buffer = hold_control(slots)
         hints_buffer = hold_control(hints)
         c.slots = <ms_slots_header *>slots_buffer.buffer.buf
@@ -62,14 +62,51 @@ cdef class _QueueFiles:
         c.block_key = numbers["block_key"]
         c.dedup_window_us = numbers["dedup_window_us"]
         c.self = members.word if writable else 0
-        status = ms_queue_attach(&c, <uint64_t>slots_buffer.buffer.len, blocks_size,
+        status = ms_queue_attach(c, <uint64_t>slots_buffer.buffer.len, blocks_size,
                                  <uint64_t>hints_buffer.buffer.len, &err)
         if status < 0:
             fail(status, &err, self.path)
+        if self.dedup is not None:
+            ms_queue_use_dedup(c, &self.dedup.c)
+        return 0
+
+    def _attach(self, slots, blocks, hints, dict numbers, members, bint writable):
+        """Use these maps. What was mapped before stays, for threads that are still in it."""
+        cdef ms_queue c
+        self.prepare(&c, slots, blocks, hints, numbers, members, writable)
         self.c = c
         self.members = members
         self.writable = writable
         self.attached = True
+
+    def _move_hints(self, slots, blocks, hints, dict numbers):
+        """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance."""
+        cdef ms_queue to
+        cdef ms_instant now
+        cdef uint32_t owner = 0, taken = 0, dead, never = 0
+        cdef int64_t deadline = ms_clock_monotonic_ns() + OWNER_NS
+        self.prepare(&to, slots, blocks, hints, numbers, self.members, True)
+        cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
+        if scratch == NULL:
+            raise MemoryError
+        ms_now(&now)
+        try:
+            while ms_queue_move_hints(&self.c, &to, &now, &taken, scratch, &owner) == MS_BUSY:
+                dead = owner & 0x7fffffff
+                with nogil:
+                    ms_futex_wait(&never, 0, 100000)
+                PyErr_CheckSignals()
+                ms_now(&now)
+                if self.members.is_dead(dead):
+                    ms_queue_sweep(&self.c, &now, &dead, 1)
+                elif now.mono_ns > deadline:
+                    raise _errors.LockTimeout(
+                        f"{self.path}: held by {self.members.describe(owner)}")
+        except BaseException:
+            ms_queue_give_back_hints(&self.c, taken)
+            raise
+        finally:
+            free(scratch)
 
     def _configure_core(self, double lease, ttl, int64_t payload_max, codec, str durability):
         self.lease_ms = milliseconds_of_lease(lease)
@@ -255,6 +292,7 @@ cdef class _QueueFiles:
     cdef int look(self, const ms_instant *now) except -1:
         """Do what is due: the wheel, the look for deaths, the sweep."""
         cdef ms_instant then = now[0]
+        cdef ms_queue c
         self.looked_at = now.mono_ns
         self.turn(now)
         if ms_queue_claim_watch(&self.c, now, LOOK_NS):
@@ -262,8 +300,9 @@ cdef class _QueueFiles:
         if self.dedup is not None and not self.dedup.is_live:
             self._follow_dedup()  # or what expires here could not be finished
         if ms_queue_sweep_due(&self.c, now):
+            c = self.c  # which another thread may replace meanwhile
             with nogil:
-                ms_queue_sweep(&self.c, &then, NULL, 0)
+                ms_queue_sweep(&c, &then, NULL, 0)
         return 0
 
     cdef int watch(self, const ms_instant *now) except -1:
@@ -271,6 +310,7 @@ cdef class _QueueFiles:
         cdef uint32_t dead[DEAD_MOST]
         cdef uint32_t count = 0, i, word
         cdef ms_instant then = now[0]
+        cdef ms_queue c = self.c
         for i in range(DEAD_MOST):
             word = ms_load32(&self.c.participants[i])
             if word != 0 and word != self.c.self and self.members.is_dead(word):
@@ -278,7 +318,7 @@ cdef class _QueueFiles:
                 count += 1
         if count:
             with nogil:
-                ms_queue_sweep(&self.c, &then, dead, count)
+                ms_queue_sweep(&c, &then, dead, count)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
         return 0
 
@@ -295,6 +335,7 @@ cdef class _QueueFiles:
         """Another holds a short word: wait a moment, mend what a dead one held."""
         cdef ms_instant now
         cdef uint32_t dead = owner & 0x7fffffff, never = 0
+        cdef ms_queue c
         if owner == 0:
             self._follow_dedup()
             return 0
@@ -303,8 +344,10 @@ cdef class _QueueFiles:
         PyErr_CheckSignals()
         if self.members.is_dead(dead):
             ms_now(&now)
+            c = self.c
             with nogil:
-                ms_queue_sweep(&self.c, &now, &dead, 1)
+                ms_queue_sweep(&c, &now, &dead, 1)
+        self.alive()  # the owner may have taken it for good, to replace the hints
         return 0
 
     def _look(self):
@@ -319,9 +362,10 @@ cdef class _QueueFiles:
         cdef ms_instant now
         cdef uint32_t count
         self.alive()
+        cdef ms_queue c = self.c
         ms_now(&now)
         with nogil:
-            count = ms_queue_sweep(&self.c, &now, NULL, 0)
+            count = ms_queue_sweep(&c, &now, NULL, 0)
         return count
 
     cdef int64_t slice(self, const ms_instant *now, int64_t deadline) noexcept:
@@ -341,8 +385,9 @@ cdef class _QueueFiles:
         """How many messages are in which state; `by_lane` are the ready ones."""
         cdef ms_queue_counts counts
         self.visible()
+        cdef ms_queue c = self.c
         with nogil:
-            ms_queue_count(&self.c, &counts)
+            ms_queue_count(&c, &counts)
         return {
             "ready": counts.ready, "delayed": counts.delayed, "held": counts.held,
             "leased": counts.leased, "writing": counts.writing, "dead": counts.dead,
@@ -380,8 +425,9 @@ cdef class _QueueFiles:
         cdef uint64_t word = 0
         cdef uint32_t slot
         self.visible()
+        cdef ms_queue c = self.c
         with nogil:
-            slot = ms_queue_find(&self.c, id, &word)
+            slot = ms_queue_find(&c, id, &word)
         return None if slot == UINT32_MAX else (slot, word)
 
     def _record(self, uint32_t index, uint64_t word):
@@ -478,6 +524,7 @@ cdef class _QueueFiles:
     def _check(self):
         """Raise AssertionError unless the invariants of the files hold. At rest only."""
         cdef char text[512]
+        self.visible()
         text[0] = 0
         if not ms_queue_check(&self.c, text, sizeof(text)):
             raise AssertionError((<bytes>text).decode("utf-8", "replace"))

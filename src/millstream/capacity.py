@@ -1,0 +1,129 @@
+"""Raising the capacity of a queue that is in use: larger hints in place of those there are.
+
+Slots are only added, so all that a message is stays where it is. Hints have the size of the
+capacity, and are replaced whole: who raises it holds the maintenance word of the old ones, says in
+their state that they are outgrown, takes the words that are in them (the wheel, the buckets of
+keys) and keeps them, makes the new ones from the state words and publishes them by a rename.
+Everybody looks at the state at each call, waits for that maintenance word and goes on with the new
+hints. Where its holder was killed, the next one does the same again.
+
+A call that began before may still leave a hint where nobody looks: the new hints begin as after a
+death, so the sweep finds it.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from millstream import files, slots
+from millstream.errors import InvalidArgument, LockTimeout
+
+if TYPE_CHECKING:
+    import mmap
+
+    from millstream.queue_handle import QueueHandle
+
+LOCK_SECONDS = 30.0
+
+
+def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:
+    """Go on with this configuration, of a larger capacity. Holder of maintenance.
+
+    Raises: StoreFull where there is no room for the hints; nothing has changed then.
+    """
+    stored = queue._config["capacity"]
+    if config["capacity"] < stored:
+        raise InvalidArgument(
+            f"{queue.path}: capacity {config['capacity']}: it is {stored} and can only be raised"
+        )
+    queue._files.extend(config)
+    queue_files = slots.Files(queue.path, config, queue.store._store_id, write=True)
+    try:
+        hints, temporary = queue_files.make_hints()
+        try:
+            queue._set_state(slots.OUTGROWN)
+            try:
+                files.write_json(os.path.join(queue.path, "queue.json"), config)
+            except BaseException:
+                queue._set_state(slots.LIVE)
+                raise
+            _publish(queue, queue_files, config, hints, temporary)
+        except BaseException:
+            files.remove(temporary)
+            raise
+    except BaseException:
+        queue_files.close()
+        raise
+
+
+def _publish(
+    queue: QueueHandle,
+    queue_files: slots.Files,
+    config: dict[str, Any],
+    hints: mmap.mmap,
+    temporary: str,
+) -> None:
+    numbers = queue._numbers(config, queue_files)
+    queue._move_hints(queue_files.slots, queue_files.blocks, hints, numbers)
+    queue_files.publish_hints(temporary)
+    queue._wake_all()  # who sleeps on the old ones looks again
+    _use(queue, queue_files, config, hints)
+    queue._wake_all()
+
+
+def _use(
+    queue: QueueHandle, queue_files: slots.Files, config: dict[str, Any], hints: mmap.mmap
+) -> None:
+    queue_files.former, queue._files = queue._files, queue_files
+    queue_files.adopt("dedup")
+    queue._config = config
+    queue._use(hints)
+
+
+def follow(queue: QueueHandle) -> None:
+    """The hints in use here are outgrown: go on with the ones that are there instead."""
+    if not queue.store.writable:
+        _follow_reading(queue)
+        return
+    with queue._word("maintenance", f"{queue.path}: capacity", LOCK_SECONDS):
+        if queue._state != slots.OUTGROWN:
+            return  # another thread has done it, or it was given up
+        queue_files, config, hints = _newest(queue)
+        if hints is not None:
+            _use(queue, queue_files, config, hints)
+            return
+        # Who did it was killed before they were published.
+        hints, temporary = queue_files.make_hints()
+        try:
+            _publish(queue, queue_files, config, hints, temporary)
+        except BaseException:
+            files.remove(temporary)
+            raise
+
+
+def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
+    config = files.read_json(os.path.join(queue.path, "queue.json"))
+    store = queue.store
+    queue_files = slots.Files(queue.path, config, store._store_id, write=store.writable)
+    try:
+        hints = queue_files.map_hints()
+    except slots.OtherSize:
+        hints = None
+    if hints is not None and slots.state_of(hints) == slots.OUTGROWN:
+        hints = None
+    return queue_files, config, hints
+
+
+def _follow_reading(queue: QueueHandle) -> None:
+    deadline = time.monotonic() + LOCK_SECONDS
+    while True:
+        queue_files, config, hints = _newest(queue)
+        if hints is not None:
+            _use(queue, queue_files, config, hints)
+            return
+        queue_files.close()
+        if time.monotonic() > deadline:
+            raise LockTimeout(f"{queue.path}: its capacity is being raised for {LOCK_SECONDS:g} s")
+        time.sleep(0.001)

@@ -1,0 +1,229 @@
+"""The capacity of a queue is raised while others put, take and wait; or while they are killed."""
+
+import os
+import subprocess
+import sys
+import threading
+import time
+
+import pytest
+
+import millstream
+from millstream import files
+from millstream.testing import clock
+
+
+@pytest.fixture
+def store(tmp_path):
+    with millstream.open(tmp_path / "store", durability="process") as opened:
+        yield opened
+
+
+def drained(q):
+    found = []
+    while messages := q.get_many(1000, timeout=0):
+        found += [m.value for m in messages]
+        assert q.ack_many(messages) == []
+    return found
+
+
+def test_who_waits_for_room_goes_on(store):
+    q = store.queue("q", capacity=1)
+    q.put(b"1")
+    with millstream.open(store.path) as other:
+        waiting = threading.Thread(target=other.queue("q").put, args=(b"2",))
+        waiting.start()
+        with pytest.raises(millstream.QueueFull):
+            q.put(b"x", timeout=0.05)
+        q.alter(capacity=3000)
+        waiting.join(10)
+        assert not waiting.is_alive()
+        assert len(other.queue("q").put_many([b"x"] * 4000)) == 2998
+        assert store.queue("q", capacity=3000).stats().capacity == 3000
+        q._check()
+        assert len(drained(q)) == 3000
+    assert q._counts()["free"] >= 3000
+
+
+def test_what_was_there_is_there_in_its_order(tmp_path):
+    with clock() as virtual, millstream.open(tmp_path / "store") as store:
+        q = store.queue("q", capacity=100, priorities=3)
+        with millstream.open(store.path) as other:
+            theirs = other.queue("q")
+            for number in range(20):
+                q.put(b"%d" % number, priority=2 - number % 3)
+            q.put(b"later", delay=60)
+            q.put(b"dead", priority=0)
+            for m in theirs.get_many(100):
+                if m.value == b"dead":
+                    m.reject("no")
+                else:
+                    m.release()
+            leased = theirs.get()
+            q.alter(capacity=200)
+            q._check()
+            assert [letter.value for letter in theirs.dead.list()] == [b"dead"]
+            leased.ack()
+            assert len(q) == 20 + 1 - 1
+            virtual.advance(31)
+            found = drained(q)
+            numbers = list(map(int, found))
+            assert sorted(numbers) == sorted(set(range(20)) - {int(leased.value)})
+            virtual.advance(30)
+            assert drained(theirs) == [b"later"]
+            q._check()
+
+
+def test_order_of_keys_is_kept(store):
+    q = store.queue("q", capacity=100, ordering="key")
+    for number in range(60):
+        q.put(b"%d" % number, key=b"%d" % (number % 4))
+    with millstream.open(store.path) as other:
+        theirs = other.queue("q")
+        first = theirs.get_many(2)
+        q.alter(capacity=500)
+        for number in range(60, 300):
+            theirs.put(b"%d" % number, key=b"%d" % (number % 4))
+        assert theirs.ack_many(first) == []
+        found = [int(m.value) for m in first] + [int(value) for value in drained(q)]
+    assert sorted(found) == list(range(300))
+    for key in range(4):
+        of_key = [number for number in found if number % 4 == key]
+        assert of_key == sorted(of_key)
+
+
+def test_capacity_is_only_raised(store):
+    q = store.queue("q", capacity=100)
+    q.put(b"x")
+    for capacity in (99, 1 << 24):
+        with pytest.raises(millstream.InvalidArgument):
+            q.alter(capacity=capacity)
+    q.alter(capacity=100, lease=5)
+    assert (q.capacity, q.lease) == (100, 5.0)
+    q.alter(capacity=101, lease=6)
+    assert (q.capacity, q.lease) == (101, 6.0)
+    assert drained(q) == [b"x"]
+
+
+def test_full_disk_changes_nothing(store, monkeypatch):
+    q = store.queue("q", capacity=1)
+    q.put(b"x")
+    real = files.allocate
+
+    def allocate(descriptor, length, path):
+        if "hints" in path:
+            raise millstream.StoreFull(28, "no space", path)
+        real(descriptor, length, path)
+
+    monkeypatch.setattr(files, "allocate", allocate)
+    with pytest.raises(millstream.StoreFull):
+        q.alter(capacity=1000)
+    with pytest.raises(millstream.QueueFull):
+        q.put(b"y", timeout=0)
+    monkeypatch.undo()
+    q.alter(capacity=1000)
+    q.put(b"y", timeout=0)
+    assert drained(q) == [b"x", b"y"]
+
+
+ALTERER = """
+import os, sys
+import millstream
+from millstream import files
+store = millstream.open(sys.argv[1], durability="process")
+q = store.queue("q")
+names = [name for name in ("allocate", "extend", "sync", "write", "rename", "replace",
+         "write_json", "map_file", "remove", "open_file", "read_json") if hasattr(files, name)]
+left = int(sys.argv[2])
+def killing(real):
+    def call(*arguments, **options):
+        global left
+        left -= 1
+        if left < 0:
+            os._exit(9)
+        return real(*arguments, **options)
+    return call
+for name in names:
+    setattr(files, name, killing(getattr(files, name)))
+q.alter(capacity=2000)
+os._exit(0)
+"""
+
+
+@pytest.mark.parametrize("ordering", [None, "key"])
+def test_killed_before_any_file_operation_it_is_as_before_or_raised(tmp_path, ordering):
+    killed = 0
+    for step in range(100):
+        with millstream.open(tmp_path / f"{step}", durability="process") as store:
+            q = store.queue("q", capacity=10, ordering=ordering, payload_bytes=0)
+            q.put_many([{"value": b"%d" % number, "key": b"k"} for number in range(8)])
+            q.put(b"8", key=b"l", delay=0.01)
+            command = [sys.executable, "-c", ALTERER, store.path, str(step)]
+            ended = subprocess.run(command, check=False).returncode
+            assert ended in (0, 9)
+            killed += ended == 9
+            with millstream.open(store.path) as other:  # one who joins now
+                joined = other.queue("q")
+                assert len(joined) == 9
+                count = len(joined.put_many([{"value": b"x", "key": b"k"}] * 3000))
+                assert count in (1, 1991)
+                assert ended == 9 or count == 1991
+                q._check()
+                time.sleep(0.02)
+                assert len(q) == 9 + count
+                found = []
+                while messages := q.get_many(1000, timeout=0.1 if len(q) else 0):
+                    found += [m.value for m in messages]
+                    joined.ack_many(messages)
+                assert sorted(found[: len(found)]) == sorted(
+                    [b"%d" % number for number in range(9)] + [b"x"] * count
+                )
+                q.alter(capacity=3000)
+                assert len(joined.put_many([b"x"] * 4000)) == 3000
+        with millstream.open(tmp_path / f"{step}") as store:
+            assert len(store.queue("q")) == 3000
+        if ended == 0:
+            break
+    print(f"killed before {killed} file operations")
+    assert killed > 5
+    assert ended == 0
+
+
+WORKER = """
+import os, sys
+import millstream
+with millstream.open(sys.argv[1], durability="process") as store:
+    q = store.queue("q")
+    if sys.argv[2] == "put":
+        for number in range(int(sys.argv[3]), int(sys.argv[3]) + 4000):
+            q.put(b"%d" % number, key=b"%d" % (number % 7), delay=0.001 if number % 50 == 0 else 0)
+    else:
+        while True:
+            with q.get(timeout=30) as m:
+                value = m.value
+            os.write(1, value + b"\\n")
+            if value == b"end":
+                break
+"""
+
+
+@pytest.mark.parametrize("ordering", [None, "key"])
+def test_raised_again_and_again_under_traffic_nothing_is_lost(store, ordering):
+    q = store.queue("q", capacity=10, ordering=ordering)
+    command = [sys.executable, "-c", WORKER, store.path]
+    consumers = [subprocess.Popen([*command, "get"], stdout=subprocess.PIPE) for _ in range(2)]
+    producers = [subprocess.Popen([*command, "put", str(4000 * i)]) for i in range(2)]
+    capacity = 10
+    while any(process.poll() is None for process in producers):
+        capacity += 10
+        q.alter(capacity=capacity)
+        time.sleep(0.02)
+    assert all(process.returncode == 0 for process in producers)
+    q.join(timeout=30)
+    q.put_many([b"end"] * 2)
+    outputs = [process.communicate(timeout=60)[0].split() for process in consumers]
+    found = sorted(int(value) for output in outputs for value in output if value != b"end")
+    print(f"raised {capacity // 10 - 1} times, {len(found)} messages")
+    assert found == list(range(8000))
+    q._check()
+    assert len(os.listdir(q.path)) == 4  # no temporary file is left
