@@ -59,6 +59,7 @@ PYTHON_LAYERS = (
     "queue",
     "store_queues",
     "stream",
+    "queue_backup",
     "backup",
     "store",
     "compat",

@@ -1,6 +1,6 @@
 """A consistent copy of a store while others write.
 
-Bytes below a tail never change, so copying up to it is enough.
+Bytes below a tail never change, so copying up to it is enough. Queues: see queue_backup.py.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ import os
 from typing import TYPE_CHECKING
 
 from millstream import files, members
-from millstream.errors import InvalidArgument, NotFound, StorageError, Unsupported
+from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:
     from millstream import _native
@@ -24,11 +24,6 @@ def backup(store: Store, target: str) -> None:
     """Copy `store` to the new directory `target`."""
     if os.path.realpath(target).startswith(os.path.realpath(store.path) + "/"):
         raise InvalidArgument(f"{target}: lies within the store that is to be copied")
-    if store.queues():
-        raise Unsupported(
-            f"{store.path}: a backup copies streams alone in this version, and this store has"
-            f" queues ({store.queues()[0]}, ...); close it everywhere and copy its directory"
-        )
     files.make_directory(target)
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
@@ -40,6 +35,13 @@ def backup(store: Store, target: str) -> None:
     ]
     for stream, ends in zip(streams, tails, strict=True):
         _copy_stream(stream, ends, os.path.join(target, "streams", stream.name))
+    if store.queues():
+        from millstream import queue_backup
+
+        files.make_directory(os.path.join(target, "queues"))
+        for name in store.queues():
+            queue_backup.copy(store.queue(name), os.path.join(target, "queues", name))
+        files.sync_directory(os.path.join(target, "queues"))
     body = files.read_json(store._config_path)
     body["clean"] = False
     members.create(target, store._store_id)

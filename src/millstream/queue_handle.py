@@ -15,7 +15,7 @@ from millstream.errors import (
     Poisoned,
     StorageError,
 )
-from millstream.options import Durability, RetryPolicy
+from millstream.options import Durability, RetryPolicy, check_timeout
 
 if TYPE_CHECKING:
     from millstream.dead_letters import DeadLetters
@@ -222,10 +222,10 @@ class QueueHandle(_native.QueueCore):
         if self._durability == "interval":
             self.store._background.notice_queue(self)
 
-    def _make_durable(self) -> None:
+    def _make_durable(self, timeout: float = LOCK_SECONDS) -> None:
         """Return when all that was changed before this call survives a power cut."""
         begun, _ = self._syncs
-        word = self._word("sync", f"{self.path}: syncing", LOCK_SECONDS)
+        word = self._word("sync", f"{self.path}: syncing", timeout)
         with word:
             # A sync that began after our change covers it.
             if self._syncs[1] <= begun:
@@ -249,13 +249,15 @@ class QueueHandle(_native.QueueCore):
         if self._take_changed() and not self.closed and self._state == slots.LIVE:
             self._make_durable()
 
-    def flush(self) -> None:
+    def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was done before this call, by anyone, survives a power cut.
 
-        Raises: Indeterminate, Poisoned.
+        Raises: LockTimeout where another process syncs for longer than `timeout` seconds (default
+        30); Indeterminate, Poisoned.
         """
+        checked = check_timeout(timeout)
         self._check_writable()
-        self._make_durable()
+        self._make_durable(LOCK_SECONDS if checked is None else checked)
 
     # --- the end ----------------------------------------------------------------------------------
 

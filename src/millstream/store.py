@@ -387,16 +387,16 @@ class Store(StoreQueues):
         for name in self._names():
             self.stream(name).flush(timeout=timeout)
         for name in self._queue_names():
-            self.queue(name).flush()
+            self.queue(name).flush(timeout=timeout)
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the store into a new directory while others go on writing.
 
-        The copy holds, of each partition, all up to one moment; its first open recovers and so
+        The copy holds, of each partition, all up to one moment, and of each queue what was not
+        finished, each message as of a moment of the copying. Its first open recovers and so
         verifies it. It is synced when this returns.
 
-        Raises: StorageError where the target is there and not empty; StoreFull; Unsupported where
-        there are queues.
+        Raises: StorageError where the target is there and not empty; StoreFull.
         """
         from millstream import backup
 

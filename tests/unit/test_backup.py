@@ -138,9 +138,74 @@ def test_target_must_be_new_or_empty(tmp_path):
     assert inspect.verify(tmp_path / "empty").ok
 
 
-def test_store_with_queues_is_refused_not_copied_in_part(tmp_path):
-    with millstream.open(tmp_path / "s") as store:
-        store.queue("q", capacity=10).put(b"x")
-        with pytest.raises(millstream.Unsupported, match="queues"):
-            store.backup(tmp_path / "copy")
-    assert not (tmp_path / "copy").exists()
+def test_copy_has_the_messages_of_queues(tmp_path):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        q = store.queue("q", capacity=100, dedup_window=60.0, ordering="key")
+        ids = [q.put(b"%d" % n * n, key=b"%d" % (n % 3), dedup_id=f"{n}") for n in range(40)]
+        q.put(b"x" * 100_000, key=b"large")
+        q.put(b"later", delay=60)
+        q.get().ack()
+        q.get().reject("no")
+        held = q.get()
+        store.queue("empty")
+        store.backup(tmp_path / "copy")
+        held.ack()
+        q.put(b"later still")
+    assert inspect.verify(tmp_path / "copy").ok
+    with millstream.open(tmp_path / "copy") as copy:
+        assert copy.queues() == ["empty", "q"]
+        theirs = copy.queue("q")
+        theirs._check()
+        assert (len(theirs), theirs.stats().dead) == (40, 1)
+        assert [theirs.put(b"again", dedup_id=f"{n}") for n in range(40)] == ids
+        assert theirs.put(b"new", key=b"large") > max(ids)
+        found = {}
+        while messages := theirs.get_many(100, timeout=0):
+            for m in messages:
+                found[m.id] = m.value
+            theirs.ack_many(messages)
+        assert len(found) == 40  # but for the one that is delayed
+        assert b"x" * 100_000 in found.values()
+        assert held.id in found
+        assert all(
+            found.get(number, b"%d" % n * n) == b"%d" % n * n for n, number in enumerate(ids)
+        )
+
+
+def test_copy_of_a_queue_under_traffic_has_all_that_stood_throughout(tmp_path):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        q = store.queue("q", capacity=5000, payload_bytes="8MiB", priorities=2)
+        standing = {q.put(b"%d" % n * (1500 * (n % 3) + 1), priority=1): n for n in range(300)}
+        stop = threading.Event()
+        done = []
+
+        def work():
+            count = 0
+            while not stop.is_set():
+                q.put(b"y" * (count % 9000), priority=0, timeout=10)
+                m = q.get(timeout=10)
+                m.release() if m.id in standing else m.ack()
+                count += 1
+            done.append(count)
+
+        threads = [threading.Thread(target=work) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for turn in range(6):
+            store.backup(tmp_path / f"copy-{turn}")
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        print(f"put and acknowledged meanwhile: {sum(done)}")
+        assert sum(done) > 100
+    for turn in range(6):
+        assert inspect.verify(tmp_path / f"copy-{turn}").ok
+        with millstream.open(tmp_path / f"copy-{turn}") as copy:
+            theirs = copy.queue("q")
+            assert theirs.stats().dead == 0
+            found = {}
+            while messages := theirs.get_many(1000, timeout=0):  # one that was leased comes alone
+                found.update({m.id: m.value for m in messages})
+            for number, n in standing.items():
+                assert found.pop(number) == b"%d" % n * (1500 * (n % 3) + 1)
+            assert set(map(len, found.values())) <= set(range(9000))

@@ -1,0 +1,169 @@
+"""A copy of a queue while others use it: each message as it is at one moment of the copying.
+
+A message that was there before and is not finished meanwhile is in the copy; one that is put or
+finished meanwhile may be or not. Deduplication ids are copied first: of a message that is newer
+than its id in the copy, or gone, its slot still tells that it was there.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from typing import TYPE_CHECKING, NamedTuple
+
+from millstream import files, slots
+
+if TYPE_CHECKING:
+    import mmap
+
+    from millstream.queue import Queue
+
+WORD = struct.Struct("<Q")
+LENGTHS_AT, SLOT_HEAD_BYTES, FAILURES_BYTES = 64, 96, 512
+LENGTHS = struct.Struct("<IIII")
+"""Of a slot: bytes of payload, key and headers, and its first block + 1."""
+FREE, WRITING, SPARE, PREPARED = 0, 3, 12, 17
+PAGE = slots.PAGE
+ATTEMPTS = 100
+
+
+class _Places(NamedTuple):
+    """Where things lie in the files of slots and blocks."""
+
+    slot_bytes: int
+
+    def _extent(self, slot: int) -> tuple[int, int]:
+        each = 8 + self.slot_bytes + FAILURES_BYTES
+        extent, index = divmod(slot, slots.EXTENT_SLOTS)
+        return PAGE + extent * slots.EXTENT_SLOTS * each, index
+
+    def word(self, slot: int) -> int:
+        start, index = self._extent(slot)
+        return start + 8 * index
+
+    def slot(self, slot: int) -> int:
+        start, index = self._extent(slot)
+        return start + 8 * slots.EXTENT_SLOTS + self.slot_bytes * index
+
+    def failures(self, slot: int) -> int:
+        start, index = self._extent(slot)
+        return start + (8 + self.slot_bytes) * slots.EXTENT_SLOTS + FAILURES_BYTES * index
+
+    def block(self, block: int) -> tuple[int, int]:
+        """Of the word, and of the data."""
+        extent, index = divmod(block, slots.EXTENT_BLOCKS)
+        start = PAGE + extent * slots.EXTENT_BLOCKS * (8 + slots.BLOCK_BYTES)
+        return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index
+
+
+def copy(queue: Queue, target: str) -> None:
+    """Copy a queue into a directory to be made."""
+    files.make_directory(target)
+    if queue._config["dedup_window"]:
+        _copy_dedup(queue, os.path.join(target, "dedup"))
+    config = files.read_json(os.path.join(queue.path, "queue.json"))
+    queue._check_live()  # as large as the configuration says, or larger
+    config["capacity"] = queue.capacity
+    files.write_json(os.path.join(target, "queue.json"), config)
+    copying = _Copy(queue, target)
+    try:
+        copying.run()
+    finally:
+        copying.close()
+    files.sync_directory(target)
+
+
+def _copy_dedup(queue: Queue, target: str) -> None:
+    memory = queue._files.map_again("dedup")
+    files.replace(target, memory[:])
+
+
+class _Copy:
+    """The files of slots and blocks of a copy that is being made."""
+
+    def __init__(self, queue: Queue, target: str) -> None:
+        self.count = queue._slot_count
+        self.live: mmap.mmap = queue._files.slots
+        self.live_blocks: mmap.mmap | None = queue._files.blocks
+        self.block_count = queue._block_count
+        self.places = _Places(queue._files.sizes.slot_bytes)
+        self.paths = [os.path.join(target, "slots")]
+        lengths = queue._files.sizes.bytes_of(
+            queue._files.sizes.slot_max, queue._files.sizes.block_max
+        )
+        if self.live_blocks is not None:
+            self.paths.append(os.path.join(target, "blocks"))
+        self.descriptors: list[int] = []
+        for path, length in zip(self.paths, lengths, strict=False):
+            self.descriptors.append(files.open_file(path, write=True, create=True))
+            files.extend(self.descriptors[-1], length, path)
+
+    def close(self) -> None:
+        for descriptor in self.descriptors:
+            files.close(descriptor)
+
+    def write(self, which: int, data: bytes, at: int) -> None:
+        files.write(self.descriptors[which], data, at, self.paths[which])
+
+    def word(self, slot: int) -> int:
+        return int(WORD.unpack_from(self.live, self.places.word(slot))[0])
+
+    def run(self) -> None:
+        in_blocks: list[tuple[int, int]] = []
+        for slot in range(self.count):
+            word, content = self.captured(slot)
+            if word is None:
+                continue
+            first_block = LENGTHS.unpack_from(content, LENGTHS_AT)[3]
+            has_message = word >> 59 not in (FREE, SPARE)
+            if has_message and first_block:
+                self.copy_blocks(slot, word, first_block - 1)
+                in_blocks.append((slot, word))
+            self.write(0, WORD.pack(word), self.places.word(slot))
+            self.write(0, content, self.places.slot(slot))
+            if has_message:
+                at = self.places.failures(slot)
+                self.write(0, self.live[at : at + FAILURES_BYTES], at)
+        for slot, word in in_blocks:
+            # Finished meanwhile: a later message may have got one of its blocks, here too.
+            if self.reuse_of(slot) != word >> 40 & 1023 or self.word(slot) >> 59 == FREE:
+                self.write(0, WORD.pack((word >> 40 & 1023) << 40), self.places.word(slot))
+        self.write(0, self.live[:PAGE], 0)  # last: its next id is above all that were copied
+        if self.live_blocks is not None:
+            self.write(1, self.live_blocks[:PAGE], 0)
+        for path, descriptor in zip(self.paths, self.descriptors, strict=True):
+            files.sync(descriptor, path)
+
+    def reuse_of(self, slot: int) -> int:
+        return self.word(slot) >> 40 & 1023
+
+    def captured(self, slot: int) -> tuple[int | None, bytes]:
+        """The word and the bytes of a slot, which belong together; None: nothing is to be said."""
+        at = self.places.slot(slot)
+        for _ in range(ATTEMPTS):
+            word = self.word(slot)
+            if word >> 59 in (WRITING, PREPARED):
+                break
+            if word >> 59 in (FREE, SPARE):
+                content = self.live[at : at + SLOT_HEAD_BYTES]
+            else:
+                content = self.live[at : at + self.places.slot_bytes]
+            after = self.word(slot)
+            if after >> 40 & 1023 == word >> 40 & 1023 and after >> 59 not in (WRITING, PREPARED):
+                return after, content
+        return None, b""
+
+    def copy_blocks(self, slot: int, word: int, block: int) -> None:
+        assert self.live_blocks is not None
+        for _ in range(self.block_count):
+            word_at, data_at = self.places.block(block)
+            found = int(WORD.unpack_from(self.live_blocks, word_at)[0])
+            if found >> 24 & 0x3FFFFFF != slot + 1 or found >> 50 & 1023 != word >> 40 & 1023:
+                return  # it was finished meanwhile
+            self.write(1, self.live_blocks[data_at : data_at + slots.BLOCK_BYTES], data_at)
+            self.write(1, WORD.pack(found), word_at)
+            if not found & 0xFFFFFF:
+                return
+            block = (found & 0xFFFFFF) - 1
+            if block >= self.block_count:
+                return
