@@ -42,6 +42,10 @@ bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot) {
   return only;
 }
 
+bool ms_bucket_is_first(const ms_queue *queue, uint64_t key_hash, uint32_t slot) {
+  return !queue->buckets || bucket_of(queue, key_hash)->head == slot + 1;
+}
+
 /* HELD -> READY | DELAYED: it is the first of its key now. */
 static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
@@ -87,10 +91,14 @@ bool ms_bucket_has(const ms_queue *queue, uint64_t word) {
          (state == MS_MESSAGE_DEAD && queue->block_key);
 }
 
+static bool stands_behind(const ms_queue *queue, uint32_t slot) {
+  uint32_t state = ms_word_state(atomic_load(ms_word_at(queue, slot)));
+  return state == MS_MESSAGE_HELD || state == MS_MESSAGE_PREPARED;
+}
+
 /* Does the slot come before the other? The one that is in flight does, then ids. */
 static bool comes_before(const ms_queue *queue, uint32_t slot, uint32_t other) {
-  bool held = ms_word_state(atomic_load(ms_word_at(queue, slot))) == MS_MESSAGE_HELD;
-  bool other_held = ms_word_state(atomic_load(ms_word_at(queue, other))) == MS_MESSAGE_HELD;
+  bool held = stands_behind(queue, slot), other_held = stands_behind(queue, other);
   if (held != other_held) return !held;
   return MS_PEEK(ms_slot_at(queue, slot)->id) < MS_PEEK(ms_slot_at(queue, other)->id);
 }

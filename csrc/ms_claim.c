@@ -35,7 +35,7 @@ static uint32_t look_at_message(const ms_queue *queue, const ms_dedup_claim *cla
   *out_word = atomic_load_explicit(at, memory_order_acquire);
   uint32_t state = ms_word_state(*out_word);
   if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE) return MS_MESSAGE_FREE;
-  if (state == MS_MESSAGE_WRITING || state == MS_MESSAGE_PREPARED) return MS_MESSAGE_WRITING;
+  if (state == MS_MESSAGE_WRITING || state == MS_MESSAGE_PREPARED) return state;
   uint64_t id = MS_PEEK(ms_slot_at(queue, claim->slot)->id);
   atomic_thread_fence(memory_order_acquire); /* the id before the second look */
   uint64_t again = atomic_load_explicit(at, memory_order_relaxed);
@@ -51,8 +51,9 @@ static ms_status judge(ms_queue *queue, const uint64_t key[2], const ms_dedup_cl
   uint64_t word = 0;
   if (claim->state == MS_DEDUP_DONE) return MS_END;
   uint32_t state = look_at_message(queue, claim, &word);
-  if (state == MS_MESSAGE_WRITING) { /* by its putter, or by another one since: a moment tells */
-    *out_owner = (uint32_t)word & 0x7fffffff;
+  /* By its putter, or by another one since: a moment tells; so it does of a transaction. */
+  if (state == MS_MESSAGE_WRITING || state == MS_MESSAGE_PREPARED) {
+    *out_owner = state == MS_MESSAGE_WRITING ? (uint32_t)word & 0x7fffffff : queue->self;
     return MS_BUSY;
   }
   ms_status status = ms_dedup_try_settle(table_of(queue), queue->self, key, claim->id,
@@ -93,15 +94,14 @@ ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, b
   return status == MS_END ? MS_OK : moved_as_busy(status, out_owner);
 }
 
-/* Of a DONE claim whose message is not there any more: the slot tells whether it was, for it or a
- * later one lies there. Where neither does, or the word never came to it, the put was lost with the
- * power, and may be done again. */
-static bool was_delivered(const ms_queue *queue, const ms_dedup_claim *claim) {
-  if (claim->state != MS_DEDUP_DONE || claim->slot >= ms_slot_count(queue)) return false;
-  const ms_slot *content = ms_slot_at(queue, claim->slot);
-  uint64_t id = MS_PEEK(content->id);
-  if (id != claim->id) return id > claim->id;
-  uint64_t word = atomic_load_explicit(ms_word_at(queue, claim->slot), memory_order_relaxed);
+/* Of a message that is not there any more: the slot tells whether it was, for it or a later one
+ * lies there. Where neither does, or the word never came to it, the put was lost with the power. */
+bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id) {
+  if (slot >= ms_slot_count(queue)) return false;
+  const ms_slot *content = ms_slot_at(queue, slot);
+  uint64_t found = MS_PEEK(content->id);
+  if (found != id) return found > id;
+  uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
   return ((ms_word_reuse(word) - content->reuse) & 1023) < 512;
 }
 
@@ -127,7 +127,8 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     ms_dedup_claim claim;
     if (!ms_dedup_entry_at(table, i, key, &claim)) continue;
     uint32_t state = look_at_message(queue, &claim, &word);
-    if (state == MS_MESSAGE_FREE && !was_delivered(queue, &claim)) ms_dedup_drop(table, i);
+    bool was_there = claim.state == MS_DEDUP_DONE && ms_queue_had(queue, claim.slot, claim.id);
+    if (state == MS_MESSAGE_FREE && !was_there) ms_dedup_drop(table, i);
   }
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);

@@ -387,9 +387,7 @@ bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_i
 
 /* --- putting --- */
 
-/* State and tick that a message has which may be taken after delay_ns: never early. */
-static uint64_t waiting_word(uint64_t word, uint32_t state, int64_t delay_ns,
-                             const ms_instant *now) {
+uint64_t ms_waiting_word(uint64_t word, uint32_t state, int64_t delay_ns, const ms_instant *now) {
   if (delay_ns <= 0) return ms_word_as(word, state, ms_tick_floor(now->boot_ns));
   int64_t reach = MS_TICK_REACH * MS_NS_PER_TICK;
   return ms_word_as(word, state == MS_MESSAGE_HELD ? state : MS_MESSAGE_DELAYED,
@@ -417,7 +415,9 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
     return status;
   }
   /* Under the bucket, so that ids rise along a key. */
-  uint64_t id = atomic_fetch_add_explicit(&queue->slots->next_id, 1, memory_order_relaxed);
+  uint64_t id = message->id
+                    ? message->id
+                    : atomic_fetch_add_explicit(&queue->slots->next_id, 1, memory_order_relaxed);
   if (dedup) status = ms_claim_make(queue, message->dedup, id, slot, now, &out->id, out_owner);
   if (status == MS_OK) {
     status = write_slot(queue, slot, word, message, id, now);
@@ -432,18 +432,21 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   uint64_t plain = ms_make_word(MS_MESSAGE_READY, message->lane, 0, ms_word_reuse(word), 0, 0);
   uint32_t state = MS_MESSAGE_READY;
   if (queue->buckets && !ms_bucket_append(queue, message->key_hash, slot)) state = MS_MESSAGE_HELD;
-  uint64_t to = waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
+  uint64_t to = ms_waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
+  if (message->transaction)
+    to = ms_word_as(plain, MS_MESSAGE_PREPARED, 0) | ms_word_transaction(message->transaction);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, message->key_hash);
-  if (dedup) { /* left PENDING where the table is busy: whoever meets it sees the message */
-    uint32_t busy;
+  if (dedup && message->transaction == 0) {
+    uint32_t busy; /* left PENDING where the table is busy: whoever meets it sees the message */
     ms_claim_settle(queue, message->dedup, id, true, &busy);
   }
   if (!moved)
     return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
   if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
-  if (message->expires_us) ms_lower(&queue->hints->expiry_due, (uint64_t)message->expires_us);
+  if (message->expires_us && !message->transaction)
+    ms_lower(&queue->hints->expiry_due, (uint64_t)message->expires_us);
   *out = (ms_lease){to, id, slot};
   return MS_OK;
 }
@@ -571,7 +574,7 @@ _Atomic uint64_t *ms_queue_word(const ms_queue *queue, uint32_t slot) {
 
 /* After a move of a word, which is sequentially consistent: so are these loads, and the fence in
  * ms_queue_announce: either we see who waits, or they see the word. */
-static void say_freed(ms_queue *queue) {
+void ms_queue_say_freed(ms_queue *queue) {
   if (MS_UNLIKELY(atomic_load(&queue->hints->room_waiters))) ms_queue_wake(queue, MS_WAIT_ROOM, 1);
   if (MS_UNLIKELY(atomic_load(&queue->hints->settled_waiters)))
     ms_queue_wake(queue, MS_WAIT_SETTLED, INT32_MAX);
@@ -592,7 +595,7 @@ ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const m
   if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
-  say_freed(queue);
+  ms_queue_say_freed(queue);
   return MS_OK;
 }
 
@@ -613,7 +616,7 @@ ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
   ms_queue_balance(queue);
-  say_freed(queue);
+  ms_queue_say_freed(queue);
   return MS_OK;
 }
 
@@ -659,7 +662,7 @@ bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_fail
 
 static ms_status wait_again(ms_queue *queue, const ms_lease *lease, uint64_t word, int64_t delay_ns,
                             const ms_instant *now) {
-  uint64_t to = waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
+  uint64_t to = ms_waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
   if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
   if (ms_word_state(to) == MS_MESSAGE_READY) {
     ms_queue_hint(queue, lease->slot, to);

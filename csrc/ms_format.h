@@ -276,7 +276,8 @@ typedef struct ms_hints_header {
   _Atomic uint32_t missed;
   _Atomic uint64_t swept;
   _Atomic uint64_t expiry_due;
-  uint64_t reserved4[2];
+  _Atomic uint32_t undecided;
+  uint32_t reserved4[3];
   _Atomic uint32_t sync;
   _Atomic uint32_t sync_wake;
   _Atomic uint64_t sync_begun;
@@ -485,6 +486,7 @@ typedef struct ms_dedup_entry {
   XX(ms_hints_header, missed, 284)          \
   XX(ms_hints_header, swept, 288)           \
   XX(ms_hints_header, expiry_due, 296)      \
+  XX(ms_hints_header, undecided, 304)       \
   XX(ms_hints_header, sync, 320)            \
   XX(ms_hints_header, sync_wake, 324)       \
   XX(ms_hints_header, sync_begun, 328)      \

@@ -148,6 +148,8 @@ typedef struct ms_message {
   int64_t expires_us; /* 0: never */
   uint64_t key_hash;  /* with buckets: which; taken from the key by the caller */
   uint64_t dedup[2];
+  uint64_t id;          /* 0: the next; else it was given by a transaction that is done again */
+  uint64_t transaction; /* not 0: PREPARED, until ms_queue_try_decide */
 } ms_message;
 
 /* Put a message; visible and kept over any process's death when it returns MS_OK. Wakes nobody:
@@ -227,6 +229,25 @@ typedef struct ms_queue_counts {
   uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
 } ms_queue_counts;
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
+
+/* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
+
+static inline uint64_t ms_word_transaction(uint64_t word) {
+  return word & ((UINT64_C(1) << 40) - 1);
+}
+
+/* LEASED -> ACKING; *out_word is what to decide. MS_LOST. */
+MS_MUST_USE ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease,
+                                               uint64_t transaction, uint64_t *out_word);
+/* ACKING -> LEASED as it was: the transaction did not come to its record. */
+MS_MUST_USE ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word);
+/* Committed: PREPARED -> READY, DELAYED, HELD; ACKING -> FREE. Else PREPARED -> FREE, ACKING ->
+ * READY. MS_LOST: the word is another one; MS_BUSY. */
+MS_MUST_USE ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word,
+                                          bool committed, const ms_instant *now,
+                                          uint32_t *out_owner);
+/* Was the message with this id ever in this slot: is it there, or is it over? At rest. */
+bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id);
 
 /* --- what time and deaths bring --- */
 

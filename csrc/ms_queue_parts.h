@@ -109,6 +109,12 @@ void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word);
 /* Put a DELAYED slot into the wheel, or leave it to a sweep when the wheel is busy. */
 void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
 
+/* State and tick that a message has which may be taken after delay_ns: never early. */
+uint64_t ms_waiting_word(uint64_t word, uint32_t state, int64_t delay_ns, const ms_instant *now);
+
+/* After a move to FREE: wake who waits for room, or for the end. */
+void ms_queue_say_freed(ms_queue *queue);
+
 /* DELAYED -> READY | DELAYED (parked), once its tick is reached. True: it is READY. */
 bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
 
@@ -119,6 +125,8 @@ void ms_bucket_release(ms_queue *queue, uint64_t key_hash);
  * first. Holder of the bucket. */
 bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot);
 void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now);
+/* Is it the first of its key? Also where there are no buckets. Holder. */
+bool ms_bucket_is_first(const ms_queue *queue, uint64_t key_hash, uint32_t slot);
 /* Does a message with this word belong into a list? */
 bool ms_bucket_has(const ms_queue *queue, uint64_t word);
 /* Make the list anew from the words; what a dead owner left is not trusted. Holder. */

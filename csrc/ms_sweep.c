@@ -64,7 +64,7 @@ typedef struct pass {
   int64_t lease_due; /* mono ns */
   int64_t expiry_due;
   uint64_t noted; /* READY since before this tick and all hints of then gone: its hint was lost */
-  bool reconcile, expire, rearm;
+  bool reconcile, expire, rearm, undecided;
   uint32_t ready;
 } pass;
 
@@ -161,6 +161,10 @@ static void look(pass *p, uint32_t slot, uint64_t word) {
       return;
     case MS_MESSAGE_HELD:
       if (p->expire) look_at_expiry(p, slot, word);
+      return;
+    case MS_MESSAGE_PREPARED:
+    case MS_MESSAGE_ACKING:
+      p->undecided = true;
       return;
     default:
       return;
@@ -262,6 +266,8 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
     atomic_store_explicit(&hints->wheel_due, ms_wheel_next(&queue->wheel), memory_order_release);
     ms_owner_release(&hints->wheel);
   }
+  /* Maybe of one of the dead: the journal tells, which is not ours to ask. */
+  if (dead_count && p.undecided) MS_POKE(hints->undecided, 1);
   if (dead_count) {
     ms_queue_balance(queue);
     for (uint32_t i = 0; i < dead_count; i++) {
@@ -433,14 +439,14 @@ static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool
     case MS_MESSAGE_SPARE:
       return ms_free_word(word, ms_word_state(word));
     case MS_MESSAGE_WRITING:
-    case MS_MESSAGE_PREPARED:
       return ms_free_word(word, MS_MESSAGE_FREE);
     case MS_MESSAGE_READY:
     case MS_MESSAGE_DELAYED:
     case MS_MESSAGE_HELD:
     case MS_MESSAGE_LEASED:
-    case MS_MESSAGE_ACKING:
     case MS_MESSAGE_DEAD:
+    case MS_MESSAGE_PREPARED:
+    case MS_MESSAGE_ACKING:
       break;
     default: /* a flipped bit: keep what is whole, as dead */
       if (!ms_queue_slot_valid(queue, slot, content->reuse))
@@ -452,6 +458,8 @@ static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool
   if (content->reuse != ms_word_reuse(word) || content->slot != slot)
     return ms_free_word(word, MS_MESSAGE_FREE);
   if (ms_word_state(word) == MS_MESSAGE_DEAD) return ms_word_as(word, MS_MESSAGE_DEAD, tick);
+  if (ms_word_state(word) == MS_MESSAGE_PREPARED || ms_word_state(word) == MS_MESSAGE_ACKING)
+    return word; /* the journal decides, after this */
   bool spent =
       ms_word_state(word) == MS_MESSAGE_LEASED && ms_word_attempts(word) >= queue->max_attempts;
   if (spent || (verify && !ms_queue_slot_valid(queue, slot, ms_word_reuse(word)))) {
@@ -490,6 +498,10 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
         all[standing_count++] = (standing){INT64_MIN, MS_PEEK(content->id), slot};
       continue;
     }
+    if (ms_word_state(to) == MS_MESSAGE_PREPARED || ms_word_state(to) == MS_MESSAGE_ACKING) {
+      if (queue->buckets) all[standing_count++] = (standing){0, MS_PEEK(content->id), slot};
+      continue;
+    }
     if (ms_word_state(to) != MS_MESSAGE_READY && ms_word_state(to) != MS_MESSAGE_DELAYED) continue;
     if (MS_PEEK(content->expires))
       ms_lower(&hints->expiry_due, (uint64_t)MS_PEEK(content->expires));
@@ -505,7 +517,7 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
     if (queue->buckets &&
         !ms_bucket_append(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot) &&
-        ms_word_state(word) != MS_MESSAGE_DEAD) {
+        (ms_word_state(word) == MS_MESSAGE_READY || ms_word_state(word) == MS_MESSAGE_DELAYED)) {
       uint64_t held = ms_word_as(word, MS_MESSAGE_HELD, ms_word_tick(word));
       set_word(queue, slot, held);
     } else if (ms_word_state(word) == MS_MESSAGE_READY) {
@@ -547,8 +559,9 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
         ms_word_state(word) == MS_MESSAGE_READY || ms_word_state(word) == MS_MESSAGE_DELAYED;
     if (!stands && !(to->buckets && ms_bucket_has(to, word))) continue;
     if (newest == 0) newest = ms_word_tick(word);
-    int64_t order = to->buckets ? ms_word_state(word) == MS_MESSAGE_HELD
-                                : ms_ticks_until(newest, ms_word_tick(word));
+    bool behind =
+        ms_word_state(word) == MS_MESSAGE_HELD || ms_word_state(word) == MS_MESSAGE_PREPARED;
+    int64_t order = to->buckets ? behind : ms_ticks_until(newest, ms_word_tick(word));
     all[standing_count++] = (standing){order, MS_PEEK(ms_slot_at(from, slot)->id), slot};
   }
   qsort(all, standing_count, sizeof(*all), by_age);

@@ -23,6 +23,7 @@ C_LAYERS = (
     "ms_claim",
     "ms_bucket",
     "ms_delivery",
+    "ms_decide",
     "ms_sweep",
     "ms_heartbeat",
 )

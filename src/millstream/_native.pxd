@@ -130,6 +130,7 @@ cdef extern from "ms_format.h" nogil:
         uint32_t state
         uint64_t lease_due
         uint64_t expiry_due
+        uint32_t undecided
         uint32_t sync
         uint64_t sync_begun
         uint64_t sync_ended
@@ -364,6 +365,8 @@ cdef extern from "ms_queue.h" nogil:
         int64_t expires_us
         uint64_t key_hash
         uint64_t *dedup
+        uint64_t id
+        uint64_t transaction
     ctypedef struct ms_lease:
         uint64_t word
         uint64_t id
@@ -414,6 +417,13 @@ cdef extern from "ms_queue.h" nogil:
                                   const ms_instant *now, uint32_t *out_owner)
     ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
                                    const ms_instant *now, uint32_t *out_owner)
+    ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
+                                       uint64_t *out_word)
+    ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
+    ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
+                                  const ms_instant *now, uint32_t *out_owner)
+    bint ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id)
+    uint64_t ms_word_transaction(uint64_t word)
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)

@@ -202,6 +202,9 @@ class QueueHandle(_native.QueueCore):
                 self._files.allocate_blocks(count)
                 self._publish_blocks(count)
 
+    def _settle_undecided(self) -> None:
+        self._set_undecided(0)  # transactions are not there yet
+
     def _retry_delay(self, attempt: int) -> float:
         if self._random is None:
             from random import random

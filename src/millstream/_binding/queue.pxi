@@ -10,13 +10,16 @@ cdef class QueueCore(_QueueFiles):
 
     cdef int put_one(self, object value, object priority, object delay, object at, object key,
                      object ttl, object dedup_id, object headers, const ms_instant *now,
-                     ms_lease *out, uint32_t *out_owner, ms_error *err) except? -1000:
+                     uint64_t transaction, uint64_t id, ms_lease *out, uint32_t *out_owner,
+                     ms_error *err) except? -1000:
         """Put one message; the status of the core."""
         cdef ms_message message
         cdef bytes data, key_bytes, packed
         cdef int64_t due
         cdef uint64_t total
         memset(&message, 0, sizeof(ms_message))
+        message.transaction = transaction
+        message.id = id
         if type(value) is bytes:
             data = value
         else:
@@ -175,8 +178,8 @@ cdef class QueueCore(_QueueFiles):
         if self.codec is not None:
             value = self.codec.encode(value)
         ms_now_near(&self.c, &now)
-        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, &out,
-                              &owner, &err)
+        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0,
+                              &out, &owner, &err)
         if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
                             status, owner, &out, &err)
@@ -200,7 +203,7 @@ cdef class QueueCore(_QueueFiles):
                     f"{self.path}: {self.c.capacity} messages are not finished")
             ms_now(&now)
             status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now,
-                                  out, &owner, err)
+                                  0, 0, out, &owner, err)
         return 0
 
     def put_many(self, items, timeout=0):
@@ -246,7 +249,7 @@ cdef class QueueCore(_QueueFiles):
                     value = self.codec.encode(value)
                 while True:
                     status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers,
-                                          &now, &out, &owner, &err)
+                                          &now, 0, 0, &out, &owner, &err)
                     if status == MS_OK or status == MS_END:
                         break
                     if count:
@@ -268,6 +271,83 @@ cdef class QueueCore(_QueueFiles):
             if ids:
                 self.note()
         return ids
+
+    # --- transactions: docs/design.md -------------------------------------------------------------
+
+    def _prepare_put(self, uint64_t transaction, uint64_t id, value, *, priority=0, at=None,
+                     key=None, ttl=None, dedup_id=None, headers=None):
+        """Put a message that nobody sees before `_decide`: (id, slot, word).
+
+        None: one with its dedup_id is there. `id`: 0, or as it was given before. `transaction` 0:
+        it is decided, and seen at once. Raises QueueFull; never waits for room.
+        """
+        cdef ms_instant now
+        cdef ms_lease out
+        cdef ms_error err
+        cdef uint32_t owner = 0
+        cdef int64_t started = ms_clock_monotonic_ns()
+        cdef int status
+        cdef bint announced = False
+        cdef uint32_t ticket = 0
+        self.alive()
+        while True:
+            ms_now(&now)
+            status = self.put_one(value, priority, 0.0, at, key, ttl, dedup_id, headers, &now,
+                                  transaction, id, &out, &owner, &err)
+            if status == MS_OK:
+                break
+            if status == MS_END:
+                return None
+            if self.resolve_put(status, owner, &err, started, started, &announced, &ticket):
+                raise _errors.QueueFull(
+                    f"{self.path}: {self.c.capacity} messages are not finished")
+        if transaction == 0:
+            ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
+        self.changed = True
+        return out.id, out.slot, out.word
+
+    def _prepare_ack(self, uint64_t transaction, Message m):
+        """The lease becomes an acknowledgement that is to be decided: (id, slot, word); None: lost.
+        """
+        cdef uint64_t word = 0
+        self.alive()
+        if m.keeper != NULL:
+            m.claim()
+        if ms_queue_try_prepare_ack(&self.c, &m.lease, transaction, &word) != MS_OK:
+            return None
+        return m.lease.id, m.lease.slot, word
+
+    def _undo_ack(self, Message m, uint64_t word):
+        """It is a lease again, as before `_prepare_ack`."""
+        ms_queue_try_undo_ack(&self.c, &m.lease, word)
+
+    def _acked(self, Message m):
+        """The transaction that acknowledges it is committed."""
+        m.outcome = "ack"
+
+    def _decide(self, uint32_t slot, uint64_t word, bint committed):
+        """What was prepared is to be seen, or is withdrawn. False: it is decided already."""
+        cdef ms_instant now
+        cdef uint32_t owner = 0
+        cdef ms_status status
+        self.alive()
+        while True:
+            ms_now(&now)
+            status = ms_queue_try_decide(&self.c, slot, word, committed, &now, &owner)
+            if status != MS_BUSY:
+                break
+            self.outwait(owner)
+        self.changed = True
+        return status == MS_OK
+
+    def _had(self, uint32_t slot, uint64_t id):
+        """Was the message with this id ever in this slot? After all processes had ended."""
+        return ms_queue_had(&self.c, slot, id)
+
+    @staticmethod
+    def _transaction_of(uint64_t word):
+        """The low 40 bits of the transaction that a word PREPARED or ACKING belongs to."""
+        return ms_word_transaction(word)
 
     # --- taking -----------------------------------------------------------------------------------
 

@@ -229,6 +229,9 @@ cdef class _QueueFiles:
     def _paused(self):
         return ms_load32(&self.c.slots.paused)
 
+    def _set_undecided(self, uint32_t undecided):
+        ms_store32(&self.c.hints.undecided, undecided)
+
     def _set_paused(self, uint32_t paused):
         ms_store32(&self.c.slots.paused, paused)
 
@@ -320,6 +323,8 @@ cdef class _QueueFiles:
             with nogil:
                 ms_queue_sweep(&c, &then, dead, count)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
+        if ms_load32(&self.c.hints.undecided):
+            self._settle_undecided()
         return 0
 
     cdef bint alone(self) noexcept:

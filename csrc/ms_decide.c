@@ -1,0 +1,75 @@
+/* What a transaction does to the messages of a queue: prepare, then be decided.
+ *
+ * A word that is PREPARED or ACKING belongs to the transaction whose low bits it ends in, whatever
+ * becomes of the process: leases, deaths and sweeps do not touch it. Its arrows out are taken by
+ * who holds the store's journal, which alone knows whether the transaction is committed; deciding
+ * twice changes nothing. Crash: what a dead committer left is found by a sweep (hints->undecided).
+ * Knows no journal. Putting PREPARED is ms_queue_try_put's.
+ */
+#include "ms_queue_parts.h"
+
+ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
+                                   uint64_t *out_word) {
+  uint64_t to = ms_make_word(MS_MESSAGE_ACKING, ms_word_lane(lease->word),
+                             ms_word_attempts(lease->word), ms_word_reuse(lease->word), 0, 0) |
+                ms_word_transaction(transaction);
+  if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
+  *out_word = to;
+  return MS_OK;
+}
+
+ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word) {
+  return ms_move(ms_word_at(queue, lease->slot), word, lease->word) ? MS_OK : MS_LOST;
+}
+
+static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                      uint32_t *out_owner) {
+  const ms_slot *content = ms_slot_at(queue, slot);
+  uint64_t key_hash = MS_PEEK(content->key_hash), id = MS_PEEK(content->id);
+  const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
+  int64_t expires = MS_PEEK(content->expires), due = MS_PEEK(content->due);
+  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
+  uint32_t state = ms_bucket_is_first(queue, key_hash, slot) ? MS_MESSAGE_READY : MS_MESSAGE_HELD;
+  int64_t delay_us = due > now->wall_us ? due - now->wall_us : 0;
+  uint64_t plain = ms_make_word(state, ms_word_lane(word), 0, ms_word_reuse(word), 0, 0);
+  uint64_t to = ms_waiting_word(plain, state, delay_us * 1000, now);
+  bool moved = ms_move(ms_word_at(queue, slot), word, to);
+  ms_bucket_release(queue, key_hash);
+  if (!moved) return MS_LOST;
+  ms_claim_settle(queue, dedup, id, true, out_owner); /* busy: who meets it sees the message */
+  if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
+  if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
+  if (expires) ms_lower(&queue->hints->expiry_due, (uint64_t)expires);
+  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
+  return MS_OK;
+}
+
+static ms_status withdraw(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
+                          uint32_t *out_owner) {
+  const ms_slot *content = ms_slot_at(queue, slot);
+  uint64_t key_hash = MS_PEEK(content->key_hash), id = MS_PEEK(content->id);
+  const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
+  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
+  bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+  if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
+  ms_bucket_release(queue, key_hash);
+  if (!moved) return MS_LOST;
+  ms_claim_settle(queue, dedup, id, false, out_owner); /* busy: it is void, as nothing shows */
+  ms_queue_say_freed(queue);
+  return MS_OK;
+}
+
+ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bool committed,
+                              const ms_instant *now, uint32_t *out_owner) {
+  uint32_t state = ms_word_state(word);
+  if (state == MS_MESSAGE_PREPARED)
+    return committed ? show(queue, slot, word, now, out_owner)
+                     : withdraw(queue, slot, word, now, out_owner);
+  if (state != MS_MESSAGE_ACKING) return MS_LOST;
+  if (committed) return ms_queue_finish(queue, slot, word, now, out_owner);
+  uint64_t to = ms_word_as(word, MS_MESSAGE_READY, ms_tick_floor(now->boot_ns));
+  if (!ms_move(ms_word_at(queue, slot), word, to)) return MS_LOST;
+  ms_queue_hint(queue, slot, to);
+  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
+  return MS_OK;
+}
