@@ -29,6 +29,7 @@ typedef struct ms_records {
   const uint32_t *header_starts; /* headers of row r: [header_starts[r], header_starts[r + 1]) */
   const ms_slice *header_names;
   const ms_slice *header_values;
+  uint64_t first_sequence; /* of the first record; only where a producer appends */
 } ms_records;
 
 /* What measuring found out; everything that encoding needs besides the records. */

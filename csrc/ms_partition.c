@@ -134,6 +134,9 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
   MS_TRY(find_end(partition, err));
   ms_mark *end = &partition->end;
   ms_segment *segment = partition->active;
+  if (producer != 0)
+    MS_TRY(ms_producers_try_admit(partition->producers, segment, end->position, producer,
+                                  records->first_sequence, &out->last_sequence));
   uint64_t file_position = 0, length = 0;
   bool room = false;
   if (segment != NULL && segment->epoch == partition->generation) {
@@ -169,6 +172,8 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
   if (ms_segment_index_due(segment, position, end->position))
     ms_segment_index_put(segment, position, end);
   publish(block, end);
+  if (MS_UNLIKELY(partition->producers != NULL))
+    ms_producers_passed(partition->producers, position, end->position, producer, sequence);
   out->first_offset = place.base_offset;
   out->epoch = segment->epoch;
   out->end = end->position;

@@ -8,7 +8,7 @@
 #define MS_PARTITION_H
 
 #include "ms_owner.h"
-#include "ms_segment.h"
+#include "ms_producer.h"
 
 /* What the caller should do after an append, none of it urgent. */
 enum {
@@ -34,6 +34,7 @@ typedef struct ms_partition {
       populated; /* position up to which pages of `active` were populated; said by the caller */
   uint64_t populate_low; /* MS_EVENT_POPULATE when less than this is ahead of the tail; 0: never */
   uint64_t unsynced_max; /* 0: no bound */
+  ms_producers *producers; /* NULL: not known in this process, or being walked */
 } ms_partition;
 
 typedef struct ms_appended {
@@ -41,8 +42,9 @@ typedef struct ms_appended {
   uint64_t epoch;
   uint64_t end; /* position behind the batch: what must be durable */
   uint32_t events;
-  uint32_t owner;      /* with MS_BUSY: who holds the append word */
-  uint64_t need_bytes; /* with MS_ROLL: data bytes that the successor must have */
+  uint32_t owner;         /* with MS_BUSY: who holds the append word */
+  uint64_t need_bytes;    /* with MS_ROLL: data bytes that the successor must have */
+  uint64_t last_sequence; /* with MS_RESENT: of the producer, in this partition */
 } ms_appended;
 
 /* Append one batch and publish it with one store of the tail. When it returns MS_OK the batch
@@ -50,8 +52,9 @@ typedef struct ms_appended {
  * MS_BUSY: take the word by ms_owner_wait() or ms_partition_take_over(), release it, try again.
  * MS_ROLL: map a successor of at least need_bytes of data as `next`, try again. MS_MOVED: map
  * block->active. MS_WALK: recover first. MS_POISONED, MS_CORRUPT: refused until all have closed,
- * or until repair. MS_CLOSED: the stream was dropped or its control file replaced. out is written
- * also on those. */
+ * or until repair. MS_CLOSED: the stream was dropped or its control file replaced. With a producer
+ * (0: none), also MS_RESENT and MS_BEHIND of ms_producers_try_admit(): nothing was appended. out is
+ * written also on those. */
 MS_MUST_USE ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                               const ms_shape *shape, uint32_t producer,
                                               uint64_t sequence, ms_appended *out, ms_error *err);

@@ -10,27 +10,29 @@
 
 #include "ms_platform.h"
 
-#define MS_STATUS_MAP(XX)                                                              \
-  XX(OK, 0, "", "success")                                                             \
-  XX(END, 1, "", "nothing more here")                                                  \
-  XX(BUSY, 2, "", "another process owns the word")                                     \
-  XX(TIMEOUT, 3, "LockTimeout", "the time-out passed")                                 \
-  XX(ROLL, 4, "", "the active segment has no room: map its successor and try again")   \
-  XX(MOVED, 5, "", "another process changed the active segment: map it and try again") \
-  XX(WALK, 6, "", "the partition was not recovered in this generation: walk it first") \
-  XX(INTERRUPTED, 7, "", "a signal arrived: look at it and try again")                 \
-  XX(FULL, 8, "QueueFull", "as many messages as the queue holds are not finished")     \
-  XX(EMPTY, 9, "Empty", "no message is ready")                                         \
-  XX(LOST, 10, "LeaseLost", "the lease ended, or the message was given to another")    \
-  XX(GROW_SLOTS, 11, "", "allocate and publish more slots, then try again")            \
-  XX(GROW_BLOCKS, 12, "", "allocate and publish more blocks, then try again")          \
-  XX(CORRUPT, -1, "CorruptBatch", "bytes in a file are not valid")                     \
-  XX(VERSION, -2, "VersionMismatch", "a newer format")                                 \
-  XX(LIMIT, -3, "LimitExceeded", "larger than the format allows")                      \
-  XX(INVALID, -4, "InvalidArgument", "an argument that makes no sense")                \
-  XX(POISONED, -5, "Poisoned", "an earlier sync failed")                               \
-  XX(CLOSED, -6, "Closed", "the handle is closed")                                     \
-  XX(NOMEM, -7, "", "no memory")                                                       \
+#define MS_STATUS_MAP(XX)                                                                 \
+  XX(OK, 0, "", "success")                                                                \
+  XX(END, 1, "", "nothing more here")                                                     \
+  XX(BUSY, 2, "", "another process owns the word")                                        \
+  XX(TIMEOUT, 3, "LockTimeout", "the time-out passed")                                    \
+  XX(ROLL, 4, "", "the active segment has no room: map its successor and try again")      \
+  XX(MOVED, 5, "", "another process changed the active segment: map it and try again")    \
+  XX(WALK, 6, "", "the partition was not recovered in this generation: walk it first")    \
+  XX(INTERRUPTED, 7, "", "a signal arrived: look at it and try again")                    \
+  XX(FULL, 8, "QueueFull", "as many messages as the queue holds are not finished")        \
+  XX(EMPTY, 9, "Empty", "no message is ready")                                            \
+  XX(LOST, 10, "LeaseLost", "the lease ended, or the message was given to another")       \
+  XX(GROW_SLOTS, 11, "", "allocate and publish more slots, then try again")               \
+  XX(GROW_BLOCKS, 12, "", "allocate and publish more blocks, then try again")             \
+  XX(BEHIND, 13, "", "the table of producers has not read all of the log: walk it first") \
+  XX(RESENT, 14, "", "a record of this producer with this sequence is there already")     \
+  XX(CORRUPT, -1, "CorruptBatch", "bytes in a file are not valid")                        \
+  XX(VERSION, -2, "VersionMismatch", "a newer format")                                    \
+  XX(LIMIT, -3, "LimitExceeded", "larger than the format allows")                         \
+  XX(INVALID, -4, "InvalidArgument", "an argument that makes no sense")                   \
+  XX(POISONED, -5, "Poisoned", "an earlier sync failed")                                  \
+  XX(CLOSED, -6, "Closed", "the handle is closed")                                        \
+  XX(NOMEM, -7, "", "no memory")                                                          \
   XX(UNSUPPORTED, -8, "Unsupported", "not supported here")
 
 typedef enum ms_status {

@@ -27,6 +27,8 @@ cdef extern from "ms_status.h" nogil:
         MS_TIMEOUT
         MS_ROLL
         MS_MOVED
+        MS_BEHIND
+        MS_RESENT
         MS_WALK
         MS_INTERRUPTED
         MS_FULL
@@ -161,6 +163,7 @@ cdef extern from "ms_batch.h" nogil:
         const uint32_t *header_starts
         const ms_slice *header_names
         const ms_slice *header_values
+        uint64_t first_sequence
     ctypedef struct ms_shape:
         uint32_t count
     ctypedef struct ms_view:
@@ -247,6 +250,20 @@ cdef extern from "ms_segment.h" nogil:
     void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip,
                                const ms_gather *gather, ms_view *gathered)
 
+cdef extern from "ms_producer.h" nogil:
+    const uint32_t MS_PRODUCER_MAX
+    const uint64_t MS_SEQUENCE_MAX
+    const uint64_t MS_SEQUENCE_MORE
+    ctypedef struct ms_producer_entry:
+        uint64_t last
+        uint64_t whole
+    ctypedef struct ms_producers:
+        ms_producer_entry *entries
+        uint32_t count
+        uint64_t position
+    ms_status ms_producers_walk(ms_producers *table, ms_segment *segment, uint64_t limit,
+                                uint32_t *out_producer, ms_error *err)
+
 cdef extern from "ms_partition.h" nogil:
     enum:
         MS_EVENT_WRITTEN
@@ -267,6 +284,7 @@ cdef extern from "ms_partition.h" nogil:
         uint64_t populated
         uint64_t populate_low
         uint64_t unsynced_max
+        ms_producers *producers
     ctypedef struct ms_appended:
         uint64_t first_offset
         uint64_t epoch
@@ -274,6 +292,7 @@ cdef extern from "ms_partition.h" nogil:
         uint32_t events
         uint32_t owner
         uint64_t need_bytes
+        uint64_t last_sequence
     ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                       const ms_shape *shape, uint32_t producer, uint64_t sequence,
                                       ms_appended *out, ms_error *err)

@@ -24,6 +24,7 @@ from millstream.errors import (
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.sequences import PartitionSequences
     from millstream.stream import Stream
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
@@ -57,6 +58,8 @@ class PartitionLog:
         self._bases: dict[int, tuple[int, int]] = {}
         self._lock = threading.RLock()
         self._making = threading.Lock()
+        self.sequences: PartitionSequences | None = None
+        self.opening_sequences = threading.Lock()
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()
@@ -460,6 +463,9 @@ class PartitionLog:
         numbers = [known for known in self.current() if known < number]
         if not numbers:
             return 0
+        from millstream import sequences
+
+        sequences.keep(self, self.base(number)[0])
         self.native.retire(number, self.activated(number).base_offset)
         for gone in numbers:
             self.store._cache.drop(self, gone)

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
     from millstream.options import Durability
+    from millstream.producer import Producer
+    from millstream.producer_ids import ProducerIds
     from millstream.stats import PartitionStats, StreamStats
     from millstream.store import Store
 
@@ -61,6 +63,7 @@ class Stream(_native.StreamCore):
         self._override = durability
         self._durability: Durability = "interval"
         self._config_seen = 0
+        self._producer_ids: ProducerIds | None = None
         self._map_control()
         self._reload()
 
@@ -167,6 +170,10 @@ class Stream(_native.StreamCore):
             log.provide_next(need_bytes)
         elif kind == "MOVED":
             log.follow_active()
+        elif kind == "BEHIND":
+            from millstream import producer_ids, sequences
+
+            sequences.sequences_of(log).catch_up(producer_ids.ids_of(self).known)
         else:
             log.ensure_walked()
 
@@ -179,6 +186,17 @@ class Stream(_native.StreamCore):
 
     def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
         self._partition(index).wait_durable(end, self._deadline(timeout))
+
+    def producer(self, id: str) -> Producer:
+        """The producer of that id: what it sends again adds nothing.
+
+        An id is 1 to 128 characters, registered for ever; the first time is one fdatasync.
+
+        Raises: InvalidArgument, InvalidType, Unsupported where the store is read-only; StoreFull.
+        """
+        from millstream.producer import Producer
+
+        return Producer(self, id)
 
     # --- reading ----------------------------------------------------------------------------------
 

@@ -12,6 +12,7 @@ cdef class Partition:
     cdef readonly Segment next
     cdef readonly uint32_t index
     cdef readonly object members
+    cdef object sequences
 
     def settle(self):
         """Follow a roll that the core did: what was next is active."""
@@ -37,6 +38,11 @@ cdef class Partition:
         self.c.next = NULL if segment is None else &segment.c
         self.c.spare_wanted = False
         self.next = segment
+
+    def set_sequences(self, Sequences sequences):
+        """Admit the appends of producers by this table (None: by none, they have to wait)."""
+        self.c.producers = NULL if sequences is None else &sequences.c
+        self.sequences = sequences
 
     def configure(self, uint64_t populate_low, uint64_t unsynced_max):
         self.c.populate_low = populate_low

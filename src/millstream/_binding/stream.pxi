@@ -337,7 +337,9 @@ cdef class StreamCore:
 
     cdef int publish(self, uint32_t index, const ms_records *records, const ms_shape *shape,
             int level,
-                     object timeout, ms_appended *out) except -1:
+                     object timeout, ms_appended *out, uint32_t producer=0,
+                     uint64_t sequence=0) except -1:
+        """1: it was a re-send, at least in part, and nothing was appended."""
         cdef ms_error err
         cdef ms_status status
         cdef Partition partition
@@ -351,9 +353,13 @@ cdef class StreamCore:
             if self.natives[index] is None:  # also when another thread closed the store meanwhile
                 self._partition(index)
             partition = <Partition>self.natives[index]
-            status = ms_partition_try_append(&partition.c, records, shape, 0, 0, out, &err)
+            status = ms_partition_try_append(
+                &partition.c, records, shape, producer, sequence, out, &err)
             events |= out.events
             if status == MS_OK:
+                break
+            if status == MS_RESENT:
+                out.end = ms_load64(&partition.c.block.tail)  # the first copy is before it
                 break
             partition.follow()
             if deadline is None:
@@ -368,7 +374,7 @@ cdef class StreamCore:
             self._after_append(index, events, out.end, timeout)
         if level == 2:
             self.make_durable(partition, out.end, timeout)
-        return 0
+        return status == MS_RESENT
 
     cdef int make_durable(self, Partition partition, uint64_t end, object timeout) except -1:
         """Group commit. Where another syncs for this record, no Python runs: all need the GIL."""

@@ -1,0 +1,210 @@
+"""What each partition has of each producer: known from the log, saved before the log loses it.
+
+The truth is the batch header: producer and sequence. Each process reads the headers into a table of
+its own (`_native.Sequences`), and the append word sees to it that nothing lies between reading the
+last one and appending. Retention and compaction take headers away: before they do, the table as of
+the beginning of the active segment is saved, in the file ``sequences`` of the partition. It counts
+only what is durable, so a power cut never leaves a sequence whose record is lost.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import threading
+
+from millstream import _native, files
+from millstream.errors import CorruptBatch, NotFound
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
+
+HEADER = struct.Struct("<8sII16sQQQII")
+MAGIC = b"MSSEQNC1"
+HEADER_BYTES = 72  # with the checksum, of the header before it and the entries
+ENTRY_BYTES = 24
+LOW = 0xFFFFFFFF
+
+
+class PartitionSequences:
+    """The table of one partition in this process."""
+
+    def __init__(self, log: PartitionLog) -> None:
+        self.log = log
+        self.table = _native.Sequences()
+        self.saved_at = 0
+        self._lock = threading.Lock()
+        with log.maintaining:
+            if not os.path.lexists(_file(log)):
+                # No producer was ever here, so what is there needs no reading.
+                _save(log, _native.Sequences(), sealed_end(log))
+
+    def catch_up(self, producer: int = 0) -> None:
+        """Read what was appended since, have an entry for `producer`, and admit by the table."""
+        log = self.log
+        with self._lock:
+            log.native.set_sequences(None)
+            self.table.grow(producer)
+            self.saved_at = max(self.saved_at, read_to(log, self.table, log.native.tail))
+            log.native.set_sequences(self.table)
+
+    def of(self, producer: int) -> tuple[int, int]:
+        """(last sequence, last one that ended a call) of a producer; -1: none."""
+        self.catch_up(producer)
+        with self._lock:
+            return self.table.of(producer)
+
+    def save_sealed(self) -> None:
+        """Save where that is due, so that the next process has less to read."""
+        log = self.log
+        base = sealed_end(log)[0]
+        worth = max(base - self.saved_at, 0) >= 4 * len(self.table.saved())
+        if base == self.saved_at or not worth or log.native.durable < base:
+            return
+        if log.maintaining.try_take():
+            try:
+                self.saved_at = keep(log, base)
+            finally:
+                log.maintaining.release()
+
+
+def _file(log: PartitionLog) -> str:
+    return os.path.join(log.path, "sequences")
+
+
+def sequences_of(log: PartitionLog) -> PartitionSequences:
+    """The table of a partition, made at its first use."""
+    if log.sequences is None:
+        with log.opening_sequences:
+            if log.sequences is None:
+                log.sequences = PartitionSequences(log)
+    return log.sequences
+
+
+def sealed_end(log: PartitionLog) -> tuple[int, int]:
+    """(position, hash) where the active segment begins, made durable."""
+    position, _, before, _ = log._sealed_end()
+    if log.native.durable < position:
+        log.sync(sealed=True)
+    return position, before
+
+
+def keep(log: PartitionLog, position: int) -> int:
+    """Save what the headers before `position` say, unless it is; up to where it was saved.
+
+    Who takes headers away calls it first, as the holder of the maintenance word.
+
+    Raises: Indeterminate where the sync of what is saved failed; StorageError, CorruptBatch.
+    """
+    if not os.path.lexists(_file(log)):
+        return 0  # no producer was ever here
+    table = _native.Sequences()
+    saved, _ = _load(log, table)
+    if saved >= position:
+        return saved
+    end = sealed_end(log)
+    read_to(log, table, end[0])
+    _save(log, table, end)
+    return end[0]
+
+
+def read_to(log: PartitionLog, table: _native.Sequences, until: int) -> int:
+    """Read the headers from where the table is to a position; up to where they were saved.
+
+    Where they may have been taken away, or rewritten, what was saved is merged in before and
+    after: sequences only rise, so that twice is as good as once.
+    """
+    saved = 0
+    while table.position < until:
+        begin = table.position
+        behind = begin < log._sealed_end()[0] or begin == 0
+        if behind:
+            saved, _ = _load(log, table)
+        try:
+            for segment, first, end in log.between(table.position, until):
+                if first > table.position:
+                    break  # retired meanwhile
+                table.walk(segment, end)
+        except (NotFound, CorruptBatch):
+            if _load(log, _native.Sequences())[0] <= saved:
+                raise
+            continue  # retired or rewritten meanwhile
+        again = _load(log, table)[0] if behind else saved
+        if table.position < until and again <= saved:
+            raise _damaged(log, f"saved up to {saved}, and the log has nothing behind that")
+        saved = again
+    return saved
+
+
+def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
+    """Merge in what is saved; (position, hash) up to where."""
+    path = _file(log)
+    try:
+        data = read_file(path)
+    except NotFound:
+        return 0, 0
+    if len(data) < HEADER_BYTES:
+        raise _damaged(log, f"{len(data)} bytes, the header has {HEADER_BYTES}")
+    magic, version, partition, store_id, stream_id, position, before, count, _ = HEADER.unpack_from(
+        data
+    )
+    expected = (MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id)
+    entries = data[HEADER_BYTES:]
+    if (magic, version, partition, store_id, stream_id) != expected:
+        raise _damaged(log, "not of this partition")
+    checksum = struct.pack("<Q", _native.xxh3_64(data[: HEADER.size] + entries))
+    if len(entries) != count * ENTRY_BYTES or checksum != data[HEADER.size : HEADER_BYTES]:
+        raise _damaged(log, "its checksum is wrong")
+    if position > table.position:
+        if not _is_in_log(log, position, before):
+            raise _damaged(log, f"position {position} is not where a segment begins")
+        table.move(position)
+    table.merge(entries)
+    return position, before
+
+
+def read_file(path: str) -> bytes:
+    """All bytes of a file; NotFound."""
+    descriptor = files.open_file(path, write=False)
+    try:
+        data, size = b"", files.size(descriptor)
+        while len(data) < size:
+            more = files.read(descriptor, size - len(data), len(data), path)
+            if not more:
+                break
+            data += more
+        return data
+    finally:
+        files.close(descriptor)
+
+
+def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
+    """Does a segment of the log begin there, after the same batch, or the next one will?"""
+    end = log.end()
+    if position == end[0] and before & LOW == end[2] & LOW:
+        return True
+    found = log.locate(position)
+    if found is None or found[0].base_position != position:
+        return False
+    return before & LOW == found[0].predecessor_hash & LOW
+
+
+def _save(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> None:
+    entries = table.saved()
+    head = HEADER.pack(
+        MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id, *end,
+        len(entries) // ENTRY_BYTES, 0,
+    )  # fmt: skip
+    checksum = struct.pack("<Q", _native.xxh3_64(head + entries))
+    files.make_directory(log.path)
+    files.replace(_file(log), head + checksum + entries)
+
+
+def _damaged(log: PartitionLog, why: str) -> CorruptBatch:
+    return CorruptBatch(
+        f"{_file(log)}: {why}; what producers re-send could not be told from what is new. Restore"
+        " the file from a backup, or let `millstream repair` make it from the headers that are left",
+        path=_file(log),
+        position=0,
+    )
