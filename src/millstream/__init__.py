@@ -34,6 +34,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
     from millstream.options import Durability
+    from millstream.producer import Producer as Producer
     from millstream.queue import Queue as Queue
     from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
     from millstream.stats import PartitionStats, StreamStats
@@ -62,6 +63,7 @@ __all__ = [
     "PartitionStats",
     "Poisoned",
     "Position",
+    "Producer",
     "Queue",
     "QueueFull",
     "QueueStats",
@@ -95,6 +97,8 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("millstream.inspect")
     if name == "Durability":
         return importlib.import_module("millstream.options").Durability
+    if name == "Producer":
+        return importlib.import_module("millstream.producer").Producer
     if name == "Queue":
         return importlib.import_module("millstream.queue").Queue
     if name == "run":

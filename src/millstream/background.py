@@ -289,6 +289,7 @@ class Background:
                 self._unsynced.discard(log)
             else:
                 self._attempt("syncing", log, log.sync)
+                self._save_sequences(log)
 
     def _sync_sealed(self) -> None:
         """Sync what is sealed at "process" as well.
@@ -298,6 +299,12 @@ class Background:
         while self._sealed_unsynced:
             log = self._sealed_unsynced.pop()
             self._attempt("syncing", log, partial(log.sync, sealed=True))
+            self._save_sequences(log)
+
+    def _save_sequences(self, log: PartitionLog) -> None:
+        """What producers sent to segments that are sealed and synced."""
+        if log.sequences is not None and not self._is_gone(log):
+            self._attempt("saving sequences", log, log.sequences.save_sealed)
 
     def sync_everything(self) -> tuple[bool, list[Exception]]:
         """Sync what is not: did all of it go well, and what failed of what this process wrote."""

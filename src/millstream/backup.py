@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from millstream import files, members
+from millstream import files, members, sequences
 from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:
@@ -30,11 +30,12 @@ def backup(store: Store, target: str) -> None:
     files.make_directory(os.path.join(target, "streams"))
     # One moment for all partitions: how far each log goes now.
     streams = [store.stream(name) for name in store.streams()]
-    tails = [
-        [stream._log(index).native.tail for index in range(stream.partitions)] for stream in streams
+    ends = [
+        [sequences.snapshot(stream._log(index)) for index in range(stream.partitions)]
+        for stream in streams
     ]
-    for stream, ends in zip(streams, tails, strict=True):
-        _copy_stream(stream, ends, os.path.join(target, "streams", stream.name))
+    for stream, tails in zip(streams, ends, strict=True):
+        _copy_stream(stream, tails, os.path.join(target, "streams", stream.name))
     if store.queues():
         from millstream import queue_backup
 
@@ -49,16 +50,21 @@ def backup(store: Store, target: str) -> None:
     files.sync_directory(target)
 
 
-def _copy_stream(stream: Stream, tails: list[int], target: str) -> None:
+def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: str) -> None:
     files.make_directory(target)
     config = files.read_json(os.path.join(stream.path, "stream.json"))
     config["partitions"] = len(tails)
     files.write_json(os.path.join(target, "stream.json"), config)
-    for index, tail in enumerate(tails):
+    for index, (tail, saved) in enumerate(tails):
         directory = os.path.join(target, f"{index:05d}")
         files.make_directory(directory)
         _copy_partition(stream._log(index), tail, directory)
+        if saved:
+            files.replace(os.path.join(directory, "sequences"), saved)
         files.sync_directory(directory)
+    producers = os.path.join(stream.path, "producers")
+    if os.path.lexists(producers):  # after the tails: whoever appended before them is in it
+        files.replace(os.path.join(target, "producers"), files.content(producers))
     files.sync_directory(target)
 
 

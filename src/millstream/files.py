@@ -312,6 +312,21 @@ def read(descriptor: int, length: int, position: int, path: str) -> bytes:
         return os.pread(descriptor, length, position)
 
 
+def content(path: str) -> bytes:
+    """All bytes of a file; NotFound where there is none."""
+    descriptor = open_file(path, write=False)
+    try:
+        data, length = b"", size(descriptor)
+        while len(data) < length:
+            more = read(descriptor, length - len(data), len(data), path)
+            if not more:
+                break
+            data += more
+        return data
+    finally:
+        close(descriptor)
+
+
 def write(descriptor: int, data: bytes | memoryview, position: int, path: str) -> None:
     """Write all of `data`."""
     view = memoryview(data)
@@ -455,8 +470,8 @@ def lock(descriptor: int, start: int, path: str, *, timeout: float, shared: bool
     while not try_lock(descriptor, start, shared=shared):
         if monotonic() >= deadline:
             raise LockTimeout(
-                f"{path}: another process holds the gate for {timeout:g} s; is one stopped while"
-                " opening?"
+                f"{path}: another process holds the lock of byte {start} for {timeout:g} s; is one"
+                " stopped while opening the store, or registering a producer?"
             )
         sleep(pause)
         pause = min(pause * 1.5, 0.02)

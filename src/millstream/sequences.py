@@ -58,9 +58,10 @@ class PartitionSequences:
     def save_sealed(self) -> None:
         """Save where that is due, so that the next process has less to read."""
         log = self.log
-        base = sealed_end(log)[0]
-        worth = max(base - self.saved_at, 0) >= 4 * len(self.table.saved())
-        if base == self.saved_at or not worth or log.native.durable < base:
+        base = log._sealed_end()[0]
+        if base <= self.saved_at or log.native.durable < base:
+            return
+        if base - self.saved_at < 4 * len(self.table.saved()):
             return
         if log.maintaining.try_take():
             try:
@@ -141,7 +142,7 @@ def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
     """Merge in what is saved; (position, hash) up to where."""
     path = _file(log)
     try:
-        data = read_file(path)
+        data = files.content(path)
     except NotFound:
         return 0, 0
     if len(data) < HEADER_BYTES:
@@ -164,21 +165,6 @@ def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
     return position, before
 
 
-def read_file(path: str) -> bytes:
-    """All bytes of a file; NotFound."""
-    descriptor = files.open_file(path, write=False)
-    try:
-        data, size = b"", files.size(descriptor)
-        while len(data) < size:
-            more = files.read(descriptor, size - len(data), len(data), path)
-            if not more:
-                break
-            data += more
-        return data
-    finally:
-        files.close(descriptor)
-
-
 def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
     """Does a segment of the log begin there, after the same batch, or the next one will?"""
     end = log.end()
@@ -190,21 +176,35 @@ def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
     return before & LOW == found[0].predecessor_hash & LOW
 
 
+def snapshot(log: PartitionLog) -> tuple[int, bytes]:
+    """(the tail, what a copy of the log up to it has to have in its file; b"": none)."""
+    position, _, before, _ = log.end()
+    if not os.path.lexists(_file(log)):
+        return position, b""
+    table = _native.Sequences()
+    read_to(log, table, position)
+    return position, _encode(log, table, (position, before))
+
+
 def _save(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> None:
+    files.make_directory(log.path)
+    files.replace(_file(log), _encode(log, table, end))
+
+
+def _encode(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> bytes:
     entries = table.saved()
     head = HEADER.pack(
         MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id, *end,
         len(entries) // ENTRY_BYTES, 0,
     )  # fmt: skip
     checksum = struct.pack("<Q", _native.xxh3_64(head + entries))
-    files.make_directory(log.path)
-    files.replace(_file(log), head + checksum + entries)
+    return head + checksum + entries
 
 
 def _damaged(log: PartitionLog, why: str) -> CorruptBatch:
     return CorruptBatch(
         f"{_file(log)}: {why}; what producers re-send could not be told from what is new. Restore"
-        " the file from a backup, or let `millstream repair` make it from the headers that are left",
+        " the file from a backup, or let `millstream repair` make one from the headers there are",
         path=_file(log),
         position=0,
     )

@@ -39,3 +39,5 @@ class StreamStats:
     log_bytes: int
     allocated_bytes: int
     partitions: tuple[PartitionStats, ...]
+    producers: int = 0
+    """Ids of idempotent producers that were ever registered."""

@@ -188,9 +188,7 @@ class Stream(_native.StreamCore):
         self._partition(index).wait_durable(end, self._deadline(timeout))
 
     def producer(self, id: str) -> Producer:
-        """The producer of that id: what it sends again adds nothing.
-
-        An id is 1 to 128 characters, registered for ever; the first time is one fdatasync.
+        """The producer of that id, 1 to 128 characters: what it sends again adds nothing.
 
         Raises: InvalidArgument, InvalidType, Unsupported where the store is read-only; StoreFull.
         """
@@ -305,6 +303,7 @@ class Stream(_native.StreamCore):
 
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
+        from millstream.producer_ids import ids_of
         from millstream.stats import StreamStats
 
         found = tuple(self._partition_stats(index) for index in range(self.partitions))
@@ -317,6 +316,7 @@ class Stream(_native.StreamCore):
             sum(part.log_bytes for part in found),
             sum(part.allocated_bytes for part in found),
             found,
+            ids_of(self).count(),
         )
 
     def _partition_stats(self, index: int) -> PartitionStats:

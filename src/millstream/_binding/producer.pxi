@@ -146,17 +146,55 @@ cdef class ProducerCore:
         ...     print(producer.append(b"a", sequence=0), producer.append(b"a", sequence=0))
         Position(partition=0, epoch=1, offset=0) None
         """
-        cdef list spans
-        cdef Span span
-        spans = self.append_many(
-            [value], first_sequence=sequence, keys=None if key is None else [key],
-            headers=None if headers is None else [headers],
-            timestamps=None if timestamp is None else self.log.microseconds(timestamp),
-            partition=partition, durability=durability, timeout=timeout)
-        if not spans:
+        cdef ms_slice value_slice, key_slice
+        cdef ms_records records
+        cdef ms_shape shape
+        cdef ms_appended out
+        cdef ms_error err
+        cdef ms_status status
+        cdef uint32_t index
+        cdef Position position
+        cdef int level
+        self.alive()
+        if type(value) is not bytes or headers is not None or \
+                (key is not None and type(key) is not bytes):
+            spans = self.append_many(
+                [value], first_sequence=sequence, keys=None if key is None else [key],
+                headers=None if headers is None else [headers],
+                timestamps=None if timestamp is None else self.log.microseconds(timestamp),
+                partition=partition, durability=durability, timeout=timeout)
+            return Position(*spans[0][:3]) if spans else None
+        memset(&records, 0, sizeof(ms_records))
+        records.count = 1
+        records.values = &value_slice
+        value_slice.data = <const uint8_t *>PyBytes_AS_STRING(value)
+        value_slice.size = PyBytes_GET_SIZE(value)
+        records.first_sequence = sequence_of(sequence)
+        records.timestamp = (ms_clock_wall_us() if timestamp is None
+                             else self.log.microseconds(timestamp))
+        if ms_load32(&self.log.header.partitions) != self.log.count:
+            self.log._refresh()
+        index = <uint32_t>(records.first_sequence % self.log.count)
+        if key is not None:
+            key_slice.data = <const uint8_t *>PyBytes_AS_STRING(key)
+            key_slice.size = PyBytes_GET_SIZE(key)
+            records.keys = &key_slice
+            index = <uint32_t>(ms_xxh3_64(
+                key_slice.data, <size_t>key_slice.size, 0) % self.log.count)
+        if partition is not None:
+            index = self.log._partition(partition).native.index
+        level = self.log.level if durability is None else self.log.level_of(durability)
+        status = ms_batch_measure(&records, &shape, &err)
+        if status < 0:
+            fail(status, &err, None)
+        if self.log.publish(index, &records, &shape, level, timeout, &out, self.number,
+                            records.first_sequence):
             return None
-        span = spans[0]
-        return Position(span.partition, span.epoch, span.first_offset)
+        position = Position.__new__(Position)
+        position.partition = index
+        position.epoch = out.epoch
+        position.offset = out.first_offset
+        return position
 
     def append_many(self, values, *, first_sequence=None, sequences=None, keys=None, headers=None,
                     timestamps=None, partition=None, durability=None, timeout=None):
