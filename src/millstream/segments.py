@@ -465,7 +465,13 @@ class PartitionLog:
             return 0
         from millstream import sequences
 
-        sequences.keep(self, self.base(number)[0])
+        base = self.base(number)[0]
+        if self.native.durable <= base:
+            # A power cut must not take the activation record that the log now begins with.
+            self.sync(sealed=base < self._sealed_end()[0])
+            if self.native.durable <= base:
+                return 0  # nothing is in it so far
+        sequences.keep(self, base)
         self.native.retire(number, self.activated(number).base_offset)
         for gone in numbers:
             self.store._cache.drop(self, gone)

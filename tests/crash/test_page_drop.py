@@ -203,3 +203,25 @@ def test_power_cut_during_recovery_leaves_the_same(memory_directory, monkeypatch
             shutil.rmtree(target)
         states += len(cuts)
     workers.report(ops, states, seed)
+
+
+def test_power_cut_after_retention_does_not_begin_the_log_anew(memory_directory, monkeypatch):
+    """The record that activated the first segment kept was not synced when the others were gone."""
+    monkeypatch.setattr(Background, "notice", lambda *_: None)
+    live, target = memory_directory / "live", memory_directory / "cut"
+    live.mkdir()
+    with monkeypatch.context() as patch:
+        disk = Disk(live, patch)
+        store = millstream.open(live, durability="process")
+        stream = store.stream("s", segment_bytes=1 << 16)
+        for _ in range(4):
+            stream.append(b"v" * 40_000, durability="process")
+        removed = stream.delete_before(millstream.Position(0, 1, 4))
+        assert removed > 0
+        disk.sync_directory(stream.path + "/00000")  # the removal reached the disk
+        disk.cut(target, random.Random(0), keep=0.0)
+        store.close()
+    with millstream.open(target) as store:
+        assert store.stream("s").first_offset(0) == removed
+        assert store.stream("s").append(b"after").offset >= removed
+    workers.report(1, 1, 0)
