@@ -151,7 +151,7 @@ def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
         data
     )
     expected = (MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id)
-    entries = data[HEADER_BYTES:]
+    entries = data[HEADER_BYTES : HEADER_BYTES + count * ENTRY_BYTES]
     if (magic, version, partition, store_id, stream_id) != expected:
         raise _damaged(log, "not of this partition")
     checksum = struct.pack("<Q", _native.xxh3_64(data[: HEADER.size] + entries))

@@ -29,6 +29,7 @@ from millstream.inspect.layout import (
     Path_,
     Problem,
 )
+from millstream.inspect.producers import Sequences, findings_of_ids
 from millstream.inspect.queue_layout import Message
 from millstream.inspect.queues import Queue, open_queue, queue_paths
 from millstream.inspect.walk import Log
@@ -107,6 +108,7 @@ def verify(
             continue
         report.streams += 1
         report.partitions += found.config["partitions"]  # also those that nothing was written to
+        highest = 0  # number of a producer
         for number in partition_numbers(found):
             try:
                 log = Log(info, found, number)
@@ -116,6 +118,7 @@ def verify(
             total += sum(
                 (s.end_position or s.base_position) - s.base_position for s in log.segments
             )
+            sequences = Sequences(info, log)
             for event in checked(log):
                 if isinstance(event, SegmentInfo):
                     report.segments += 1
@@ -123,10 +126,16 @@ def verify(
                     report.batches += 1
                     report.records += event.count
                     report.bytes += event.length
+                    sequences.pass_over(event)
                     if progress is not None and report.batches % 64 == 0:
                         progress(report.bytes, max(total, report.bytes))
                 else:
                     report.add(event)
+            for finding in sequences.finish():
+                report.add(finding)
+            highest = max(highest, sequences.highest)
+        for finding in findings_of_ids(info, found, highest):  # each was registered before
+            report.add(finding)
     for where in [] if stream is not None else queue_paths(top, queue):
         verify_queue(info, where, report, progress)
     if progress is not None:

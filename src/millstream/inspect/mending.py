@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from millstream.errors import NotFound, StorageError, VersionMismatch
+from millstream.inspect import producers
 from millstream.inspect.catalog import (
     STORE_JSON,
     SegmentInfo,
@@ -62,8 +63,8 @@ Patch = tuple[int, bytes]
 class Action:
     """One thing that repair did, would do (`dry_run`), or cannot do.
 
-    `kind`: "filler", "activation", "slots", "blocks", "dedup", "message", "unclean" or "cannot";
-    `position` is a byte of the file.
+    `kind`: "filler", "activation", "sequences", "slots", "blocks", "dedup", "message", "unclean" or
+    "cannot"; `position` is a byte of the file.
     """
 
     kind: str
@@ -169,6 +170,10 @@ class Repair:
             for number in partition_numbers(found):
                 log = self.activations(store, Log(store, found, number))
                 self.batches(log)
+                made = producers.mended(store, log)
+                if made is not None:
+                    self.actions.append(Action("sequences", made[0], 0, made[2]))
+                    self.replace(made[0], [(0, made[1])])
         for where in [] if stream is not None else queue_paths(self.path, queue):
             self.queue(store, where)
         every = stream is None and queue is None

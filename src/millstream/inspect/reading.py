@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from millstream.errors import CorruptBatch, NotFound, VersionMismatch
+from millstream.inspect import producers
 from millstream.inspect.catalog import (
     SegmentInfo,
     StoreInfo,
@@ -188,7 +189,13 @@ def dumped(
 ) -> Iterator[dict[str, object]]:
     """Yield what `dump` shows."""
     if queue is None:
+        with strict(path / "store.json"):
+            store, _ = open_store(path)
+        for where in stream_paths(path, stream):
+            with strict(where / "stream.json"):
+                yield from producers.described_ids(store, open_stream(where))
         for log in logs(path, stream, partition):
+            yield from producers.described(store, log)
             for event in log.events():
                 yield described(event, log)
     if stream is None:
@@ -255,6 +262,9 @@ def described(event: SegmentInfo | Batch | Finding, log: Log) -> dict[str, objec
         return {"item": "segment", **where, **shown, "predecessor_hash": hash_}
     if isinstance(event, Batch):
         shown = {name: getattr(event, name) for name in SHOWN_OF_BATCH.split()}
+        if event.producer:
+            more = event.sequence & producers.MORE != 0
+            shown.update(sequence=event.sequence & ~producers.MORE, more=more)
         ends = {"flags": f"{event.flags:#05x}", "hash": f"{event.hash:016x}"}
         return {"item": "batch", **where, **shown, **ends, "chain": f"{event.chain:08x}"}
     return described_finding(event, where)

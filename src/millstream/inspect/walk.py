@@ -65,6 +65,8 @@ class Log:
         for path in listing(self.path):
             if path.suffix in (".tmp", ".lost", ".corrupt"):
                 self.findings.append(Note(path.suffix[1:], path, None, "set aside, never read"))
+            elif path.name == "sequences":
+                continue
             elif not re.fullmatch(r"[0-9]{16}\.seg", path.name):
                 self.findings.append(Note("foreign", path, None, "not a file of a store"))
             else:
