@@ -7,7 +7,8 @@
  * and every distinct image is judged; (2) at every yield point, by longjmp; (3) twice: who takes
  * over dies as well. The judge is another member on a copy of the image: it takes over and finds
  * the old log or the new one, dense, with the chain right and nothing to walk into behind the tail;
- * then it appends and rolls and looks again.
+ * what is in it is a re-send, though the judge knows the producers from the log alone; then it
+ * appends and rolls and looks again.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -43,6 +44,8 @@ static bool competed, competing; /* a rival has run, is running */
 typedef struct member {
   uint8_t *image;
   ms_partition partition;
+  ms_producers producers;
+  ms_producer_entry entries[3];
   ms_segment segments[SLOTS];
   _Atomic uint32_t checked[SLOTS][64];
 } member;
@@ -108,6 +111,35 @@ static void follow(member *self) {
     partition->next = &self->segments[number - 1];
 }
 
+/* What Python does on MS_BEHIND: read every header below the tail. */
+static bool read_headers(member *self) {
+  ms_partition *partition = &self->partition;
+  ms_producers *table = &self->producers;
+  uint64_t tail = atomic_load(&partition->block->tail);
+  ms_segment *before = NULL;
+  uint32_t unknown = 0;
+  partition->producers = NULL;
+  memset(self->entries, 0, sizeof self->entries);
+  *table = (ms_producers){.entries = self->entries, .count = 3};
+  for (uint64_t number = 1; number <= SLOTS && table->position < tail; number++) {
+    ms_segment *segment = &self->segments[number - 1];
+    if (!exists(self->image, number)) continue;
+    if (partition->active != segment && partition->next != segment &&
+        !map_segment(self, number, segment))
+      return false;
+    if (ms_segment_load_activation(segment) != MS_OK || segment->base_position > tail) continue;
+    if (before != NULL &&
+        !CHECK(ms_producers_walk(table, before, segment->base_position, &unknown, NULL) == MS_OK))
+      return false;
+    before = segment;
+  }
+  if (before != NULL && table->position < tail &&
+      !CHECK(ms_producers_walk(table, before, tail, &unknown, NULL) == MS_OK))
+    return false;
+  partition->producers = table;
+  return CHECK_EQ_U64(table->position, tail);
+}
+
 static uint8_t pattern(uint64_t offset, uint64_t i) { return (uint8_t)(offset * 131 + i * 7 + 1); }
 
 /* Append `count` records of `size` bytes that say which offsets they must get. */
@@ -142,10 +174,11 @@ static ms_status append(member *self, uint32_t count, int64_t size, uint32_t *de
         for (int64_t j = 0; j < size; j++) bytes[i * size + j] = pattern(offset + i, (uint64_t)j);
       }
     }
-    ms_records records = {.count = count, .values = values, .timestamp = (int64_t)offset};
+    ms_records records = {
+        .count = count, .values = values, .timestamp = (int64_t)offset, .first_sequence = offset};
     if (!CHECK(ms_batch_measure(&records, &shape, NULL) == MS_OK)) return MS_INVALID;
-    ms_status status =
-        ms_partition_try_append(&self->partition, &records, &shape, 0, 0, &out, &err);
+    ms_status status = ms_partition_try_append(&self->partition, &records, &shape, 1 + competing,
+                                               offset + count - 1, &out, &err);
     if (status == MS_OK) {
       CHECK(out.first_offset == offset || competed);
       return MS_OK;
@@ -162,6 +195,8 @@ static ms_status append(member *self, uint32_t count, int64_t size, uint32_t *de
       follow(self);
     } else if (status == MS_MOVED) {
       follow(self);
+    } else if (status == MS_BEHIND) {
+      if (!read_headers(self)) return MS_INVALID;
     } else {
       printf("  append: status %d: %s\n", status, err.text);
       return status;
@@ -250,6 +285,22 @@ static bool read_all(member *self, uint64_t tail, uint64_t *out_records) {
   return CHECK_EQ_U64(position, tail);
 }
 
+/* The last record, sent again, is there already; sequences are offsets here. */
+static bool is_resent(member *self, uint64_t sequence) {
+  const ms_slice value = {(const uint8_t *)"again", 5};
+  const ms_records records = {.count = 1, .values = &value, .first_sequence = sequence};
+  ms_shape shape;
+  ms_appended out;
+  ms_error err;
+  uint64_t tail = atomic_load(&self->partition.block->tail);
+  if (!CHECK(ms_batch_measure(&records, &shape, NULL) == MS_OK) || !read_headers(self))
+    return false;
+  return CHECK(ms_partition_try_append(&self->partition, &records, &shape, 1, sequence, &out,
+                                       &err) == MS_RESENT) &&
+         CHECK_EQ_U64(out.last_sequence, sequence) &&
+         CHECK_EQ_U64(atomic_load(&self->partition.block->tail), tail);
+}
+
 typedef struct log_end {
   uint64_t tail, records;
 } log_end;
@@ -299,6 +350,7 @@ static bool judge(uint8_t *image, const log_end *before, const log_end *after,
   /* Life goes on: in the same segment, and over a roll. */
   member_init(self, image, 2, generation);
   follow(self);
+  if (records > 0 && !competed && !is_resent(self, records - 1)) return false;
   static const struct {
     uint32_t count;
     int64_t size;
