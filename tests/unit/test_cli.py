@@ -226,6 +226,26 @@ def test_append_reads_keys_headers_and_tombstones(tmp_path):
     assert b"fixed x" in run("cat", path, "s", "-p", where, "-f", "%k %s\n").stdout
 
 
+def test_append_with_a_producer_adds_the_same_input_once(tmp_path):
+    path = tmp_path / "new"
+    options = ("--producer", "import", "--partitions", "2")
+    first = json_of("append", path, "s", *options, input=b"a\nb\nc\n")
+    assert first == {"appended": 3, "resent": 0, "partitions": {"0": 2, "1": 1}}
+    again = json_of("append", path, "s", "--producer", "import", input=b"a\nb\nc\nd\n")
+    assert again == {"appended": 1, "resent": 3, "partitions": {"1": 1}}
+    done = run(
+        "append", path, "s", "--producer", "import", "--first-sequence", "3", input=b"d\ne\n"
+    )
+    assert b"1 record appended, 1 re-send left out" in done.stderr
+    assert sorted(run("cat", path, "s").stdout.split()) == [b"a", b"b", b"c", b"d", b"e"]
+    assert "--producer" in refusal("append", path, "s", "--first-sequence", "3")
+    dumped = [json.loads(line) for line in run("dump", path, "s", "--json").stdout.splitlines()]
+    assert dumped[0] == {"item": "producer", "stream": "s", "number": 1, "id": "import"}
+    batches = [thing for thing in dumped if thing["item"] == "batch"]
+    assert {(thing["producer"], thing["sequence"]) for thing in batches} >= {(1, 4)}
+    assert json_of("verify", path)["well"]
+
+
 def test_append_to_one_partition_and_to_none(keyed):
     counts = json_of("append", keyed, "numbers", "-p", "2", input=b"a\nb\n")
     assert counts == {"appended": 2, "partitions": {"2": 2}}

@@ -8,7 +8,7 @@ import heapq
 import os
 import select
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
 
 from millstream.cli.formats import (
@@ -115,6 +115,18 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="a header of every record; may be given again",
     )
     parser.add_argument(
+        "--producer",
+        metavar="ID",
+        help="number the records, and leave out those that this producer has appended before: the "
+        "same input, given again, adds nothing",
+    )
+    parser.add_argument(
+        "--first-sequence",
+        metavar="N",
+        type=count_argument,
+        help="with --producer: the number of the first record (default: 0)",
+    )
+    parser.add_argument(
         "-0", "-z", "--null", action="store_true", help="records end with NUL, not newline"
     )
     parser.add_argument("-Z", "--empty-null", action="store_true", help="an empty value is null")
@@ -188,32 +200,43 @@ def run_append(args: argparse.Namespace) -> int:
     import millstream
 
     output = Output(args.json)
+    if args.first_sequence is not None and args.producer is None:
+        raise millstream.InvalidArgument("--first-sequence: goes with --producer ID alone")
     key = None if args.key is None else os.fsencode(args.key)
+    sequence = args.first_sequence or 0
     counts: dict[int, int] = {}
     with millstream.open(args.store) as store:
         stream = store.stream(args.stream, partitions=args.partitions)
+        append_many: Callable[..., list[Span]] = stream.append_many
+        if args.producer is not None:
+            append_many = stream.producer(args.producer).append_many
         try:
             for lines in ready_lines(0, b"\0" if args.null else b"\n"):
                 keys, values = split_keys(lines, args.key_separator, key)
                 try:
-                    spans = stream.append_many(
+                    spans = append_many(
                         [value or None for value in values] if args.empty_null else values,
                         keys=keys,
                         headers=dict(args.header) or None,
                         partition=args.partition,
                         durability=args.durability,
+                        **({} if args.producer is None else {"first_sequence": sequence}),
                     )
                 except millstream.StoreFull as full:  # in this partition; others have their part
                     add_spans(counts, full.appended)
                     raise
                 add_spans(counts, spans)
+                sequence += len(lines)
         finally:
             total = sum(counts.values())
+            known = max(sequence - (args.first_sequence or 0) - total, 0)
             if args.json:
                 by_partition = {str(partition): counts[partition] for partition in sorted(counts)}
-                output.json({"appended": total, "partitions": by_partition})
+                resent = {"resent": known} if args.producer else {}
+                output.json({"appended": total, **resent, "partitions": by_partition})
             else:
-                output.say(f"{plural(total, 'record')} appended")
+                left = f", {plural(known, 're-send')} left out" if args.producer else ""
+                output.say(f"{plural(total, 'record')} appended{left}")
     return 0
 
 
