@@ -11,7 +11,7 @@ import os
 import threading
 import time
 
-from millstream import _native, files, recovery, segment_file
+from millstream import _native, files, recovery, segment_file, sequences
 from millstream.errors import (
     CorruptBatch,
     Indeterminate,
@@ -463,8 +463,6 @@ class PartitionLog:
         numbers = [known for known in self.current() if known < number]
         if not numbers:
             return 0
-        from millstream import sequences
-
         base = self.base(number)[0]
         if self.native.durable <= base:
             # A power cut must not take the activation record that the log now begins with.
