@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 import millstream
-from millstream import Batch, Position, Retention, Span, Store, Stream, StreamStats
+from millstream import Batch, Position, Producer, Retention, Span, Store, Stream, StreamStats
 
 
 def stores() -> None:
@@ -26,6 +26,17 @@ def stores() -> None:
     millstream.open(Path("data"), durability="sync", mode="r", timeout=5.0).close()
     millstream.open("data", durability="often")  # type: ignore[arg-type]
     millstream.open("data", mode="w")  # type: ignore[arg-type]
+
+
+def producers(stream: Stream) -> None:
+    with stream.producer(id="ingest-7") as producer:
+        assert_type(producer, Producer)
+        assert_type(producer.append(b"x", sequence=1, key=b"k"), Position | None)
+        assert_type(producer.append_many([b"x"], first_sequence=2), list[Span])
+        assert_type(producer.append_many([b"x"], sequences=[7], durability="sync"), list[Span])
+        assert_type(producer.last_sequence, int)
+        assert_type(producer.last_sequences, tuple[int, ...])
+        producer.append(b"x")  # type: ignore[call-arg]
 
 
 def streams(store: Store) -> Stream:
