@@ -136,6 +136,34 @@ def test_example_back_pressure(tmp_path):
     assert "room again: one was done" in out
 
 
+def test_example_change_data_capture(tmp_path):
+    out = example("change_data_capture.py", tmp_path)
+    assert "8 kills of pump and applier" in out
+    assert "1,500 changes in the stream, each once" in out
+    assert "the copy is equal" in out
+
+
+def test_example_transactional_outbox(tmp_path):
+    out = example("transactional_outbox.py", tmp_path)
+    orders, events = re.search(r"12 kills; ([\d,]+) orders, ([\d,]+) events", out).groups()
+    assert orders == events
+    assert int(orders.replace(",", "")) > 100
+
+
+def test_example_event_sourcing(tmp_path):
+    out = example("event_sourcing.py", tmp_path)
+    kills, done, refused = re.search(
+        r"(\d+) kills; ([\d,]+) transfers and ([\d,]+) refusals, 4,000 orders", out
+    ).groups()
+    assert int(kills) > 0
+    assert int(done.replace(",", "")) + int(refused.replace(",", "")) == 4_000
+    whole = int(re.search(r"from nothing: ([\d,]+)", out)[1].replace(",", ""))
+    rest = int(re.search(r"from the snapshot: ([\d,]+)", out)[1].replace(",", ""))
+    assert rest < whole / 2
+    assert "all balances: 0 cents" in out
+    assert "account-3 had 10,000 cents" in out
+
+
 def blocks():
     """Yield every block of README and docs that is to be run, named by file and line."""
     for path in (ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))):
