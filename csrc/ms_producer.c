@@ -9,7 +9,8 @@
 #include <inttypes.h>
 #include <string.h>
 
-enum { CATCH_UP_BATCHES = 256 }; /* under the append word: some 10 us */
+enum { CATCH_UP_BATCHES = 1024 }; /* under the append word: some 50 us, where others wrote them */
+enum { AHEAD = 16 };              /* batches, of a walk over headers */
 
 static bool counts(const ms_batch_header *header) {
   return header->producer != 0 && (header->flags & MS_BATCH_FILLER) == 0;
@@ -24,8 +25,11 @@ static ms_status catch_up(ms_producers *table, const ms_segment *active, uint64_
   for (int i = 0; i < CATCH_UP_BATCHES && table->position < tail; i++) {
     ms_batch_header header;
     if (tail - table->position < sizeof header) return MS_BEHIND;
-    memcpy(&header, active->bytes + ms_segment_file_position(active, table->position),
-           sizeof header);
+    const uint8_t *at = active->bytes + ms_segment_file_position(active, table->position);
+    memcpy(&header, at, sizeof header);
+    /* Each step waits for the one before it, but batches of one log are much of a length. */
+    __builtin_prefetch(at + AHEAD * (uint64_t)header.length);
+    __builtin_prefetch(at + AHEAD * (uint64_t)header.length + sizeof header - 8);
     if (header.length < sizeof header || header.length % 8 != 0 ||
         header.length > tail - table->position)
       return MS_BEHIND; /* the walk says what is wrong */
