@@ -24,6 +24,8 @@
   XX(LOST, 10, "LeaseLost", "the lease ended, or the message was given to another")    \
   XX(GROW_SLOTS, 11, "", "allocate and publish more slots, then try again")            \
   XX(GROW_BLOCKS, 12, "", "allocate and publish more blocks, then try again")          \
+  XX(FENCED, 13, "Fenced", "the partition has another owner now")                      \
+  XX(PENDING, 14, "", "a transaction that is not decided has marked the position")     \
   XX(CORRUPT, -1, "CorruptBatch", "bytes in a file are not valid")                     \
   XX(VERSION, -2, "VersionMismatch", "a newer format")                                 \
   XX(LIMIT, -3, "LimitExceeded", "larger than the format allows")                      \

@@ -24,6 +24,7 @@ C_LAYERS = (
     "ms_bucket",
     "ms_delivery",
     "ms_sweep",
+    "ms_group",
     "ms_heartbeat",
 )
 
@@ -48,6 +49,7 @@ PYTHON_LAYERS = (
     "background",
     "reader",
     "stats",
+    "group",
     "queue_settings",
     "queue_records",
     "dedup",
@@ -58,6 +60,11 @@ PYTHON_LAYERS = (
     "dead_letters",
     "queue",
     "store_queues",
+    "store_groups",
+    "sql_position",
+    "assignment",
+    "consumer",
+    "stream_groups",
     "stream",
     "queue_backup",
     "backup",

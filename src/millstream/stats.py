@@ -1,10 +1,11 @@
-"""What `Stream.stats` returns."""
+"""What `Stream.stats` and `Group` return."""
 
 from __future__ import annotations
 
 import dataclasses
 from typing import Literal
 
+from millstream._native import Position
 from millstream.options import Durability, Retention
 
 
@@ -39,3 +40,34 @@ class StreamStats:
     log_bytes: int
     allocated_bytes: int
     partitions: tuple[PartitionStats, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupMember:
+    """A consumer of a group."""
+
+    slot: int
+    """Its place among the members, by which `GroupPartition.owner` names it."""
+    number: int
+    """How often the place was taken before, plus 1."""
+    process: str
+    joined: int
+    """Microseconds since 1970."""
+    partitions: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPartition:
+    """Where a group is in one partition."""
+
+    partition: int
+    position: Position | None
+    """Where it goes on; None: at the oldest record that is kept."""
+    next_offset: int
+    lag: int
+    lost: bool
+    """A power cut took records that the group had seen: reading there is refused."""
+    owner: int | None
+    """Slot of the member that reads it."""
+    fence: int
+    """Rises with each owner."""

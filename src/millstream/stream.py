@@ -19,6 +19,7 @@ from millstream.options import (
     integer,
 )
 from millstream.segments import PartitionLog
+from millstream.stream_groups import StreamGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -43,7 +44,7 @@ LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
 
 
-class Stream(_native.StreamCore):
+class Stream(StreamGroups):
     """A stream of a store; made by `Store.stream`.
 
     Thread-safe; pickles by the store's path and its name.
@@ -61,6 +62,8 @@ class Stream(_native.StreamCore):
         self._override = durability
         self._durability: Durability = "interval"
         self._config_seen = 0
+        self._groups = {}
+        self._consumers = set()
         self._map_control()
         self._reload()
 
@@ -462,6 +465,7 @@ class Stream(_native.StreamCore):
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
         self._let_go()
+        self._dispose_groups()
         self._close()
         self.store._background.forget(self)
 
