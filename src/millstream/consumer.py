@@ -109,7 +109,7 @@ class Consumer(Assignment):
             raise Closed(f"{self.group.path}: the consumer is closed")
         if self._auto and member.dirty:
             member.commit(False)
-        if member.begin() or self._sql is not None:
+        if member.begin() or self._due or self._sql is not None:
             if self._sql is not None:
                 self._sql.follow()
             self._tend()

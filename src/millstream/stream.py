@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 
 from millstream import _native, control, files, reader, reserve, settings, timestamps
 from millstream._native import Batch, Position, Span
@@ -63,7 +64,7 @@ class Stream(StreamGroups):
         self._durability: Durability = "interval"
         self._config_seen = 0
         self._groups = {}
-        self._consumers = set()
+        self._consumers = weakref.WeakSet()
         self._map_control()
         self._reload()
 

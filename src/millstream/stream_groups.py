@@ -9,6 +9,7 @@ from millstream.errors import NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    import weakref
     from collections.abc import Callable, Sequence
     from datetime import datetime
     from typing import Any, Literal, TypeAlias
@@ -33,7 +34,7 @@ class StreamGroups(_native.StreamCore):
     name: str
     path: str
     _groups: dict[str, Group]
-    _consumers: set[Consumer]
+    _consumers: weakref.WeakSet[Consumer]
 
     def _check_live(self) -> None:
         raise NotImplementedError
