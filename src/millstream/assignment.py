@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Assignment"]
 
-LOOK_SECONDS = 0.05
+LOOK_SECONDS = 0.045
 ALONE_SECONDS = 1.0
 
 

@@ -82,7 +82,7 @@ cdef extern from "ms_group.h" nogil:
 cdef enum:
     GROUP_LIVE = 1
     GROUP_LOCK_NS = 30000000000
-    WATCH_NS = 50000000  # how often somebody looks for the dead
+    WATCH_NS = 40000000  # how often somebody looks for the dead
     GROUP_MEMBERS_MOST = 256
 
 GROUP_MEMBERS = MS_GROUP_MEMBERS
@@ -290,7 +290,7 @@ cdef class GroupCore:
 
     def _watch(self, bint at_once):
         """End members that are dead or whose deadline passed; how many. One process at a time
-        looks, every 50 ms, unless it is to be at once."""
+        looks, every 40 ms, unless it is to be at once."""
         cdef uint32_t dead[GROUP_MEMBERS_MOST]
         cdef uint32_t count = 0, i, j, word, ended = 0, owner = 0
         cdef int64_t deadline = 0
