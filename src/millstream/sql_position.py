@@ -78,6 +78,8 @@ class SqlPosition:
         if found != fence:
             consumer._member.fenced([partition])
         self._written.pop(partition, None)
+        if (epoch, offset) != (begin.epoch, begin.offset):
+            self._mirror(partition, epoch, offset)
         return Position(partition, epoch, offset)
 
     def commit(self, batch: Batch | None = None) -> None:
@@ -92,6 +94,8 @@ class SqlPosition:
             connection commits each statement by itself; what sqlite3 raises.
         """
         consumer, connection = self._consumer, self._connection
+        if not (batch is None or isinstance(batch, Batch)):
+            raise InvalidType(f"batch {batch!r}: expected a Batch")
         if not connection.in_transaction and _commits_by_itself(connection):
             raise InvalidArgument(
                 f"{consumer.group.path}: the connection commits each statement by itself: begin a"
@@ -99,11 +103,9 @@ class SqlPosition:
             )
         if batch is None:
             goals = consumer._member.handed_out()
-        elif isinstance(batch, Batch):
+        else:
             fence = consumer._member.fence_of(batch.partition)
             goals = [(batch.partition, fence, batch.epoch, int(batch.next_offset))]
-        else:
-            raise InvalidType(f"batch {batch!r}: expected a Batch")
         for partition, fence, epoch, offset in goals:
             written = connection.execute(WRITE, (epoch, offset, *self._row, partition, fence))
             if written.rowcount != 1:
