@@ -12,13 +12,14 @@ from millstream import Fenced, InvalidArgument, InvalidType
 from millstream.testing import clock
 
 WORKER = """
-import sqlite3, sys, millstream
+import sqlite3, sys, time, millstream
 connection = sqlite3.connect(sys.argv[2], timeout=30)
 with millstream.open(sys.argv[1], durability="process") as store:
     consumer = store.stream("s").consumer(
         group="g", delivery="exactly_once", max_records=7, session=0.5)
     positions = consumer.position_in(connection)
     for batch in consumer:
+        time.sleep(0.01)
         try:
             with connection:
                 connection.executemany("INSERT INTO seen VALUES (?)", [[v] for v in batch.values])
