@@ -72,6 +72,12 @@ class Assignment:
         self._readers: dict[int, PartitionReader] = {}
         self._due: set[int] = set()
         """Partitions of ours whose reader is not there yet."""
+        self._untold: list[int] = []
+        """Of those, what `on_assign` is to hear of."""
+        self._leaving: list[int] = []
+        """Partitions that another waits for."""
+        self._gone: list[int] = []
+        """Lost ones, of which `on_revoke` is to hear."""
         self._paused: set[int] = set()
         self._active: list[PartitionReader] = []
         self._sql: SqlPosition | None = None
@@ -90,49 +96,65 @@ class Assignment:
         """Do what is due in the group, and follow what became of our partitions."""
         group, member, stream = self.group, self._member, self.stream
         stream._check_live()
+        if not member.joined:
+            self._join()
         if group._watch(False):
             stream._wake()
         if group._partitions < stream.partitions or group._room < group._partitions:
             group._follow()
         if member.unseen:
-            self._follow()
+            self._look()
+        if self._gone or self._leaving:
+            self._give_up()
         if self._due:
             self._start_readers()
 
-    def _follow(self) -> None:
+    def _look(self) -> None:
+        """See which partitions came and went. What is to leave stays ours until the next batch."""
         found = self._member.look()
         if found is None:  # taken for hung: what it had is the others'
-            gone = self._member.ended()
-            self._stop_readers(gone, revoked=gone)
+            self._drop_readers(self._member.ended())
             self._join()
             found = self._member.look()
             if found is None:
                 raise Closed(f"{self.group.path}: the membership ended as it began")
-        new, lost, leaving, undecided = found
-        self._stop_readers(lost, revoked=lost)
-        if leaving:
-            self._stop_readers(leaving, revoked=leaving)
-            for partition in leaving:
-                self._member.release(partition)
-            self.stream._wake()
-        self._due.update(partition for partition in new if partition not in leaving)
+        new, lost, self._leaving, undecided = found
+        self._drop_readers(lost)
+        self._due.update(new)
+        self._untold += new
         if self.group._decide is not None:
             for partition in undecided:
                 self.group._decide(self.group, partition)
-        came = [partition for partition in new if partition in self._due]
-        if came and self._on_assign is not None:
-            self._on_assign(came)
 
-    def _stop_readers(self, partitions: list[int], *, revoked: list[int]) -> None:
-        if revoked and self._on_revoke is not None:
-            self._on_revoke(revoked)
-        for partition in partitions:
+    def _drop_readers(self, lost: list[int]) -> None:
+        for partition in lost:
             self._readers.pop(partition, None)
             self._due.discard(partition)
+        self._gone += [partition for partition in lost if partition not in self._untold]
+        self._untold = [partition for partition in self._untold if partition not in lost]
         self._choose()
+
+    def _give_up(self) -> None:
+        """Say what is lost or about to go, then hand over what is to go."""
+        gone, leaving = self._gone, self._leaving
+        self._gone, self._leaving = [], []
+        try:
+            told = gone + [partition for partition in leaving if partition not in self._untold]
+            if told and self._on_revoke is not None:
+                self._on_revoke(told)
+        finally:
+            for partition in leaving:
+                self._member.release(partition)
+            self._drop_readers(leaving)
+            self._gone = []
+            if leaving:
+                self.stream._wake()
 
     def _start_readers(self) -> None:
         """Read on in what is ours now. Raises OffsetOutOfRange, again and again until `seek`."""
+        came, self._untold = self._untold, []
+        if came and self._on_assign is not None:
+            self._on_assign(came)
         for partition in sorted(self._due):
             if self.group._pending(partition) is not None:
                 continue  # the journal has to say first where the group is
@@ -178,7 +200,7 @@ class Assignment:
             raise Closed(f"{self.group.path}: the consumer is closed")
         if self._member.unseen:
             self.group._follow()
-            self._follow()
+            self._look()
 
     def _mine(self, partition: Any) -> int:
         index = integer("partition", partition, 0)

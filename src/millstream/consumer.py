@@ -93,14 +93,14 @@ class Consumer(Assignment):
             return batch
         checked = check_timeout(timeout)
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
-        while time.monotonic() < deadline:
-            self._member.rest()
-            self._turn.wait(deadline)
-            batch = self._next()
-            if batch is not None:
-                return batch
-        self._member.work()
-        return None
+        try:
+            while batch is None and time.monotonic() < deadline:
+                self._member.rest()
+                self._turn.wait(deadline)
+                batch = self._next()
+        finally:
+            self._member.work()
+        return batch
 
     def _next(self) -> Batch | None:
         """The next batch that is there."""
@@ -109,7 +109,7 @@ class Consumer(Assignment):
             raise Closed(f"{self.group.path}: the consumer is closed")
         if self._auto and member.dirty:
             member.commit(False)
-        if member.begin() or self._due or self._sql is not None:
+        if member.begin() or self._due or self._leaving or self._gone or self._sql is not None:
             if self._sql is not None:
                 self._sql.follow()
             self._tend()
@@ -140,17 +140,17 @@ class Consumer(Assignment):
         """`poll` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
         checked = check_timeout(timeout)
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
-        while True:
-            batch = self._next()
-            if batch is not None:
-                return batch
-            if time.monotonic() >= deadline:
-                self._member.work()
-                return None
-            self._member.rest()
-            if self._waiter is None:
-                self._waiter = _Waiter(self._turn)
-            await self._waiter.wait(deadline)
+        batch = self._next()
+        try:
+            while batch is None and time.monotonic() < deadline:
+                self._member.rest()
+                if self._waiter is None:
+                    self._waiter = _Waiter(self._turn)
+                await self._waiter.wait(deadline)
+                batch = self._next()
+        finally:
+            self._member.work()
+        return batch
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         """Batches, until none came for `timeout` seconds, without blocking the loop."""

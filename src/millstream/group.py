@@ -10,6 +10,7 @@ from millstream import _native, files, reader, settings
 from millstream._native import Position
 from millstream.errors import (
     Closed,
+    CorruptBatch,
     Indeterminate,
     InvalidArgument,
     InvalidType,
@@ -166,6 +167,19 @@ class Group(_native.GroupCore):
     def _map_again(self) -> None:
         self._check_live()
         self._map()
+        if self._room < self._partitions:
+            raise CorruptBatch(
+                f"{self.path}: shorter than its {self._partitions} partitions need; see `millstream"
+                " verify`",
+                path=self.path,
+                expected=_native.group_size(self._partitions),
+                found=files.size(self._descriptor),
+            )
+
+    def _tune(self) -> None:
+        """Follow the level of the stream."""
+        self._configure_level(self.stream.durability)
+        self._take_changed()  # the next commit is news again
 
     def _void_earlier(self) -> None:
         """As the first of this generation: no member of an earlier one lives."""
@@ -301,10 +315,13 @@ class Group(_native.GroupCore):
         shares: dict[int, list[int]] = {}
         for index in range(min(self._partitions, self._room)):
             shares.setdefault(self._holder(index)[0], []).append(index)
-        describe = self.stream.store._members.describe
+        members = self.stream.store._members
         return [
-            GroupMember(slot, number, describe(word), joined, tuple(shares.get(slot + 1, ())))
+            GroupMember(
+                slot, number, members.describe(word), joined, tuple(shares.get(slot + 1, ()))
+            )
             for slot, word, number, joined in self._members()
+            if not members.is_dead(word)
         ]
 
     def partitions(self) -> list[GroupPartition]:

@@ -79,6 +79,7 @@ class SqlPosition:
             consumer._member.fenced([partition])
         self._written.pop(partition, None)
         if (epoch, offset) != (begin.epoch, begin.offset):
+            consumer._member.start(partition, epoch, offset, False)
             self._mirror(partition, epoch, offset)
         return Position(partition, epoch, offset)
 

@@ -59,12 +59,12 @@ class Stream(StreamGroups):
         self.store = store
         self.name = name
         self.path = store._stream_path(name)
+        self._groups = {}
+        self._consumers = weakref.WeakSet()
         self._stream_id = int(config["stream_id"], 16)
         self._override = durability
         self._durability: Durability = "interval"
         self._config_seen = 0
-        self._groups = {}
-        self._consumers = weakref.WeakSet()
         self._map_control()
         self._reload()
 
@@ -101,6 +101,8 @@ class Stream(StreamGroups):
         if self._durability != before:
             for log in self._opened():
                 self.store._background.tune(log)
+            for group in self._groups.values():
+                group._tune()
         self.store._background.watch(self)
 
     def _refresh(self) -> None:
@@ -334,6 +336,7 @@ class Stream(StreamGroups):
         for index in range(self.partitions):
             log = self._log(index)
             log.wait_durable(log.native.tail, deadline)
+        self._flush_groups()
 
     def wait_durable(
         self, position: Position | _native.Span, *, timeout: float | None = None

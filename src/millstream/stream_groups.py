@@ -157,9 +157,14 @@ class StreamGroups(_native.StreamCore):
                 failed.append(error)
         return failed
 
+    def _flush_groups(self) -> None:
+        for name in self.groups():
+            self._group(name)._make_durable()
+
     def _dispose_groups(self) -> None:
         for consumer in list(self._consumers):
             consumer._abandon()
+            consumer._member.ended()
         for group in self._groups.values():
             group._dispose()
         self._groups.clear()

@@ -841,3 +841,135 @@ def test_new_owner_does_not_read_before_a_mark_is_decided():
         with pytest.raises(Fenced):
             slow._member.prepare(10)
         slow.close()
+
+
+# --- what goes wrong in between -------------------------------------------------------------------
+
+
+def test_a_callback_that_raises_stops_nobody(stream):
+    def raise_once(partitions):
+        if not raised:
+            raised.append(partitions)
+            raise ZeroDivisionError
+
+    raised = []
+    first = stream.consumer(group="g", on_revoke=raise_once)
+    first.poll()
+    with stream.consumer(group="g") as second:
+        with pytest.raises(ZeroDivisionError):
+            taken(first)
+        assert len(second.assignment) == len(first.assignment) == 2
+        assert raised == [second.assignment]
+    raised.clear()
+    assert first.poll() is not None
+    raised.append("close quietly")
+    first.close()
+
+
+def test_on_assign_that_raises_is_heard_and_reading_goes_on(stream):
+    calls = []
+
+    def fail(partitions):
+        calls.append(partitions)
+        raise ZeroDivisionError
+
+    with stream.consumer(group="g", on_assign=fail) as consumer:
+        with pytest.raises(ZeroDivisionError):
+            consumer.poll()
+        assert len(taken(consumer)) == 40
+    assert calls == [[0, 1, 2, 3]]
+
+
+def test_what_is_to_leave_can_be_committed_until_the_next_batch(stream):
+    first = stream.consumer(group="g")
+    batch = first.poll()
+    with stream.consumer(group="g") as second:
+        assert second.poll() is None
+        first.pause(first.assignment[0])  # looks at the group, and gives nothing up
+        assert second.assignment == []
+        first.commit(batch)
+        taken(first)
+        assert len(second.assignment) == 2
+    first.close()
+
+
+def test_batch_of_another_reader_is_not_committed(stream):
+    with stream.consumer(group="g", max_records=2) as consumer:
+        consumer.poll()
+        for batch in stream.read(partition=0):
+            with pytest.raises(InvalidArgument, match="not of this consumer"):
+                consumer.commit(batch)
+    assert sum(at(stream)) == 0
+
+
+def test_a_forked_child_is_no_member(stream):
+    import os
+
+    with stream.consumer(group="g") as consumer:
+        consumer.poll()
+        child = os.fork()
+        if child == 0:
+            code = 1
+            try:
+                consumer.commit()
+            except Closed:
+                code = 0
+            os._exit(code)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+        consumer.commit()
+    assert sum(at(stream)) == 10
+
+
+def test_closing_the_store_wakes_a_consumer_that_waits(tmp_path):
+    store = millstream.open(tmp_path / "store", durability="process")
+    consumer = store.stream("s").consumer(group="g")
+    ended = []
+
+    def wait():
+        try:
+            consumer.poll(None)
+        except Closed as error:
+            ended.append(error)
+
+    thread = threading.Thread(target=wait)
+    thread.start()
+    time.sleep(0.05)
+    store.close()
+    thread.join(10)
+    assert len(ended) == 1
+
+
+def test_flush_and_alter_reach_the_groups(tmp_path, monkeypatch):
+    synced = []
+    real = millstream.files.sync
+    monkeypatch.setattr(
+        millstream.files, "sync", lambda fd, path: (synced.append(path), real(fd, path))[1]
+    )
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        stream = store.stream("s")
+        stream.append_many([b"a", b"b"])
+        with stream.consumer(group="g", max_records=1) as consumer:
+            consumer.poll()
+            synced.clear()
+            consumer.commit()
+            assert not any(path.endswith(".group") for path in synced)
+            store.flush()
+            assert any(path.endswith(".group") for path in synced)
+            stream.alter(durability="sync")
+            consumer.poll()
+            synced.clear()
+            consumer.commit()
+            assert any(path.endswith(".group") for path in synced)
+
+
+def test_a_header_with_more_partitions_than_the_file_has_is_damage(stream):
+    with stream.consumer(group="g") as consumer:
+        path = consumer.group.path
+        with open(path, "r+b") as file:
+            file.seek(80)
+            file.write((1 << 30).to_bytes(4, "little"))
+        with pytest.raises(CorruptBatch, match="shorter"):
+            consumer.poll()
+        with open(path, "r+b") as file:
+            file.seek(80)
+            file.write((4).to_bytes(4, "little"))

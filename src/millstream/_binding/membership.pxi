@@ -7,6 +7,7 @@ cdef struct Reading:
     uint64_t fence  # 0: the partition is another's
     uint64_t epoch  # of what was handed out last
     uint64_t offset  # behind it: what a commit sets
+    uint64_t most  # the largest offset that was, by this owner
     bint dirty  # the position is not committed
     bint sought  # it may be committed backwards
 
@@ -20,7 +21,7 @@ cdef class Membership:
     cdef GroupCore group
     cdef uint32_t slot
     cdef uint32_t number
-    cdef bint joined
+    cdef readonly bint joined
     cdef uint32_t changes
     cdef uint32_t count
     cdef Reading *parts
@@ -134,6 +135,8 @@ cdef class Membership:
         """Is there anything to be done but to read? A few loads."""
         self.group.alive()
         self.now = ms_clock_monotonic_ns()
+        if not self.joined:
+            return True
         if self.now - self.watched >= WATCH_NS:
             self.watched = self.now
             return True
@@ -175,6 +178,7 @@ cdef class Membership:
                     lost.append(i)
                 self.clean(i)
                 self.parts[i].fence = self.fences[i]
+                self.parts[i].most = 0
                 if self.fences[i] != 0:
                     new.append(i)
             if self.fences[i] != 0 and self.flags[i] & MS_GROUP_LEAVING:
@@ -266,6 +270,7 @@ cdef class Membership:
             return
         self.parts[partition].epoch = epoch
         self.parts[partition].offset = offset
+        self.parts[partition].most = max(self.parts[partition].most, offset)
         if sought:
             self.soil(partition)
             self.parts[partition].sought = True
@@ -298,6 +303,7 @@ cdef class Membership:
         part = &self.parts[partition]
         part.epoch = batch.epoch
         part.offset = <uint64_t>batch.next_offset
+        part.most = max(part.most, part.offset)
         if self.commits_first:
             status = self.put(partition, part.epoch, part.offset, part.sought)
             if status == MS_FENCED:
@@ -387,7 +393,13 @@ cdef class Membership:
     def commit_at(self, uint32_t partition, uint64_t epoch, uint64_t offset, bint backwards):
         """Set the position of one partition."""
         cdef ms_status status
-        backwards = backwards or (partition < self.count and self.parts[partition].sought)
+        if partition < self.count and self.parts[partition].fence != 0:
+            if offset > self.parts[partition].most:
+                raise _errors.InvalidArgument(
+                    f"{self.group.path}: partition {partition} was handed out up to offset"
+                    f" {self.parts[partition].most} here; a batch that ends at {offset} is not of"
+                    " this consumer")
+            backwards = backwards or self.parts[partition].sought
         status = self.put(partition, epoch, offset, backwards)
         if status != MS_OK:
             self.refuse(status, partition, offset)
