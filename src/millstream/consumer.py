@@ -57,7 +57,12 @@ class Consumer(Assignment):
         on_revoke: Callable[[list[int]], object] | None,
     ) -> None:
         self._closed = True  # until it is open
-        _check(delivery, auto_commit, on_lost, session, max_processing)
+        _check(delivery, auto_commit, on_lost)
+        for name, seconds in (("session", session), ("max_processing", max_processing)):
+            _check_seconds(name, seconds)
+        for name, callback in (("on_assign", on_assign), ("on_revoke", on_revoke)):
+            if callback is not None and not callable(callback):
+                raise InvalidType(f"{name} {callback!r}: expected a function of a list, or None")
         check_start(start)
         self._timeout = check_timeout(timeout)
         self._most = UNLIMITED if max_records is None else integer("max_records", max_records, 1)
@@ -333,9 +338,7 @@ class Consumer(Assignment):
         raise TypeError("a consumer is a member of its process: join the group there")
 
 
-def _check(
-    delivery: object, auto_commit: bool, on_lost: object, session: object, max_processing: object
-) -> None:
+def _check(delivery: object, auto_commit: bool, on_lost: object) -> None:
     if not isinstance(delivery, str) or delivery not in DELIVERIES:
         raise InvalidArgument(f"delivery {delivery!r}: expected one of {', '.join(DELIVERIES)}")
     if auto_commit and delivery == "exactly_once":
@@ -344,8 +347,10 @@ def _check(
         )
     if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
-    for name, value in (("session", session), ("max_processing", max_processing)):
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise InvalidType(f"{name} {value!r}: expected a number of seconds")
-        if not 0.01 <= value <= 1e8:
-            raise InvalidArgument(f"{name} {value!r}: expected 0.01 seconds to 3 years")
+
+
+def _check_seconds(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        raise InvalidType(f"{name} {value!r}: expected a number of seconds")
+    if not 0.01 <= value <= 1e8:
+        raise InvalidArgument(f"{name} {value!r}: expected 0.01 seconds to 3 years")
