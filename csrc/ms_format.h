@@ -20,6 +20,7 @@
 #define MS_MAGIC_MEMBERS MS_MAGIC('M', 'S', 'M', 'E', 'M', 'B', 'R', '1')
 #define MS_MAGIC_CONTROL MS_MAGIC('M', 'S', 'C', 'N', 'T', 'R', 'L', '1')
 #define MS_MAGIC_SEGMENT MS_MAGIC('M', 'S', 'S', 'E', 'G', 'M', 'T', '1')
+#define MS_MAGIC_GROUP MS_MAGIC('M', 'S', 'G', 'R', 'O', 'U', 'P', '1')
 
 #define MS_MEMBER_COUNT_MAX 1024u
 
@@ -341,6 +342,103 @@ typedef struct ms_dedup_entry {
   uint32_t place; /* slot << 2 | state */
 } ms_dedup_entry;
 
+#define MS_GROUP_MEMBERS 256u
+#define MS_GROUP_MEMBERS_POSITION 4096u
+#define MS_GROUP_PARTITIONS_POSITION (MS_GROUP_MEMBERS_POSITION + 64u * MS_GROUP_MEMBERS)
+
+typedef struct ms_group_header {
+  uint64_t magic;
+  uint32_t version;
+  uint32_t members;
+  uint8_t store_id[16];
+  uint64_t stream_id;
+  uint64_t group_id;
+  uint64_t salt;
+  uint64_t checksum;
+  _Atomic uint32_t state;
+  _Atomic uint32_t poison;
+  _Atomic uint64_t generation;
+  _Atomic uint32_t partitions;
+  _Atomic uint32_t changes;
+  _Atomic uint64_t watched;
+  uint64_t reserved0[4];
+
+  _Atomic uint32_t word;
+  uint32_t reserved1[15];
+
+  _Atomic uint32_t sync;
+  uint32_t reserved2;
+  _Atomic uint64_t sync_begun;
+  _Atomic uint64_t sync_ended;
+} ms_group_header;
+
+typedef struct ms_group_member {
+  _Atomic uint32_t process;
+  _Atomic uint32_t number;
+  _Atomic uint64_t session;
+  _Atomic uint64_t processing;
+  _Atomic int64_t joined;
+  uint64_t reserved[4];
+} ms_group_member;
+
+typedef struct ms_group_copy {
+  _Atomic uint64_t checksum;
+  _Atomic uint64_t sequence;
+  _Atomic uint64_t epoch;
+  _Atomic uint64_t offset;
+  _Atomic uint64_t transaction;
+  uint64_t reserved[3];
+} ms_group_copy;
+
+typedef struct ms_group_partition {
+  _Atomic uint64_t holder;
+  _Atomic uint32_t heir;
+  uint32_t reserved0;
+  _Atomic uint64_t pending;
+  _Atomic uint64_t pending_epoch;
+  _Atomic uint64_t pending_offset;
+  _Atomic uint64_t pending_fence;
+  uint64_t reserved1[2];
+  ms_group_copy copies[2];
+} ms_group_partition;
+
+#define MS_FORMAT_GROUP_FIELDS(XX)           \
+  XX(ms_group_header, magic, 0)              \
+  XX(ms_group_header, version, 8)            \
+  XX(ms_group_header, members, 12)           \
+  XX(ms_group_header, store_id, 16)          \
+  XX(ms_group_header, stream_id, 32)         \
+  XX(ms_group_header, group_id, 40)          \
+  XX(ms_group_header, salt, 48)              \
+  XX(ms_group_header, checksum, 56)          \
+  XX(ms_group_header, state, 64)             \
+  XX(ms_group_header, poison, 68)            \
+  XX(ms_group_header, generation, 72)        \
+  XX(ms_group_header, partitions, 80)        \
+  XX(ms_group_header, changes, 84)           \
+  XX(ms_group_header, watched, 88)           \
+  XX(ms_group_header, word, 128)             \
+  XX(ms_group_header, sync, 192)             \
+  XX(ms_group_header, sync_begun, 200)       \
+  XX(ms_group_header, sync_ended, 208)       \
+  XX(ms_group_member, process, 0)            \
+  XX(ms_group_member, number, 4)             \
+  XX(ms_group_member, session, 8)            \
+  XX(ms_group_member, processing, 16)        \
+  XX(ms_group_member, joined, 24)            \
+  XX(ms_group_partition, holder, 0)          \
+  XX(ms_group_partition, heir, 8)            \
+  XX(ms_group_partition, pending, 16)        \
+  XX(ms_group_partition, pending_epoch, 24)  \
+  XX(ms_group_partition, pending_offset, 32) \
+  XX(ms_group_partition, pending_fence, 40)  \
+  XX(ms_group_partition, copies, 64)         \
+  XX(ms_group_copy, checksum, 0)             \
+  XX(ms_group_copy, sequence, 8)             \
+  XX(ms_group_copy, epoch, 16)               \
+  XX(ms_group_copy, offset, 24)              \
+  XX(ms_group_copy, transaction, 32)
+
 /* One row a field: struct, field, offset. The asserts below and the test of docs/format.md read
  * it. */
 #define MS_FORMAT_FIELDS(XX)                \
@@ -501,7 +599,8 @@ typedef struct ms_dedup_entry {
   XX(ms_hints_header, redelivered, 528)     \
   XX(ms_hints_header, corrupt, 536)         \
   XX(ms_hints_header, noted_tail, 576)      \
-  XX(ms_hints_header, lane, 640)
+  XX(ms_hints_header, lane, 640)            \
+  MS_FORMAT_GROUP_FIELDS(XX)
 
 #define MS_ASSERT_OFFSET(type, field, at) \
   _Static_assert(offsetof(type, field) == (at), #type "." #field);
@@ -525,6 +624,10 @@ _Static_assert(sizeof(ms_lane_hints) == 128, "head and tail: cache lines apart")
 _Static_assert(sizeof(ms_wheel_node) == 24, "wheel node");
 _Static_assert(sizeof(ms_dedup_header) == 64, "dedup header");
 _Static_assert(sizeof(ms_dedup_entry) == 40, "dedup entry");
+_Static_assert(sizeof(ms_group_header) == 216, "group header: within its page");
+_Static_assert(sizeof(ms_group_member) == 64, "group member");
+_Static_assert(sizeof(ms_group_copy) == 64, "copy of a position: within a sector");
+_Static_assert(sizeof(ms_group_partition) == 192, "partition of a group");
 
 typedef struct ms_format_field {
   const char *type;

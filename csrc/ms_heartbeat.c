@@ -81,7 +81,7 @@ static int64_t third_ns(int64_t lease_ms) {
 }
 
 static ms_status renew(ms_heartbeat_entry *entry, int64_t now_ns) {
-  ms_status status = ms_lease_renew(entry->word, &entry->token, entry->lease_ms, now_ns);
+  ms_status status = entry->renew(entry->word, &entry->token, entry->lease_ms, now_ns);
   if (status != MS_OK) {
     entry->lost = true;
     unlist(entry);
@@ -145,13 +145,16 @@ static int start(void) {
   return error;
 }
 
-int ms_heartbeat_add(ms_heartbeat_entry *entry, _Atomic uint64_t *word, uint64_t token,
-                     int64_t lease_ms, int64_t limit_ns) {
+typedef ms_status (*renewal)(_Atomic uint64_t *, uint64_t *, int64_t, int64_t);
+
+static int add(ms_heartbeat_entry *entry, renewal how, _Atomic uint64_t *word, uint64_t token,
+               int64_t lease_ms, int64_t limit_ns) {
   pthread_once(&once, init_once);
   int64_t now_ns = ms_clock_monotonic_ns();
   pthread_mutex_lock(&lock);
   bool endless = limit_ns < 0 || limit_ns > INT64_MAX - now_ns;
   *entry = (ms_heartbeat_entry){.word = word,
+                                .renew = how,
                                 .token = token,
                                 .lease_ms = lease_ms,
                                 .renew_ns = now_ns + third_ns(lease_ms),
@@ -173,6 +176,21 @@ int ms_heartbeat_add(ms_heartbeat_entry *entry, _Atomic uint64_t *word, uint64_t
   }
   pthread_mutex_unlock(&lock);
   return error;
+}
+
+int ms_heartbeat_add(ms_heartbeat_entry *entry, _Atomic uint64_t *word, uint64_t token,
+                     int64_t lease_ms, int64_t limit_ns) {
+  return add(entry, ms_lease_renew, word, token, lease_ms, limit_ns);
+}
+
+static ms_status renew_session(_Atomic uint64_t *deadline, uint64_t *io_token, int64_t session_ms,
+                               int64_t now_ns) {
+  return ms_group_renew(deadline, io_token, (uint64_t)(now_ns + session_ms * 1000000));
+}
+
+int ms_heartbeat_add_session(ms_heartbeat_entry *entry, _Atomic uint64_t *deadline, uint64_t token,
+                             int64_t session_ms) {
+  return add(entry, renew_session, deadline, token, session_ms, -1);
 }
 
 static void tell(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state) {

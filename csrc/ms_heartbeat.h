@@ -1,4 +1,5 @@
-/* One thread of this process that renews leases while Python code works on their messages.
+/* One thread of this process that renews leases while Python code works on their messages, and the
+ * sessions of consumers.
  *
  * It needs no GIL and no Python thread. It starts with the first entry, sleeps without end while
  * there is none, and is ended by ms_heartbeat_stop(); with the next entry it starts again. In a
@@ -10,13 +11,15 @@
 #ifndef MS_HEARTBEAT_H
 #define MS_HEARTBEAT_H
 
+#include "ms_group.h"
 #include "ms_queue.h"
 
 /* The caller has the memory of entry and word, and keeps both until ms_heartbeat_remove() returned.
  * It writes none of the fields. */
 typedef struct ms_heartbeat_entry {
   _Atomic uint64_t *word; /* NULL: removed */
-  uint64_t token;         /* of the last renewal */
+  ms_status (*renew)(_Atomic uint64_t *word, uint64_t *io_token, int64_t lease_ms, int64_t now_ns);
+  uint64_t token; /* of the last renewal */
   int64_t lease_ms;
   int64_t renew_ns; /* monotonic: the next renewal */
   int64_t end_ns;   /* monotonic: no renewal after it; INT64_MAX: never */
@@ -39,6 +42,11 @@ typedef struct ms_heartbeat_state {
  * not be started: then the entry is not there. */
 MS_MUST_USE int ms_heartbeat_add(ms_heartbeat_entry *entry, _Atomic uint64_t *word, uint64_t token,
                                  int64_t lease_ms, int64_t limit_ns);
+
+/* The same for the session of a consumer: `deadline` is pushed to session_ms from then, again and
+ * again, as long as it is at the token. */
+MS_MUST_USE int ms_heartbeat_add_session(ms_heartbeat_entry *entry, _Atomic uint64_t *deadline,
+                                         uint64_t token, int64_t session_ms);
 
 /* Renew no more; out_state has the token to present from now on. When it returned, nobody touches
  * entry or word. Again, or in a forked child: what was known. */

@@ -26,6 +26,7 @@ C_LAYERS = (
     "ms_delivery",
     "ms_decide",
     "ms_sweep",
+    "ms_group",
     "ms_heartbeat",
 )
 
@@ -53,6 +54,7 @@ PYTHON_LAYERS = (
     "reader",
     "stats",
     "producer",
+    "group",
     "queue_settings",
     "queue_records",
     "dedup",
@@ -63,6 +65,11 @@ PYTHON_LAYERS = (
     "dead_letters",
     "queue",
     "store_queues",
+    "store_groups",
+    "sql_position",
+    "assignment",
+    "consumer",
+    "stream_groups",
     "stream",
     "queue_backup",
     "backup",

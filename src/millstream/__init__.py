@@ -6,6 +6,7 @@ from millstream.errors import (
     ConfigMismatch,
     CorruptBatch,
     Empty,
+    Fenced,
     Indeterminate,
     InvalidArgument,
     InvalidType,
@@ -33,6 +34,8 @@ from millstream.stream import Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
+    from millstream.consumer import Consumer as Consumer
+    from millstream.group import Group as Group
     from millstream.options import Durability
     from millstream.producer import Producer as Producer
     from millstream.queue import Queue as Queue
@@ -46,10 +49,13 @@ __all__ = [
     "Batch",
     "Closed",
     "ConfigMismatch",
+    "Consumer",
     "CorruptBatch",
     "DeadLetter",
     "Durability",
     "Empty",
+    "Fenced",
+    "Group",
     "Indeterminate",
     "InvalidArgument",
     "InvalidType",
@@ -99,6 +105,8 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("millstream.options").Durability
     if name == "Producer":
         return importlib.import_module("millstream.producer").Producer
+    if name in ("Consumer", "Group"):
+        return getattr(importlib.import_module(f"millstream.{name.lower()}"), name)
     if name == "Queue":
         return importlib.import_module("millstream.queue").Queue
     if name == "run":

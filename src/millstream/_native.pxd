@@ -33,6 +33,9 @@ cdef extern from "ms_status.h" nogil:
         MS_INTERRUPTED
         MS_FULL
         MS_EMPTY
+        MS_FENCED
+        MS_PENDING
+        MS_CLOSED
         MS_LOST
         MS_GROW_SLOTS
         MS_GROW_BLOCKS

@@ -23,6 +23,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from millstream.group import Group
     from millstream.queue_handle import QueueHandle
     from millstream.segments import PartitionLog
     from millstream.store import Store
@@ -57,7 +58,7 @@ class Background:
         self._wanted = threading.Event()
         self._asked: dict[PartitionLog, int] = {}
         self._unsynced: set[PartitionLog] = set()
-        self._queues: set[QueueHandle] = set()
+        self._queues: set[QueueHandle | Group] = set()
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
@@ -114,6 +115,13 @@ class Background:
     def notice_queue(self, queue: QueueHandle) -> None:
         """Something was changed in a queue of level "interval"."""
         self._queues.add(queue)
+        self._wanted.set()
+        if self._thread is None:
+            self._start()
+
+    def notice_group(self, group: Group) -> None:
+        """A position was committed at level "interval"."""
+        self._queues.add(group)
         self._wanted.set()
         if self._thread is None:
             self._start()

@@ -5,10 +5,11 @@ Bytes below a tail never change, so copying up to it is enough. Queues: see queu
 
 from __future__ import annotations
 
+import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from millstream import files, members, sequences
+from millstream import files, group, members, sequences
 from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:
@@ -28,14 +29,18 @@ def backup(store: Store, target: str) -> None:
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
     files.make_directory(os.path.join(target, "streams"))
-    # One moment for all partitions: how far each log goes now.
     streams = [store.stream(name) for name in store.streams()]
+    # Before the logs, so that no position is behind their ends.
+    groups = [_groups(stream) for stream in streams]
+    # One moment for all partitions: how far each log goes now.
     ends = [
         [sequences.snapshot(stream._log(index)) for index in range(stream.partitions)]
         for stream in streams
     ]
-    for stream, tails in zip(streams, ends, strict=True):
-        _copy_stream(stream, tails, os.path.join(target, "streams", stream.name))
+    for stream, tails, files_of_groups in zip(streams, ends, groups, strict=True):
+        directory = os.path.join(target, "streams", stream.name)
+        _copy_stream(stream, tails, directory)
+        _copy_groups(files_of_groups, os.path.join(directory, "groups"))
     if store.queues():
         from millstream import queue_backup
 
@@ -48,6 +53,29 @@ def backup(store: Store, target: str) -> None:
     members.create(target, store._store_id)
     files.write_json(os.path.join(target, "store.json"), body)
     files.sync_directory(target)
+
+
+def _groups(stream: Stream) -> dict[str, bytes]:
+    """The files of a stream's groups. A copy of a position that is torn leaves the other one."""
+    found = {}
+    for name in stream.groups():
+        with contextlib.suppress(NotFound):  # it was removed meanwhile
+            path = group.path_of(stream, name)
+            descriptor = files.open_file(path, write=False)
+            try:
+                found[os.path.basename(path)] = files.read(
+                    descriptor, files.size(descriptor), 0, path
+                )
+            finally:
+                files.close(descriptor)
+    return found
+
+
+def _copy_groups(found: dict[str, bytes], target: str) -> None:
+    if found:
+        files.make_directory(target)
+    for name, content in found.items():
+        files.make(os.path.join(target, name), len(content), content)
 
 
 def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: str) -> None:

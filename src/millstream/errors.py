@@ -18,6 +18,7 @@ MillstreamError
 ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
 ├── QueueFull (Full)                  a queue has as many unfinished messages as it may
 ├── Empty (Empty)                     no message came in time
+├── Fenced                            a partition has another owner now: the commit was refused
 ├── LeaseLost                         the lease of a message ended before its holder was done
 ├── Retry                             raised by workers: count a failure, deliver again later
 ├── Snooze                            raised by workers: deliver again later, nothing failed
@@ -39,6 +40,7 @@ __all__ = [
     "ConfigMismatch",
     "CorruptBatch",
     "Empty",
+    "Fenced",
     "Indeterminate",
     "InvalidArgument",
     "InvalidType",
@@ -198,6 +200,28 @@ class QueueFull(MillstreamError, queue.Full):
 
 class Empty(MillstreamError, queue.Empty):
     """No message was ready in time. A ``queue.Empty`` of the standard library."""
+
+
+class Fenced(MillstreamError):
+    """A consumer is not the owner of a partition any more, so its commit was refused.
+
+    It was taken for hung or dead, and another member of the group goes on from the position that
+    was committed last. Nothing was changed; the next batch comes from the partitions that are left.
+
+    Attributes:
+        partitions: those that were refused.
+    """
+
+    def __init__(self, message: str, *, partitions: tuple[int, ...] = ()) -> None:
+        super().__init__(message)
+        self.partitions = partitions
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_fenced, (self.args[0], self.partitions))
+
+
+def _fenced(message: str, partitions: tuple[int, ...]) -> Fenced:
+    return Fenced(message, partitions=partitions)
 
 
 class LeaseLost(MillstreamError):

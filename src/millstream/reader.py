@@ -68,6 +68,37 @@ def _offset_at(log: PartitionLog, timestamp: int) -> int:
     return following
 
 
+def epoch_end(log: PartitionLog, epoch: int) -> int | None:
+    """The offset behind all that an epoch, and those before it, have kept; None: it goes on."""
+    numbers = log.current()
+    low, high = 0, len(numbers)
+    while low < high:
+        middle = (low + high) // 2
+        if log.activated(numbers[middle]).epoch <= epoch:
+            low = middle + 1
+        else:
+            high = middle
+    return log.base(numbers[low])[1] if low < len(numbers) else None
+
+
+def is_held(log: PartitionLog, epoch: int, offset: int) -> bool:
+    """Has the log still all that lay before an offset of an epoch, or retention had its way?"""
+    end = epoch_end(log, epoch)
+    return offset <= (log.next_offset if end is None else end)
+
+
+def check_epoch(log: PartitionLog, epoch: int, offset: int) -> None:
+    """Raise where an offset is not the one that an epoch had: a power cut took what was there."""
+    found = log.locate_offset(offset)
+    if found is None or found[0].epoch == epoch:
+        return
+    if found[0].epoch > epoch and offset == epoch_end(log, epoch):
+        return  # the first record after all that its epoch had
+    raise log.out_of_range(
+        offset, f" of epoch {epoch} was lost; what is there now is of epoch {found[0].epoch}"
+    )
+
+
 class PartitionReader:
     """One reader's place in one partition."""
 
@@ -117,15 +148,7 @@ class PartitionReader:
 
     def _check_epoch(self, start: Position) -> None:
         """An offset that a power cut took, and another record got, is not what was meant."""
-        found = self.log.locate_offset(start.offset)
-        if found is None or found[0].epoch == start.epoch:
-            return
-        if found[0].epoch > start.epoch and found[0].base_offset == start.offset:
-            return  # the first record after all that its epoch had
-        raise self.log.out_of_range(
-            start.offset,
-            f" of epoch {start.epoch} was lost; what is there now is of epoch {found[0].epoch}",
-        )
+        check_epoch(self.log, start.epoch, start.offset)
 
     def _go_to(self, offset: int) -> None:
         log = self.log

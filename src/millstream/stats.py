@@ -1,11 +1,16 @@
-"""What `Stream.stats` returns."""
+"""What `Stream.stats` and `Group` return."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
+from millstream._native import Position
 from millstream.options import Durability, Retention
+from millstream.producer_ids import ids_of
+
+if TYPE_CHECKING:
+    from millstream.stream import Stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,3 +46,66 @@ class StreamStats:
     partitions: tuple[PartitionStats, ...]
     producers: int = 0
     """Ids of idempotent producers that were ever registered."""
+
+
+def of_stream(stream: Stream) -> StreamStats:
+    """The stream in numbers, as of now."""
+    found = tuple(_of_partition(stream, index) for index in range(stream.partitions))
+    return StreamStats(
+        stream.name,
+        stream.durability,
+        stream.retention,
+        stream.segment_bytes,
+        sum(part.records for part in found),
+        sum(part.log_bytes for part in found),
+        sum(part.allocated_bytes for part in found),
+        found,
+        ids_of(stream).count(),
+    )
+
+
+def _of_partition(stream: Stream, index: int) -> PartitionStats:
+    log = stream._log(index)
+    first, following = log.first_offset, log.next_offset
+    return PartitionStats(
+        index,
+        first,
+        following,
+        log.native.durable_offset,
+        following - first,
+        log.log_bytes(),
+        log.allocated_bytes(),
+        len(log.current()),
+        ("sound", "sync failed", "corrupt")[log.native.poison],
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupMember:
+    """A consumer of a group."""
+
+    slot: int
+    """Its place among the members, by which `GroupPartition.owner` names it."""
+    number: int
+    """How often the place was taken before, plus 1."""
+    process: str
+    joined: int
+    """Microseconds since 1970."""
+    partitions: tuple[int, ...]
+
+
+@dataclasses.dataclass(frozen=True)
+class GroupPartition:
+    """Where a group is in one partition."""
+
+    partition: int
+    position: Position | None
+    """Where it goes on; None: at the oldest record that is kept."""
+    next_offset: int
+    lag: int
+    lost: bool
+    """A power cut took records that the group had seen: reading there is refused."""
+    owner: int | None
+    """Slot of the member that reads it."""
+    fence: int
+    """Rises with each owner."""

@@ -26,7 +26,7 @@ from millstream.errors import (
 )
 from millstream.members import Members, refuse_strangers, require
 from millstream.options import check_timeout
-from millstream.store_queues import StoreQueues
+from millstream.store_groups import StoreGroups
 from millstream.stream import Stream
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ __all__ = ["Store", "open", "temporary"]
 GATE_SECONDS = 30.0
 
 
-class Store(StoreQueues):
+class Store(StoreGroups):
     """A directory of streams and queues, shared with every other process that has it open.
 
     Made by `millstream.open`.

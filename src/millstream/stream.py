@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import time
+import weakref
 
 from millstream import _native, control, files, reader, reserve, settings, timestamps
 from millstream._native import Batch, Position, Span
@@ -19,6 +20,7 @@ from millstream.options import (
     integer,
 )
 from millstream.segments import PartitionLog
+from millstream.stream_groups import StreamGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
     from millstream.options import Durability
     from millstream.producer import Producer
     from millstream.producer_ids import ProducerIds
-    from millstream.stats import PartitionStats, StreamStats
+    from millstream.stats import StreamStats
     from millstream.store import Store
 
     Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
@@ -45,7 +47,7 @@ LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
 
 
-class Stream(_native.StreamCore):
+class Stream(StreamGroups):
     """A stream of a store; made by `Store.stream`.
 
     Thread-safe; pickles by the store's path and its name.
@@ -59,6 +61,8 @@ class Stream(_native.StreamCore):
         self.store = store
         self.name = name
         self.path = store._stream_path(name)
+        self._groups = {}
+        self._consumers = weakref.WeakSet()
         self._stream_id = int(config["stream_id"], 16)
         self._override = durability
         self._durability: Durability = "interval"
@@ -100,6 +104,8 @@ class Stream(_native.StreamCore):
         if self._durability != before:
             for log in self._opened():
                 self.store._background.tune(log)
+            for group in self._groups.values():
+                group._tune()
         self.store._background.watch(self)
 
     def _refresh(self) -> None:
@@ -303,38 +309,9 @@ class Stream(_native.StreamCore):
 
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
-        from millstream.producer_ids import ids_of
-        from millstream.stats import StreamStats
+        from millstream import stats
 
-        found = tuple(self._partition_stats(index) for index in range(self.partitions))
-        return StreamStats(
-            self.name,
-            self._durability,
-            self.retention,
-            self._segment_bytes,
-            sum(part.records for part in found),
-            sum(part.log_bytes for part in found),
-            sum(part.allocated_bytes for part in found),
-            found,
-            ids_of(self).count(),
-        )
-
-    def _partition_stats(self, index: int) -> PartitionStats:
-        from millstream.stats import PartitionStats
-
-        log = self._log(index)
-        first, following = log.first_offset, log.next_offset
-        return PartitionStats(
-            index,
-            first,
-            following,
-            log.native.durable_offset,
-            following - first,
-            log.log_bytes(),
-            log.allocated_bytes(),
-            len(log.current()),
-            ("sound", "sync failed", "corrupt")[log.native.poison],
-        )
+        return stats.of_stream(self)
 
     # --- durability -------------------------------------------------------------------------------
 
@@ -348,6 +325,7 @@ class Stream(_native.StreamCore):
         for index in range(self.partitions):
             log = self._log(index)
             log.wait_durable(log.native.tail, deadline)
+        self._flush_groups()
 
     def wait_durable(
         self, position: Position | _native.Span, *, timeout: float | None = None
@@ -480,6 +458,7 @@ class Stream(_native.StreamCore):
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
         self._let_go()
+        self._dispose_groups()
         self._close()
         self.store._background.forget(self)
 

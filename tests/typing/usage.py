@@ -11,7 +11,18 @@ import numpy as np
 import numpy.typing as npt
 
 import millstream
-from millstream import Batch, Position, Producer, Retention, Span, Store, Stream, StreamStats
+from millstream import (
+    Batch,
+    Consumer,
+    Group,
+    Position,
+    Producer,
+    Retention,
+    Span,
+    Store,
+    Stream,
+    StreamStats,
+)
 
 
 def stores() -> None:
@@ -136,3 +147,27 @@ def columns(batch: Batch) -> None:
     batch.to_arrow(columns=["key", "value", "headers"])
     batch.arrow(("value",)).__arrow_c_array__()
     batch[0]  # type: ignore[index]
+
+
+def consume(flights: Stream, position: Position) -> None:
+    with flights.consumer(group="billing", start=position, delivery="at_most_once") as consumer:
+        assert_type(consumer, Consumer)
+        for batch in consumer:
+            columns(batch)
+            consumer.commit(batch, allow_backwards=True)
+        assert_type(consumer.poll(1.0), Batch | None)
+        assert_type(consumer.assignment, list[int])
+        assert_type(consumer.position, dict[int, Position])
+        assert_type(consumer.lag(), int)
+        consumer.seek(datetime.now(UTC))
+        consumer.seek(17, partition=3)
+    flights.consumer("billing", on_assign=print, on_revoke=lambda gone: gone.sort())
+    flights.consumer("billing", delivery="often")  # type: ignore[arg-type]
+    assert_type(flights.groups(), list[str])
+    assert_type(flights.group("billing"), Group)
+    assert_type(flights.group("billing").positions(), dict[int, Position | None])
+
+
+async def aconsume(flights: Stream) -> None:
+    async for batch in flights.consumer("billing"):
+        columns(batch)

@@ -209,3 +209,19 @@ def test_copy_of_a_queue_under_traffic_has_all_that_stood_throughout(tmp_path):
             for number, n in standing.items():
                 assert found.pop(number) == b"%d" % n * (1500 * (n % 3) + 1)
             assert set(map(len, found.values())) <= set(range(9000))
+
+
+def test_backup_has_the_positions_of_groups_and_none_of_their_members(tmp_path):
+    with millstream.open(tmp_path / "store") as store:
+        stream = store.stream("s", partitions=2)
+        for partition in range(2):
+            stream.append_many([b"a", b"b", b"c"], partition=partition)
+        with stream.consumer(group="g", max_records=2) as consumer:
+            consumer.poll()
+            consumer.commit()
+            store.backup(tmp_path / "copy")
+    with millstream.open(tmp_path / "copy") as store:
+        stream = store.stream("s")
+        assert stream.group("g").members() == []
+        with stream.consumer(group="g", timeout=0) as consumer:
+            assert sum(len(batch) for batch in consumer) == 4

@@ -34,8 +34,10 @@ CALLS = {
     "delete_before": {"position": None},
     "alter": {},
     "add_partitions": {"count": None},
+    "consumer": {"group": "g"},
+    "group": {"name": "g"},
 }
-GOOD = {"follow", "durable"}  # flags: anything is true or false
+GOOD = {"follow", "durable", "auto_commit", "on_assign", "on_revoke"}  # flags, and functions
 
 
 def cases():
@@ -61,6 +63,10 @@ def test_any_argument_of_a_stream(store, name, required, argument):
             if name == "read":
                 for _ in result:
                     pass
+            if name == "consumer":
+                result.poll()
+                result.commit()
+                result.close()
         except MillstreamError:
             assert [stream.next_offset(p) for p in range(len(before))] == before
     assert stream.append(b"sound", partition=0).offset >= 2

@@ -88,6 +88,17 @@ def test_example_crash(tmp_path):
     assert "nothing acknowledged was lost" in out
 
 
+def test_example_delivery(tmp_path):
+    out = example("delivery.py", tmp_path)
+    pattern = r"^(\w+): 2,000 records, 4 kills: (\d+) missing, (\d+) more than once, lag (\d+)$"
+    found = {name: tuple(map(int, counts)) for name, *counts in re.findall(pattern, out, re.M)}
+    assert found["at_most_once"][1:] == (0, 0)
+    assert found["at_most_once"][0] <= 4 * 21
+    assert found["at_least_once"][::2] == (0, 0)
+    assert found["at_least_once"][1] <= 4 * 21
+    assert found["once"][:2] == (0, 0)
+
+
 def test_example_work_pool(tmp_path):
     out = example("work_pool.py", tmp_path)
     assert "killed one of 3 workers" in out

@@ -155,13 +155,15 @@ cdef class StreamCore:
         """Use this map of the control file; partitions that were open stay open."""
         cdef Py_buffer buffer
         PyObject_GetBuffer(control, &buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
-        if self.mapped:
-            PyBuffer_Release(&self.control)
+        cdef Py_buffer before = self.control
+        cdef bint was_mapped = self.mapped
         self.control = buffer
+        self.header = <ms_control_header *>buffer.buf
         self.map = control
         self.mapped = True
         self.writable = writable
-        self.header = <ms_control_header *>buffer.buf
+        if was_mapped:  # last: unmapping lets other threads run, who look at the header
+            PyBuffer_Release(&before)
         cdef uint32_t room = <uint32_t>(
             (buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
         self.count = min(ms_load32(&self.header.partitions), room)
@@ -235,10 +237,11 @@ cdef class StreamCore:
         copy = private_memory(PyBytes_FromStringAndSize(
             <const char *>self.control.buf, MS_CONTROL_BLOCKS_POSITION))
         PyObject_GetBuffer(copy, &buffer, PyBUF_SIMPLE)
-        PyBuffer_Release(&self.control)
+        cdef Py_buffer before = self.control
         self.control = buffer
-        self.map = copy
         self.header = <ms_control_header *>buffer.buf
+        self.map = copy
+        PyBuffer_Release(&before)  # last, as in _attach
         return 0
 
     def _set_level(self, str durability):

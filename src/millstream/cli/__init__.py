@@ -5,8 +5,8 @@ Data goes to stdout, chatter and errors to stderr; one line says what went wrong
     0    done, and everything that was checked is well
     1    a check failed: `verify` found problems, or `demo` does not agree with its source
     2    the command line makes no sense
-    3    refused: no such store, stream, partition or queue, no permission, other settings, out of
-         range; a queue that is full or has no message
+    3    refused: no such store, stream, partition, group or queue, no permission, other settings,
+         out of range; a queue that is full or has no message
     4    the storage failed: no room, corrupt, poisoned, or not known to be on disk
     130  ended by Ctrl-C
     141  whoever read our stdout went away (`| head -1`); nothing is printed
@@ -21,7 +21,7 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from millstream.cli import backup, bench, demo, integrity, queues, records, streams, work
+from millstream.cli import backup, bench, demo, groups, integrity, queues, records, streams, work
 
 __all__ = ["main"]
 
@@ -78,7 +78,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for group in (demo, streams, records, queues, work, integrity, backup, bench):
+    for group in (demo, streams, records, groups, queues, work, integrity, backup, bench):
         group.register(verbs)
     return parser
 

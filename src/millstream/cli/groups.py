@@ -1,0 +1,208 @@
+"""`groups`: who reads a stream, how far behind, and setting where they go on."""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+from millstream.cli.formats import timestamp_text
+from millstream.cli.output import Column, Output, count_text, plural
+from millstream.cli.records import count_argument, start_argument
+from millstream.cli.stores import existing, opened
+
+if TYPE_CHECKING:
+    from millstream import Group, Store, Stream
+    from millstream.stats import GroupMember, GroupPartition
+    from millstream.stream import Start
+
+
+def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+    """Add the verb and the verbs below it."""
+    parser = verbs.add_parser(
+        "groups",
+        help="look after consumer groups",
+        description="Show who reads a stream and how far behind they are; set where they go on.",
+    )
+    below = parser.add_subparsers(dest="groups_verb", metavar="VERB", required=True)
+    parser = add(below, "ls", run_ls, "list consumer groups", group=False)
+    parser.add_argument("stream", metavar="STREAM", nargs="?", help="only of this stream")
+    add(below, "info", run_info, "show members and positions of a group")
+    parser = add(below, "lag", run_lag, "print how many records a group has yet to commit")
+    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser = add(below, "seek", run_seek, "set where a group without members goes on")
+    parser.add_argument(
+        "to",
+        metavar="TO",
+        type=start_argument,
+        help="an offset, -N for the last N records, earliest, latest, or a time such as "
+        "2013-07-01T12:00 (local) or 2013-07-01T12:00Z",
+    )
+    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    add(below, "rm", run_rm, "forget a group without members, and its positions")
+
+
+def add(
+    verbs: argparse._SubParsersAction[argparse.ArgumentParser],
+    name: str,
+    run: Callable[[argparse.Namespace], int],
+    text: str,
+    *,
+    group: bool = True,
+) -> argparse.ArgumentParser:
+    """Add one verb with what all of them take."""
+    parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    if group:
+        parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+        parser.add_argument("group", metavar="GROUP", help="name of the group")
+    parser.add_argument("--json", action="store_true", help="print JSON")
+    parser.set_defaults(run=run)
+    return parser
+
+
+def group_of(store: Store, args: argparse.Namespace) -> Group:
+    """Return the group that the arguments name."""
+    from millstream.errors import NotFound
+
+    stream = existing(store, args.stream)
+    names = stream.groups()
+    if args.group not in names:
+        there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
+        raise NotFound(f"no group {args.group!r} of stream {args.stream!r}; there are: {there}")
+    return stream.group(args.group)
+
+
+def run_ls(args: argparse.Namespace) -> int:
+    """List the groups of one stream, or of all."""
+    output = Output(args.json)
+    with opened(args.store) as store:
+        names = store.streams() if args.stream is None else [args.stream]
+        streams = [existing(store, name) for name in names]
+        found = [describe(stream, name) for stream in streams for name in stream.groups()]
+    if args.json:
+        output.json(found)
+        return 0
+    output.table(
+        [
+            Column("Stream"),
+            Column("Group"),
+            Column("Members", right=True),
+            Column("Lag", right=True),
+        ],
+        [(one["stream"], one["group"], one["members"], count_text(one["lag"])) for one in found],
+    )
+    return 0
+
+
+def describe(stream: Stream, name: str) -> dict[str, Any]:
+    """Return one group as `ls` shows it."""
+    group = stream.group(name)
+    return {
+        "stream": stream.name,
+        "group": name,
+        "members": len(group.members()),
+        "lag": group.lag(),
+    }
+
+
+def run_info(args: argparse.Namespace) -> int:
+    """Show members, and where the group is in each partition."""
+    output = Output(args.json)
+    with opened(args.store) as store:
+        group = group_of(store, args)
+        members, partitions = group.members(), group.partitions()
+    if args.json:
+        found = [plain(part) for part in partitions]
+        who = [dataclasses.asdict(member) for member in members]
+        lag = sum(part.lag for part in partitions)
+        output.json({**names(args), "lag": lag, "members": who, "partitions": found})
+        return 0
+    output.line(f"{plural(len(members), 'member')}")
+    if members:
+        output.table(
+            [Column("Member", right=True), Column("Process"), Column("Joined"), Column("Has")],
+            [member_row(member) for member in members],
+        )
+    titles = ("Partition", "Position", "End", "Lag", "Member")
+    output.table([Column(title, right=True) for title in titles], list(map(row, partitions)))
+    return 0
+
+
+def names(args: argparse.Namespace) -> dict[str, str]:
+    """Return what was asked about."""
+    return {"stream": args.stream, "group": args.group}
+
+
+def member_row(member: GroupMember) -> tuple[object, ...]:
+    """Return a member as a row of the table."""
+    share = ", ".join(map(str, member.partitions)) or "-"
+    return member.slot, member.process, timestamp_text(member.joined), share
+
+
+def plain(part: GroupPartition) -> dict[str, object]:
+    """Return a partition as JSON has it."""
+    position = part.position and {"epoch": part.position.epoch, "offset": part.position.offset}
+    return {**dataclasses.asdict(part), "position": position}
+
+
+def row(part: GroupPartition) -> tuple[object, ...]:
+    """Return a partition as a row of the table."""
+    position = "earliest" if part.position is None else str(part.position.offset)
+    lost = " (lost)" if part.lost else ""
+    owner = "-" if part.owner is None else part.owner
+    return part.partition, position + lost, part.next_offset, count_text(part.lag), owner
+
+
+def run_lag(args: argparse.Namespace) -> int:
+    """Print the lag."""
+    output = Output(args.json)
+    with opened(args.store) as store:
+        group = group_of(store, args)
+        lag = group.lag(args.partition)
+    if args.json:
+        output.json({**names(args), "lag": lag})
+    else:
+        output.line(str(lag))
+    return 0
+
+
+def run_seek(args: argparse.Namespace) -> int:
+    """Set the position of one partition, or of all."""
+    output = Output(args.json)
+    with opened(args.store, "rw") as store:
+        group = group_of(store, args)
+        set_ = seek(group, args.to, args.partition)
+    if args.json:
+        output.json({**names(args), "positions": {str(p): offset for p, offset in set_.items()}})
+    else:
+        for partition, offset in set_.items():
+            output.line(f"partition {partition}: offset {offset}")
+    return 0
+
+
+def seek(group: Group, to: Start, partition: int | None) -> dict[int, int]:
+    """Seek, where an offset is meant for each partition, and one below zero from the end."""
+    numbers = range(group.stream.partitions) if partition is None else [partition]
+    found: dict[int, int] = {}
+    for number in numbers:
+        goal = to
+        if isinstance(to, int) and to < 0:
+            first = group.stream.first_offset(number)
+            goal = max(first, group.stream.next_offset(number) + to)
+        for one, position in group.seek(goal, partition=number).items():
+            found[one] = int(position.offset)
+    return found
+
+
+def run_rm(args: argparse.Namespace) -> int:
+    """Forget a group."""
+    output = Output(args.json)
+    with opened(args.store, "rw") as store:
+        group_of(store, args).remove()
+    if args.json:
+        output.json({**names(args), "removed": True})
+    else:
+        output.say(f"removed group {args.group} of {args.stream}")
+    return 0

@@ -1,0 +1,417 @@
+"""A consumer group: a file that says who reads which partition, and up to where all got."""
+
+from __future__ import annotations
+
+import contextlib
+import mmap
+import os
+
+from millstream import _native, files, reader, settings
+from millstream._native import Position
+from millstream.errors import (
+    Closed,
+    CorruptBatch,
+    Indeterminate,
+    InvalidArgument,
+    InvalidType,
+    NotFound,
+    Poisoned,
+    StorageError,
+)
+from millstream.options import as_index
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from millstream.stats import GroupMember, GroupPartition
+    from millstream.stream import Stream
+
+__all__ = ["Group"]
+
+DIRECTORY = "groups"
+SUFFIX = ".group"
+LOCK_SECONDS = 30.0
+LIVE = 1
+
+
+def path_of(stream: Stream, name: str) -> str:
+    """The file of a group."""
+    return os.path.join(stream.path, DIRECTORY, settings.check_name(name) + SUFFIX)
+
+
+def names(stream_path: str) -> list[str]:
+    """The groups of a stream, sorted."""
+    directory = os.path.join(stream_path, DIRECTORY)
+    files.require_directory(directory)
+    found = (name[: -len(SUFFIX)] for name in files.names(directory) if name.endswith(SUFFIX))
+    return sorted(name for name in found if settings.is_name(name))
+
+
+# --- where to begin -------------------------------------------------------------------------------
+
+
+def epoch_at(stream: Stream, partition: int, offset: int) -> int:
+    """The epoch of an offset that is there, or of the next one."""
+    found = stream._log(partition).locate_offset(offset)
+    return stream.store._generation if found is None else int(found[0].epoch)
+
+
+def position_at(stream: Stream, partition: int, start: Any) -> Position:
+    """What `read` would begin at, checked: raises OffsetOutOfRange."""
+    log = stream._log(partition)
+    if isinstance(start, Position):
+        if start.partition != partition:
+            raise InvalidArgument(f"{start!r} is not of partition {partition}")
+        reader.check_epoch(log, start.epoch, start.offset)
+        if not log.first_offset <= start.offset <= log.next_offset:
+            raise log.out_of_range(start.offset)
+        return start
+    offset = reader.PartitionReader(log, start, durable=False, on_lost="raise").cursor.offset
+    return Position(partition, epoch_at(stream, partition, offset), offset)
+
+
+def first_positions(stream: Stream, start: Any) -> list[Position]:
+    """Where a new group begins in each partition; nothing for those of which it reads all."""
+    if isinstance(start, str) and start == "earliest":
+        return []
+    if isinstance(start, Position):
+        return [position_at(stream, start.partition, start)]
+    if isinstance(start, (list, tuple)) and all(isinstance(one, Position) for one in start):
+        return [position_at(stream, one.partition, one) for one in start]
+    if as_index(start) is not None and stream.partitions > 1:
+        raise InvalidArgument(
+            f"start {start!r}: an offset is of one partition, and there are {stream.partitions};"
+            " pass a Position, or a list of them"
+        )
+    return [position_at(stream, index, start) for index in range(stream.partitions)]
+
+
+def create(stream: Stream, name: str, start: Any) -> None:
+    """Publish the file of a new group; another process's may come first, and stays."""
+    path = path_of(stream, name)
+    store, count = stream.store, stream.partitions
+    first = first_positions(stream, start)
+    memory = mmap.mmap(-1, _native.group_size(count))
+    group_id, salt = (int.from_bytes(os.urandom(8), "little") for _ in range(2))
+    _native.group_init(
+        memory, store._store_id, stream._stream_id, group_id, salt, store._generation, count
+    )
+    draft = _Draft(path, memory, stream)
+    for position in first:
+        draft._set_position(position.partition, position.epoch, position.offset)
+    content = memory[:]
+    files.make_directory(os.path.dirname(path))
+    files.make(path, len(content), content)
+
+
+class _Draft(_native.GroupCore):
+    """A group in memory that is about to become a file."""
+
+    def __init__(self, path: str, memory: mmap.mmap, stream: Stream) -> None:
+        self.path = path
+        store = stream.store
+        self._attach(
+            memory, store._store_id, stream._stream_id, store._generation, store._members, True
+        )
+        self._configure_level("process")
+
+    def _changed(self) -> None:
+        pass
+
+
+class Group(_native.GroupCore):
+    """A consumer group of a stream, to look at and to set; `Stream.group` gives it.
+
+    Positions and lag can be read from any process, also where the store was opened read-only.
+
+    Attributes:
+        stream: the stream.
+        name: the name.
+    """
+
+    def __init__(self, stream: Stream, name: str) -> None:
+        self.stream = stream
+        self.name = name
+        self.path = path_of(stream, name)
+        self._decide: Callable[[Group, int], None] | None = None
+        """Called for a partition whose position a transaction has marked: apply or revert it."""
+        write = stream.store.writable
+        try:
+            self._descriptor = files.open_file(self.path, write=write)
+        except NotFound as error:
+            raise NotFound(f"{stream.path}: there is no group {name!r}") from error
+        try:
+            self._map()
+            if write and self._generation != stream.store._generation:
+                self._void_earlier()
+        except BaseException:
+            self._dispose()
+            raise
+        self._configure_level(stream.durability)
+
+    def __repr__(self) -> str:
+        return f"<Group {self.name!r} of {self.stream!r}>"
+
+    # --- the file ---------------------------------------------------------------------------------
+
+    def _map(self) -> None:
+        store, length = self.stream.store, files.size(self._descriptor)
+        mapping = files.map_file(self._descriptor, length, self.path, write=store.writable)
+        stream_id, generation = self.stream._stream_id, store._generation
+        self._attach(
+            mapping, store._store_id, stream_id, generation, store._members, store.writable
+        )
+
+    def _map_again(self) -> None:
+        self._check_live()
+        self._map()
+        if self._room < self._partitions:
+            raise CorruptBatch(
+                f"{self.path}: shorter than its {self._partitions} partitions need; see `millstream"
+                " verify`",
+                path=self.path,
+                expected=_native.group_size(self._partitions),
+                found=files.size(self._descriptor),
+            )
+
+    def _tune(self) -> None:
+        """Follow the level of the stream."""
+        self._configure_level(self.stream.durability)
+        self._take_changed()  # the next commit is news again
+
+    def _void_earlier(self) -> None:
+        """As the first of this generation: no member of an earlier one lives."""
+        files.lock(self._descriptor, 0, self.path, timeout=LOCK_SECONDS)
+        try:
+            if self._generation == self.stream.store._generation:
+                return
+            # A copied directory may have holes where the original had blocks.
+            files.allocate(self._descriptor, files.size(self._descriptor), self.path)
+            self._void()
+            if self._poison:
+                # What a failed sync may have called clean is written again: all of the file is.
+                content = files.read(self._descriptor, files.size(self._descriptor), 0, self.path)
+                files.write(self._descriptor, content, 0, self.path)
+                files.sync(self._descriptor, self.path)
+                self._set_poison(0)
+        finally:
+            files.unlock(self._descriptor, 0)
+
+    def _follow(self) -> None:
+        """Have room for the partitions that were added since."""
+        wanted = self.stream.partitions
+        if self.stream.store.writable and self._partitions < wanted:
+            files.allocate(self._descriptor, _native.group_size(wanted), self.path)
+            self._map()
+            self._grow(wanted)
+            self.stream._wake()
+        elif self._room < self._partitions:
+            self._map()
+
+    def _check_live(self) -> None:
+        self.stream._check_live()
+        if self.closed:
+            raise Closed(f"{self.path}: the group is closed; open the store again")
+        if self._state != LIVE:
+            raise Closed(f"{self.path}: the group was removed")
+
+    def _check_writable(self) -> None:
+        self._check_live()
+        self.stream.store._check_writable()
+        if self._poison:
+            raise Poisoned(
+                5,
+                "an earlier sync failed; close the store in every process and open it again",
+                self.path,
+            )
+
+    def _dispose(self) -> None:
+        if not self.closed:
+            self._close()
+        if self._descriptor >= 0:
+            files.close(self._descriptor)
+            self._descriptor = -1
+
+    # --- durability -------------------------------------------------------------------------------
+
+    def _changed(self) -> None:
+        if self.stream.durability == "interval":
+            self.stream.store._background.notice_group(self)
+
+    def _make_durable(self) -> None:
+        """Return when all positions that were committed before this call survive a power cut."""
+        begun, _ = self._syncs
+        with self._sync_word(f"{self.path}: syncing", LOCK_SECONDS):
+            if self._syncs[1] <= begun:  # a sync that began after our change covers it
+                self._sync_now()
+
+    def _sync_now(self) -> None:
+        """Holder of the sync word."""
+        if self._poison:
+            raise Poisoned(5, "an earlier sync failed", self.path)
+        number = self._begin_sync()
+        try:
+            files.sync(self._descriptor, self.path)
+        except StorageError as error:
+            self._set_poison(1)
+            raise Indeterminate(
+                error.errno or 5, f"the sync behind a commit failed: {error.strerror}", self.path
+            ) from error
+        self._end_sync(number)
+
+    def _sync_in_background(self) -> None:
+        if self._take_changed() and not self.closed and self._state == LIVE:
+            self._make_durable()
+
+    # --- looking ----------------------------------------------------------------------------------
+
+    def positions(self) -> dict[int, Position | None]:
+        """Where the group goes on in each partition; None: at the oldest record that is kept.
+
+        Raises: CorruptBatch where a power cut left no copy of a position.
+        """
+        self._check_live()
+        self._follow()
+        return {index: self._committed(index) for index in range(self.stream.partitions)}
+
+    def _committed(self, partition: int) -> Position | None:
+        found = self._position(partition)
+        return None if found is None else Position(partition, found[0], found[1])
+
+    def lag(self, partition: int | None = None) -> int:
+        """Records that were appended and are not committed: of one partition, or of all.
+
+        What retention removed before the group came to it counts. Durability does not matter here.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     _ = stream.append_many([b"a", b"b", b"c"])
+        ...     with stream.consumer(group="g", max_records=2) as consumer:
+        ...         batch = consumer.poll()
+        ...         consumer.commit()
+        ...     stream.group("g").lag()
+        1
+        """
+        which = range(self.stream.partitions) if partition is None else [partition]
+        self._check_live()
+        self._follow()
+        return sum(self._lag(index) for index in which)
+
+    def _lag(self, partition: int) -> int:
+        log = self.stream._log(partition)
+        position = self._committed(log.index)
+        begin = log.first_offset if position is None else int(position.offset)
+        return max(0, log.next_offset - begin)
+
+    def members(self) -> list[GroupMember]:
+        """Who reads for the group now, and what of it."""
+        from millstream.stats import GroupMember
+
+        self._check_live()
+        self._follow()
+        shares: dict[int, list[int]] = {}
+        for index in range(min(self._partitions, self._room)):
+            shares.setdefault(self._holder(index)[0], []).append(index)
+        members = self.stream.store._members
+        return [
+            GroupMember(
+                slot, number, members.describe(word), joined, tuple(shares.get(slot + 1, ()))
+            )
+            for slot, word, number, joined in self._members()
+            if not members.is_dead(word)
+        ]
+
+    def partitions(self) -> list[GroupPartition]:
+        """Position, end, lag and owner of each partition, as of now."""
+        from millstream.stats import GroupPartition
+
+        self._check_live()
+        self._follow()
+        found = []
+        for index in range(self.stream.partitions):
+            log = self.stream._log(index)
+            holder, fence, _ = self._holder(index)
+            position = self._committed(index)
+            owner = None if holder == 0 else holder - 1
+            lost = position is not None and not reader.is_held(
+                log, int(position.epoch), int(position.offset)
+            )
+            end = log.next_offset
+            found.append(GroupPartition(index, position, end, self._lag(index), lost, owner, fence))
+        return found
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def seek(self, to: Any, *, partition: int | None = None) -> dict[int, Position]:
+        """Set where the group goes on; it must have no members. Returns what was set.
+
+        Durability: as a commit.
+
+        Args:
+            to: an offset (of one partition), a `Position`, a datetime, "earliest" or "latest".
+            partition: one of them; None: all (that of the `Position`).
+
+        Raises: OffsetOutOfRange, InvalidArgument where the group has members.
+        """
+        self._check_writable()
+        self._follow()
+        if isinstance(to, Position) and partition is None:
+            partition = int(to.partition)
+        if partition is None and as_index(to) is not None and self.stream.partitions > 1:
+            raise InvalidArgument(f"to {to!r}: an offset is of one partition; say which")
+        which = range(self.stream.partitions) if partition is None else [partition]
+        goals = [position_at(self.stream, self.stream._log(index).index, to) for index in which]
+        self._watch(True)
+        for goal in goals:
+            ended = self._set_position(goal.partition, goal.epoch, goal.offset)
+            if ended != "ok":
+                what = "members" if ended == "held" else "a transaction that is not decided"
+                raise InvalidArgument(
+                    f"{self.path}: the group has {what}; close its consumers first, or let one of"
+                    " them seek"
+                )
+        return {int(goal.partition): goal for goal in goals}
+
+    def remove(self) -> None:
+        """Forget the group and its positions; it must have no members.
+
+        Raises: InvalidArgument where it has members.
+        """
+        self._check_writable()
+        self._watch(True)
+        if not self._drop():
+            who = ", ".join(member.process for member in self.members())
+            raise InvalidArgument(f"{self.path}: the group has members: {who}")
+        files.remove(self.path)
+        files.sync_directory(os.path.dirname(self.path))
+        self.stream._groups.pop(self.name, None)
+        self._dispose()
+
+
+def check_start(start: Any) -> None:
+    """Refuse what no consumer can begin at, also where the group is there already."""
+    if isinstance(start, str) and start not in ("earliest", "latest"):
+        raise InvalidArgument(f'start {start!r}: expected "earliest", "latest", a time, a Position')
+    if start is None or isinstance(start, (bool, float, bytes)):
+        raise InvalidType(f'start {start!r}: expected "earliest", "latest", a time, a Position')
+
+
+# --- a store that nobody has open -----------------------------------------------------------------
+
+
+def settle(stream_path: str) -> bool:
+    """As the last to close: sync the groups of a stream; False: a sync of one failed earlier."""
+    for name in names(stream_path):
+        path = os.path.join(stream_path, DIRECTORY, name + SUFFIX)
+        with contextlib.suppress(NotFound):
+            descriptor = files.open_file(path, write=True)
+            try:
+                if files.read(descriptor, 4, 68, path) != bytes(4):
+                    return False
+                files.sync(descriptor, path)
+            finally:
+                files.close(descriptor)
+    return True

@@ -1,0 +1,34 @@
+"""The consumer groups of a store: what closing does for them."""
+
+from __future__ import annotations
+
+from millstream.store_queues import StoreQueues
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from millstream.options import Durability
+    from millstream.stream import Stream
+
+__all__ = ["StoreGroups"]
+
+
+class StoreGroups(StoreQueues):
+    """Base of `millstream.Store`: the hooks of its opening and closing, for groups as well."""
+
+    _streams: dict[tuple[str, Durability | None], Stream]
+
+    def _names(self) -> list[str]:
+        raise NotImplementedError
+
+    def _stream_path(self, name: str) -> str:
+        raise NotImplementedError
+
+    def _sync_queues(self) -> list[Exception]:
+        failed = [error for stream in self._streams.values() for error in stream._close_groups()]
+        return failed + super()._sync_queues()
+
+    def _settle_queues(self) -> bool:
+        from millstream import group
+
+        settled = [group.settle(self._stream_path(name)) for name in self._names()]
+        return all(settled) and super()._settle_queues()

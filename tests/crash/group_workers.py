@@ -1,0 +1,40 @@
+"""What the processes of the groups' crash tests do; a line of history for each thing done.
+
+`python group_workers.py FUNCTION DIRECTORY ARGUMENTS`. `? partition fence first next` was handed
+out, `- partition fence next` is committed, `! partition` was refused.
+"""
+
+import os
+import sys
+import time
+
+import millstream
+
+
+def say(*words: object) -> None:
+    os.write(1, (" ".join(map(str, words)) + "\n").encode())
+
+
+def consume(directory: str, delivery: str, session: str) -> None:
+    """Handle batches of a group for ever, a millisecond each."""
+    with millstream.open(directory, durability="process") as store:
+        stream = store.stream("s")
+        consumer = stream.consumer(
+            group="g", delivery=delivery, max_records=20, session=float(session)
+        )
+        say("=", os.getpid())
+        while True:
+            batch = consumer.poll(None)
+            where = batch.partition, consumer._member.fence_of(batch.partition)
+            say("?", *where, batch.first_offset, batch.next_offset)
+            time.sleep(0.001)
+            if delivery == "at_least_once":
+                try:
+                    consumer.commit(batch)
+                    say("-", *where, batch.next_offset)
+                except millstream.Fenced:
+                    say("!", batch.partition)
+
+
+if __name__ == "__main__":
+    globals()[sys.argv[1]](*sys.argv[2:])
