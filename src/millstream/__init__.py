@@ -2,6 +2,7 @@
 
 from millstream._native import Batch, Message, Position, Span
 from millstream.errors import (
+    Aborted,
     Closed,
     ConfigMismatch,
     CorruptBatch,
@@ -37,15 +38,18 @@ if TYPE_CHECKING:
     from millstream.consumer import Consumer as Consumer
     from millstream.group import Group as Group
     from millstream.options import Durability
+    from millstream.pipe import Pipe as Pipe
     from millstream.producer import Producer as Producer
     from millstream.queue import Queue as Queue
     from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
     from millstream.stats import PartitionStats, StreamStats
+    from millstream.transaction import Transaction as Transaction
     from millstream.worker import run as run
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "Aborted",
     "Batch",
     "Closed",
     "ConfigMismatch",
@@ -67,6 +71,7 @@ __all__ = [
     "NotFound",
     "OffsetOutOfRange",
     "PartitionStats",
+    "Pipe",
     "Poisoned",
     "Position",
     "Producer",
@@ -85,6 +90,7 @@ __all__ = [
     "StoredMessage",
     "Stream",
     "StreamStats",
+    "Transaction",
     "Unsupported",
     "VersionMismatch",
     "WaitTimeout",
@@ -105,7 +111,7 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("millstream.options").Durability
     if name == "Producer":
         return importlib.import_module("millstream.producer").Producer
-    if name in ("Consumer", "Group"):
+    if name in ("Consumer", "Group", "Pipe", "Transaction"):
         return getattr(importlib.import_module(f"millstream.{name.lower()}"), name)
     if name == "Queue":
         return importlib.import_module("millstream.queue").Queue

@@ -410,6 +410,17 @@ class StreamCore:
         durability: Durability | None = None,
         timeout: float | None = None,
     ) -> list[Span]: ...
+    def _append_share(
+        self,
+        index: int,
+        producer: int,
+        sequence: int,
+        values: _Values,
+        keys: _Values | None,
+        headers: _Headers | Sequence[_Headers | None] | None,
+        timestamps: _Times,
+    ) -> Span | None: ...
+    def _turn_of(self) -> int: ...
     def append_arrow(
         self,
         data: _Arrow,
@@ -503,6 +514,8 @@ _Stored: TypeAlias = tuple[
 
 @final
 class Message:
+    @property
+    def queue(self) -> Any: ...
     @property
     def id(self) -> int: ...
     @property
@@ -630,12 +643,13 @@ class QueueCore:
         at: _Time | None = None,
         key: Buffer | None = None,
         ttl: float | None = None,
-        dedup_id: str | Buffer | None = None,
+        dedup_id: str | Buffer | tuple[int, int] | None = None,
         headers: Mapping[str, Buffer] | None = None,
     ) -> tuple[int, int, int] | None: ...
     def _prepare_ack(self, transaction: int, m: Message) -> tuple[int, int, int] | None: ...
     def _undo_ack(self, m: Message, word: int) -> None: ...
     def _acked(self, m: Message) -> None: ...
+    def _dedup_key(self, dedup_id: str | Buffer) -> tuple[int, int]: ...
     def _decide(self, slot: int, word: int, committed: bool) -> bool: ...
     def _had(self, slot: int, id: int) -> bool: ...
     @staticmethod
@@ -654,6 +668,16 @@ class QueueCore:
 def queue_sizes(
     slot_bytes: int, slot_count: int, block_count: int, slot_max: int, lanes: int, ordered: bool
 ) -> tuple[int, int, int]: ...
+
+# journal.pxi
+
+@final
+class JournalPage:
+    def __new__(cls, memory: Buffer) -> JournalPage: ...
+    def word(self, members: _Members, what: str, timeout: float) -> Word: ...
+    @property
+    def applied(self) -> int: ...
+    def set_applied(self, offset: int) -> None: ...
 
 # heartbeat.pxi
 

@@ -18,6 +18,7 @@ MillstreamError
 ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
 ├── QueueFull (Full)                  a queue has as many unfinished messages as it may
 ├── Empty (Empty)                     no message came in time
+├── Aborted                           a transaction lost a lease or a partition: nothing was done
 ├── Fenced                            a partition has another owner now: the commit was refused
 ├── LeaseLost                         the lease of a message ended before its holder was done
 ├── Retry                             raised by workers: count a failure, deliver again later
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     from millstream._native import Span
 
 __all__ = [
+    "Aborted",
     "Closed",
     "ConfigMismatch",
     "CorruptBatch",
@@ -85,7 +87,12 @@ class Indeterminate(StorageError):
     """The records were published, but the sync behind them failed or was not awaited to its end.
 
     Readers see them now; whether they survive a power cut is not known.
+
+    Attributes:
+        committed: of a transaction: it is committed, though not all of it may be seen yet.
     """
+
+    committed = False
 
 
 class Poisoned(StorageError):
@@ -200,6 +207,13 @@ class QueueFull(MillstreamError, queue.Full):
 
 class Empty(MillstreamError, queue.Empty):
     """No message was ready in time. A ``queue.Empty`` of the standard library."""
+
+
+class Aborted(MillstreamError):
+    """A transaction was given up, since a lease or an assignment that it needs was lost meanwhile.
+
+    Nothing of it was done. Whoever has the message or the partition now does the work again.
+    """
 
 
 class Fenced(MillstreamError):

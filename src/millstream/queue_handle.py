@@ -115,6 +115,8 @@ class QueueHandle(_native.QueueCore):
             self._recover(verify=bool(self._poison) or not self.store._clean)
             if self._config["dedup_window"]:
                 dedup.open_first(self)
+            if not self.store._replaying:  # it comes first, and knew of no commit here
+                self._withdraw_undecided()
             if slot_count == 0:
                 first = min(slots.EXTENT_SLOTS, self._files.sizes.slot_max)
                 self._files.allocate_slots(first)
@@ -174,6 +176,17 @@ class QueueHandle(_native.QueueCore):
                 self.path,
             )
 
+    def _withdraw_undecided(self) -> None:
+        """What is prepared will never be committed. Holder of the journal, or the first of all."""
+        for _, _, slot, word in self._scan(("prepared", "acking")):
+            self._decide(slot, word, False)
+
+    def _encoded(self, value: Any) -> bytes:
+        """What the codec makes of a value."""
+        codec = codecs.resolve(self._codec)
+        made: bytes = value if codec is None else codec.encode(value)
+        return made
+
     @contextlib.contextmanager
     def _maintaining(self, what: str) -> Iterator[None]:
         """Hold the maintenance word of the hints in use."""
@@ -203,7 +216,9 @@ class QueueHandle(_native.QueueCore):
                 self._publish_blocks(count)
 
     def _settle_undecided(self) -> None:
-        self._set_undecided(0)  # transactions are not there yet
+        """Somebody died, and a transaction has prepared something here: maybe that one's."""
+        if self.store._has_journal():
+            self.store._journal().settle_queue(self)
 
     def _retry_delay(self, attempt: int) -> float:
         if self._random is None:

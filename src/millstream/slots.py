@@ -27,6 +27,7 @@ STATE_AT = 52
 EXTENT_SLOTS, EXTENT_BLOCKS = 1024, 512
 BLOCK_BYTES = 4096
 LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
+PREPARED, ACKING = 17, 18
 LOCK_SECONDS = 60.0
 
 
@@ -336,6 +337,23 @@ def is_sound(directory: str) -> bool:
     descriptor = files.open_file(path, write=False)
     try:
         return files.read(descriptor, 4, POISON_AT, path) == bytes(4)
+    finally:
+        files.close(descriptor)
+
+
+def has_undecided(directory: str) -> bool:
+    """Is there a message that a transaction has prepared, and that was not decided?"""
+    path = os.path.join(directory, "slots")
+    descriptor = files.open_file(path, write=False)
+    try:
+        head = files.read(descriptor, COUNT_AT + 4, 0, path)
+        slot_bytes, count = (int.from_bytes(head[at : at + 4], "little") for at in (12, COUNT_AT))
+        stride = EXTENT_SLOTS * (8 + slot_bytes + 512)
+        for extent in range(-(-count // EXTENT_SLOTS)):
+            words = files.read(descriptor, 8 * EXTENT_SLOTS, PAGE + extent * stride, path)
+            if any(word >> 59 in (PREPARED, ACKING) for word in memoryview(words).cast("Q")):
+                return True
+        return False
     finally:
         files.close(descriptor)
 

@@ -26,7 +26,7 @@ from millstream.errors import (
 )
 from millstream.members import Members, refuse_strangers, require
 from millstream.options import check_timeout
-from millstream.store_groups import StoreGroups
+from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
 
 TYPE_CHECKING = False
@@ -42,7 +42,7 @@ __all__ = ["Store", "open", "temporary"]
 GATE_SECONDS = 30.0
 
 
-class Store(StoreGroups):
+class Store(StoreTransactions):
     """A directory of streams and queues, shared with every other process that has it open.
 
     Made by `millstream.open`.
@@ -72,6 +72,8 @@ class Store(StoreGroups):
         self._streams: dict[tuple[str, Durability | None], Stream] = {}
         """By name and level: a handle with a level of its own is another one."""
         self._queues = {}
+        self._open_journal = None
+        self._replaying = False
         self._cache = SegmentCache()
         self._lock = threading.RLock()
         self._closed = True  # until it is open: what did not open has nothing to close
@@ -93,7 +95,7 @@ class Store(StoreGroups):
             finally:
                 self._members.leave_gate()
         except BaseException:
-            self._members.close()
+            self._let_go()
             raise
         self._closed = False
         OPEN.add(self)
@@ -118,6 +120,11 @@ class Store(StoreGroups):
         self._members.claim(self._store_id)
         if first:
             reserve.make(self.path)
+            self._closed = False
+            try:
+                self._replay_journal()
+            finally:
+                self._closed = True
 
     def _create(self, durability: Durability | None) -> None:
         refuse_strangers(self.path, force=self._force)
@@ -203,29 +210,25 @@ class Store(StoreGroups):
         with self._lock:
             if self._closed:
                 return
+            failed: list[Exception] = []
             if not self._remove_when_closed:
                 self._recover_the_rest()
+                failed = self._settle_journal() if self.writable else []
             self._closed = True
             OPEN.discard(self)
             self._background.stop()
-            well = True
-            failed: list[Exception] = []
+            well = not failed
             try:
                 if self.writable and not self._remove_when_closed:
-                    well, failed = self._background.sync_everything()
-                    failed += self._sync_queues()
-                    well = well and not failed
+                    synced, errors = self._background.sync_everything()
+                    failed += errors + self._sync_queues()
+                    well = well and synced and not failed
                     self._members.enter_gate(self._gate_seconds)
                     if well and not self._members.anyone():
                         with contextlib.suppress(StoreFull):  # all is synced; the next open walks
                             self._mark_clean()
             finally:
-                for stream in self._streams.values():
-                    stream._dispose()
-                for queue in self._queues.values():
-                    queue._dispose()
-                self._cache.clear()
-                self._members.close()
+                self._let_go()
             if self._remove_when_closed:
                 files.remove_tree(self.path)
             elif failed:
@@ -238,7 +241,7 @@ class Store(StoreGroups):
         for name in self._names():
             # It stays unclean, and the next open says why
             with contextlib.suppress(MillstreamError):
-                stream = self.stream(name)
+                stream = self._handle(name)
                 for index in range(stream.partitions):
                     stream._log(index)
 
@@ -352,12 +355,13 @@ class Store(StoreGroups):
     def streams(self) -> list[str]:
         """Names of the streams, sorted."""
         self._check_open()
-        return self._names()
+        return [name for name in self._names() if name != JOURNAL]
 
     def _names(self) -> list[str]:
+        """The same, with the journal."""
         files.require_directory(os.path.join(self.path, "streams"))
         names = files.names(os.path.join(self.path, "streams"))
-        return sorted(name for name in names if settings.is_name(name))
+        return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
 
     def drop_stream(self, name: str) -> None:
         """Remove a stream and all its records.
@@ -381,13 +385,6 @@ class Store(StoreGroups):
             files.sync_directory(os.path.join(self.path, "streams"))
             self._forget(name)
             files.remove_tree(gone)
-
-    def flush(self, *, timeout: float | None = None) -> None:
-        """Return when all that was stored here before this call survives a power cut."""
-        for name in self._names():
-            self.stream(name).flush(timeout=timeout)
-        for name in self._queue_names():
-            self.queue(name).flush(timeout=timeout)
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the store into a new directory while others go on writing.

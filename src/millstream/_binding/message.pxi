@@ -115,6 +115,7 @@ cdef class Message:
     and go no further. What the body has finished by itself stays as it is.
 
     Attributes:
+        queue: where it came from.
         id: number of the message, never used again.
         key: bytes, or None.
         priority: its lane, 0 is the most urgent.
@@ -128,7 +129,7 @@ cdef class Message:
     ...         m.value, m.headers, m.attempt
     (b'hello', {'to': b'you'}, 1)
     """
-    cdef QueueCore queue
+    cdef readonly QueueCore queue
     cdef ms_lease lease
     cdef PyObject *keeper    # the KeepAlive that renews the lease, borrowed; NULL: none
     cdef bytes content

@@ -66,7 +66,10 @@ cdef class QueueCore(_QueueFiles):
                 raise _errors.InvalidArgument(
                     f"{self.path}: the queue was made without a dedup_window, so that a dedup_id"
                     " would do nothing")
-            self.hash_dedup(dedup_id, message.dedup)
+            if type(dedup_id) is tuple:  # as a transaction's record has it
+                message.dedup[0], message.dedup[1] = dedup_id
+            else:
+                self.hash_dedup(dedup_id, message.dedup)
         total = <uint64_t>message.key_length + message.headers_length + message.payload_length
         if total > self.c.slot_bytes - sizeof(ms_slot) and \
                 total > <uint64_t>self.c.block_max * 4096:
@@ -85,6 +88,12 @@ cdef class QueueCore(_QueueFiles):
                             0x9e3779b97f4a7c15)
         out[0] += out[0] == 0
         return 0
+
+    def _dedup_key(self, dedup_id):
+        """The two hashes of an id."""
+        cdef uint64_t found[2]
+        self.hash_dedup(dedup_id, found)
+        return found[0], found[1]
 
     cdef uint32_t lane_of(self, object priority) except? 0xffffffff:
         try:
@@ -303,7 +312,7 @@ cdef class QueueCore(_QueueFiles):
                     f"{self.path}: {self.c.capacity} messages are not finished")
         if transaction == 0:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-        self.changed = True
+        self.touch()
         return out.id, out.slot, out.word
 
     def _prepare_ack(self, uint64_t transaction, Message m):
@@ -337,7 +346,7 @@ cdef class QueueCore(_QueueFiles):
             if status != MS_BUSY:
                 break
             self.outwait(owner)
-        self.changed = True
+        self.touch()
         return status == MS_OK
 
     def _had(self, uint32_t slot, uint64_t id):

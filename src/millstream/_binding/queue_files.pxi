@@ -284,6 +284,13 @@ cdef class _QueueFiles:
             self._changed()
         return 0
 
+    cdef inline int touch(self) except -1:
+        """A transaction has changed something, of which its journal is what was synced."""
+        if not self.changed:
+            self.changed = True
+            self._changed()
+        return 0
+
     # --- what time and deaths bring ---------------------------------------------------------------
 
     cdef int turn(self, const ms_instant *now) except -1:

@@ -535,6 +535,61 @@ cdef class StreamCore:
             header_column,
             timestamps, partition, self.level_of(durability), timeout)
 
+    def _append_share(self, uint32_t index, uint32_t producer, uint64_t sequence, values, keys,
+                      headers, timestamps):
+        """What a transaction appends to one partition, as one batch; once for each sequence.
+
+        Its `Span`, or None: it is there already. Never syncs: the journal is.
+        """
+        self.alive()
+        cdef SliceColumn value_column = column_of(values, "value")
+        cdef SliceColumn key_column = None if keys is None else column_of(keys, "key", True)
+        cdef HeaderColumn header_column = None
+        cdef Py_ssize_t count = value_column.count
+        cdef ms_records records
+        cdef ms_shape shape
+        cdef ms_error err
+        cdef ms_appended out
+        cdef ms_status status
+        cdef Py_buffer times
+        cdef bint has_times = False
+        memset(&records, 0, sizeof(ms_records))
+        records.count = <uint32_t>count
+        records.values = value_column.slices
+        if key_column is not None:
+            records.keys = key_column.slices
+        if headers is not None:
+            header_column = headers_of(headers, count)
+            records.header_starts = header_column.starts
+            records.header_names = header_column.names.slices
+            records.header_values = header_column.values.slices
+        records.first_sequence = sequence
+        made = self._timestamps(timestamps, count)
+        if type(made) is int:
+            records.timestamp = made
+        else:
+            PyObject_GetBuffer(made, &times, PyBUF_SIMPLE)
+            has_times = True
+            records.timestamps = <const int64_t *>times.buf
+        try:
+            if ms_load32(&self.header.partitions) != self.count:
+                self._refresh()
+            index = self._partition(index).native.index
+            status = ms_batch_measure(&records, &shape, &err)
+            if status < 0:
+                fail(status, &err, None)
+            if self.publish(index, &records, &shape, min(self.level, 1), None, &out, producer,
+                            sequence):
+                return None
+            return Span(index, out.epoch, out.first_offset, records.count)
+        finally:
+            if has_times:
+                PyBuffer_Release(&times)
+
+    def _turn_of(self):
+        """The partition whose turn it is, as for records without a key."""
+        return self.next_turn()
+
     cdef list append_columns(self, ms_slice *values, ms_slice *keys, Py_ssize_t count,
             HeaderColumn headers,
                              object timestamps, object partition, int level, object timeout):

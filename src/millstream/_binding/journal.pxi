@@ -1,0 +1,25 @@
+# The page of the journal: the word under which transactions commit, and how far they are applied.
+
+@cython.final
+cdef class JournalPage:
+    """The page as mapped; docs/format.md has its bytes."""
+    cdef _ControlBuffer keep
+
+    def __cinit__(self, memory):
+        self.keep = hold_control(memory)
+
+    cdef char *at(self, Py_ssize_t offset) noexcept:
+        return <char *>self.keep.buffer.buf + offset
+
+    def word(self, members, str what, double timeout):
+        """The journal's owner word; `with` it a transaction commits, or is applied."""
+        return make_word(self.at(64), self, members, what, timeout)
+
+    @property
+    def applied(self):
+        """Transactions before this offset of the journal are applied. Holder of the word sets it.
+        """
+        return ms_load64(<uint64_t *>self.at(72))
+
+    def set_applied(self, uint64_t offset):
+        ms_store64(<uint64_t *>self.at(72), offset)

@@ -1,0 +1,205 @@
+"""The exactly-once loop, ready-made: from a stream or a queue, through a function, to others."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from millstream._native import Batch, Position
+from millstream.errors import Aborted, InvalidArgument, InvalidType
+from millstream.options import check_timeout, integer
+from millstream.queue import Queue
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.store import Store
+    from millstream.transaction import Transaction
+
+__all__ = ["Pipe"]
+
+FOREVER = 1e9
+
+
+class Record(NamedTuple):
+    """A record of a stream, as the function of a `Pipe` gets it."""
+
+    value: bytes | None
+    key: bytes | None
+    headers: Mapping[str, bytes]
+    timestamp: int
+    """Microseconds since 1970."""
+    position: Position
+
+
+def records_of(batch: Batch) -> list[Record]:
+    """The records of a batch, one by one."""
+    partition, epoch = batch.partition, batch.epoch
+    return [
+        Record(value, key, headers or {}, timestamp, Position(partition, epoch, offset))
+        for value, key, headers, timestamp, offset in zip(
+            batch.values,
+            batch.keys,
+            batch.headers,
+            batch.timestamps.tolist(),
+            batch.offsets.tolist(),
+            strict=True,
+        )
+    ]
+
+
+class Pipe:
+    """A loop of transactions; made by `Store.pipe`. Close it, or use it in a `with`.
+
+    Attributes:
+        count: records or messages whose effects were committed through this object.
+        aborted: transactions that were aborted: what they had was, or will be, done by others.
+    """
+
+    def __init__(
+        self,
+        store: Store,
+        source: Stream | Queue,
+        function: Callable[[Any], Any],
+        sink: Stream | Queue | Mapping[str, Stream | Queue],
+        *,
+        group: str,
+        batch: int,
+        start: Any,
+    ) -> None:
+        if not callable(function):
+            raise InvalidType(f"function {function!r}: expected something to call")
+        sinks = sink if isinstance(sink, Mapping) else {"": sink}
+        for one in (source, *sinks.values()):
+            if not isinstance(one, (Stream, Queue)):
+                raise InvalidType(f"{one!r}: expected a stream or a queue")
+            if one.store.path != store.path:
+                raise InvalidArgument(f"{one!r} is not of {store.path}: a pipe stays in one store")
+        self.store = store
+        self.count = 0
+        self.aborted = 0
+        self._source, self._function = source, function
+        self._sinks = dict(sinks)
+        self._named = isinstance(sink, Mapping)
+        self._batch = integer("batch", batch, 1)
+        self._stopped = False
+        self._consumer = None
+        if isinstance(source, Stream):
+            self._consumer = source.consumer(
+                group, start=start, delivery="exactly_once", max_records=self._batch
+            )
+
+    def __enter__(self) -> Pipe:
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self.close()
+
+    def run(self, *, timeout: float | None = None) -> int:
+        """Work until `stop`, or until nothing came for `timeout` seconds (None: for ever).
+
+        Returns: how many records or messages were done. An exception of the function rolls the
+        transaction back and comes out of here: messages go back to their queue (a failure is
+        counted), records are read again by the next `run`.
+        """
+        checked = check_timeout(timeout)
+        before = self.count
+        self._stopped = False
+        idle = time.monotonic()
+        while not self._stopped:
+            wait = FOREVER if checked is None else checked - (time.monotonic() - idle)
+            done = self.step(timeout=max(min(wait, 0.2), 0.0))
+            if done:
+                idle = time.monotonic()
+            elif wait <= 0:
+                break
+        return self.count - before
+
+    def stop(self) -> None:
+        """Let `run` return after the transaction that is under way; from any thread."""
+        self._stopped = True
+
+    def step(self, *, timeout: float | None = 0.0) -> int:
+        """One transaction: what is there, up to `batch`; how many records or messages it was."""
+        try:
+            done = self._records(timeout) if self._consumer is not None else self._messages(timeout)
+        except Aborted:
+            self.aborted += 1
+            return 0
+        self.count += done
+        return done
+
+    def _records(self, timeout: float | None) -> int:
+        consumer = self._consumer
+        assert consumer is not None
+        batch = consumer.poll(timeout)
+        if batch is None:
+            return 0
+        with self.store.transaction() as tx:
+            tx.commit(consumer)
+            for record in records_of(batch):
+                self._emit(tx, self._function(record))
+        return len(batch)
+
+    def _messages(self, timeout: float | None) -> int:
+        assert isinstance(self._source, Queue)
+        messages = self._source.get_many(self._batch, timeout=timeout)
+        if not messages:
+            return 0
+        try:
+            with self.store.transaction() as tx:
+                for message in messages:
+                    self._emit(tx, self._function(message))
+                    tx.ack(message)
+        except Aborted:
+            for message in messages:
+                if not message.finished and not message.lost:
+                    message.release()
+            raise
+        except BaseException as error:
+            self._give_back(messages, error)
+            raise
+        return len(messages)
+
+    def _give_back(self, messages: list[Any], error: BaseException) -> None:
+        for message in messages:
+            if message.finished or message.lost:
+                continue
+            if isinstance(error, Exception):
+                message.nack(reason=repr(error))
+            else:
+                message.release()
+
+    def _emit(self, tx: Transaction, result: Any) -> None:
+        if not self._named:
+            self._put_out(tx, "", result)
+            return
+        if result is None:
+            return
+        if not isinstance(result, Mapping):
+            raise InvalidType(f"{result!r:.80}: with named sinks, return a dict of names to values")
+        for name, part in result.items():
+            if name not in self._sinks:
+                raise InvalidArgument(f"{name!r}: the pipe has sinks {sorted(self._sinks)}")
+            self._put_out(tx, name, part)
+
+    def _put_out(self, tx: Transaction, name: str, result: Any) -> None:
+        sink = self._sinks[name]
+        if result is None:
+            return
+        if isinstance(result, (list, tuple)):
+            for one in result:
+                self._put_out(tx, name, one)
+            return
+        arguments = dict(result) if isinstance(result, Mapping) else {"value": result}
+        value = arguments.pop("value")
+        if isinstance(sink, Stream):
+            tx.append(sink, value, **arguments)
+        else:
+            tx.put(sink, value, **arguments)
+
+    def close(self) -> None:
+        """Leave the group."""
+        self.stop()
+        if self._consumer is not None:
+            self._consumer.close()

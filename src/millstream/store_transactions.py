@@ -1,0 +1,185 @@
+"""The transactions of a store: what `Store` does for them, its journal among it. Imported late."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from millstream import settings
+from millstream.errors import MillstreamError
+from millstream.store_groups import StoreGroups
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+    from typing import Any
+
+    from millstream.cache import SegmentCache
+    from millstream.group import Group
+    from millstream.journal import Journal
+    from millstream.members import Members
+    from millstream.options import Durability
+    from millstream.pipe import Pipe
+    from millstream.queue import Queue
+    from millstream.store import Store
+    from millstream.stream import Stream
+    from millstream.transaction import Transaction
+
+__all__ = ["StoreTransactions"]
+
+JOURNAL = "@journal"
+
+
+class StoreTransactions(StoreGroups):
+    """Base of `millstream.Store`."""
+
+    _open_journal: Journal | None
+    _replaying: bool
+    _cache: SegmentCache
+    _members: Members
+
+    def transaction(
+        self, *, durability: Durability | None = None, max_bytes: int | str = "64MiB"
+    ) -> Transaction:
+        """Change streams, queues and positions of consumers all at once, or not at all.
+
+        In its `with`, ``append``, ``append_many``, ``put``, ``ack`` and ``commit`` say what is to
+        be done; the end of the block does it, and an exception in the block lets it be. Nobody sees
+        anything of it before, nor parts of it after a kill.
+
+        Args:
+            durability: "sync" and "interval": when the block ends the transaction survives a power
+                cut, as a whole; default: the store's. "process": it survives the death of any
+                process; a power cut may leave parts of what was not synced yet.
+            max_bytes: bound of what it keeps in memory.
+
+        Raises, at the end of the block: Aborted where a lease or an assignment was lost, QueueFull,
+        StoreFull (nothing was done); Indeterminate (``committed`` says if it is known to be).
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     jobs, done = store.queue("jobs"), store.stream("done")
+        ...     _ = jobs.put(b"7")
+        ...     message = jobs.get(timeout=5)
+        ...     with store.transaction() as tx:
+        ...         tx.append(done, b"49")
+        ...         tx.ack(message)
+        ...     len(jobs), done.next_offset(0)
+        (0, 1)
+        """
+        from millstream.transaction import Transaction
+
+        self._check_open()
+        return Transaction(self, settings.check_durability(durability), max_bytes)  # type: ignore[arg-type]
+
+    def pipe(
+        self,
+        source: Stream | Queue,
+        function: Callable[[Any], Any],
+        sink: Stream | Queue | dict[str, Stream | Queue],
+        *,
+        group: str = "pipe",
+        batch: int = 100,
+        start: Any = "earliest",
+    ) -> Pipe:
+        """Consume, process, produce and acknowledge exactly once: a loop to run.
+
+        Args:
+            source: a stream, whose records ``function`` gets, or a queue, whose messages it gets.
+            function: returns what is to be put out: None, a value, a dict of arguments (``value``,
+                ``key``, ...), or a list of these; where `sink` is a dict, a dict of names to these.
+            sink: a stream, a queue, or a dict of names to them.
+            group: the consumer group, of a source that is a stream.
+            batch: at most so many records or messages in one transaction.
+            start: where a new group begins.
+
+        Returns: a `Pipe`: ``run`` it, in as many processes as there is work for.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     numbers, squares = store.stream("numbers"), store.queue("squares")
+        ...     _ = numbers.append_many([b"2", b"3"])
+        ...     with store.pipe(numbers, lambda r: b"%d" % int(r.value) ** 2, squares) as pipe:
+        ...         _ = pipe.run(timeout=0)
+        ...     [m.value for m in squares.get_many(10)]
+        [b'4', b'9']
+        """
+        from millstream.pipe import Pipe
+
+        self._check_writable()
+        return Pipe(self, source, function, sink, group=group, batch=batch, start=start)  # type: ignore[arg-type]
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Return when all that was stored here before this call survives a power cut."""
+        for name in self._names():
+            self._handle(name).flush(timeout=timeout)
+        for name in self._queue_names():
+            self.queue(name).flush(timeout=timeout)
+
+    # --- the journal ------------------------------------------------------------------------------
+
+    def _journal(self) -> Journal:
+        """The journal, made by the first transaction."""
+        with self._lock:
+            if self._open_journal is None:
+                from millstream.journal import Journal
+
+                self._open_journal = Journal(self)  # type: ignore[arg-type]
+            return self._open_journal
+
+    def _has_journal(self) -> bool:
+        return os.path.lexists(self._stream_path(JOURNAL))
+
+    def _replay_journal(self) -> None:
+        """As the first opener, before anybody else can come in."""
+        if self._has_journal():
+            self._replaying = True
+            try:
+                self._journal().replay()
+            finally:
+                self._replaying = False
+
+    def _settle_journal(self) -> list[Exception]:
+        """Before closing: what is committed is applied. What failed."""
+        if not self._has_journal():
+            return []
+        try:
+            journal = self._journal()
+            if not journal.is_settled:
+                with journal.holding():
+                    journal.apply_pending()
+        except MillstreamError as error:
+            return [error]
+        return []
+
+    def _decide_position(self, group: Group, partition: int) -> None:
+        """A transaction has marked the position of a partition: is it committed?"""
+        self._journal().settle_position(group, partition)
+
+    def _dispose_journal(self) -> None:
+        if self._open_journal is not None:
+            with contextlib.suppress(Exception):
+                self._open_journal.dispose()
+            self._open_journal = None
+
+    def _settle_queues(self) -> bool:
+        if self._has_journal():
+            from millstream import slots
+
+            if any(slots.has_undecided(self._queue_path(name)) for name in self._queue_names()):
+                return False
+        return super()._settle_queues()
+
+    def _handle(self, name: str) -> Stream:
+        store: Store = self  # type: ignore[assignment]
+        return self._journal().stream if name == JOURNAL else store.stream(name)
+
+    def _let_go(self) -> None:
+        """Give up all handles, and leave."""
+        self._dispose_journal()
+        for stream in self._streams.values():
+            stream._dispose()
+        for queue in self._queues.values():
+            queue._dispose()
+        self._cache.clear()
+        self._members.close()

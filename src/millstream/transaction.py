@@ -1,0 +1,429 @@
+"""One transaction over streams, queues and consumer positions of a store: all of it, or nothing."""
+
+from __future__ import annotations
+
+import threading
+import time
+import warnings
+from collections.abc import Iterable, Mapping
+from typing import TYPE_CHECKING, Any
+
+from millstream import _native, timestamps
+from millstream._native import Message
+from millstream.consumer import Consumer
+from millstream.errors import (
+    Aborted,
+    Fenced,
+    Indeterminate,
+    InvalidArgument,
+    InvalidType,
+    LeaseLost,
+    LimitExceeded,
+    MillstreamError,
+)
+from millstream.journal import Ack, Effects, Mark, Put, Share
+from millstream.options import integer, number, parse_bytes
+from millstream.queue import Queue
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.journal import Journal
+    from millstream.options import Durability
+    from millstream.store import Store
+
+__all__ = ["Transaction"]
+
+MAX_BYTES = 64 << 20
+RECORD_BYTES = 64
+"""What a record counts beside its bytes."""
+DELAY_MOST = 100.0 * 365 * 86400
+_open = threading.local()
+
+
+class Transaction:
+    """What is to be done at once; made by `Store.transaction`, used in a `with`.
+
+    Everything is kept in memory until the end of the block, which commits it; an exception in the
+    block rolls it back, so that nothing of it was ever there. Used by one thread.
+    """
+
+    def __init__(self, store: Store, durability: Durability | None, max_bytes: int | str) -> None:
+        store._check_writable()
+        self.store = store
+        self._level: Durability = durability or store._override or store.durability
+        self._room = self._max = integer("max_bytes", parse_bytes(max_bytes), 1)
+        self._state = "new"
+        self._shares: dict[tuple[Stream, int], Share] = {}
+        self._puts: list[tuple[Queue, dict[str, Any]]] = []
+        self._messages: list[Message] = []
+        self._consumers: list[Consumer] = []
+
+    def __repr__(self) -> str:
+        return f"<Transaction of {self.store.path!r}: {self._state}>"
+
+    def __enter__(self) -> Transaction:
+        if self._state != "new":
+            raise InvalidArgument(f"{self!r}: a transaction is used once; make another")
+        others: list[Transaction] = _open.__dict__.setdefault("transactions", [])
+        if any(other.store is self.store for other in others):
+            raise InvalidArgument(
+                f"{self.store.path}: a transaction is open in this thread; they do not nest"
+            )
+        others.append(self)
+        self._state = "open"
+        return self
+
+    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+        _open.transactions.remove(self)
+        if self._state != "open":
+            return
+        if kind is not None:
+            self._roll_back()
+            return
+        self._commit()
+
+    def __del__(self) -> None:
+        if getattr(self, "_state", "") == "open":
+            warnings.warn(f"{self!r} was never ended: rolled back", ResourceWarning, stacklevel=2)
+
+    def rollback(self) -> None:
+        """Give it up: nothing of it happens, and the consumers it named read again."""
+        self._check()
+        self._roll_back()
+
+    def _check(self) -> None:
+        if self._state != "open":
+            raise InvalidArgument(f"{self!r}: use it within its `with`")
+        self.store._check_writable()
+
+    def _take_room(self, size: int) -> None:
+        self._room -= size + RECORD_BYTES
+        if self._room < 0:
+            raise LimitExceeded(
+                f"{self!r}: more than its max_bytes of {self._max}; commit more often, or pass a"
+                " larger max_bytes to transaction()"
+            )
+
+    # --- what it does -----------------------------------------------------------------------------
+
+    def append(
+        self,
+        stream: Stream,
+        value: Any,
+        *,
+        key: Any = None,
+        headers: Mapping[str, Any] | None = None,
+        timestamp: Any = None,
+        partition: int | None = None,
+    ) -> None:
+        """Append a record to a stream; arguments as of `Stream.append`."""
+        self.append_many(
+            stream,
+            [value],
+            keys=None if key is None else [key],
+            headers=headers,
+            timestamps=timestamp,
+            partition=partition,
+        )
+
+    def append_many(
+        self,
+        stream: Stream,
+        values: Iterable[Any],
+        *,
+        keys: Iterable[Any] | None = None,
+        headers: Any = None,
+        timestamps: Any = None,
+        partition: int | None = None,
+    ) -> None:
+        """Append records to a stream; arguments as of `Stream.append_many`.
+
+        All that one partition gets in the transaction becomes visible at once.
+        """
+        self._check()
+        self._require(stream, Stream, "stream")
+        rows = [_content("value", value) for value in values]
+        row_keys = None if keys is None else [_content("key", key) for key in keys]
+        if row_keys is not None and len(row_keys) != len(rows):
+            raise InvalidArgument(f"{len(row_keys)} keys for {len(rows)} values")
+        row_headers = _row_headers(headers, len(rows))
+        times = _row_times(timestamps, len(rows))
+        size = sum(map(_size, rows)) + (sum(map(_size, row_keys)) if row_keys else 0)
+        self._take_room(size + RECORD_BYTES * (len(rows) - 1))
+        turn = None
+        for i, value in enumerate(rows):
+            key = None if row_keys is None else row_keys[i]
+            if partition is not None:
+                index = integer("partition", partition, 0, stream.partitions - 1)
+            elif key is not None:
+                index = stream.partition_for(key)
+            else:
+                turn = index = stream._turn_of() if turn is None else turn
+            share = self._shares.get((stream, index))
+            if share is None:
+                share = self._shares[stream, index] = Share(stream.name, index, [], [], [], [])
+            assert share.keys is not None and share.headers is not None
+            share.values.append(value)
+            share.keys.append(key)
+            share.headers.append(row_headers[i])
+            share.timestamps.append(times[i])
+
+    def put(
+        self,
+        queue: Queue,
+        value: Any,
+        *,
+        priority: int = 0,
+        delay: float = 0.0,
+        at: Any = None,
+        key: Any = None,
+        ttl: float | None = None,
+        dedup_id: Any = None,
+        headers: Mapping[str, Any] | None = None,
+    ) -> None:
+        """Put a message into a queue; arguments as of `Queue.put`.
+
+        It is delivered after the commit, which raises `QueueFull`, and does nothing, where there is
+        no room for it.
+        """
+        self._check()
+        self._require(queue, Queue, "queue")
+        if queue._codec is not None:
+            value = queue._encoded(value)
+        data = _content("value", value)
+        if data is None:
+            raise InvalidType("value: expected bytes-like, found None")
+        now = _native.wall_us()
+        due = timestamps.microseconds(at) if at is not None else 0
+        waits = number("delay", delay, 0.0, DELAY_MOST)
+        if waits:
+            if at is not None:
+                raise InvalidArgument("give a delay or a time, not both")
+            due = now + round(waits * 1e6)
+        lives = ttl if ttl is not None else queue._config["ttl"]
+        expires = (
+            now + round(number("ttl", lives, 0.0, DELAY_MOST) * 1e6) if lives is not None else 0
+        )
+        if dedup_id is not None and queue._dedup is None:
+            raise InvalidArgument(
+                f"{queue.path}: the queue was made without a dedup_window, so that a dedup_id would"
+                " do nothing"
+            )
+        self._take_room(len(data))
+        self._puts.append(
+            (
+                queue,
+                {
+                    "value": data,
+                    "priority": integer("priority", priority, 0, queue._config["priorities"] - 1),
+                    "at": due,
+                    "expires": expires,
+                    "key": _content("key", key),
+                    "dedup": None if dedup_id is None else queue._dedup_key(dedup_id),
+                    "headers": None if headers is None else dict(headers),
+                },
+            )
+        )
+
+    def ack(self, message: Message) -> None:
+        """Acknowledge a leased message, when the transaction commits.
+
+        Where its lease is lost by then, the transaction is `Aborted`.
+        """
+        self._check()
+        if not isinstance(message, Message):
+            raise InvalidType(f"expected a message, found {type(message).__name__}")
+        self._require(message.queue, Queue, "message")
+        if message.finished:
+            raise LeaseLost(f"{message!r} is finished")
+        if message not in self._messages:
+            self._take_room(0)
+            self._messages.append(message)
+
+    def commit(self, consumer: Consumer) -> None:
+        """Commit the position of a consumer: all that it has handed out by the end of the block.
+
+        Where a partition has another owner by then, the transaction is `Aborted`. Rolled back or
+        aborted, the consumer reads on from its committed positions.
+        """
+        self._check()
+        if not isinstance(consumer, Consumer):
+            raise InvalidType(f"expected a consumer, found {type(consumer).__name__}")
+        self._require(consumer.stream, Stream, "consumer")
+        if not any(consumer is known for known in self._consumers):
+            self._consumers.append(consumer)
+
+    def _require(self, one: Any, kind: type, what: str) -> None:
+        if not isinstance(one, kind):
+            raise InvalidType(f"{what}: expected a {kind.__name__}, found {type(one).__name__}")
+        if one.store.path != self.store.path:  # type: ignore[attr-defined]
+            raise InvalidArgument(
+                f"{one!r} is not of {self.store.path}: a transaction spans one store"
+            )
+
+    # --- the end ----------------------------------------------------------------------------------
+
+    def _roll_back(self) -> None:
+        self._state = "rolled back"
+        for consumer in self._consumers:
+            if not consumer.closed:
+                consumer.rewind()
+
+    def _commit(self) -> None:
+        """What the end of the block does."""
+        if not (self._shares or self._puts or self._messages or self._consumers):
+            self._state = "committed"
+            return
+        try:
+            Commit(self, self.store._journal()).run()
+        except BaseException as error:
+            if getattr(error, "committed", False):
+                self._state = "committed"
+                raise
+            self._roll_back()
+            raise
+        self._state = "committed"
+
+
+class Commit:
+    """The way of one transaction from memory through the journal to its effects."""
+
+    def __init__(self, transaction: Transaction, journal: Journal) -> None:
+        self.transaction = transaction
+        self.journal = journal
+        self.marked: list[tuple[Consumer, list[Any]]] = []
+        self.undo: list[Any] = []
+
+    def run(self) -> None:
+        waits = self.transaction._level != "process"
+        with self.journal.holding():
+            self.journal.apply_pending() if not waits else None
+            offset, effects = self._record(waits)
+            if not waits:
+                self._finish(lambda: self.journal.apply_own(offset, effects))
+        if waits:
+            self._finish(lambda: self._wait(offset))
+        for consumer, marked in self.marked:
+            consumer._member.settled(marked)
+
+    def _wait(self, offset: int) -> None:
+        self.journal.sync(offset + 1)
+        if self.journal.applied <= offset:
+            with self.journal.holding():
+                self.journal.apply_pending()
+
+    def _finish(self, work: Any) -> None:
+        """From here on it is committed, whatever happens."""
+        for message in self.transaction._messages:
+            message.queue._acked(message)
+        try:
+            work()
+        except MillstreamError as error:
+            raised = Indeterminate(
+                getattr(error, "errno", None) or 5,
+                f"the transaction is committed, but not all of it is applied yet: {error}",
+                self.journal.stream.path,
+            )
+            raised.committed = True
+            raise raised from error
+
+    def _record(self, waits: bool) -> tuple[int, Effects]:
+        """Prepare, then append the record; or undo what was prepared."""
+        before = self.journal.stream.next_offset(0)
+        try:
+            effects = self._prepare(self.journal.next_transaction)
+            return self.journal.append(effects, wait=waits), effects
+        except BaseException:
+            if self.journal.stream.next_offset(0) == before:
+                while self.undo:
+                    self.undo.pop()()
+            raise
+
+    def _prepare(self, transaction: int) -> Effects:
+        tx = self.transaction
+        acks = []
+        for message in tx._messages:
+            queue = message.queue
+            found = queue._prepare_ack(transaction, message)
+            if found is None:
+                raise Aborted(
+                    f"{message!r}: its lease was lost, so nothing of the transaction is done"
+                )
+            self.undo.append(lambda q=queue, m=message, w=found[2]: q._undo_ack(m, w))
+            acks.append(Ack(queue.name, found[1], found[2], found[0]))
+        puts = []
+        for queue, asked in tx._puts:
+            left = None
+            if asked["expires"]:
+                left = max((asked["expires"] - _native.wall_us()) / 1e6, 0.0)
+            made = queue._prepare_put(
+                transaction, 0, asked["value"], priority=asked["priority"], at=asked["at"] or None,
+                key=asked["key"], ttl=left, dedup_id=asked["dedup"], headers=asked["headers"],
+            )  # fmt: skip
+            if made is None:
+                continue  # one with its dedup_id is there
+            number_, slot, word = made
+            self.undo.append(lambda q=queue, s=slot, w=word: q._decide(s, w, False))
+            fields = [asked[name] for name in ("priority", "at", "expires", "dedup")]
+            content = [asked[name] for name in ("value", "key", "headers")]
+            puts.append(Put._make((queue.name, slot, word, number_, *fields, *content)))
+        marks = []
+        for consumer in tx._consumers:
+            if consumer.closed:
+                raise Aborted(f"{consumer!r} is closed, so nothing of the transaction is done")
+            group = consumer.group
+            try:
+                found_marks = consumer._member.prepare(transaction)
+            except Fenced as error:
+                raise Aborted(
+                    f"{error}; nothing of the transaction is done, another member reads it again"
+                ) from error
+            for partition, _, epoch, offset in found_marks:
+                self.undo.append(lambda g=group, p=partition: g._revert(p, transaction))
+                marks.append(Mark(consumer.stream.name, group.name, partition, epoch, offset))
+            self.marked.append((consumer, found_marks))
+        shares = [_slim(share) for share in tx._shares.values()]
+        return Effects(shares, puts, acks, marks)
+
+
+def _content(what: str, value: Any) -> bytes | None:
+    if value is None or type(value) is bytes:
+        return value
+    try:
+        return memoryview(value).tobytes()
+    except TypeError as error:
+        raise InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}") from error
+
+
+def _size(value: bytes | None) -> int:
+    return 0 if value is None else len(value)
+
+
+def _row_headers(headers: Any, count: int) -> list[Any]:
+    if headers is None or isinstance(headers, Mapping):
+        return [headers] * count
+    found = list(headers)
+    if len(found) != count:
+        raise InvalidArgument(f"{len(found)} headers for {count} values")
+    return found
+
+
+def _row_times(given: Any, count: int) -> list[int]:
+    if given is None:
+        return [time.time_ns() // 1000] * count
+    if isinstance(given, Iterable):
+        found = [timestamps.microseconds(one) for one in given]
+        if len(found) != count:
+            raise InvalidArgument(f"{len(found)} timestamps for {count} values")
+        return found
+    return [timestamps.microseconds(given)] * count
+
+
+def _slim(share: Share) -> Share:
+    """Without columns that say nothing."""
+    same = len(set(share.timestamps)) == 1
+    return share._replace(
+        timestamps=share.timestamps[0] if same else share.timestamps,
+        keys=share.keys if any(key is not None for key in share.keys or ()) else None,
+        headers=share.headers if any(share.headers or ()) else None,
+    )
