@@ -36,6 +36,8 @@ OFFSET_BITS = 40
 LOCK_SECONDS = 30.0
 SEGMENT_BYTES = 16 << 20
 CHECKPOINT_BYTES = 64 << 20
+CHECKED_RECORDS = 4096
+TO_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
 
 class Share(NamedTuple):
@@ -104,29 +106,31 @@ def path_of(store_path: str) -> str:
 def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | None]:
     """Values, keys and headers of the batch; the first value is the manifest."""
     values: list[Any] = [b""]
-    keys: list[Any] = [None]
-    headers: list[Any] = [None]
+    keyed = any(share.keys is not None for share in effects.shares)
+    keyed = keyed or any(put.key is not None for put in effects.puts)
+    headed = any(share.headers is not None for share in effects.shares)
+    headed = headed or any(put.headers for put in effects.puts)
+    keys: list[Any] | None = [None] if keyed else None
+    headers: list[Any] | None = [None] if headed else None
     shares = []
     for share in effects.shares:
         count = len(share.values)
         flags = (share.keys is not None) | (share.headers is not None) << 1
-        shares.append([share.stream, share.partition, share.timestamps, count, flags])
+        shares.append((share.stream, share.partition, share.timestamps, count, flags))
         values += share.values
-        keys += share.keys or [None] * count
-        headers += share.headers or [None] * count
-    puts = []
+        if keys is not None:
+            keys += share.keys or [None] * count
+        if headers is not None:
+            headers += share.headers or [None] * count
     for put in effects.puts:
-        puts.append([*put[:8]])
         values.append(put.value)
-        keys.append(put.key)
-        headers.append(put.headers)
-    manifest = [len(values) - 1, shares, puts, effects.acks, effects.marks]
-    values[0] = json.dumps(manifest, separators=(",", ":")).encode()
-    return (
-        values,
-        keys if any(key is not None for key in keys) else None,
-        headers if any(headers) else None,
-    )
+        if keys is not None:
+            keys.append(put.key)
+        if headers is not None:
+            headers.append(put.headers)
+    puts = [put[:8] for put in effects.puts]
+    values[0] = TO_JSON((len(values) - 1, shares, puts, effects.acks, effects.marks)).encode()
+    return values, keys, headers
 
 
 def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: list[Any]) -> Effects:
@@ -149,6 +153,11 @@ def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: lis
     return Effects(shares, puts, [Ack(*row) for row in ack_rows], [Mark(*row) for row in mark_rows])
 
 
+def _length(effects: Effects) -> int:
+    """How many records of the journal it takes."""
+    return 1 + sum(len(share.values) for share in effects.shares) + len(effects.puts)
+
+
 # --- the journal ----------------------------------------------------------------------------------
 
 
@@ -167,11 +176,14 @@ class Journal:
         config = files.read_json(os.path.join(directory, "stream.json"))
         self.stream = Stream(store, NAME, config, "process")
         self._numbers: dict[str, int] = {}
+        self._streams: dict[str, Stream] = {}
         self._groups: dict[tuple[str, str], group.Group] = {}
         self._waiting: dict[int, Effects] = {}
         """By offset: of this process, in the journal, to be applied when it is synced."""
         self._holder = 0
         self._checkpoint = 0
+        self.is_stuck = False
+        """Something that is committed could not be applied here: before that is done, nothing is."""
 
     def _map_page(self) -> Any:
         store = self.store
@@ -215,9 +227,13 @@ class Journal:
         return self._holder == threading.get_ident()
 
     @property
-    def next_transaction(self) -> int:
-        """The number of the next one: generation and offset, so it rises for ever. Holder."""
-        return self.store._generation << OFFSET_BITS | self.stream.next_offset(0)
+    def end(self) -> int:
+        """Offset of the next record."""
+        return int(self.stream.next_offset(0))
+
+    def number_of(self, offset: int) -> int:
+        """Of a transaction of this generation: with it and the offset, so it rises for ever."""
+        return self.store._generation << OFFSET_BITS | offset
 
     @property
     def applied(self) -> int:
@@ -227,7 +243,7 @@ class Journal:
     @property
     def is_settled(self) -> bool:
         """Is all that was committed applied?"""
-        return self._page.applied == self.stream.next_offset(0)
+        return self._page.applied == self.end
 
     # --- committing -------------------------------------------------------------------------------
 
@@ -248,15 +264,16 @@ class Journal:
         self.stream.wait_durable(span)
 
     def apply_own(self, offset: int, effects: Effects) -> None:
-        """Apply what was appended just now, where nothing is before it. Holder."""
-        self._apply(self.store._generation << OFFSET_BITS | offset, effects)
-        self._page.set_applied(self.stream.next_offset(0))
-        if self.stream.next_offset(0) - self._checkpoint > 4096:
+        """Apply what was appended just now, where all before it is applied. Holder."""
+        self._apply(self.number_of(offset), effects)
+        following = offset + _length(effects)
+        self._page.set_applied(following)
+        if following - self._checkpoint > CHECKED_RECORDS:
             self._check_size()
 
     def apply_pending(self) -> None:
         """Apply all that is committed, in its order, after a sync. Holder."""
-        end = self.stream.next_offset(0)
+        end = self.end
         if self._page.applied == end:
             return
         self.sync(end)
@@ -264,15 +281,16 @@ class Journal:
             self._apply(transaction, effects)
             self._page.set_applied(following)
             self._waiting.pop(offset, None)
+        self.is_stuck = False
         self._check_size()
 
     def _committed(self, begin: int, end: int) -> Iterator[tuple[int, int, int, Effects]]:
         """(transaction, offset, offset behind it, effects) of each record from `begin` on."""
-        epoch, at = self.store._generation, begin
+        at = begin
         while at in self._waiting and at < end:
             effects = self._waiting[at]
-            following = at + 1 + sum(len(s.values) for s in effects.shares) + len(effects.puts)
-            yield epoch << OFFSET_BITS | at, at, following, effects
+            following = at + _length(effects)
+            yield self.number_of(at), at, following, effects
             at = following
         if at < end:
             yield from self._read(at, end)
@@ -341,9 +359,14 @@ class Journal:
         )  # fmt: skip
 
     def _stream(self, name: str) -> Stream:
+        known = self._streams.get(name)
+        if known is not None and known._state == control.LIVE and not known.closed:
+            return known
         if name not in self.store._names():
             raise NotFound(f"{self.store.path}: there is no stream {name!r} any more")
-        return self.store.stream(name)
+        known = self._streams[name] = self.store.stream(name)
+        self._numbers.pop(name, None)
+        return known
 
     def _queue(self, name: str) -> Queue:
         for (known, _, _), queue in self.store._queues.items():
@@ -390,7 +413,7 @@ class Journal:
 
     def replay(self) -> None:
         """As the first opener, alone: do all that the journal has, unless it was done."""
-        begin, end = self.stream._log(0).first_offset, self.stream.next_offset(0)
+        begin, end = self.stream._log(0).first_offset, self.end
         if not self.store._clean:
             touched = set()
             if end > begin:
@@ -405,7 +428,7 @@ class Journal:
 
     def _check_size(self) -> None:
         """Sync what was applied and let go of its records, once they are many. Holder."""
-        self._checkpoint = self.stream.next_offset(0)
+        self._checkpoint = self._page.applied
         if self.stream._log(0).log_bytes() < CHECKPOINT_BYTES:
             return
         self.checkpoint()

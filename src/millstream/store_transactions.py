@@ -39,7 +39,7 @@ class StoreTransactions(StoreGroups):
     _members: Members
 
     def transaction(
-        self, *, durability: Durability | None = None, max_bytes: int | str = "64MiB"
+        self, *, durability: Durability | None = None, max_bytes: int | str = 64 << 20
     ) -> Transaction:
         """Change streams, queues and positions of consumers all at once, or not at all.
 
@@ -51,7 +51,7 @@ class StoreTransactions(StoreGroups):
             durability: "sync" and "interval": when the block ends the transaction survives a power
                 cut, as a whole; default: the store's. "process": it survives the death of any
                 process; a power cut may leave parts of what was not synced yet.
-            max_bytes: bound of what it keeps in memory.
+            max_bytes: bound of what it keeps in memory; default 64 MiB.
 
         Raises, at the end of the block: Aborted where a lease or an assignment was lost, QueueFull,
         StoreFull (nothing was done); Indeterminate (``committed`` says if it is known to be).

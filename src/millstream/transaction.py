@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 import warnings
 from collections.abc import Iterable, Mapping
 from typing import TYPE_CHECKING, Any
@@ -33,7 +32,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Transaction"]
 
-MAX_BYTES = 64 << 20
 RECORD_BYTES = 64
 """What a record counts beside its bytes."""
 DELAY_MOST = 100.0 * 365 * 86400
@@ -53,7 +51,7 @@ class Transaction:
         self._level: Durability = durability or store._override or store.durability
         self._room = self._max = integer("max_bytes", parse_bytes(max_bytes), 1)
         self._state = "new"
-        self._shares: dict[tuple[Stream, int], Share] = {}
+        self._shares: dict[tuple[Stream, int], _Growing] = {}
         self._puts: list[tuple[Queue, dict[str, Any]]] = []
         self._messages: list[Message] = []
         self._consumers: list[Consumer] = []
@@ -96,8 +94,8 @@ class Transaction:
             raise InvalidArgument(f"{self!r}: use it within its `with`")
         self.store._check_writable()
 
-    def _take_room(self, size: int) -> None:
-        self._room -= size + RECORD_BYTES
+    def _take_room(self, size: int, count: int = 1) -> None:
+        self._room -= size + RECORD_BYTES * count
         if self._room < 0:
             raise LimitExceeded(
                 f"{self!r}: more than its max_bytes of {self._max}; commit more often, or pass a"
@@ -142,31 +140,50 @@ class Transaction:
         """
         self._check()
         self._require(stream, Stream, "stream")
-        rows = [_content("value", value) for value in values]
-        row_keys = None if keys is None else [_content("key", key) for key in keys]
-        if row_keys is not None and len(row_keys) != len(rows):
-            raise InvalidArgument(f"{len(row_keys)} keys for {len(rows)} values")
-        row_headers = _row_headers(headers, len(rows))
-        times = _row_times(timestamps, len(rows))
-        size = sum(map(_size, rows)) + (sum(map(_size, row_keys)) if row_keys else 0)
-        self._take_room(size + RECORD_BYTES * (len(rows) - 1))
-        turn = None
-        for i, value in enumerate(rows):
-            key = None if row_keys is None else row_keys[i]
-            if partition is not None:
-                index = integer("partition", partition, 0, stream.partitions - 1)
-            elif key is not None:
-                index = stream.partition_for(key)
-            else:
-                turn = index = stream._turn_of() if turn is None else turn
-            share = self._shares.get((stream, index))
-            if share is None:
-                share = self._shares[stream, index] = Share(stream.name, index, [], [], [], [])
-            assert share.keys is not None and share.headers is not None
-            share.values.append(value)
-            share.keys.append(key)
-            share.headers.append(row_headers[i])
-            share.timestamps.append(times[i])
+        rows, size = _native.contents(values, "value")
+        row_keys: list[bytes | None] | None = None
+        if keys is not None:
+            row_keys, key_size = _native.contents(keys, "key")
+            size += key_size
+            if len(row_keys) != len(rows):
+                raise InvalidArgument(f"{len(row_keys)} keys for {len(rows)} values")
+        row_headers = _rows_of("headers", headers, len(rows), Mapping)
+        times = _times_of(timestamps, len(rows))
+        self._take_room(size, len(rows))
+        if partition is not None:
+            index = integer("partition", partition, 0, stream.partitions - 1)
+        elif row_keys is None or stream.partitions == 1:
+            index = stream._turn_of() if stream.partitions > 1 else 0
+        else:
+            self._split(stream, rows, row_keys, row_headers, times)
+            return
+        self._share(stream, index).extend(rows, row_keys, row_headers, times)
+
+    def _split(
+        self,
+        stream: Stream,
+        rows: list[bytes | None],
+        keys: list[bytes | None],
+        headers: list[Any] | None,
+        times: list[int] | None,
+    ) -> None:
+        """Each row to the partition of its key; those without one together to the next in turn."""
+        of_partition: dict[int | None, list[int]] = {}
+        for i, index in enumerate(stream._partitions_of(keys)):
+            of_partition.setdefault(index, []).append(i)
+        for index, which in of_partition.items():
+            self._share(stream, stream._turn_of() if index is None else index).extend(
+                [rows[i] for i in which],
+                [keys[i] for i in which],
+                None if headers is None else [headers[i] for i in which],
+                None if times is None else [times[i] for i in which],
+            )
+
+    def _share(self, stream: Stream, index: int) -> _Growing:
+        share = self._shares.get((stream, index))
+        if share is None:
+            share = self._shares[stream, index] = _Growing(stream.name, index)
+        return share
 
     def put(
         self,
@@ -297,7 +314,8 @@ class Commit:
     def run(self) -> None:
         waits = self.transaction._level != "process"
         with self.journal.holding():
-            self.journal.apply_pending() if not waits else None
+            if not waits or self.journal.is_stuck:
+                self.journal.apply_pending()  # or say why it cannot be
             offset, effects = self._record(waits)
             if not waits:
                 self._finish(lambda: self.journal.apply_own(offset, effects))
@@ -319,6 +337,7 @@ class Commit:
         try:
             work()
         except MillstreamError as error:
+            self.journal.is_stuck = True
             raised = Indeterminate(
                 getattr(error, "errno", None) or 5,
                 f"the transaction is committed, but not all of it is applied yet: {error}",
@@ -329,12 +348,12 @@ class Commit:
 
     def _record(self, waits: bool) -> tuple[int, Effects]:
         """Prepare, then append the record; or undo what was prepared."""
-        before = self.journal.stream.next_offset(0)
+        before = self.journal.end
         try:
-            effects = self._prepare(self.journal.next_transaction)
+            effects = self._prepare(self.journal.number_of(before))
             return self.journal.append(effects, wait=waits), effects
         except BaseException:
-            if self.journal.stream.next_offset(0) == before:
+            if self.journal.end == before:
                 while self.undo:
                     self.undo.pop()()
             raise
@@ -382,7 +401,7 @@ class Commit:
                 self.undo.append(lambda g=group, p=partition: g._revert(p, transaction))
                 marks.append(Mark(consumer.stream.name, group.name, partition, epoch, offset))
             self.marked.append((consumer, found_marks))
-        shares = [_slim(share) for share in tx._shares.values()]
+        shares = [share.finished() for share in tx._shares.values()]
         return Effects(shares, puts, acks, marks)
 
 
@@ -395,35 +414,60 @@ def _content(what: str, value: Any) -> bytes | None:
         raise InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}") from error
 
 
-def _size(value: bytes | None) -> int:
-    return 0 if value is None else len(value)
-
-
-def _row_headers(headers: Any, count: int) -> list[Any]:
-    if headers is None or isinstance(headers, Mapping):
-        return [headers] * count
-    found = list(headers)
+def _rows_of(what: str, given: Any, count: int, one: type) -> list[Any] | None:
+    """One for each record of what is given for all, or for each."""
+    if given is None:
+        return None
+    found = [given] * count if isinstance(given, one) else list(given)
     if len(found) != count:
-        raise InvalidArgument(f"{len(found)} headers for {count} values")
+        raise InvalidArgument(f"{len(found)} {what} for {count} values")
     return found
 
 
-def _row_times(given: Any, count: int) -> list[int]:
+def _times_of(given: Any, count: int) -> list[int] | None:
     if given is None:
-        return [time.time_ns() // 1000] * count
-    if isinstance(given, Iterable):
-        found = [timestamps.microseconds(one) for one in given]
-        if len(found) != count:
-            raise InvalidArgument(f"{len(found)} timestamps for {count} values")
-        return found
-    return [timestamps.microseconds(given)] * count
+        return None
+    if not isinstance(given, Iterable):
+        given = [given] * count
+    return _rows_of("timestamps", [timestamps.microseconds(one) for one in given], count, int)
 
 
-def _slim(share: Share) -> Share:
-    """Without columns that say nothing."""
-    same = len(set(share.timestamps)) == 1
-    return share._replace(
-        timestamps=share.timestamps[0] if same else share.timestamps,
-        keys=share.keys if any(key is not None for key in share.keys or ()) else None,
-        headers=share.headers if any(share.headers or ()) else None,
-    )
+class _Growing:
+    """What one partition of a stream is to get."""
+
+    def __init__(self, stream: str, partition: int) -> None:
+        self.stream, self.partition = stream, partition
+        self.values: list[bytes | None] = []
+        self.keys: list[bytes | None] | None = None
+        self.headers: list[Any] | None = None
+        self.times: list[int] | None = None
+
+    def extend(
+        self,
+        values: list[bytes | None],
+        keys: list[bytes | None] | None,
+        headers: list[Any] | None,
+        times: list[int] | None,
+    ) -> None:
+        before, count = len(self.values), len(values)
+        if before == 0:
+            self.values, self.keys, self.headers, self.times = values, keys, headers, times
+            return
+        self.values += values
+        self.keys = _joined(self.keys, before, keys, count, None)
+        self.headers = _joined(self.headers, before, headers, count, None)
+        if self.times is not None or times is not None:
+            self.times = _joined(self.times, before, times, count, _native.wall_us())
+
+    def finished(self) -> Share:
+        """As the journal has it."""
+        times: Any = _native.wall_us() if self.times is None else self.times
+        return Share(self.stream, self.partition, times, self.values, self.keys, self.headers)
+
+
+def _joined(
+    first: list[Any] | None, before: int, second: list[Any] | None, count: int, missing: Any
+) -> list[Any] | None:
+    if first is None and second is None:
+        return None
+    return (first or [missing] * before) + (second or [missing] * count)

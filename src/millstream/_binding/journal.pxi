@@ -23,3 +23,22 @@ cdef class JournalPage:
 
     def set_applied(self, uint64_t offset):
         ms_store64(<uint64_t *>self.at(72), offset)
+
+
+def contents(values, str what):
+    """(list of bytes and None, bytes in all) of what a caller gave, to be kept."""
+    cdef list found = values if type(values) is list else list(values)
+    cdef list kept = None
+    cdef Py_ssize_t i, total = 0
+    for i in range(len(found)):
+        value = found[i]
+        if type(value) is bytes:
+            total += PyBytes_GET_SIZE(value)
+        elif value is not None:
+            if kept is None:
+                kept = list(found)
+            kept[i] = as_bytes(value, what)
+            total += len(kept[i])
+    if kept is None:
+        kept = list(found) if found is values else found
+    return kept, total

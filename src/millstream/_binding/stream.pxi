@@ -586,6 +586,14 @@ cdef class StreamCore:
             if has_times:
                 PyBuffer_Release(&times)
 
+    def _partitions_of(self, list keys):
+        """Of each key its partition, None for one without."""
+        cdef list found = []
+        for key in keys:
+            found.append(None if key is None else ms_xxh3_64(
+                PyBytes_AS_STRING(key), <size_t>PyBytes_GET_SIZE(key), 0) % self.count)
+        return found
+
     def _turn_of(self):
         """The partition whose turn it is, as for records without a key."""
         return self.next_turn()
