@@ -153,7 +153,7 @@ def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: lis
     return Effects(shares, puts, [Ack(*row) for row in ack_rows], [Mark(*row) for row in mark_rows])
 
 
-def _length(effects: Effects) -> int:
+def length_of(effects: Effects) -> int:
     """How many records of the journal it takes."""
     return 1 + sum(len(share.values) for share in effects.shares) + len(effects.puts)
 
@@ -183,7 +183,7 @@ class Journal:
         self._holder = 0
         self._checkpoint = 0
         self.is_stuck = False
-        """Something that is committed could not be applied here: before that is done, nothing is."""
+        """What is committed could not be applied here: until that is done, nothing is committed."""
 
     def _map_page(self) -> Any:
         store = self.store
@@ -266,7 +266,7 @@ class Journal:
     def apply_own(self, offset: int, effects: Effects) -> None:
         """Apply what was appended just now, where all before it is applied. Holder."""
         self._apply(self.number_of(offset), effects)
-        following = offset + _length(effects)
+        following = offset + length_of(effects)
         self._page.set_applied(following)
         if following - self._checkpoint > CHECKED_RECORDS:
             self._check_size()
@@ -274,9 +274,12 @@ class Journal:
     def apply_pending(self) -> None:
         """Apply all that is committed, in its order, after a sync. Holder."""
         end = self.end
-        if self._page.applied == end:
-            return
-        self.sync(end)
+        if self._page.applied < end:
+            self.sync(end)
+            self.apply_until(end)
+
+    def apply_until(self, end: int) -> None:
+        """Apply what is committed before an offset, and is synced. Holder."""
         for transaction, offset, following, effects in self._committed(self._page.applied, end):
             self._apply(transaction, effects)
             self._page.set_applied(following)
@@ -289,7 +292,7 @@ class Journal:
         at = begin
         while at in self._waiting and at < end:
             effects = self._waiting[at]
-            following = at + _length(effects)
+            following = at + length_of(effects)
             yield self.number_of(at), at, following, effects
             at = following
         if at < end:

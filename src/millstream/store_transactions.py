@@ -70,7 +70,8 @@ class StoreTransactions(StoreGroups):
         from millstream.transaction import Transaction
 
         self._check_open()
-        return Transaction(self, settings.check_durability(durability), max_bytes)  # type: ignore[arg-type]
+        store: Store = self  # type: ignore[assignment]
+        return Transaction(store, settings.check_durability(durability), max_bytes)
 
     def pipe(
         self,
@@ -107,7 +108,8 @@ class StoreTransactions(StoreGroups):
         from millstream.pipe import Pipe
 
         self._check_writable()
-        return Pipe(self, source, function, sink, group=group, batch=batch, start=start)  # type: ignore[arg-type]
+        store: Store = self  # type: ignore[assignment]
+        return Pipe(store, source, function, sink, group=group, batch=batch, start=start)
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was stored here before this call survives a power cut."""

@@ -20,7 +20,7 @@ from millstream.errors import (
     LimitExceeded,
     MillstreamError,
 )
-from millstream.journal import Ack, Effects, Mark, Put, Share
+from millstream.journal import Ack, Effects, Mark, Put, Share, length_of
 from millstream.options import integer, number, parse_bytes
 from millstream.queue import Queue
 from millstream.stream import Stream
@@ -320,15 +320,18 @@ class Commit:
             if not waits:
                 self._finish(lambda: self.journal.apply_own(offset, effects))
         if waits:
-            self._finish(lambda: self._wait(offset))
+            self._finish(lambda: self._wait(offset, effects))
         for consumer, marked in self.marked:
             consumer._member.settled(marked)
 
-    def _wait(self, offset: int) -> None:
-        self.journal.sync(offset + 1)
-        if self.journal.applied <= offset:
+    def _wait(self, offset: int, effects: Effects) -> None:
+        """Until it is synced; those who wait share one sync, and the first applies for all."""
+        end = offset + length_of(effects)
+        self.journal.sync(end)
+        if self.journal.applied < end:
             with self.journal.holding():
-                self.journal.apply_pending()
+                if self.journal.applied < end:
+                    self.journal.apply_until(end)
 
     def _finish(self, work: Any) -> None:
         """From here on it is committed, whatever happens."""
