@@ -13,7 +13,7 @@ import os
 import struct
 import threading
 
-from millstream import _native, files
+from millstream import _native, files, reserve
 from millstream.errors import CorruptBatch, NotFound
 
 TYPE_CHECKING = False
@@ -188,7 +188,8 @@ def snapshot(log: PartitionLog) -> tuple[int, bytes]:
 
 def _save(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> None:
     files.make_directory(log.path)
-    files.replace(_file(log), _encode(log, table, end))
+    # Retention comes here on a full disk, too.
+    reserve.lend(log.store.path, files.replace, _file(log), _encode(log, table, end))
 
 
 def _encode(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> bytes:

@@ -183,6 +183,31 @@ def open_and_die(path):
 
 
 @pytest.mark.root
+def test_retention_makes_room_on_a_disk_that_producers_filled(small_disk):
+    path = small_disk / "store"
+    with millstream.open(path, durability="process") as store:
+        stream = store.stream("s", segment_bytes=1 << 18)
+        producers = [stream.producer(f"p{i}") for i in range(300)]
+        sequence = 0
+        with pytest.raises(millstream.StoreFull):
+            while True:
+                producers[sequence % 300].append(b"x" * 4000, sequence=sequence)
+                sequence += 1
+        rest = os.open(small_disk / "rest", os.O_WRONLY | os.O_CREAT)
+        with contextlib.suppress(OSError):
+            while os.write(rest, b"x" * 4096):
+                pass
+        os.close(rest)
+        assert stream.delete_before(millstream.Position(0, 1, sequence)) > 0
+        for i in range(10):
+            assert producers[i].append(b"again", sequence=i) is None
+            assert producers[(sequence + i) % 300].append(b"x", sequence=sequence + i) is not None
+        assert stream.producer("new after room").append(b"x", sequence=0) is not None
+    with millstream.open(path) as store:
+        assert store.stream("s").producer("p7").append(b"again", sequence=7) is None
+    workers.verified(path)
+
+
 def test_a_disk_is_filled_although_the_next_segment_would_be_larger_than_what_is_left(small_disk):
     """Segments double: with 7 of 12 MiB used the next one did not fit, and the rest was lost."""
     with millstream.open(small_disk / "store", durability="process") as store:
