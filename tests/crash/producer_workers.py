@@ -50,3 +50,14 @@ def send_for_ever(path: str, name: str, acknowledged: str, seed: int) -> None:
             if dice.random() < 0.02:
                 stream.append(b"plain:0 ", key=b"k0")
             time.sleep(PAUSE_S)
+
+
+def register_for_ever(path: str, seed: int) -> None:
+    """Register ids that others register too, and send one record with each, once."""
+    dice = random.Random(seed)
+    with millstream.open(path, durability="process") as store:
+        stream = store.stream("s", segment_bytes=1 << 16)
+        print("open", flush=True)
+        while not ended():
+            name = f"id-{int(dice.random() ** 3 * 200_000)}"  # some often, some seldom
+            stream.producer(name).append(name.encode(), sequence=0)

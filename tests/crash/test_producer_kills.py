@@ -111,3 +111,42 @@ def test_killed_producers_send_again_and_each_sequence_is_there_once(tmp_path):
     with millstream.open(path) as store:
         assert store.stream("s").first_offset(0) > 0
     workers.verified(path)
+
+
+def test_registering_killed_at_random_gives_each_id_one_number(tmp_path):
+    seed = workers.seed_of("producer_registrations")
+    dice = random.Random(seed)
+    path = tmp_path / "store"
+
+    def start():
+        seed = dice.randrange(1 << 30)
+        return workers.start("producer_workers.register_for_ever", str(path), seed)
+
+    running = [start() for _ in range(3)]
+    kills = 0
+    while kills < 45:
+        for worker in running:
+            assert workers.line(worker) == "open"
+        time.sleep(dice.random() * 0.05)
+        for worker in running if dice.random() < 0.3 else dice.sample(running, 1):
+            workers.kill(worker)
+            kills += 1
+        alive = [worker for worker in running if worker.poll() is None]
+        for worker in alive:
+            assert workers.stop(worker) == 0
+        running = [start() for _ in range(3)]
+    for worker in running:
+        workers.stop(worker)
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        found = Counter(bytes(v).decode() for batch in stream.read() for v in batch.values)
+        registered = stream.stats().producers
+        numbers = {name: stream.producer(name)._number for name in found}
+        assert stream.stats().producers == registered  # each was there
+        assert len(set(numbers.values())) == len(found) <= registered
+        again = sum(stream.producer(name).append(b"", sequence=0) is not None for name in found)
+    dup = sum(count > 1 for count in found.values()) + again
+    workers.report(sum(found.values()), kills, seed, 0, dup)
+    print(f"ids={len(found)} registered={registered}")
+    assert dup == 0 and len(found) > 100
+    workers.verified(path)
