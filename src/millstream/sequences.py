@@ -122,18 +122,19 @@ def read_to(log: PartitionLog, table: _native.Sequences, until: int) -> int:
         behind = begin < log._sealed_end()[0] or begin == 0
         if behind:
             saved, _ = _load(log, table)
+        failed: Exception | None = None
         try:
             for segment, first, end in log.between(table.position, until):
                 if first > table.position:
                     break  # retired meanwhile
                 table.walk(segment, end)
-        except (NotFound, CorruptBatch):
-            if _load(log, _native.Sequences())[0] <= saved:
-                raise
-            continue  # retired or rewritten meanwhile
-        again = _load(log, table)[0] if behind else saved
+        except (NotFound, CorruptBatch) as error:
+            failed = error  # or retired, or rewritten
+        if not behind and failed is None:
+            continue  # if it is not there yet, a roll and retention came between
+        again, _ = _load(log, table)
         if table.position < until and again <= saved:
-            raise _damaged(log, f"saved up to {saved}, and the log has nothing behind that")
+            raise failed or _damaged(log, f"saved up to {saved}, behind which the log has a gap")
         saved = again
     return saved
 

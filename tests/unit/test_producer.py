@@ -563,6 +563,55 @@ def test_a_damaged_table_is_refused_verified_and_repaired(tmp_path):
         assert store.stream("s").producer("new").append(b"x", sequence=599) is None
 
 
+def test_damage_that_a_table_would_have_to_read_is_refused(tmp_path):
+    path = tmp_path / "store"
+    with millstream.open(path, durability="process") as store:
+        stream = store.stream("s", segment_bytes=1 << 16)
+        fill(stream.producer("p"), 0, 700)
+        stream.delete_before(millstream.Position(0, 1, 500))
+        active = stream._log(0).current()[-1]
+    segment = path / "streams" / "s" / "00000" / f"{active:016d}.seg"
+    damaged = bytearray(segment.read_bytes())
+    damaged[12288 + 176 * 20 + 100] ^= 1
+    segment.write_bytes(damaged)
+    with millstream.open(path) as store:  # closed cleanly: nothing walks it before
+        producer = store.stream("s").producer("p")
+        for call in (
+            lambda: producer.append(b"x", sequence=700),
+            lambda: producer.last_sequence,
+        ):
+            with pytest.raises(CorruptBatch, match=segment.name):
+                call()
+        assert store.stream("s").append(b"plain").offset == 700
+
+
+def test_one_who_reads_while_retention_takes_it_away_goes_on(tmp_path, monkeypatch):
+    with (
+        millstream.open(tmp_path / "s", durability="process") as one,
+        millstream.open(tmp_path / "s", durability="process") as two,
+    ):
+        first = one.stream("s", segment_bytes=1 << 16).producer("p")
+        second = two.stream("s").producer("p")
+        fill(first, 0, 10)
+        assert second.last_sequence == 9
+        fill(first, 10, 300)
+        log = two.stream("s")._log(0)
+        between, turns = log.between, []
+
+        def slow(begin, end):
+            if not turns:  # the log rolls, and its beginning goes, before it is looked at
+                turns.append(begin)
+                fill(first, 310, 1500)
+                one.stream("s").delete_before(millstream.Position(0, 1, 1800))
+            return between(begin, end)
+
+        monkeypatch.setattr(log, "between", slow)
+        assert second.last_sequence >= 309
+        assert second.append(b"again", sequence=1000) is None
+        assert second.last_sequence == 1809
+        assert turns
+
+
 def test_verify_tells_a_table_that_knows_less_than_the_log(tmp_path):
     path = tmp_path / "store"
     with millstream.open(path, durability="process") as store:
