@@ -15,7 +15,6 @@ from millstream.reader import (
     _Turn,
     check_epoch,
     epoch_end,
-    is_held,
 )
 
 TYPE_CHECKING = False
@@ -61,12 +60,14 @@ class Assignment:
         self,
         stream: Stream,
         member: _native.Membership,
+        transacted: bool,
         on_lost: str,
         on_assign: Callable[[list[int]], object] | None,
         on_revoke: Callable[[list[int]], object] | None,
     ) -> None:
         self.stream = stream
         self._member = member
+        self._transacted = transacted
         self._on_lost = on_lost
         self._on_assign, self._on_revoke = on_assign, on_revoke
         self._readers: dict[int, PartitionReader] = {}
@@ -135,16 +136,21 @@ class Assignment:
         self._choose()
 
     def _give_up(self) -> None:
-        """Say what is lost or about to go, then hand over what is to go."""
-        gone, leaving = self._gone, self._leaving
-        self._gone, self._leaving = [], []
+        """Say what is lost or about to go, then hand over what is to go.
+
+        With a transaction under way, what it has read stays until that ends.
+        """
+        member, gone = self._member, self._gone
+        kept = [one for one in self._leaving if self._transacted and member.is_dirty(one)]
+        leaving = [one for one in self._leaving if one not in kept]
+        self._gone, self._leaving = [], kept
         try:
             told = gone + [partition for partition in leaving if partition not in self._untold]
             if told and self._on_revoke is not None:
                 self._on_revoke(told)
         finally:
             for partition in leaving:
-                self._member.release(partition)
+                member.release(partition)
             self._drop_readers(leaving)
             self._gone = []
             if leaving:
@@ -174,8 +180,9 @@ class Assignment:
                 if self._on_lost != "earliest":
                     raise
                 start = epoch_end(log, position.epoch)
-            if self._on_lost == "earliest" and not is_held(log, position.epoch, position.offset):
-                start = log.next_offset if start > log.next_offset else start
+            if self._on_lost == "earliest":
+                following = log.next_offset
+                start = following if start is None else min(start, following)
         found = PartitionReader(log, start, durable=False, on_lost=self._on_lost)
         offset = found.cursor.offset
         same = position is not None and position.offset == offset

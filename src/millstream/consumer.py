@@ -72,7 +72,8 @@ class Consumer(Assignment):
         self.group: Group = stream._group(group, make=start)
         first = delivery == "at_most_once"
         member = _native.Membership(self.group, session, max_processing, first)
-        super().__init__(stream, member, on_lost, on_assign, on_revoke)
+        transacted = delivery == "exactly_once"
+        super().__init__(stream, member, transacted, on_lost, on_assign, on_revoke)
         self._at = 0
         self._waiter: _Waiter | None = None
         self._join()
@@ -224,6 +225,7 @@ class Consumer(Assignment):
     def rewind(self) -> None:
         """Read on from the committed positions: what was handed out since comes again."""
         self._refresh()
+        self._member.forgive()
         for partition in list(self._readers):
             del self._readers[partition]
             self._due.add(partition)

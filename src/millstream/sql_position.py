@@ -102,6 +102,8 @@ class SqlPosition:
                 f"{consumer.group.path}: the connection commits each statement by itself: begin a"
                 " transaction for effects and position"
             )
+        if consumer._member.forfeited:
+            consumer._member.fenced(consumer._member.forgive())
         if batch is None:
             goals = consumer._member.handed_out()
         else:
@@ -124,6 +126,7 @@ class SqlPosition:
         consumer = self._consumer
         for partition, (epoch, offset) in list(self._written.items()):
             del self._written[partition]
+            consumer._member.forget(partition)
             fence = consumer._member.fence_of(partition)
             row = self._connection.execute(READ, (*self._row, partition)).fetchone()
             if row is None or row[0] != fence:

@@ -973,3 +973,39 @@ def test_a_header_with_more_partitions_than_the_file_has_is_damage(stream):
         with open(path, "r+b") as file:
             file.seek(80)
             file.write((4).to_bytes(4, "little"))
+
+
+def test_what_a_transaction_has_read_stays_until_it_ends(stream):
+    with (
+        stream.consumer(group="g", delivery="exactly_once") as first,
+        stream.consumer(group="g", delivery="exactly_once") as second,
+    ):
+        assert first.assignment == [0, 1]
+        second.close()
+        taken(first)
+        third = stream.consumer(group="g", delivery="exactly_once")
+        first.poll()
+        assert third.assignment == []
+        first._member.settled(first._member.prepare(5))
+        first.poll()
+        assert len(third.assignment) == 2
+        third.close()
+
+
+@pytest.mark.parametrize("delivery", ["at_least_once", "exactly_once"])
+def test_commit_after_a_partition_was_lost_unseen_is_fenced(delivery):
+    with clock() as now, millstream.temporary(durability="process") as store:
+        stream = store.stream("s", partitions=2)
+        fill(stream)
+        slow = stream.consumer(group="g", delivery=delivery, max_processing=1)
+        slow.poll()
+        now.advance(2)
+        with stream.consumer(group="g") as other:
+            other.poll()
+        slow.poll()  # joins again: the loss came before this batch
+        commit = slow.commit if delivery == "at_least_once" else lambda: slow._member.prepare(1)
+        with pytest.raises(Fenced) as caught:
+            commit()
+        assert len(caught.value.partitions) == 1
+        commit()
+        slow.close()

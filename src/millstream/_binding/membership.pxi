@@ -29,6 +29,7 @@ cdef class Membership:
     cdef uint8_t *flags
     cdef uint32_t dirty_count
     cdef uint32_t dirty_last
+    cdef readonly list forfeited  # lost with what was handed out and not committed
     cdef int64_t session_ms
     cdef int64_t processing_ns
     cdef uint64_t processing
@@ -44,6 +45,7 @@ cdef class Membership:
         self.session_ms = <int64_t>(session * 1e3)
         self.processing_ns = <int64_t>(max_processing * 1e9)
         self.commits_first = commits_first
+        self.forfeited = []
 
     def __dealloc__(self):
         self.stop_beating()
@@ -176,7 +178,7 @@ cdef class Membership:
             if self.parts[i].fence != self.fences[i]:
                 if self.parts[i].fence != 0:
                     lost.append(i)
-                self.clean(i)
+                self.forfeit(i)
                 self.parts[i].fence = self.fences[i]
                 self.parts[i].most = 0
                 if self.fences[i] != 0:
@@ -197,7 +199,7 @@ cdef class Membership:
             if self.parts[i].fence != 0:
                 gone.append(i)
                 self.parts[i].fence = 0
-            self.clean(i)
+            self.forfeit(i)
         return gone
 
     def release(self, uint32_t partition):
@@ -257,6 +259,26 @@ cdef class Membership:
             self.parts[partition].dirty = False
             self.dirty_count -= 1
         self.parts[partition].sought = False
+
+    cdef int forfeit(self, uint32_t partition) except -1:
+        if self.parts[partition].dirty:
+            self.forfeited.append(partition)
+        self.clean(partition)
+        return 0
+
+    def forgive(self):
+        """What was handed out of lost partitions was undone; which they were."""
+        found, self.forfeited = self.forfeited, []
+        return found
+
+    def forget(self, uint32_t partition):
+        """What was handed out of a partition was committed elsewhere, or undone."""
+        if partition < self.count:
+            self.clean(partition)
+
+    def is_dirty(self, uint32_t partition):
+        """Was something of the partition handed out that is not committed?"""
+        return partition < self.count and self.parts[partition].dirty
 
     cdef inline void soil(self, uint32_t partition) noexcept:
         if not self.parts[partition].dirty:
@@ -365,11 +387,13 @@ cdef class Membership:
         cdef uint32_t i
         cdef bint some = False
         cdef list fenced = None
-        if self.dirty_count == 0:
+        if self.forfeited:
+            fenced = self.forgive()
+        elif self.dirty_count == 0:
             self.group.alive()
             return
         cdef uint32_t first = self.dirty_last, end = self.dirty_last + 1
-        if self.dirty_count > 1:
+        if self.dirty_count != 1:
             first, end = 0, self.count
         for i in range(first, end):
             if not self.parts[i].dirty:
@@ -419,6 +443,8 @@ cdef class Membership:
         cdef int64_t deadline = 0
         cdef ms_status status = MS_OK
         self.group.alive()
+        if self.forfeited:
+            self.fenced(self.forgive())
         marked = self.handed_out()
         try:
             claims = <ms_group_claim *>PyMem_Calloc(self.dirty_count + 1, sizeof(ms_group_claim))
