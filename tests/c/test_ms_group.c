@@ -93,6 +93,20 @@ static void test_group_shares_of_those_who_took_nothing_up_move_at_once(void) {
   check_whole(&group);
 }
 
+static void test_group_who_has_the_most_keeps_one_more(void) {
+  ms_group group = made(5);
+  member a = joined(&group);
+  CHECK(look(&group, &a) == MS_OK);
+  member b = joined(&group);
+  CHECK(look(&group, &a) == MS_OK);
+  uint32_t leaving = 0;
+  for (uint32_t i = 0; i < 5; i++) leaving += a.flags[i] & MS_GROUP_LEAVING;
+  CHECK_EQ_U64(leaving, 2);
+  CHECK(ms_group_try_leave(&group, b.slot, b.number, &owner) == MS_OK);
+  CHECK(look(&group, &a) == MS_OK);
+  for (uint32_t i = 0; i < 5; i++) CHECK(a.flags[i] == 0);
+}
+
 static void test_group_what_was_taken_up_moves_when_it_is_released(void) {
   ms_group group = made(PARTITIONS);
   member a = joined(&group);
@@ -317,6 +331,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_group_of_nobody_has_no_holders),
     CHECK_TEST(test_group_first_bytes_are_as_documented),
     CHECK_TEST(test_group_shares_of_those_who_took_nothing_up_move_at_once),
+    CHECK_TEST(test_group_who_has_the_most_keeps_one_more),
     CHECK_TEST(test_group_what_was_taken_up_moves_when_it_is_released),
     CHECK_TEST(test_group_fence_rises_with_each_owner_and_generation),
     CHECK_TEST(test_group_commit_of_an_ended_member_is_fenced),
