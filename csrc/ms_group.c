@@ -267,7 +267,6 @@ ms_status ms_group_try_look(ms_group *group, uint32_t slot, uint32_t number, uin
     out_fences[i] = fence_of(word);
     uint32_t heir = atomic_load_explicit(&partition->heir, memory_order_relaxed);
     if (heir != slot + 1) out_flags[i] |= MS_GROUP_LEAVING;
-    if (load(&partition->pending) != 0) out_flags[i] |= MS_GROUP_UNDECIDED;
     if ((word & TAKEN) == 0) store(&partition->holder, word | TAKEN);
   }
   *out_changes = atomic_load_explicit(&group->header->changes, memory_order_relaxed);

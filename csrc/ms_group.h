@@ -40,8 +40,7 @@ typedef struct ms_group_claim {
 
 /* What a member finds out about a partition. */
 enum {
-  MS_GROUP_LEAVING = 1,  /* another is waiting for it: release it */
-  MS_GROUP_UNDECIDED = 2 /* a transaction has marked the position */
+  MS_GROUP_LEAVING = 1 /* another is waiting for it: release it */
 };
 
 /* Bytes of a file for so many partitions. */

@@ -119,13 +119,10 @@ class Assignment:
             found = self._member.look()
             if found is None:
                 raise Closed(f"{self.group.path}: the membership ended as it began")
-        new, lost, self._leaving, undecided = found
+        new, lost, self._leaving = found
         self._drop_readers(lost)
         self._due.update(new)
         self._untold += new
-        if self.group._decide is not None:
-            for partition in undecided:
-                self.group._decide(self.group, partition)
 
     def _drop_readers(self, lost: list[int]) -> None:
         for partition in lost:
@@ -163,7 +160,11 @@ class Assignment:
             self._on_assign(came)
         for partition in sorted(self._due):
             if self.group._pending(partition) is not None:
-                continue  # the journal has to say first where the group is
+                # The journal has to say first where the group is.
+                if self.group._decide is not None:
+                    self.group._decide(self.group, partition)
+                if self.group._pending(partition) is not None:
+                    continue
             position = self._sql and self._sql.claim(partition)
             position = position or self.group._committed(partition)
             self._start_reader(partition, position, sought=False)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import mmap
 import os
+import time
 
 from millstream import _native, files, reader, settings
 from millstream._native import Position
@@ -240,6 +241,12 @@ class Group(_native.GroupCore):
         if self.stream.durability == "interval":
             self.stream.store._background.notice_group(self)
 
+    def _await_log(self, partition: int, offset: int) -> None:
+        """Return when a power cut cannot take records that a position is to be behind of."""
+        log = self.stream._log(partition)
+        if log.native.durable_offset < offset:
+            log.wait_durable(log.native.tail, time.monotonic() + LOCK_SECONDS)
+
     def _make_durable(self) -> None:
         """Return when all positions that were committed before this call survive a power cut."""
         begun, _ = self._syncs
@@ -263,6 +270,8 @@ class Group(_native.GroupCore):
 
     def _sync_in_background(self) -> None:
         if self._take_changed() and not self.closed and self._state == LIVE:
+            for log in self.stream._opened():
+                log.sync()  # first: a position should not outlive what it is behind of
             self._make_durable()
 
     # --- looking ----------------------------------------------------------------------------------

@@ -835,7 +835,17 @@ def test_new_owner_does_not_read_before_a_mark_is_decided():
         with stream.consumer(group="g") as other:
             assert other.poll() is None
             assert other.assignment == [0]
-            other.group._apply(partition, 9, epoch, offset)
+            asked = []
+
+            def decide(group, which):
+                asked.append(which)
+                if len(asked) == 2:
+                    group._apply(which, 9, epoch, offset)
+
+            other.group._decide = decide
+            assert other.poll() is None
+            assert other.poll() is None
+            assert asked == [partition, partition]
             stream.append(b"new")
             assert taken(other) == [b"new"]
         with pytest.raises(Fenced):

@@ -2,7 +2,6 @@
 cdef extern from "ms_group.h" nogil:
     enum:
         MS_GROUP_LEAVING
-        MS_GROUP_UNDECIDED
         MS_GROUP_MEMBERS
     ctypedef struct ms_group_header:
         uint64_t group_id
@@ -103,7 +102,7 @@ def group_init(memory, bytes store_id, uint64_t stream_id, uint64_t group_id, ui
 
 cdef class GroupCore:
     """A group file as mapped. Hooks of the subclass: ``_check_live()``, ``_check_writable()``,
-    ``_map_again()``, ``_changed()``, ``_make_durable()``, ``path``."""
+    ``_map_again()``, ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``, ``path``."""
     cdef ms_group c
     cdef list keep
     cdef object members

@@ -159,7 +159,7 @@ cdef class Membership:
         return ms_load32(&self.group.c.header.changes) != self.changes
 
     def look(self):
-        """(new, lost, leaving, undecided) partitions; None: the membership was ended."""
+        """(new, lost, leaving) partitions; None: the membership was ended."""
         cdef uint32_t owner = 0, i, changes = 0
         cdef int64_t deadline = 0
         cdef ms_status status
@@ -170,7 +170,7 @@ cdef class Membership:
             if not self.group.again(status, owner, &deadline):
                 break
             self.room(self.group.c.room)
-        new, lost, leaving, undecided = [], [], [], []
+        new, lost, leaving = [], [], []
         if status != MS_OK:
             return None
         self.changes = changes
@@ -185,9 +185,7 @@ cdef class Membership:
                     new.append(i)
             if self.fences[i] != 0 and self.flags[i] & MS_GROUP_LEAVING:
                 leaving.append(i)
-            if self.fences[i] != 0 and self.flags[i] & MS_GROUP_UNDECIDED:
-                undecided.append(i)
-        return new, lost, leaving, undecided
+        return new, lost, leaving
 
     def ended(self):
         """Forget what the ended membership had: its partitions."""
@@ -347,6 +345,9 @@ cdef class Membership:
         self.group.alive()
         if not self.claim(partition, &claim):
             return MS_FENCED
+        if self.group.level == 2:
+            # Before: the kernel may write the position back as soon as it is there.
+            self.group._await_log(partition, offset)
         while True:
             status = ms_group_try_commit(&self.group.c, &claim, epoch, offset, backwards, &owner)
             if status == MS_OK or not self.group.again(status, owner, &deadline):
