@@ -36,5 +36,24 @@ def consume(directory: str, delivery: str, session: str) -> None:
                     say("!", batch.partition)
 
 
+def hammer(directory: str) -> None:
+    """Commit as fast as it goes, to and fro, so that a kill often comes in the middle of it."""
+    with millstream.open(directory, durability="process") as store:
+        consumer = store.stream("s").consumer(group="g", max_records=1)
+        while True:
+            batches = [consumer.poll(None)]
+            for partition in set(consumer.assignment) - {batches[0].partition}:
+                consumer.pause(partition)
+            batches.append(consumer.poll(None))
+            say("=", os.getpid())
+            try:
+                while True:
+                    for batch in batches * 50:
+                        consumer.commit(batch, allow_backwards=True)
+                    consumer.poll()
+            except millstream.Fenced:
+                consumer.resume()
+
+
 if __name__ == "__main__":
     globals()[sys.argv[1]](*sys.argv[2:])

@@ -137,6 +137,41 @@ def test_at_most_once_hands_nothing_out_twice_whoever_is_killed(tmp_path):
     assert total - seen <= 20 * (counts["kills"] + counts["stops"] + 4)
 
 
+def test_kills_in_the_middle_of_commits_leave_whole_positions_and_a_free_word(tmp_path):
+    rng = random.Random(11)
+    kills = held = 0
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        stream = store.stream("s", partitions=3)
+        for partition in range(3):
+            stream.append_many([b"a", b"b"] * 500, partition=partition)
+        running = []
+        for turn in range(40):
+            while len(running) < 3:
+                log = tmp_path / f"log-{turn}-{len(running)}"
+                with open(log, "wb") as out:
+                    running.append((start("hammer", store.path, log=out), log))
+            victim, log = running.pop(rng.randrange(len(running)))
+            deadline = time.monotonic() + 30
+            while not log.read_bytes():
+                assert time.monotonic() < deadline
+                time.sleep(0.002)
+            time.sleep(rng.uniform(0.0, 0.02))
+            kill(victim)
+            kills += 1
+            group = stream.group("g")
+            held += group._word_owner != 0
+            for position in group.positions().values():
+                assert position is None or 0 <= position.offset <= 1000
+        for process, _ in running:
+            kill(process)
+        began = time.monotonic()
+        with stream.consumer(group="g") as last:
+            assert last.assignment == [0, 1, 2]
+        assert time.monotonic() - began < 5
+        stream.group("g")._check()
+    print(f"kills={kills} word_seen_held={held} torn=0")
+
+
 @pytest.mark.parametrize("how", ["kill", "stop"])
 def test_partitions_of_a_dead_member_are_taken_over_at_once_of_a_stopped_one_in_time(tmp_path, how):
     times = []

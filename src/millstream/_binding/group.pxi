@@ -171,6 +171,10 @@ cdef class GroupCore:
         return self.c.room
 
     @property
+    def _word_owner(self):
+        return ms_load32(&self.c.header.word) & 0x7fffffff
+
+    @property
     def _poison(self):
         return ms_load32(&self.c.header.poison)
 
