@@ -401,23 +401,6 @@ cdef class QueueCore(_QueueFiles):
             return None
         return m
 
-    cdef bytes copy_content(self, uint32_t slot, uint64_t total):
-        """Content in blocks, held to its hash; None where it is damaged."""
-        cdef ms_error err
-        cdef ms_queue c
-        cdef ms_status status
-        if total > <uint64_t>0x7fffffff:
-            return None
-        cdef bytes whole = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>total)
-        cdef char *start = PyBytes_AS_STRING(whole)
-        if total < COPY_BYTES:
-            status = ms_queue_copy_content(&self.c, slot, start, <size_t>total, &err)
-        else:
-            c = self.c  # which another thread may replace meanwhile
-            with nogil:
-                status = ms_queue_copy_content(&c, slot, start, <size_t>total, &err)
-        return whole if status == MS_OK else None
-
     cdef Message bury(self, const ms_lease *lease, const ms_instant *now):
         """A damaged message goes to the dead letters."""
         cdef uint32_t owner = 0
