@@ -445,8 +445,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
     return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
   if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
-  if (message->expires_us && !message->transaction)
-    ms_lower(&queue->hints->expiry_due, (uint64_t)message->expires_us);
+  if (!message->transaction) ms_queue_note_expiry(queue, slot);
   *out = (ms_lease){to, id, slot};
   return MS_OK;
 }
@@ -664,6 +663,7 @@ static ms_status wait_again(ms_queue *queue, const ms_lease *lease, uint64_t wor
                             const ms_instant *now) {
   uint64_t to = ms_waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
   if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
+  ms_queue_note_expiry(queue, lease->slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) {
     ms_queue_hint(queue, lease->slot, to);
   } else {
@@ -759,6 +759,7 @@ ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, co
     if (!moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
     ms_bucket_release(queue, key_hash);
     if (moved && ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
+    if (moved) ms_queue_note_expiry(queue, slot);
     status = moved ? MS_OK : MS_LOST;
   }
   uint32_t state = status == MS_OK && ms_slot_count(queue) > queue->capacity ? MS_MESSAGE_SPARE

@@ -99,6 +99,13 @@ static inline void ms_lower(_Atomic uint64_t *due, uint64_t value) {
                               due, &found, value, memory_order_relaxed, memory_order_relaxed)) {}
 }
 
+/* After a message came where it can expire: a sweep is due when its time is over. No sweep minds
+ * that while it is leased. */
+static inline void ms_queue_note_expiry(ms_queue *queue, uint32_t slot) {
+  int64_t expires = MS_PEEK(ms_slot_at(queue, slot)->expires);
+  if (expires) ms_lower(&queue->hints->expiry_due, (uint64_t)expires);
+}
+
 static inline uint64_t ms_slot_seed(const ms_queue *queue, uint32_t slot, uint32_t reuse) {
   return queue->salt ^ ((uint64_t)slot << 10 | reuse);
 }

@@ -94,6 +94,7 @@ static void end_lease(pass *p, uint32_t slot, uint64_t word, uint32_t kind) {
   }
   uint64_t to = ms_word_as(mine, MS_MESSAGE_READY, p->boot_tick);
   if (!ms_move(ms_word_at(queue, slot), mine, to)) return;
+  ms_queue_note_expiry(queue, slot);
   ms_queue_hint(queue, slot, to);
   atomic_fetch_add_explicit(&queue->hints->redelivered, 1, memory_order_relaxed);
   p->ready++;
