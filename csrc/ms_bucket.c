@@ -52,8 +52,13 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   _Atomic uint64_t *at = ms_word_at(queue, slot);
   uint64_t word = atomic_load_explicit(at, memory_order_acquire);
   if (ms_word_state(word) != MS_MESSAGE_HELD) return;
-  bool early = ms_ticks_until(tick, ms_word_tick(word)) > 0;
-  uint64_t to = early ? ms_word_as(word, MS_MESSAGE_DELAYED, ms_word_tick(word))
+  int64_t left = ms_ticks_until(tick, ms_word_tick(word));
+  if (left > 2 * MS_TICK_REACH) left = 0; /* no tick is set so far ahead: it passed, long ago */
+  int64_t by_wall = (MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us + 999) / 1000;
+  if (ms_word_attempts(word) == 0 && by_wall > left) /* further ahead than a tick tells */
+    left = by_wall < MS_TICK_REACH ? by_wall : MS_TICK_REACH;
+  bool early = left > 0;
+  uint64_t to = early ? ms_word_as(word, MS_MESSAGE_DELAYED, tick + (uint64_t)left)
                       : ms_word_as(word, MS_MESSAGE_READY, tick);
   if (!ms_move(at, word, to)) return;
   if (early) {

@@ -53,3 +53,32 @@ def test_message_whose_time_ended_under_a_lease_expires_behind_it(store, time, h
     for _ in range(2):  # a sweep that finds the lease over leaves the rest to the next
         q._look()
     assert (len(q), q.stats().expired) == (0, 1)
+
+
+def test_delay_of_more_than_a_month_is_kept_behind_another_of_its_key(store, time):
+    """A tick reaches thirty days: who waited for longer behind its key was let go early."""
+    q = store.queue("q", ordering="key", lease=30 * DAY)
+    q.put(b"first", key=b"k")
+    q.put(b"second", key=b"k", delay=40 * DAY)
+    m = q.get(timeout=0)
+    for _ in range(7):
+        time.advance(5 * DAY)
+        q._look()
+        m.extend(30 * DAY)
+    m.ack()
+    assert q.get_many(1, timeout=0) == []
+    time.advance(6 * DAY)
+    assert q.get(timeout=0).value == b"second"
+
+
+def test_message_that_stood_for_months_behind_its_key_comes_at_once(store, time):
+    """Ticks come round after half a year: what had waited for more than a quarter waited on."""
+    q = store.queue("q", ordering="key", lease=30 * DAY)
+    q.put_many([{"value": b"first", "key": b"k"}, {"value": b"second", "key": b"k"}])
+    m = q.get(timeout=0)
+    for _ in range(12):
+        time.advance(10 * DAY)
+        q._look()
+        m.extend(30 * DAY)
+    m.ack()
+    assert q.get(timeout=0).value == b"second"
