@@ -270,8 +270,14 @@ class Queue(QueueHandle):
     def purge(self) -> int:
         """Remove all messages that are neither leased nor dead; how many."""
         self._check_writable()
-        found = self._scan(("ready", "delayed", "held"))
-        return sum(self._cancel(slot, word) for _, _, slot, word in found)
+        states: tuple[Literal["ready", "delayed", "held"], ...] = ("ready", "delayed", "held")
+        found = self._scan(states)
+        ids, gone, before = {number for _, number, _, _ in found}, 0, -1
+        while gone > before:  # with ordering, one that goes readies the next of its key
+            before = gone
+            gone += sum(self._cancel(slot, word) for _, _, slot, word in found)
+            found = [one for one in self._scan(states) if one[1] in ids]
+        return gone
 
     def alter(
         self,

@@ -82,3 +82,11 @@ def test_message_that_stood_for_months_behind_its_key_comes_at_once(store, time)
         m.extend(30 * DAY)
     m.ack()
     assert q.get(timeout=0).value == b"second"
+
+
+def test_purge_takes_all_of_a_key(store):
+    """The removal of the first let the next one go, which stayed."""
+    q = store.queue("q", ordering="key")
+    q.put_many([{"value": b"%d" % i, "key": b"k", "delay": i % 2} for i in range(9)])
+    assert q.purge() == 9
+    assert len(q) == 0
