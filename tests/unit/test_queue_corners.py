@@ -1,4 +1,4 @@
-"""Queues where two of their parts meet: long messages and looking, lives and leases, keys and months."""
+"""Where two parts of a queue meet: long messages and looking, lives and leases, keys and months."""
 
 import pytest
 
