@@ -87,6 +87,7 @@ def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> N
             _make(os.path.join(making, "blocks"), _sealed(blocks[:-8]), blocks_bytes)
         if config["dedup_window"]:
             dedup.create(os.path.join(making, "dedup"), store_id, queue_id)
+        files.sync_directory(making)
         try:
             files.rename(making, os.path.join(parent, name))
         except StorageError:
