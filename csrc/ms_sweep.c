@@ -311,12 +311,12 @@ bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interv
 void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count) {
   if (slot_count > queue->slot_max) slot_count = queue->slot_max;
   uint32_t count = atomic_load_explicit(&queue->slots->slot_count, memory_order_relaxed);
-  /* Those past the capacity begin as SPARE; balance frees as many as the dead have taken. */
-  for (uint32_t slot = count > queue->capacity ? count : queue->capacity; slot < slot_count;
-       slot++) {
+  /* Those past the capacity begin as SPARE; balance frees as many as the dead have taken. What a
+   * power cut left here, of a growth that it took back, is no message. */
+  for (uint32_t slot = count; slot < slot_count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (ms_word_state(word) == MS_MESSAGE_FREE)
-      (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_SPARE));
+    uint32_t state = slot < queue->capacity ? MS_MESSAGE_FREE : MS_MESSAGE_SPARE;
+    (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, state));
   }
   /* Release: pairs with the acquire in ms_slot_count. */
   if (slot_count > count)

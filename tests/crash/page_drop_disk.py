@@ -23,6 +23,8 @@ def content(path):
 class Disk:
     """Pages and names of a directory, as synced; what is there at the start counts as synced."""
 
+    unit = PAGE  # what is kept or lost whole
+
     def __init__(self, root, monkeypatch, on_call=lambda: None):
         self.root = str(root)
         self.files: dict[int, bytes] = {}
@@ -95,8 +97,7 @@ class Disk:
                 return self._listing(path)
         return None
 
-    @staticmethod
-    def _pages(synced, path, keep, dice):
+    def _pages(self, synced, path, keep, dice):
         if path is None:
             return synced
         now = content(path)
@@ -105,8 +106,9 @@ class Disk:
         if len(synced) != len(now):
             synced = synced.ljust(len(now), b"\0") if dice.random() < keep else synced
         data = bytearray(synced)
-        for at in range(0, len(data), PAGE):
-            page = now[at : at + PAGE]
-            if data[at : at + PAGE] != page and dice.random() < keep:
-                data[at : at + PAGE] = page[: len(data) - at]
+        unit = self.unit
+        for at in range(0, len(data), unit):
+            page = now[at : at + unit]
+            if data[at : at + unit] != page and dice.random() < keep:
+                data[at : at + unit] = page[: len(data) - at]
         return bytes(data)
