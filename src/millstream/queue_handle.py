@@ -122,6 +122,7 @@ class QueueHandle(_native.QueueCore):
                 self._files.allocate_slots(first)
                 self._publish_slots(first)
             if self._poison:
+                self._dirty()
                 self._files.sync()  # all was verified; what is there now is what is written
                 self._set_poison(0)
             self._files.publish_hints(temporary)
@@ -245,6 +246,8 @@ class QueueHandle(_native.QueueCore):
         begun, _ = self._syncs
         word = self._word("sync", f"{self.path}: syncing", timeout)
         with word:
+            if word.inherited:  # the sync of its dead holder may have failed unseen
+                self._dirty()
             # A sync that began after our change covers it.
             if self._syncs[1] <= begun:
                 self._sync_now()

@@ -1,4 +1,4 @@
-"""Power cuts over the files of a queue: what returned at level sync stands, whatever pages are kept."""
+"""Power cuts over the files of a queue: what returned at level sync stands, whatever is kept."""
 
 import itertools
 import random

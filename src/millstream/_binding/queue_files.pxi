@@ -191,6 +191,16 @@ cdef class _QueueFiles:
     def _end_sync(self, uint64_t number):
         ms_store64(&self.c.hints.sync_ended, number)
 
+    def _dirty(self):
+        """Have the next sync write all that is in use: a failed one left its pages clean."""
+        cdef ms_queue c = self.c  # which another thread may replace meanwhile
+        with nogil:
+            ms_pages_dirty(c.slots, <size_t>ms_slots_size(c.slot_bytes,
+                                                          ms_load32(&c.slots.slot_count)))
+            if c.blocks != NULL:
+                ms_pages_dirty(c.blocks,
+                               <size_t>ms_blocks_size(ms_load32(&c.blocks.block_count)))
+
     def _close(self):
         self.is_closed = True
 
