@@ -14,6 +14,7 @@ from millstream.errors import (
     MillstreamError,
     Poisoned,
     StorageError,
+    StoreFull,
 )
 from millstream.options import Durability, RetryPolicy, check_timeout
 
@@ -200,21 +201,15 @@ class QueueHandle(_native.QueueCore):
 
     def _grow_slots(self, seen: int) -> None:
         with self._maintaining("growing"):
-            count = self._slot_count
-            if count == seen:
-                most = self._files.sizes.slot_max
-                count = min(max(2 * count, slots.EXTENT_SLOTS), most)
-                self._files.allocate_slots(count)
-                self._publish_slots(count)
+            if self._slot_count == seen:
+                most, grow = self._files.sizes.slot_max, self._files.allocate_slots
+                self._publish_slots(_grown(seen, slots.EXTENT_SLOTS, most, grow))
 
     def _grow_blocks(self, seen: int) -> None:
         with self._maintaining("growing"):
-            count = self._block_count
-            if count == seen:
-                most = self._files.sizes.block_max
-                count = min(max(2 * count, slots.EXTENT_BLOCKS), most)
-                self._files.allocate_blocks(count)
-                self._publish_blocks(count)
+            if self._block_count == seen:
+                most, grow = self._files.sizes.block_max, self._files.allocate_blocks
+                self._publish_blocks(_grown(seen, slots.EXTENT_BLOCKS, most, grow))
 
     def _settle_undecided(self) -> None:
         """Somebody died, and a transaction has prepared something here: maybe that one's."""
@@ -299,3 +294,16 @@ class QueueHandle(_native.QueueCore):
             self._files.close()
         if self._waiter is not None:
             self._waiter.stop()
+
+
+def _grown(count: int, extent: int, most: int, allocate: Callable[[int], None]) -> int:
+    """Twice as many, or where the disk has no room for that one extent more; how many it is now."""
+    twice, more = min(max(2 * count, extent), most), min(count + extent, most)
+    try:
+        allocate(twice)
+    except StoreFull:
+        if twice == more:
+            raise
+        allocate(more)
+        return more
+    return twice
