@@ -12,10 +12,10 @@ import contextlib
 import mmap
 import os
 import struct
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, NoReturn
 
 from millstream import _native, dedup, files
-from millstream.errors import CorruptBatch, NotFound, StorageError
+from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
 
 SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")
@@ -149,19 +149,17 @@ class Files:
         head = files.read(descriptor, layout.size, 0, path)
         expected = _native.xxh3_64(head[: layout.size - 8])
         found = int.from_bytes(head[layout.size - 8 :], "little")
-        ours = len(head) == layout.size and head[:8] == magic and expected == found
-        if (
-            not ours
-            or head[16:32] != self.store_id
-            or head[32:40] != struct.pack("<Q", self.queue_id)
-        ):
-            raise CorruptBatch(
-                f"{path}: not a file of this queue, or its header is damaged; see `millstream"
-                " verify` and `millstream repair`",
-                path=path,
-                expected=expected,
-                found=found,
+        if len(head) < layout.size or head[:8] != magic or expected != found:
+            self._refuse(path, "its header is damaged", expected, found)
+        _, version, shape, store_id, queue_id, *_ = layout.unpack(head)
+        if version != files.FORMAT:
+            raise VersionMismatch(
+                f"{path}: format {version}, this version of millstream reads format {files.FORMAT}"
             )
+        shape = shape if name == "slots" else self.sizes.slot_bytes
+        ours = self.store_id.hex(), f"{self.queue_id:016x}", self.sizes.slot_bytes
+        if (theirs := (store_id.hex(), f"{queue_id:016x}", shape)) != ours:
+            self._refuse(path, "not a file of this queue", ours, theirs)
         return files.map_file(descriptor, length, path, write=self.write)
 
     def map_again(self, name: str, path: str | None = None) -> mmap.mmap:
@@ -177,6 +175,16 @@ class Files:
     def sync_one(self, name: str) -> None:
         """Make what is in one file survive a power cut."""
         files.sync(self._descriptors[name], self.path(name))
+
+    def _refuse(self, path: str, what: str, expected: object, found: object) -> NoReturn:
+        raise CorruptBatch(
+            f"{path}: {what}: expected {expected}, found {found}; see `millstream verify` and"
+            " `millstream repair`",
+            path=path,
+            position=0,
+            expected=expected,
+            found=found,
+        )
 
     def close(self) -> None:
         """Close the descriptors; the maps live as long as somebody uses them."""
@@ -333,9 +341,12 @@ def forget_hints(directory: str) -> None:
 
 
 def is_sound(directory: str) -> bool:
-    """Did no sync of the queue fail?"""
+    """Did no sync of the queue fail, and is it there?"""
     path = os.path.join(directory, "slots")
-    descriptor = files.open_file(path, write=False)
+    try:
+        descriptor = files.open_file(path, write=False)
+    except NotFound:
+        return False
     try:
         return files.read(descriptor, 4, POISON_AT, path) == bytes(4)
     finally:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from millstream import files, settings
-from millstream.errors import NotFound, StorageError
+from millstream.errors import CorruptBatch, NotFound, StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -110,6 +110,11 @@ class StoreQueues:
             path = os.path.join(self._queue_path(name), "queue.json")
             made = not os.path.lexists(path)
             if made:
+                if os.path.lexists(self._queue_path(name)):
+                    raise CorruptBatch(
+                        f"{path}: is missing, where the queue is; restore it from a backup",
+                        path=path,
+                    )
                 if not self.writable:
                     raise NotFound(f"{self.path}: there is no queue {name!r}")
                 parent = os.path.join(self.path, "queues")
