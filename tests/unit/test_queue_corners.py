@@ -90,3 +90,16 @@ def test_purge_takes_all_of_a_key(store):
     q.put_many([{"value": b"%d" % i, "key": b"k", "delay": i % 2} for i in range(9)])
     assert q.purge() == 9
     assert len(q) == 0
+
+
+def test_queue_whose_capacity_was_raised_opens_again(store, tmp_path):
+    """Slots in use are a multiple of 1,024 or all there are: of a raised capacity, neither."""
+    for before, after in ((100, 200), (1500, 9000)):
+        q = store.queue(f"q{before}", capacity=before, dead_limit=0)
+        q.put_many([b"x"] * before)
+        q.alter(capacity=after)
+        assert len(q.put_many([b"y"] * 600)) == min(600, after - before)
+    store.close()
+    with millstream.open(tmp_path / "store") as again:
+        assert len(again.queue("q100").get_many(500, timeout=0)) == 200
+        assert len(again.queue("q1500").get_many(5000, timeout=0)) == 2100
