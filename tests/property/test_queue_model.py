@@ -408,6 +408,17 @@ class QueueMachine(RuleBasedStateMachine):
             self.time.advance(seconds)
             self.now += seconds
 
+    @rule(more=st.integers(1, 3))
+    def raise_the_capacity(self, more):
+        if self.options["capacity"] < 20:
+            self.options["capacity"] += more
+            self.queue().alter(capacity=self.options["capacity"])
+            self.step += 1
+            for m in self.those("ready"):  # hints are made anew, as when a store is opened
+                m.since = (self.step, m.tick)
+            for line in self.order.values():
+                line[1:] = sorted(line[1:])
+
     @rule()
     def open_or_close_a_second_time(self):
         if "second" not in self.stores:
@@ -484,8 +495,10 @@ class QueueMachine(RuleBasedStateMachine):
             assert counts[state] == getattr(stats, state) == len(self.those(state)), state
         assert counts["writing"] == counts["invalid"] == 0
         dead_limit, capacity = self.options["dead_limit"], self.options["capacity"]
-        assert counts["spare"] == dead_limit - counts["dead"]
-        assert counts["free"] == capacity - len(self.those(*UNFINISHED))
+        unused = stats.slots - counts["dead"] - len(self.those(*UNFINISHED))
+        assert stats.slots <= capacity + dead_limit
+        assert counts["spare"] == max(stats.slots - capacity - counts["dead"], 0)
+        assert counts["free"] == unused - counts["spare"]
         assert len(q) == stats.unfinished == len(self.those(*UNFINISHED))
         assert (stats.expired, stats.evicted) == tuple(self.counters.values())
         assert stats.corrupt == 0
