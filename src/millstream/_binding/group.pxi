@@ -101,8 +101,11 @@ def group_init(memory, bytes store_id, uint64_t stream_id, uint64_t group_id, ui
 
 
 cdef class GroupCore:
-    """A group file as mapped. Hooks of the subclass: ``_check_live()``, ``_check_writable()``,
-    ``_map_again()``, ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``, ``path``."""
+    """A group file as mapped.
+
+    Hooks of the subclass: ``_check_live()``, ``_check_writable()``, ``_map_again()``,
+    ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``, ``path``.
+    """
     cdef ms_group c
     cdef list keep
     cdef object members
