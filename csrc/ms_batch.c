@@ -270,27 +270,33 @@ static uint8_t *encode_headers(const ms_records *records, const batch_layout *la
   return end;
 }
 
-uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const ms_place *place,
-                         uint8_t *at) {
-  bool align64;
-  const batch_layout layout = lay_out_best(shape, place->file_position, &align64);
-  const uint32_t count = records->count;
+static void put_header(uint8_t *at, const ms_place *place, const ms_shape *shape,
+                       const batch_layout *layout, bool align64, int64_t timestamp_min,
+                       int64_t timestamp_max) {
   uint64_t distance = (place->position - place->durable) / 8;
   ms_batch_header header = {
-      .length = (uint32_t)layout.end,
+      .length = (uint32_t)layout->end,
       .format = MS_FORMAT_VERSION,
       .flags = (uint16_t)(shape->flags | (align64 ? MS_BATCH_ALIGN64 : 0)),
       .base_offset = place->base_offset,
-      .count = count,
+      .count = shape->count,
       .chain = place->chain,
-      .timestamp_min = shape->timestamp_min,
-      .timestamp_max = shape->timestamp_max,
+      .timestamp_min = timestamp_min,
+      .timestamp_max = timestamp_max,
       .producer = place->producer,
       .synced_distance = distance < UINT32_MAX ? (uint32_t)distance : UINT32_MAX,
       .sequence = place->sequence,
   };
   memcpy(at, &header, sizeof header);
-  uint8_t *end = at + sizeof header;
+}
+
+uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const ms_place *place,
+                         uint8_t *at) {
+  bool align64;
+  const batch_layout layout = lay_out_best(shape, place->file_position, &align64);
+  const uint32_t count = records->count;
+  put_header(at, place, shape, &layout, align64, shape->timestamp_min, shape->timestamp_max);
+  uint8_t *end = at + sizeof(ms_batch_header);
   if (shape->flags & MS_BATCH_TIMESTAMPS) {
     int64_t *timestamps = (int64_t *)(void *)pad_to(end, at + layout.timestamps);
     for (uint32_t i = 0; i < count; i++) timestamps[i] = records->timestamps[row_of(records, i)];
@@ -402,7 +408,9 @@ ms_status ms_batch_view(const uint8_t *bytes, uint64_t available, uint64_t file_
                    "batch length %u does not fit the %" PRIu64 " bytes that are there",
                    header.length, available);
   bool filler = (header.flags & MS_BATCH_FILLER) != 0;
-  if (filler ? header.count != 0 : header.count == 0 || header.count > header.length / 4)
+  bool compacted = (header.flags & MS_BATCH_OFFSETS) != 0; /* may have lost all its records */
+  if (filler ? header.count != 0
+             : (header.count == 0 && !compacted) || header.count > header.length / 4)
     return ms_fail(err, MS_CORRUPT, file_position, header.length / 4, header.count,
                    "batch of %u bytes says that it has %u records", header.length, header.count);
   /* In place, and field by field: this runs once a record in a log of single records, and what a
@@ -444,6 +452,7 @@ static bool lengths_within(const int32_t *offsets, uint64_t count, int32_t limit
 }
 
 static bool lengths_equal(const int32_t *offsets, uint64_t count) {
+  if (count == 0) return true;
   int32_t size = offsets[1], other = 0;
   for (uint64_t i = 0; i < count; i++) other |= offsets[i + 1] - offsets[i] != size;
   return other == 0;
@@ -571,9 +580,8 @@ uint64_t ms_gather_bytes(const ms_gather *gather) {
   return lay_out(&shape, 0, 64).end;
 }
 
-void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view) {
-  ms_shape shape = shape_of(gather);
-  batch_layout layout = lay_out(&shape, 0, 64);
+static void gather_into(const ms_gather *gather, batch_layout layout, uint8_t *buffer,
+                        ms_view *out_view) {
   memset(out_view, 0, sizeof *out_view);
   out_view->flags = gather->flags;
   out_view->base_offset = gather->base_offset;
@@ -609,6 +617,43 @@ void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view
     *(int32_t *)(void *)(buffer + layout.name_offsets) = 0;
     *(int32_t *)(void *)(buffer + layout.header_value_offsets) = 0;
   }
+}
+
+void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view) {
+  ms_shape shape = shape_of(gather);
+  gather_into(gather, lay_out(&shape, 0, 64), buffer, out_view);
+}
+
+uint64_t ms_gather_length(const ms_gather *gather, uint64_t file_position) {
+  ms_shape shape = shape_of(gather);
+  return ms_batch_length(&shape, file_position);
+}
+
+void ms_gather_place(const ms_gather *gather, uint64_t file_position, uint8_t *at,
+                     ms_view *out_view) {
+  bool align64;
+  ms_shape shape = shape_of(gather);
+  gather_into(gather, lay_out_best(&shape, file_position, &align64), at, out_view);
+}
+
+uint64_t ms_gather_seal(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
+                        uint8_t *at) {
+  bool align64;
+  ms_shape shape = shape_of(gather);
+  const batch_layout layout = lay_out_best(&shape, place->file_position, &align64);
+  int64_t smallest = gather->timestamp_min, largest = gather->timestamp_max;
+  if (gathered->timestamps != NULL && gathered->count > 0) {
+    smallest = largest = gathered->timestamps[0];
+    for (uint32_t i = 1; i < gathered->count; i++) {
+      int64_t timestamp = gathered->timestamps[i];
+      if (timestamp < smallest) smallest = timestamp;
+      if (timestamp > largest) largest = timestamp;
+    }
+  }
+  put_header(at, place, &shape, &layout, align64, smallest, largest);
+  uint64_t hash = ms_xxh3_64(at + 8, layout.end - 8, place->seed);
+  memcpy(at, &hash, sizeof hash);
+  return hash;
 }
 
 /* The view's pointers are const for its readers; while gathering we own the buffer behind them. */

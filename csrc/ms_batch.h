@@ -126,6 +126,15 @@ void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view
 void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view, uint32_t first,
                    uint32_t count);
 
+/* The same into a segment: the length of the batch that what was measured becomes at a file
+ * position; an empty one laid out at `at`, in zeroed memory; and, once all was added to it, its
+ * header. Returns the hash. Timestamps of the header are those of the records that were added. */
+uint64_t ms_gather_length(const ms_gather *gather, uint64_t file_position);
+void ms_gather_place(const ms_gather *gather, uint64_t file_position, uint8_t *at,
+                     ms_view *out_view);
+uint64_t ms_gather_seal(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
+                        uint8_t *at);
+
 static inline bool ms_bit(const uint8_t *bitmap, uint64_t i) {
   return bitmap[i >> 3] >> (i & 7) & 1;
 }

@@ -25,6 +25,7 @@
 #define MS_MEMBER_COUNT_MAX 1024u
 
 #define MS_SEGMENT_ACTIVATION_POSITION 4096u
+#define MS_SEGMENT_COMPACTION_POSITION 4224u
 #define MS_SEGMENT_INDEX_POSITION 8192u
 #define MS_INDEX_BLOCK_BYTES 32768u
 
@@ -114,8 +115,10 @@ typedef struct ms_control_block {
   _Atomic uint64_t first_segment;
   _Atomic uint64_t first_offset;
   _Atomic uint32_t structure;
+  _Atomic uint32_t compact;
+  _Atomic uint32_t compacted;
   uint32_t reserved2;
-  uint64_t reserved3[11];
+  uint64_t reserved3[10];
 } ms_control_block;
 
 typedef struct ms_segment_header {
@@ -144,6 +147,17 @@ typedef struct ms_activation {
   int64_t activated;
   int64_t timestamp_max;
 } ms_activation;
+
+typedef struct ms_compaction {
+  _Atomic uint64_t checksum;
+  int64_t first;
+  int64_t last;
+  uint64_t kept_bytes;
+  uint64_t records;
+  uint64_t tombstones;
+  uint64_t tombstones_end;
+  uint64_t reserved;
+} ms_compaction;
 
 typedef struct ms_index_entry {
   uint32_t offset;
@@ -482,6 +496,8 @@ typedef struct ms_group_partition {
   XX(ms_control_block, first_segment, 144)  \
   XX(ms_control_block, first_offset, 152)   \
   XX(ms_control_block, structure, 160)      \
+  XX(ms_control_block, compact, 164)        \
+  XX(ms_control_block, compacted, 168)      \
   XX(ms_segment_header, magic, 0)           \
   XX(ms_segment_header, version, 8)         \
   XX(ms_segment_header, partition, 12)      \
@@ -503,6 +519,13 @@ typedef struct ms_group_partition {
   XX(ms_activation, predecessor_hash, 48)   \
   XX(ms_activation, activated, 56)          \
   XX(ms_activation, timestamp_max, 64)      \
+  XX(ms_compaction, checksum, 0)            \
+  XX(ms_compaction, first, 8)               \
+  XX(ms_compaction, last, 16)               \
+  XX(ms_compaction, kept_bytes, 24)         \
+  XX(ms_compaction, records, 32)            \
+  XX(ms_compaction, tombstones, 40)         \
+  XX(ms_compaction, tombstones_end, 48)     \
   XX(ms_index_entry, offset, 0)             \
   XX(ms_index_entry, position, 4)           \
   XX(ms_index_entry, timestamp_max, 8)      \
@@ -613,6 +636,7 @@ _Static_assert(sizeof(ms_control_header) == 72, "control header");
 _Static_assert(sizeof(ms_control_block) == 256, "control block: cache lines apart");
 _Static_assert(sizeof(ms_segment_header) == 88, "segment header");
 _Static_assert(sizeof(ms_activation) == 72, "activation record");
+_Static_assert(sizeof(ms_compaction) == 64, "compaction record");
 _Static_assert(sizeof(ms_index_entry) == 16, "index entry");
 _Static_assert(sizeof(ms_batch_header) == 64, "batch header");
 _Static_assert(sizeof(ms_slots_header) == 256, "slots header");

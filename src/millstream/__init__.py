@@ -28,13 +28,14 @@ from millstream.errors import (
     VersionMismatch,
     WaitTimeout,
 )
-from millstream.options import Retention, RetryPolicy
+from millstream.options import Compaction, Retention, RetryPolicy
 from millstream.store import Store, open, temporary
 from millstream.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
+    from millstream.compaction import CompactionProgress, CompactionResult
     from millstream.consumer import Consumer as Consumer
     from millstream.group import Group as Group
     from millstream.options import Durability
@@ -44,6 +45,7 @@ if TYPE_CHECKING:
     from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
     from millstream.stats import PartitionStats, StreamStats
     from millstream.transaction import Transaction as Transaction
+    from millstream.view import View as View
     from millstream.worker import run as run
 
 __version__ = "0.1.0"
@@ -52,6 +54,9 @@ __all__ = [
     "Aborted",
     "Batch",
     "Closed",
+    "Compaction",
+    "CompactionProgress",
+    "CompactionResult",
     "ConfigMismatch",
     "Consumer",
     "CorruptBatch",
@@ -93,6 +98,7 @@ __all__ = [
     "Transaction",
     "Unsupported",
     "VersionMismatch",
+    "View",
     "WaitTimeout",
     "__version__",
     "open",
@@ -107,6 +113,8 @@ def __getattr__(name: str) -> object:
 
     if name == "inspect":
         return importlib.import_module("millstream.inspect")
+    if name in ("CompactionProgress", "CompactionResult"):
+        return getattr(importlib.import_module("millstream.compaction"), name)
     if name == "Durability":
         return importlib.import_module("millstream.options").Durability
     if name == "Producer":
@@ -115,6 +123,8 @@ def __getattr__(name: str) -> object:
         return getattr(importlib.import_module(f"millstream.{name.lower()}"), name)
     if name == "Queue":
         return importlib.import_module("millstream.queue").Queue
+    if name == "View":
+        return importlib.import_module("millstream.view").View
     if name == "run":
         return importlib.import_module("millstream.worker").run
     if name in ("DeadLetter", "QueueStats", "StoredMessage"):

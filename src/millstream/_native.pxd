@@ -69,6 +69,7 @@ cdef extern from "ms_owner.h" nogil:
 cdef extern from "ms_format.h" nogil:
     enum:
         MS_BATCH_FIXED
+        MS_SEGMENT_COMPACTION_POSITION
         MS_INDEX_BLOCK_BYTES
         MS_SEGMENT_INDEX_POSITION
         MS_CONTROL_BLOCKS_POSITION
@@ -102,6 +103,15 @@ cdef extern from "ms_format.h" nogil:
         uint64_t first_segment
         uint64_t first_offset
         uint32_t structure
+        uint32_t compact
+        uint32_t compacted
+    ctypedef struct ms_compaction:
+        int64_t first
+        int64_t last
+        uint64_t kept_bytes
+        uint64_t records
+        uint64_t tombstones
+        uint64_t tombstones_end
     ctypedef struct ms_slots_header:
         uint64_t queue_id
         uint64_t salt
@@ -252,6 +262,64 @@ cdef extern from "ms_segment.h" nogil:
                                      ms_gather *out_gather, ms_error *err)
     void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip,
                                const ms_gather *gather, ms_view *gathered)
+
+cdef extern from "ms_compact.h" nogil:
+    enum:
+        MS_COMPACT_FILLER_BYTES
+    ctypedef struct ms_key_entry:
+        uint64_t last
+    ctypedef struct ms_key_table:
+        ms_key_entry *entries
+        uint64_t capacity
+        uint64_t count
+        uint64_t seed[2]
+    ctypedef struct ms_survivors:
+        uint64_t *bits
+        uint64_t room
+        uint64_t end
+        uint64_t records
+        uint64_t dead
+        uint64_t tombstones
+        uint64_t tombstones_end
+        uint64_t tombstones_removed
+        uint32_t damaged
+    ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                              uint64_t limit, uint64_t begin, uint64_t bytes, uint64_t *out_full,
+                              ms_error *err)
+    ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
+                               ms_error *err)
+    ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bint drop,
+                              ms_survivors *survivors, ms_error *err)
+    ms_status ms_compact_leave(ms_key_table *table, ms_segment *segment,
+                               const ms_survivors *survivors, ms_error *err)
+    ms_status ms_compact_measure(ms_segment *segment, const ms_survivors *survivors,
+                                 uint64_t *out_bytes, ms_error *err)
+    ms_status ms_compact_copy(ms_segment *segment, const ms_survivors *survivors,
+                              ms_segment *target, ms_error *err)
+    bint ms_compaction_load(const ms_segment *segment, ms_compaction *out)
+    void ms_compaction_store(ms_segment *segment, const ms_compaction *record)
+
+cdef extern from "ms_latest.h" nogil:
+    ctypedef struct ms_latest_record:
+        uint32_t key_size
+        uint32_t value_size
+    ctypedef struct ms_latest_entry:
+        ms_latest_record *record
+    ctypedef struct ms_latest:
+        ms_latest_entry *entries
+        uint64_t capacity
+        uint64_t count
+        uint64_t seed
+        uint64_t key_bytes
+        uint64_t value_bytes
+    const uint8_t *ms_latest_key(const ms_latest_record *record)
+    const uint8_t *ms_latest_value(const ms_latest_record *record)
+    const ms_latest_record *ms_latest_find(const ms_latest *table, const uint8_t *key,
+                                           uint32_t key_size)
+    ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
+                            const uint8_t *value, uint32_t value_size)
+    bint ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size)
+    void ms_latest_clear(ms_latest *table)
 
 cdef extern from "ms_producer.h" nogil:
     const uint32_t MS_PRODUCER_MAX

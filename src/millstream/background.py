@@ -1,6 +1,7 @@
 """The work that nobody waits for, in one thread a store and process.
 
-Syncing by interval, spare segments, populated pages, sealed ends, retention.
+Syncing by interval, spare segments, populated pages, sealed ends, retention; compaction has a
+thread of its own (`compactor.py`).
 
 The thread starts with the first append, or stream with a retention, and sleeps while nothing is
 due. What it fails at is not lost: the next call that needs the same raises it.
@@ -23,6 +24,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from millstream.compactor import Compactor
     from millstream.group import Group
     from millstream.queue_handle import QueueHandle
     from millstream.segments import PartitionLog
@@ -68,6 +70,7 @@ class Background:
         self._synced_at = 0.0
         self._sealed_at = 0.0
         self._retained_at = 0.0
+        self._compactor: Compactor | None = None
         self._tried: set[tuple[Stream, int]] = set()
         self._sealed: dict[PartitionLog, int] = {}
         self._pace: dict[PartitionLog, tuple[float, int]] = {}
@@ -95,9 +98,13 @@ class Background:
                 counted.pop(log, None)
             self._pace.pop(log, None)
         self._tried = {one for one in self._tried if one[0] is not stream}
+        if self._compactor is not None:
+            self._compactor.forget(stream)
 
     def watch(self, stream: Stream) -> None:
         """A stream was opened or altered: its retention is held also where nobody appends."""
+        if self.store.writable and stream.compaction is not None:
+            self._start_compactor()
         if self.store.writable and stream.retention != Retention():
             self._wanted.set()
             if self._thread is None:
@@ -133,10 +140,19 @@ class Background:
                 thread.start()
                 self._thread = thread
 
+    def _start_compactor(self) -> None:
+        from millstream.compactor import Compactor
+
+        with self._starting:
+            if self._compactor is None and not self._stopping:
+                self._compactor = Compactor(self.store)
+
     def stop(self) -> None:
-        """End the thread; what it was at is finished."""
+        """End the threads; what they were at is finished, or left for the next run."""
         with self._starting:
             self._stopping = True
+        if self._compactor is not None:
+            self._compactor.stop()
         self._wanted.set()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()

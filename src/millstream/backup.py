@@ -122,6 +122,8 @@ def _copy_segment(segment: _native.Segment, end: int, target: str) -> None:
     """Header, activation record, index and batches below `end`; the rest stays a hole."""
     descriptor = files.open_file(target, write=True, create=True)
     try:
+        if segment.compaction:  # and a hole up to where the log goes on
+            end = min(end, segment.base_position + segment.compaction[2] + 64)
         view = segment.contents(end)
         for at in range(0, len(view), CHUNK_BYTES):
             files.write(descriptor, view[at : at + CHUNK_BYTES], at, target)

@@ -259,6 +259,14 @@ def allocated_bytes(path: str) -> int:
         return 0
 
 
+def inode(target: str | int) -> int:
+    """Number of the file behind a path or a descriptor; 0 when it is gone."""
+    try:
+        return (os.fstat(target) if isinstance(target, int) else os.lstat(target)).st_ino
+    except FileNotFoundError:
+        return 0
+
+
 def allocate(descriptor: int, length: int, path: str) -> None:
     """Put blocks behind the first `length` bytes: storing there through a map cannot fail."""
     with reporting(path, f"allocating {length} bytes"):

@@ -18,7 +18,15 @@ if TYPE_CHECKING:
     cut.
     """
 
-__all__ = ["DURABILITIES", "Durability", "Retention", "RetryPolicy", "parse_bytes", "parse_seconds"]
+__all__ = [
+    "DURABILITIES",
+    "Compaction",
+    "Durability",
+    "Retention",
+    "RetryPolicy",
+    "parse_bytes",
+    "parse_seconds",
+]
 
 DURABILITIES: tuple[Durability, ...] = ("process", "interval", "sync")
 
@@ -202,6 +210,54 @@ class Retention(_Frozen):
     def as_dict(self) -> dict[str, float | None]:
         """Return what it was made of."""
         return {"bytes": self.bytes, "age": self.age, "records": self.records}
+
+
+class Compaction(_Frozen):
+    """Keep the last record of each key, and those without a key. Cannot be changed.
+
+    A null value under a key is a tombstone: the key is gone, and later so is the tombstone.
+
+    Args:
+        min_dirty: compact in the background when this part of the sealed log was never compacted, 0
+            to 1.
+        min_age: records stay at least so long whatever follows, in seconds or a text such as
+            ``"1h"``.
+        tombstone_age: a tombstone stays so long after it was first compacted; readers that are
+            further behind may miss it.
+        max_rate: bytes a second that the background reads and writes for it, a number or a text.
+
+    >>> Compaction(min_age="1h")
+    Compaction(min_dirty=0.5, min_age=3600.0, tombstone_age=86400.0, max_rate=67108864)
+    """
+
+    __slots__ = ("max_rate", "min_age", "min_dirty", "tombstone_age")
+    min_dirty: float
+    min_age: float
+    tombstone_age: float
+    max_rate: int
+
+    def __init__(
+        self,
+        *,
+        min_dirty: float = 0.5,
+        min_age: float | str | object = 0.0,
+        tombstone_age: float | str | object = "24h",
+        max_rate: int | str = "64MiB",
+    ) -> None:
+        object.__setattr__(self, "min_dirty", number("min_dirty", min_dirty, 0.0, 1.0))
+        object.__setattr__(self, "min_age", parse_seconds(min_age))
+        object.__setattr__(self, "tombstone_age", parse_seconds(tombstone_age))
+        rate = integer("max_rate", parse_bytes(max_rate), 1 << 12)
+        object.__setattr__(self, "max_rate", rate)
+
+    def as_dict(self) -> dict[str, float]:
+        """Return what it was made of."""
+        return {
+            "min_dirty": self.min_dirty,
+            "min_age": self.min_age,
+            "tombstone_age": self.tombstone_age,
+            "max_rate": self.max_rate,
+        }
 
 
 def number(what: str, value: object, least: float, most: float) -> float:

@@ -109,6 +109,7 @@ class PartitionReader:
         self.cursor = Cursor(0, 0)
         self._segment: Any = None
         self._end = 0
+        self._salt = 0
         while True:
             try:
                 self._go_to(self._offset_of(start))
@@ -169,7 +170,7 @@ class PartitionReader:
                     return
                 segment, end = found
                 if self.cursor.seek(segment, offset, end):
-                    self._segment, self._end = segment, end
+                    self._segment, self._end, self._salt = segment, end, segment.salt
                 return
             except NotFound as error:
                 if not log.not_found(error):
@@ -239,7 +240,12 @@ class PartitionReader:
                 self._go_to(log.first_offset)
                 return False
             raise log.out_of_range(self.cursor.offset, " was removed by retention")
-        self._segment, self._end = found
+        segment, self._end = found
+        self._segment = segment
+        if segment.salt != self._salt and position != segment.base_position:
+            # Compaction put another file there: its batches begin elsewhere.
+            self.cursor.seek(segment, self.cursor.offset, self._end)
+        self._salt = segment.salt
         return True
 
 

@@ -66,6 +66,8 @@ def _open(
     log.native.recovered(
         mark, active, first.number if first else 0, first.base_offset if first else mark[1], poison
     )
+    if any(segment.compaction for segment in chain):
+        log.native.replaced()
     log.native.set_active(None)
     log.native.set_next(None)
     log.refresh()
@@ -247,6 +249,8 @@ def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> N
         if end < durable or segment.base_position > mark[0]:
             continue
         kept = min(end, mark[0])
+        if segment.compaction:  # what it saves stays a hole, but for the header of the filler
+            kept = min(kept, segment.base_position + segment.compaction[2] + 64)
         descriptor = files.open_file(segment.path, write=True)
         try:
             # A copy of the directory may have holes, and no store may go into one.

@@ -48,7 +48,7 @@ def make(
     size = min(max(size, least), LARGEST_BYTES)
     while True:
         try:
-            files.make(path, size, _header(place, size))
+            files.make(path, size, header(place, size))
             return
         except StoreFull:
             if size // 2 < max(least, SMALLEST_BYTES):
@@ -56,7 +56,8 @@ def make(
             size = size // 2 + 4095 & ~4095
 
 
-def _header(place: tuple[int, bytes, int, int], size: int) -> bytes:
+def header(place: tuple[int, bytes, int, int], size: int) -> bytes:
+    """Return the header of a new file, with a salt of its own."""
     index, store_id, stream_id, number = place
     index_count, data_position = _native.segment_geometry(size)
     salt = int.from_bytes(os.urandom(8), "little")
@@ -64,5 +65,5 @@ def _header(place: tuple[int, bytes, int, int], size: int) -> bytes:
         MAGIC, files.FORMAT, index, store_id, stream_id, number, salt, size, index_count,
         data_position, int(time.time() * 1e6),
     )  # fmt: skip
-    header = HEADER.pack(*fields)
-    return header + struct.pack("<Q", _native.xxh3_64(header))
+    packed = HEADER.pack(*fields)
+    return packed + struct.pack("<Q", _native.xxh3_64(packed))

@@ -11,7 +11,7 @@ import os
 import threading
 import time
 
-from millstream import _native, files, recovery, segment_file, sequences
+from millstream import _native, compacted, files, recovery, segment_file, sequences
 from millstream.errors import (
     CorruptBatch,
     Indeterminate,
@@ -56,6 +56,8 @@ class PartitionLog:
         self.numbers: list[int] = []
         self._structure = -1
         self._bases: dict[int, tuple[int, int]] = {}
+        self._inodes: dict[int, int] = {}
+        """Of the maps: compaction may have put another file in the place of one."""
         self._lock = threading.RLock()
         self._making = threading.Lock()
         self.sequences: PartitionSequences | None = None
@@ -94,7 +96,9 @@ class PartitionLog:
             numbers = [number for number in self.listed() if first <= number <= active]
             for gone in set(self.numbers) - set(numbers):
                 self._bases.pop(gone, None)
+                self._inodes.pop(gone, None)
                 self.store._cache.drop(self, gone)
+            compacted.drop_replaced(self)
             self.numbers, self._structure = numbers, structure
 
     def current(self) -> list[int]:
@@ -115,6 +119,7 @@ class PartitionLog:
         descriptor = files.open_file(path, write=write)
         try:
             length = files.size(descriptor)
+            self._inodes[number] = files.inode(descriptor)
             mapping = files.map_file(descriptor, length, path, write=write)
         finally:
             files.close(descriptor)
@@ -482,16 +487,6 @@ class PartitionLog:
         return sum(
             files.allocated_bytes(os.path.join(self.path, name)) for name in files.names(self.path)
         )
-
-    def log_bytes(self) -> int:
-        """Bytes of log from the first record kept to the tail."""
-        while True:
-            numbers = self.current()
-            try:
-                return int(self.native.tail - self.base(numbers[0])[0]) if numbers else 0
-            except NotFound as error:
-                if not self.not_found(error):
-                    raise
 
     def not_found(self, error: NotFound) -> bool:
         """Was a segment retired while it was looked for? Then look again."""

@@ -6,7 +6,7 @@ import os
 
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
 from millstream.files import FORMAT
-from millstream.options import DURABILITIES, Retention, integer, parse_bytes
+from millstream.options import DURABILITIES, Compaction, Retention, integer, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -69,28 +69,45 @@ def retention_config(retention: Any) -> dict[str, Any]:
     return {"bytes": retention.bytes, "age": retention.age, "records": retention.records}
 
 
+def compaction_config(compact: Any) -> dict[str, Any] | None:
+    """A compaction as `stream.json` has it; None: there is none."""
+    if compact is not None and not isinstance(compact, Compaction):
+        raise InvalidType(f"compact {compact!r}: expected a millstream.Compaction or None")
+    return None if compact is None else compact.as_dict()
+
+
+def compaction_of(config: dict[str, Any]) -> Compaction | None:
+    """The compaction that a `stream.json` has."""
+    stored = config.get("compact")
+    return None if stored is None else Compaction(**stored)
+
+
 def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
     """Raise `ConfigMismatch` where what was given is not what is stored."""
     for field, value in given.items():
-        if value is not None and stored[field] != value:
+        if value is not None and stored.get(field) != value:
             advice = (
                 "it can only grow, by add_partitions()"
                 if field == "partitions"
                 else "change it with alter()"
             )
             raise ConfigMismatch(
-                f"stream {name!r} has {field} {stored[field]}, not {value}; {advice}"
+                f"stream {name!r} has {field} {stored.get(field)}, not {value}; {advice}"
             )
 
 
 def given(
-    partitions: int | None, retention: Retention | None, segment_bytes: int | str | None
+    partitions: int | None,
+    retention: Retention | None,
+    segment_bytes: int | str | None,
+    compact: Compaction | None,
 ) -> dict[str, Any]:
     """What the caller of `Store.stream` asks for, checked; None: whatever is stored."""
     return {
         "partitions": None if partitions is None else check_partitions(partitions),
         "segment_bytes": None if segment_bytes is None else check_segment_bytes(segment_bytes),
         "retention": None if retention is None else retention_config(retention),
+        "compact": compaction_config(compact),
     }
 
 
@@ -103,5 +120,6 @@ def new(asked: dict[str, Any], durability: Durability | None) -> dict[str, Any]:
         "hash": "xxh3-64",
         "segment_bytes": asked["segment_bytes"] or SEGMENT_BYTES,
         "retention": asked["retention"] or retention_config(None),
+        "compact": asked["compact"],
         "durability": durability,
     }

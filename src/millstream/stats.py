@@ -5,12 +5,23 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
+from millstream import compacted
 from millstream._native import Position
-from millstream.options import Durability, Retention
+from millstream.options import Compaction, Durability, Retention
 from millstream.producer_ids import ids_of
 
 if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
     from millstream.stream import Stream
+
+
+def dirt_of(log: PartitionLog) -> tuple[float, float | None]:
+    """`dirty` and `compacted_at` of a partition."""
+    if log.stream.compaction is None and not log.native.compacted:
+        return 0.0, None
+    from millstream import compaction
+
+    return compaction.dirty_part(log, log.stream.compaction or Compaction())
 
 
 @dataclasses.dataclass(frozen=True)
@@ -22,13 +33,17 @@ class PartitionStats:
     next_offset: int
     durable_offset: int
     records: int
-    """Offsets from first to next; after compaction or repair some of them have no record."""
+    """Offsets from first to next, less those that compaction left without a record."""
     log_bytes: int
     """Bytes of log that can be read."""
     allocated_bytes: int
     """Bytes of disk that its files take."""
     segments: int
     health: Literal["sound", "sync failed", "corrupt"]
+    dirty: float = 0.0
+    """Part of the sealed log that compaction has not gone through; 0 without compaction."""
+    compacted_at: float | None = None
+    """When a compaction last went through it, seconds since 1970."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -46,6 +61,7 @@ class StreamStats:
     partitions: tuple[PartitionStats, ...]
     producers: int = 0
     """Ids of idempotent producers that were ever registered."""
+    compaction: Compaction | None = None
 
 
 def of_stream(stream: Stream) -> StreamStats:
@@ -61,22 +77,24 @@ def of_stream(stream: Stream) -> StreamStats:
         sum(part.allocated_bytes for part in found),
         found,
         ids_of(stream).count(),
+        stream.compaction,
     )
 
 
 def _of_partition(stream: Stream, index: int) -> PartitionStats:
     log = stream._log(index)
-    first, following = log.first_offset, log.next_offset
+    size, records = compacted.extent(log)
     return PartitionStats(
         index,
-        first,
-        following,
+        log.first_offset,
+        log.next_offset,
         log.native.durable_offset,
-        following - first,
-        log.log_bytes(),
+        records,
+        size,
         log.allocated_bytes(),
         len(log.current()),
         ("sound", "sync failed", "corrupt")[log.native.poison],
+        *dirt_of(log),
     )
 
 

@@ -33,7 +33,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
-    from millstream.options import Durability, Retention
+    from millstream.options import Compaction, Durability, Retention
 
     Mode: TypeAlias = Literal["rw", "r"]
 
@@ -310,6 +310,7 @@ class Store(StoreTransactions):
         retention: Retention | None = None,
         segment_bytes: int | str | None = None,
         durability: Durability | None = None,
+        compact: Compaction | None = None,
     ) -> Stream:
         """Open a stream, creating it where it is not there.
 
@@ -319,13 +320,14 @@ class Store(StoreTransactions):
             retention: how much is kept; default everything.
             segment_bytes: size that segment files grow to, default 128 MiB.
             durability: of a new stream: stored with it; of one that is there: for this handle.
+            compact: keep the last record of each key (see `Compaction`); default all of them.
 
         Raises: ConfigMismatch where the stream is there with other settings than given; NotFound
         when it is not there and the store is read-only; InvalidArgument, StorageError.
         """
         self._check_open()
         settings.check_name(name)
-        given = settings.given(partitions, retention, segment_bytes)
+        given = settings.given(partitions, retention, segment_bytes, compact)
         settings.check_durability(durability)
         with self._lock:
             path = os.path.join(self._stream_path(name), "stream.json")
@@ -337,8 +339,7 @@ class Store(StoreTransactions):
                 parent = os.path.join(self.path, "streams")
                 control.create(parent, name, config, self._store_id, self._generation)
             key = name, None if made else durability
-            known = self._streams.get(key)
-            if known is not None and (known.closed or known._state != control.LIVE):
+            if (known := self._streams.get(key)) and (known.closed or known._state != control.LIVE):
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -359,8 +360,9 @@ class Store(StoreTransactions):
 
     def _names(self) -> list[str]:
         """The same, with the journal."""
-        files.require_directory(os.path.join(self.path, "streams"))
-        names = files.names(os.path.join(self.path, "streams"))
+        directory = os.path.join(self.path, "streams")
+        files.require_directory(directory)
+        names = files.names(directory)
         return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
 
     def drop_stream(self, name: str) -> None:
@@ -369,12 +371,11 @@ class Store(StoreTransactions):
         Handles to it, in every process, raise `Closed` from now on.
         """
         self._check_writable()
+        settings.check_name(name)
         with self._lock:
-            settings.check_name(name)
-            stream = self.stream(name) if name in self._names() else None
-            if stream is None:
+            if name not in self._names():
                 raise NotFound(f"{self.path}: there is no stream {name!r}")
-            stream._set_state(control.DROPPED)
+            self.stream(name)._set_state(control.DROPPED)
             gone = os.path.join(self.path, "streams", f".{name}-{os.urandom(4).hex()}.dropped")
             try:
                 files.rename(self._stream_path(name), gone)

@@ -6,33 +6,26 @@ import os
 import time
 import weakref
 
-from millstream import _native, control, files, reader, reserve, settings, timestamps
+from millstream import _native, control, files, reader, reserve, retiring, settings, timestamps
 from millstream._native import Batch, Position, Span
-from millstream.errors import (
-    Closed,
-    InvalidType,
-    NotFound,
-    WaitTimeout,
-)
-from millstream.options import (
-    Retention,
-    check_timeout,
-    integer,
-)
+from millstream.errors import Closed, InvalidType, NotFound, WaitTimeout
+from millstream.options import Retention, check_timeout, integer
 from millstream.segments import PartitionLog
 from millstream.stream_groups import StreamGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Iterator
+    from collections.abc import AsyncIterator, Callable, Iterator
     from datetime import datetime
     from typing import Any, Literal, TypeAlias
 
-    from millstream.options import Durability
+    from millstream.compaction import CompactionProgress, CompactionResult
+    from millstream.options import Compaction, Durability
     from millstream.producer import Producer
     from millstream.producer_ids import ProducerIds
     from millstream.stats import StreamStats
     from millstream.store import Store
+    from millstream.view import View
 
     Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
 
@@ -97,6 +90,7 @@ class Stream(StreamGroups):
         self._segment_bytes = int(config["segment_bytes"])
         kept = config["retention"]
         self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
+        self.compaction = settings.compaction_of(config)
         self._durability = (
             self._override or config["durability"] or self.store._override or self.store.durability
         )
@@ -276,6 +270,16 @@ class Stream(StreamGroups):
             on_lost=on_lost,
         )
 
+    def view(self) -> View:
+        """Load the latest value of each key into memory, and keep it current: see `View`.
+
+        Returns when all that was appended before is in it.
+        """
+        from millstream.view import View
+
+        self._check_live()
+        return View(self)
+
     # --- offsets ----------------------------------------------------------------------------------
 
     def first_offset(self, partition: int) -> int:
@@ -366,28 +370,7 @@ class Stream(StreamGroups):
         return sum(self._retire(self._log(index)) for index in range(self.partitions))
 
     def _retire(self, log: PartitionLog) -> int:
-        keep = self.retention
-        if keep.bytes is None and keep.age is None and keep.records is None:
-            return 0
-        with log.maintaining:
-            numbers = log.current()
-            if not numbers:
-                return 0
-            mark = log.end()
-            horizon = None if keep.age is None else int((time.time() - keep.age) * 1e6)
-            first = numbers[0]
-            for following in numbers[1:]:
-                after = log.activated(following)
-                too_many_bytes = (
-                    keep.bytes is not None and mark[0] - after.base_position >= keep.bytes
-                )
-                too_many = keep.records is not None and mark[1] - after.base_offset >= keep.records
-                # Its last append came before its successor was activated.
-                too_old = horizon is not None and after.activated_at < horizon
-                if not (too_many_bytes or too_many or too_old):
-                    break
-                first = following
-            return log.retire_before(first)
+        return retiring.retire(log, self.retention)
 
     def delete_before(self, position: Position) -> int:
         """Remove the segments that lie wholly before a position; return the first offset left.
@@ -395,18 +378,45 @@ class Stream(StreamGroups):
         Whole segments go: records before the position in its own segment stay.
         """
         self.store._check_writable()
-        if not isinstance(position, Position):
-            raise InvalidType(f"position {position!r}: expected a Position")
-        log = self._log(position.partition)
-        if not log.first_offset <= position.offset <= log.next_offset:
-            if position.offset < log.first_offset:
-                return log.first_offset
-            raise log.out_of_range(position.offset)
-        with log.maintaining:
-            found = log.locate_offset(position.offset)
-            if found is not None:
-                log.retire_before(found[0].number)
-        return log.first_offset
+        return retiring.delete_before(self, position)
+
+    def compact(
+        self,
+        *,
+        partition: int | None = None,
+        memory: int | str = "64MiB",
+        progress: Callable[[CompactionProgress], None] | None = None,
+        timeout: float | None = None,
+    ) -> CompactionResult:
+        """Keep of each key the last record, now; the background does it when enough is dirty.
+
+        Only segments that have a successor are looked at, and the log is synced before. Offsets do
+        not change; those of records that go stay empty. No reader or writer waits. Killed at any
+        moment it has done a part of it. Where the stream has no compaction, that of `Compaction()`
+        is done.
+
+        Args:
+            partition: one of them; None: all.
+            memory: for keys, 32 bytes each; more keys than that take more rounds.
+            progress: is called now and then; what it raises ends the run.
+            timeout: seconds to wait for another process that compacts; default 30.
+
+        Raises: StoreFull (nothing is harmed), CorruptBatch, Poisoned, LockTimeout, StorageError.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s", compact=millstream.Compaction(), segment_bytes=1 << 16)
+        ...     for i in range(100):
+        ...         _ = stream.append_many([b"%d" % i * 1000] * 10, keys=[b"k"] * 10)
+        ...     stream.compact().records_removed > 500
+        True
+        """
+        from millstream import compaction
+
+        self.store._check_writable()
+        limit = check_timeout(timeout)
+        seconds = LOCK_SECONDS if limit is None else limit
+        return compaction.compact(self, partition, memory, progress, seconds)
 
     def alter(
         self,
@@ -414,6 +424,7 @@ class Stream(StreamGroups):
         retention: Retention | Literal["unchanged"] | None = "unchanged",
         segment_bytes: int | str = "unchanged",
         durability: Durability | Literal["unchanged"] | None = "unchanged",
+        compact: Compaction | Literal["unchanged"] | None = "unchanged",
     ) -> None:
         """Change the stored configuration.
 
@@ -428,6 +439,8 @@ class Stream(StreamGroups):
                 config["retention"] = settings.retention_config(retention)
             if not _unchanged(segment_bytes):
                 config["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
+            if not _unchanged(compact):
+                config["compact"] = settings.compaction_config(compact)
             if not _unchanged(durability):
                 config["durability"] = settings.check_durability(durability)
             reserve.lend(self.store.path, files.write_json, path, config)

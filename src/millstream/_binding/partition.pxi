@@ -128,6 +128,17 @@ cdef class Partition:
         ms_store64(&self.c.block.first_segment, first_segment)
         ms_add32(&self.c.block.structure, 1)
 
+    @property
+    def compacted(self):
+        """Was a segment replaced, so that offsets may have gaps?"""
+        return ms_load32(&self.c.block.compacted) != 0
+
+    def replaced(self):
+        """A segment was replaced by one that has less. Holder of the maintenance word, or of the
+        walk word."""
+        ms_store32(&self.c.block.compacted, 1)
+        ms_add32(&self.c.block.structure, 1)
+
     def set_durable(self, tuple mark):
         """The log is synced up to this mark. Holder of the sync word."""
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
@@ -210,7 +221,7 @@ cdef class Partition:
         ms_partition_end_sync(self.c.block)
 
     def word(self, str name, str what, double timeout):
-        """A long word of the block: "sync", "maintenance" or "walk"."""
+        """A long word of the block: "sync", "maintenance", "walk" or "compact"."""
         cdef void *word
         if name == "sync":
             word = &self.c.block.sync
@@ -218,6 +229,8 @@ cdef class Partition:
             word = &self.c.block.maintenance
         elif name == "walk":
             word = &self.c.block.walk
+        elif name == "compact":
+            word = &self.c.block.compact
         else:
             raise ValueError(name)
         return make_word(word, self, self.members, f"{what}: the {name} word", timeout)

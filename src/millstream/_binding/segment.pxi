@@ -81,6 +81,29 @@ cdef class Segment:
         return self.c.size
 
     @property
+    def salt(self):
+        return self.c.salt
+
+    @property
+    def compaction(self):
+        """(first, last, kept bytes, records, tombstones, tombstones end) of the compaction record;
+        None: there is no valid one."""
+        cdef ms_compaction record
+        if not ms_compaction_load(&self.c, &record):
+            return None
+        return (record.first, record.last, record.kept_bytes, record.records, record.tombstones,
+                record.tombstones_end)
+
+    def set_compaction(self, tuple record):
+        """Write the compaction record. Holder of the compact word; the segment is writable."""
+        cdef ms_compaction to
+        memset(&to, 0, sizeof(ms_compaction))
+        (to.first, to.last, to.kept_bytes, to.records, to.tombstones, to.tombstones_end) = record
+        if not self.c.writable:
+            raise ValueError("the segment is mapped read-only")
+        ms_compaction_store(&self.c, &to)
+
+    @property
     def writable(self):
         return self.c.writable
 

@@ -21,7 +21,18 @@ import sys
 from collections.abc import Sequence
 from typing import Any
 
-from millstream.cli import backup, bench, demo, groups, integrity, queues, records, streams, work
+from millstream.cli import (
+    backup,
+    bench,
+    compact,
+    demo,
+    groups,
+    integrity,
+    queues,
+    records,
+    streams,
+    work,
+)
 
 __all__ = ["main"]
 
@@ -78,7 +89,8 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    for group in (demo, streams, records, groups, queues, work, integrity, backup, bench):
+    shown = (demo, streams, records, groups, queues, work, integrity, backup, compact, bench)
+    for group in shown:
         group.register(verbs)
     return parser
 

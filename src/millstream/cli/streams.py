@@ -106,7 +106,12 @@ def run_info(args: argparse.Namespace) -> int:
         }
     if args.json:
         streams = [
-            {**dataclasses.asdict(stats), "retention": stats.retention.as_dict()} for stats in found
+            {
+                **dataclasses.asdict(stats),
+                "retention": stats.retention.as_dict(),
+                "compaction": None if stats.compaction is None else stats.compaction.as_dict(),
+            }
+            for stats in found
         ]
         output.json({**about, "streams": streams})
         return 0
@@ -128,7 +133,9 @@ def run_info(args: argparse.Namespace) -> int:
         ]
         output.line(
             f"{stats.name}: durability {stats.durability}, retention "
-            f"{' '.join(rules) or 'everything'}, segments to {size_text(stats.segment_bytes)}",
+            f"{' '.join(rules) or 'everything'}"
+            f"{'' if stats.compaction is None else ' of the last record of a key'}, "
+            f"segments to {size_text(stats.segment_bytes)}",
             "bold",
         )
         output.table(

@@ -73,7 +73,9 @@ class Batch:
     def next_offset(self) -> int:
         """Offset of the record after it, at least."""
         column = self.columns.get("offsets")
-        return self.base_offset + self.count if column is None else int(column.max()) + 1
+        if column is None or not self.count:
+            return self.base_offset + self.count
+        return int(column.max()) + 1
 
     @property
     def synced_position(self) -> int:
@@ -194,7 +196,7 @@ def decode(file: File, segment: SegmentInfo, position: int, end: int) -> Batch:
         right = fields["hash"] == hash64(data[8:], segment.salt + position)
         found = f"format {fields['format']}, flags {flags:#x}"
         raise Invalid("batch", f"of format 1, flags within {FLAGS_KNOWN:#x}", found, newer=right)
-    if filler != (count == 0):
+    if count if filler else not count and not flags & OFFSETS:
         raise Invalid("count", 0 if filler else "at least 1", count)
     columns = {} if filler else columns_of(data, at, flags, count)
     if fields["base_offset"] + count > 1 << 63:

@@ -1,0 +1,53 @@
+/* The last value of each key, in memory of this process: what a view looks keys up in.
+ *
+ * Two places in memory are touched for a key: its entry, and its record with key and value in one
+ * block. Allocates with malloc (a block a key); knows no files. Any number of threads may find at
+ * once, while nobody puts or removes.
+ */
+#ifndef MS_LATEST_H
+#define MS_LATEST_H
+
+#include "ms_status.h"
+
+/* Key and value lie behind it. */
+typedef struct ms_latest_record {
+  uint32_t key_size;
+  uint32_t value_size;
+} ms_latest_record;
+
+typedef struct ms_latest_entry {
+  uint64_t hash;
+  ms_latest_record *record; /* NULL: free */
+} ms_latest_entry;
+
+/* All zero is an empty table. */
+typedef struct ms_latest {
+  ms_latest_entry *entries;
+  uint64_t capacity; /* a power of two, or 0 */
+  uint64_t count;
+  uint64_t seed; /* random, so that nobody can choose keys that collide */
+  uint64_t key_bytes, value_bytes;
+} ms_latest;
+
+static inline const uint8_t *ms_latest_key(const ms_latest_record *record) {
+  return (const uint8_t *)(record + 1);
+}
+static inline const uint8_t *ms_latest_value(const ms_latest_record *record) {
+  return (const uint8_t *)(record + 1) + record->key_size;
+}
+
+/* The record of a key, until the next put or remove; NULL: there is none. */
+const ms_latest_record *ms_latest_find(const ms_latest *table, const uint8_t *key,
+                                       uint32_t key_size);
+
+/* The key has this value now; both are copied. MS_NOMEM: nothing was changed. */
+MS_MUST_USE ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
+                                    const uint8_t *value, uint32_t value_size);
+
+/* The key has no value any more. False: it had none. */
+bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size);
+
+/* Give all memory back; the table is empty, its seed stays. */
+void ms_latest_clear(ms_latest *table);
+
+#endif

@@ -1,0 +1,208 @@
+# ms_latest.h: the last value of each key, and how batches get there
+@cython.freelist(4)
+cdef class Latest:
+    """Keys and their last values, as a mapping of bytes to bytes; base of `millstream.View`.
+
+    Where it has `ended`, every use raises that.
+    """
+    cdef ms_latest c
+    cdef readonly object ended
+
+    def __cinit__(self, *_, **__):
+        import os
+        memcpy(&self.c.seed, PyBytes_AS_STRING(os.urandom(8)), 8)
+
+    def __dealloc__(self):
+        ms_latest_clear(&self.c)
+
+    cdef int alive(self) except -1:
+        if self.ended is not None:
+            raise self.ended.with_traceback(None)
+        return 0
+
+    cdef const ms_latest_record *find(self, object key) except? NULL:
+        cdef Py_buffer buffer
+        cdef const ms_latest_record *found
+        self.alive()
+        if type(key) is bytes:
+            return ms_latest_find(&self.c, <const uint8_t *>PyBytes_AS_STRING(key),
+                                  <uint32_t>PyBytes_GET_SIZE(key))
+        if not PyObject_CheckBuffer(key):
+            raise _errors.InvalidType(f"key {key!r:.80}: expected bytes-like")
+        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
+        found = ms_latest_find(&self.c, <const uint8_t *>buffer.buf, <uint32_t>buffer.len)
+        PyBuffer_Release(&buffer)
+        return found
+
+    def __getitem__(self, key):
+        """The last value of a key; KeyError where it has none."""
+        cdef const ms_latest_record *found = self.find(key)
+        if found == NULL:
+            raise KeyError(key)
+        return PyBytes_FromStringAndSize(<const char *>ms_latest_value(found), found.value_size)
+
+    def get(self, key, default=None):
+        """The last value of a key, or the default."""
+        cdef const ms_latest_record *found = self.find(key)
+        if found == NULL:
+            return default
+        return PyBytes_FromStringAndSize(<const char *>ms_latest_value(found), found.value_size)
+
+    def __contains__(self, key):
+        return self.find(key) != NULL
+
+    def __len__(self):
+        self.alive()
+        return self.c.count
+
+    def as_dict(self):
+        """All keys and values as they are now."""
+        cdef dict found = {}
+        cdef const ms_latest_record *record
+        cdef uint64_t i
+        self.alive()
+        for i in range(self.c.capacity):
+            record = self.c.entries[i].record
+            if record != NULL:
+                found[key_bytes(record)] = PyBytes_FromStringAndSize(
+                    <const char *>ms_latest_value(record), record.value_size)
+        return found
+
+    def key_list(self):
+        """All keys as they are now."""
+        cdef uint64_t i
+        self.alive()
+        return [key_bytes(self.c.entries[i].record) for i in range(self.c.capacity)
+                if self.c.entries[i].record != NULL]
+
+    def _adopt(self, Latest other not None):
+        """Have what the other one has; that has what this one had."""
+        self.c, other.c = other.c, self.c
+
+    def _end(self, error):
+        """Raise the error at every use from now on, and give the memory back."""
+        self.ended = error
+        ms_latest_clear(&self.c)
+
+    cdef int put(self, const uint8_t *key, uint32_t key_size, const uint8_t *value,
+                 uint32_t value_size) except -1:
+        if ms_latest_put(&self.c, key, key_size, value, value_size) != MS_OK:
+            raise MemoryError
+        return 0
+
+    def _put(self, bytes key, bytes value):
+        """Give a key a value."""
+        self.put(<const uint8_t *>PyBytes_AS_STRING(key), <uint32_t>PyBytes_GET_SIZE(key),
+                 <const uint8_t *>PyBytes_AS_STRING(value), <uint32_t>PyBytes_GET_SIZE(value))
+
+    def _apply(self, Batch batch not None, set strays, dict stray_values, set gone,
+               uint32_t partitions):
+        """Take over the records of a batch that are the last of their key.
+
+        `strays` are keys here whose value came from a partition which is not theirs. While all is
+        loaded `stray_values` collects those as (timestamp, value, partition), and `gone` the keys
+        that ended in their own partition; else both are None.
+        """
+        cdef uint32_t i, at, size
+        cdef uint32_t own = <uint32_t>batch.partition
+        cdef ms_view *view = &batch.view
+        cdef const int32_t *keys = view.key_offsets
+        cdef const int32_t *starts = view.value_offsets
+        cdef const uint8_t *key
+        cdef bint is_null
+        if keys == NULL:
+            return
+        for i in range(batch.count):
+            at = batch.first + i
+            if view.key_validity != NULL and not ms_bit(view.key_validity, at):
+                continue
+            key = view.keys + keys[at]
+            size = <uint32_t>(keys[at + 1] - keys[at])
+            is_null = view.value_validity != NULL and not ms_bit(view.value_validity, at)
+            if partitions > 1 and ms_xxh3_64(key, size, 0) % partitions != own:
+                self.stray(batch, at, is_null, strays, stray_values)
+                continue
+            if is_null:
+                ms_latest_remove(&self.c, key, size)
+                if gone is not None:
+                    gone.add(PyBytes_FromStringAndSize(<const char *>key, size))
+            else:
+                self.put(key, size, view.values + starts[at],
+                         <uint32_t>(starts[at + 1] - starts[at]))
+            if strays:
+                strays.discard(PyBytes_FromStringAndSize(<const char *>key, size))
+
+    cdef int stray(self, Batch batch, uint32_t at, bint is_null, set strays,
+                   dict stray_values) except -1:
+        cdef ms_view *view = &batch.view
+        cdef int64_t timestamp
+        key = PyBytes_FromStringAndSize(<const char *>view.keys + view.key_offsets[at],
+                                        view.key_offsets[at + 1] - view.key_offsets[at])
+        value = None
+        if not is_null:
+            value = PyBytes_FromStringAndSize(<const char *>view.values + view.value_offsets[at],
+                                              view.value_offsets[at + 1] - view.value_offsets[at])
+        if stray_values is not None:
+            timestamp = view.timestamps[at] if view.timestamps != NULL else view.timestamp_min
+            before = stray_values.get(key)
+            if before is None or before[2] == batch.partition or before[0] <= timestamp:
+                stray_values[key] = timestamp, value, batch.partition
+        elif key in strays or self.find(key) == NULL:
+            if value is not None:
+                self._put(key, value)
+                strays.add(key)
+            else:
+                ms_latest_remove(&self.c, <const uint8_t *>PyBytes_AS_STRING(key),
+                                 <uint32_t>PyBytes_GET_SIZE(key))
+                strays.discard(key)
+        return 0
+
+    def _dump(self):
+        """(ends of keys, ends of values, keys, values) as bytes; ends are 64-bit."""
+        key_ends = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(8 * self.c.count))
+        value_ends = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(8 * self.c.count))
+        keys = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.c.key_bytes)
+        values = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.c.value_bytes)
+        cdef uint64_t *key_end = <uint64_t *><void *>PyBytes_AS_STRING(key_ends)
+        cdef uint64_t *value_end = <uint64_t *><void *>PyBytes_AS_STRING(value_ends)
+        cdef char *key_at = PyBytes_AS_STRING(keys)
+        cdef char *value_at = PyBytes_AS_STRING(values)
+        cdef const ms_latest_record *record
+        cdef uint64_t i, row = 0, key_size = 0, value_size = 0
+        for i in range(self.c.capacity):
+            record = self.c.entries[i].record
+            if record == NULL:
+                continue
+            memcpy(key_at + key_size, ms_latest_key(record), record.key_size)
+            memcpy(value_at + value_size, ms_latest_value(record), record.value_size)
+            key_size += record.key_size
+            value_size += record.value_size
+            key_end[row] = key_size
+            value_end[row] = value_size
+            row += 1
+        return key_ends, value_ends, keys, values
+
+    def _load(self, key_ends, value_ends, keys, values):
+        """Take over what `_dump` made; ValueError where it is not consistent."""
+        cdef const uint64_t[::1] key_end = memoryview(key_ends).cast("Q")
+        cdef const uint64_t[::1] value_end = memoryview(value_ends).cast("Q")
+        cdef const uint8_t[::1] key = keys
+        cdef const uint8_t[::1] value = values
+        cdef uint64_t i, key_at = 0, value_at = 0
+        if key_end.shape[0] != value_end.shape[0]:
+            raise ValueError("as many keys as values")
+        for i in range(<uint64_t>key_end.shape[0]):
+            if not (key_at <= key_end[i] <= <uint64_t>key.shape[0]
+                    and value_at <= value_end[i] <= <uint64_t>value.shape[0]
+                    and key_end[i] - key_at <= MS_KEY_BYTES_MAX
+                    and value_end[i] - value_at <= MS_VALUE_BYTES_MAX):
+                raise ValueError("ends that fall")
+            self.put(&key[0] + key_at if key.shape[0] else NULL, <uint32_t>(key_end[i] - key_at),
+                     &value[0] + value_at if value.shape[0] else NULL,
+                     <uint32_t>(value_end[i] - value_at))
+            key_at = key_end[i]
+            value_at = value_end[i]
+
+
+cdef object key_bytes(const ms_latest_record *record):
+    return PyBytes_FromStringAndSize(<const char *>ms_latest_key(record), record.key_size)

@@ -1,0 +1,329 @@
+"""Compaction of a partition: the last record of each key stays, at the offset that it has.
+
+A run enters the keys of sealed, synced segments in a table, then goes through them from the oldest
+on and puts in the place of each one that has superseded records another that has not: same base,
+same end, one rename. More keys than the table has room for take more rounds. Nothing is known but
+what lies in the files: a kill at any instruction leaves a log that the next run goes on with.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import pairwise
+
+from millstream import _native, files, reserve, segment_file, sequences
+from millstream.errors import InvalidArgument, NotFound
+from millstream.options import Compaction, parse_bytes
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
+    from millstream.stream import Stream
+
+SCAN_BYTES = 8 << 20
+MEMORY_BYTES = 64 << 20
+HEADER_BYTES = 64
+FILLER_ROOM = 192  # around the place where a further filler may begin
+
+
+@dataclass(frozen=True)
+class CompactionProgress:
+    """How far a `Stream.compact` has come."""
+
+    partition: int
+    round: int
+    """Of this partition, from 1."""
+    done_bytes: int
+    """Of this round: read to learn the keys, and gone through to keep the last of each."""
+    total_bytes: int
+
+
+@dataclass(frozen=True)
+class CompactionResult:
+    """What a `Stream.compact` did."""
+
+    segments: int
+    """That were looked through."""
+    replaced: int
+    """Times that a segment was replaced by a smaller one."""
+    records_removed: int
+    tombstones_removed: int
+    bytes_before: int
+    """Of log in the segments that were looked through."""
+    bytes_after: int
+    rounds: int
+    """The most that a partition took: more than 1 where its keys did not fit the memory."""
+
+    def __add__(self, other: CompactionResult) -> CompactionResult:
+        """Return the two as one."""
+        return CompactionResult(
+            self.segments + other.segments,
+            self.replaced + other.replaced,
+            self.records_removed + other.records_removed,
+            self.tombstones_removed + other.tombstones_removed,
+            self.bytes_before + other.bytes_before,
+            self.bytes_after + other.bytes_after,
+            max(self.rounds, other.rounds),
+        )
+
+
+NOTHING = CompactionResult(0, 0, 0, 0, 0, 0, 0)
+
+
+def compact(
+    stream: Stream,
+    partition: int | None,
+    memory: int | str,
+    progress: Callable[[CompactionProgress], None] | None,
+    timeout: float,
+) -> CompactionResult:
+    """`Stream.compact`."""
+    size = parse_bytes(memory)
+    if size < _native.KEY_BYTES:
+        raise InvalidArgument(f"memory {memory!r}: expected at least {_native.KEY_BYTES} bytes")
+    keep = stream.compaction or Compaction()
+    result = NOTHING
+    for index in range(stream.partitions) if partition is None else [partition]:
+        log = stream._log(index)
+        log.check_poison()
+        log.sync()
+        with log.native.word("compact", str(log), timeout):
+            result += Run(log, keep, size, progress=progress).run()
+    return result
+
+
+def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
+    """(number, end) of the segments that may be compacted.
+
+    They are sealed and old enough, and so synced that also their successor is.
+    """
+    found: list[tuple[int, int]] = []
+    durable, horizon = log.native.durable, (time.time() - keep.min_age) * 1e6
+    try:
+        for number, following in pairwise(log.current()):
+            after = log.activated(following)
+            if after.base_position >= durable or after.activated_at > horizon:
+                break
+            found.append((number, after.base_position))
+    except NotFound as error:
+        if not log.not_found(error):
+            raise
+        return []  # retention came between: look again next time
+    return found
+
+
+def dirt(log: PartitionLog, keep: Compaction, found: list[tuple[int, int]]) -> tuple[int, int]:
+    """(bytes that were never compacted or have tombstones to go, bytes in all) of segments."""
+    dirty = total = 0
+    now = time.time() * 1e6
+    for number, end in found:
+        try:
+            segment = log.activated(number)
+        except NotFound:
+            continue
+        record = segment.compaction
+        size = end - segment.base_position if record is None else record[2]
+        total += size
+        if record is None or _due(record, keep, now):
+            dirty += size
+    return dirty, total
+
+
+def dirty_part(log: PartitionLog, keep: Compaction) -> tuple[float, float | None]:
+    """(part of the sealed log that is dirty, when a run last ended) for `Stream.stats`."""
+    found = sealed(log, keep)
+    dirty, total = dirt(log, keep, found)
+    ends = [0]
+    for number, _ in found:
+        with contextlib.suppress(NotFound):
+            record = log.activated(number).compaction
+            ends.append(0 if record is None else record[1])
+    return dirty / total if total else 0.0, max(ends) / 1e6 or None
+
+
+def _due(record: tuple[int, int, int, int, int, int], keep: Compaction, now: float) -> bool:
+    """Have tombstones become old enough to go since the last run?"""
+    first, last, _, _, tombstones, _ = record
+    old = first + keep.tombstone_age * 1e6
+    return tombstones > 0 and first > 0 and last < old <= now
+
+
+class Run:
+    """One run over one partition. Holder of its compact word."""
+
+    def __init__(
+        self,
+        log: PartitionLog,
+        keep: Compaction,
+        memory: int,
+        *,
+        pace: Callable[[int], None] | None = None,
+        progress: Callable[[CompactionProgress], None] | None = None,
+    ) -> None:
+        self.log = log
+        self.keep = keep
+        self.memory = memory
+        self.progress = progress
+        self._pace = pace
+        self._round = self._done = self._total = 0
+        self._replaced = self._removed = self._tombstones = 0
+        self._counts: dict[int, tuple[int, int]] = {}
+
+    def run(self) -> CompactionResult:
+        """Compact what may be; its tombstones are as old as this from now on."""
+        log = self.log
+        log.refresh()  # only who has the word replaces files: what is mapped now stays the newest
+        found = sealed(log, self.keep)
+        if not found:
+            return NOTHING
+        _, before = dirt(log, self.keep, found)
+        base = log.base(found[0][0])[1]
+        records = log.base(log.current()[log.current().index(found[-1][0]) + 1])[1] - base
+        keys = max(1, min(self.memory // _native.KEY_BYTES, records, (1 << 31) - 1))
+        table = _native.KeyTable(keys, os.urandom(16))
+        begin: int | None = base
+        while begin is not None:
+            if self._round:
+                table.clear()
+            self._round, self._done, self._total = self._round + 1, 0, 2 * before
+            full = self._scan(table, found, begin)
+            for number, end in found:
+                if full is None or log.base(number)[1] < full:
+                    self._clean(table, number, end)
+            begin = full
+        self._stamp(found)
+        _, after = dirt(log, self.keep, found)
+        return CompactionResult(
+            len(found), self._replaced, self._removed, self._tombstones, before, after, self._round
+        )
+
+    def _went(self, size: int) -> None:
+        self._done += size
+        if self._pace is not None:
+            self._pace(size)
+        if self.progress is not None:
+            done = min(self._done, self._total)
+            self.progress(CompactionProgress(self.log.index, self._round, done, self._total))
+
+    def _segment(self, number: int) -> _native.Segment | None:
+        """The segment; None where it was retired meanwhile."""
+        try:
+            return self.log.activated(number)
+        except NotFound as error:
+            if not self.log.not_found(error):
+                raise
+            return None
+
+    def _scan(
+        self, table: _native.KeyTable, found: list[tuple[int, int]], begin: int
+    ) -> int | None:
+        """Enter the keys from offset `begin` on; the first offset that found no room, or None."""
+        for number, end in found:
+            segment = self._segment(number)
+            if segment is None:
+                continue
+            position: int | None = segment.base_position
+            if segment.base_offset < begin:
+                position = segment.find_offset(begin, end)
+            while position is not None and position < end:
+                reached, full = table.scan(segment, position, end, begin, SCAN_BYTES)
+                kept = segment.compaction
+                reached_data = reached
+                if kept is not None:
+                    reached_data = min(reached, segment.base_position + kept[2])
+                self._went(max(reached_data - position, 0))
+                if full is not None:
+                    return full
+                position = reached
+        return None
+
+    def _clean(self, table: _native.KeyTable, number: int, end: int) -> None:
+        """Replace a segment that has superseded records by one that has not."""
+        segment = self._segment(number)
+        if segment is None:
+            return
+        record = segment.compaction
+        cleaned = 0 if record is None else record[0]
+        drop = cleaned > 0 and cleaned + self.keep.tombstone_age * 1e6 <= time.time() * 1e6
+        survivors = _native.Survivors(table, segment, end, drop)
+        self._counts[number] = survivors.records + survivors.dead, survivors.tombstones
+        size = end - segment.base_position if record is None else record[2]
+        if survivors.dead:
+            kept = None if survivors.damaged else survivors.measure()
+            if kept is None or kept >= size:  # offsets of what is left may take more than is saved
+                survivors.leave(table)
+            elif self._replace(survivors, end, kept):
+                size += kept
+                self._replaced += 1
+                self._removed += survivors.dead
+                self._tombstones += survivors.tombstones_removed
+                self._counts[number] = survivors.records, survivors.tombstones
+        self._went(size)
+
+    def _replace(self, survivors: _native.Survivors, end: int, kept: int) -> bool:
+        """Make the new file, sync it, give it the old one's name; False: retired meanwhile."""
+        log, segment = self.log, survivors.segment
+        path = log.file(segment.number)
+        made = f"{path}.compact.tmp"
+        files.remove(made)  # of a run that was killed
+        descriptor = files.open_file(made, write=True, create=True)
+        try:
+            self._fill(descriptor, made, survivors, end, kept)
+            with log.maintaining:
+                if segment.number < log.native.first_segment:
+                    files.remove(made)
+                    return False
+                sequences.keep(log, end)  # what the headers that go say of producers
+                files.rename(made, path)
+                log.native.replaced()
+                files.sync_directory(log.path)
+        except BaseException:
+            files.remove(made)
+            raise
+        finally:
+            files.close(descriptor)
+        log.refresh()
+        return True
+
+    def _fill(
+        self, descriptor: int, made: str, survivors: _native.Survivors, end: int, kept: int
+    ) -> None:
+        log, segment = self.log, survivors.segment
+        data = segment.size - segment.data_bytes
+        used = min(data + kept + HEADER_BYTES + 4095 & ~4095, segment.size)
+        reserve.lend(log.store.path, files.allocate, descriptor, used, made)
+        place = (log.index, log.store._store_id, log.stream._stream_id, segment.number)
+        files.write(descriptor, segment_file.header(place, segment.size), 0, made)
+        files.extend(descriptor, segment.size, made)
+        file_end = data + end - segment.base_position
+        step = _native.FILLER_BYTES
+        for at in range(data + kept + step, file_end, step):
+            files.write(descriptor, bytes(FILLER_ROOM), at - 128, made)
+        mapping = files.map_file(descriptor, segment.size, made, write=True)
+        index, store_id, stream_id, number = place
+        target = _native.Segment(mapping, store_id, stream_id, index, number, True, made)
+        survivors.copy(target)
+        before = segment.compaction or (0, 0, 0, 0, 0, 0)
+        gone = max(before[5], survivors.tombstones_end)
+        target.set_compaction(
+            (before[0], before[1], kept, survivors.records, survivors.tombstones, gone)
+        )
+        files.sync(descriptor, made)
+
+    def _stamp(self, found: list[tuple[int, int]]) -> None:
+        """Say in each segment that a run has ended that began when it was sealed already.
+
+        It need not be synced: without it tombstones only stay longer.
+        """
+        now = int(time.time() * 1e6)
+        for number, end in found:
+            if self._segment(number) is None or number not in self._counts:
+                continue
+            segment = self.log.segment(number, write=True)
+            before = segment.compaction or (0, 0, end - segment.base_position, 0, 0, 0)
+            counts = self._counts[number]
+            segment.set_compaction((before[0] or now, now, before[2], *counts, before[5]))

@@ -1,0 +1,135 @@
+"""Compaction in the background: one thread a store and process, where a stream asks for it.
+
+It looks at each partition now and then, and compacts one when enough of it is dirty, no faster than
+the stream's `max_rate`. Processes take turns by the compact word of the partition.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from millstream import compaction
+from millstream.control import LIVE
+from millstream.errors import Closed, MillstreamError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
+    from millstream.store import Store
+    from millstream.stream import Stream
+
+LOOK_SECONDS = 1.0
+CHANGED_SECONDS = 5.0
+UNCHANGED_SECONDS = 60.0  # by time alone: tombstones grow old, and so do records
+
+
+class Stopped(Exception):
+    """The store is being closed: the run ends where it is."""
+
+
+class Compactor:
+    """The thread, and when it last looked at what."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._stopping = threading.Event()
+        self._tried: set[tuple[Stream, int]] = set()
+        self._seen: dict[PartitionLog, tuple[float, tuple[int, int, int]]] = {}
+        self._thread = threading.Thread(target=self._run, name="millstream-compact", daemon=True)
+        self._thread.start()
+
+    def stop(self) -> None:
+        """End the thread; a run that it is at ends before its next segment."""
+        self._stopping.set()
+        if self._thread is not threading.current_thread():
+            self._thread.join()
+
+    def forget(self, stream: Stream) -> None:
+        """A stream was dropped or closed: hold nothing of it."""
+        self._seen = {log: seen for log, seen in self._seen.items() if log.stream is not stream}
+        self._tried = {one for one in self._tried if one[0] is not stream}
+
+    def _run(self) -> None:
+        while not self._stopping.wait(LOOK_SECONDS):
+            streams = list(self.store._streams.values())
+            for stream in {stream.name: stream for stream in streams}.values():
+                if stream.compaction is not None and not stream.closed:
+                    self._attempt(stream)
+
+    def _attempt(self, stream: Stream) -> None:
+        """Look at it; say in the log what failed. It is tried again."""
+        try:
+            self._look_at(stream)
+        except (Stopped, Closed):
+            return
+        except (MillstreamError, OSError, ValueError) as error:
+            if not self._stopping.is_set() and not self._is_gone(stream):
+                import logging
+
+                text = "%r: compaction in the background failed: %s"
+                logging.getLogger("millstream").warning(text, stream, error)
+
+    @staticmethod
+    def _is_gone(stream: Stream) -> bool:
+        return stream.closed or stream._state != LIVE
+
+    def _look_at(self, stream: Stream) -> None:
+        stream._check_live()  # follows what others altered
+        for index in range(stream.partitions):
+            if (stream, index) not in self._tried:  # also those that nobody used here
+                self._tried.add((stream, index))
+                stream._partition(index)
+        for log in stream._opened():
+            if self._stopping.is_set():
+                return
+            if self._should_look(log):
+                try:
+                    self._look(log)
+                finally:
+                    if self._is_gone(stream):  # what was mapped after its handle let go
+                        self.store._cache.forget(log)
+
+    def _should_look(self, log: PartitionLog) -> bool:
+        native = log.native
+        now = time.monotonic()
+        state = native.structure, native.active_number, native.durable
+        looked, seen = self._seen.get(log, (now - UNCHANGED_SECONDS, state))
+        if now - looked < (CHANGED_SECONDS if state != seen else UNCHANGED_SECONDS):
+            return False
+        self._seen[log] = now, state
+        return True
+
+    def _look(self, log: PartitionLog) -> None:
+        keep = log.stream.compaction
+        if keep is None or log.native.poison:
+            return
+        dirty, total = compaction.dirt(log, keep, compaction.sealed(log, keep))
+        if not dirty or dirty < keep.min_dirty * total:
+            return
+        word = log.native.word("compact", str(log), 0.0)
+        if not word.try_take():
+            return  # another process is at it
+        try:
+            pace = Pace(self._stopping, keep.max_rate)
+            compaction.Run(log, keep, compaction.MEMORY_BYTES, pace=pace).run()
+        except Stopped:
+            pass  # what is not done yet, the next process does
+        finally:
+            word.release()
+
+
+class Pace:
+    """Sleeps so that no more than `rate` bytes a second are gone through."""
+
+    def __init__(self, stopping: threading.Event, rate: int) -> None:
+        self._stopping = stopping
+        self._rate = rate
+        self._next = time.monotonic()
+
+    def __call__(self, size: int) -> None:
+        """Say that so many bytes were gone through."""
+        now = time.monotonic()
+        self._next = max(self._next, now) + size / self._rate
+        if self._stopping.wait(max(0.0, self._next - now)):
+            raise Stopped

@@ -1,0 +1,282 @@
+"""A view: the latest value of each key of a stream, in memory, loaded once and kept current."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from typing import Any
+
+from millstream import view_snapshot
+from millstream._native import Latest, Position, Span
+from millstream.errors import Closed, InvalidType, OffsetOutOfRange, StorageError, WaitTimeout
+from millstream.options import check_timeout
+from millstream.reader import KEEP_MAPS, PartitionReader, _Turn
+from millstream.view_snapshot import Place
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from millstream.stream import Stream
+
+__all__ = ["View"]
+
+STEP_RECORDS = 8192  # between two looks of other threads at the interpreter
+WAIT_SECONDS = 1.0
+SNAPSHOT_SECONDS = 60.0
+SNAPSHOT_RECORDS = 10_000
+
+
+class View(Latest):
+    """The latest value of each key of a stream: a read-only mapping that is kept current.
+
+    Made by `Stream.view`. A thread follows the stream; what it has not come to yet is not there, so
+    whoever wants to see what was just appended calls `wait_for`. A null value takes its key out;
+    records without a key are left out. Iterating goes over what was there when it began.
+
+    Keys and values are in memory: about 50 bytes a key and what they are long. What retention
+    removes from the stream stays in a view that is open. Thread-safe; ends with `close`, or the
+    end of its `with`, which writes a snapshot, so that the next view reads only what is new.
+    `len`, `in`, ``view[key]`` and `get` are the extension's own.
+
+    >>> import millstream
+    >>> with millstream.temporary() as store:
+    ...     stream = store.stream("s")
+    ...     with stream.view() as view:
+    ...         position = stream.append(b"1", key=b"a")
+    ...         view.wait_for(position)
+    ...         view[b"a"], view.get(b"b"), len(view)
+    (b'1', None, 1)
+    """
+
+    def __init__(self, stream: Stream) -> None:
+        self.stream = stream
+        self._changed = threading.Condition()
+        self._stopping = False
+        self._saved_at = time.monotonic()
+        self._replay = Replay(stream, self, view_snapshot.load(stream, self))
+        self._catch_up()
+        self._thread = threading.Thread(target=self._run, name="millstream-view", daemon=True)
+        self._thread.start()
+
+    def _catch_up(self) -> None:
+        while not self._stopping and self._replay.step():
+            pass
+        self._replay.finish()
+
+    # --- a mapping --------------------------------------------------------------------------------
+
+    def __iter__(self) -> Iterator[bytes]:
+        """Iterate over the keys that there are now."""
+        return iter(self.key_list())
+
+    def keys(self) -> KeysView[bytes]:
+        """Keys as of now."""
+        return self.as_dict().keys()
+
+    def values(self) -> ValuesView[bytes]:
+        """Values as of now."""
+        return self.as_dict().values()
+
+    def items(self) -> ItemsView[bytes, bytes]:
+        """Pairs as of now, all of one moment."""
+        return self.as_dict().items()
+
+    def __eq__(self, other: object) -> bool:
+        """Whether a mapping has the same keys and values now."""
+        return self.as_dict() == other if isinstance(other, Mapping) else NotImplemented
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        state = "closed" if self.closed else f"{len(self)} keys"
+        return f"<View of {self.stream.name!r}: {state}>"
+
+    # --- keeping current --------------------------------------------------------------------------
+
+    @property
+    def closed(self) -> bool:
+        """Has it ended?"""
+        return self.ended is not None
+
+    @property
+    def positions(self) -> list[int]:
+        """Of each partition, the offset up to which its records are in the view."""
+        return list(self._replay.following)
+
+    def wait_for(self, position: Position | Span, *, timeout: float | None = None) -> None:
+        """Return when the record, or all of the span, is in the view.
+
+        Args:
+            position: what `append` returned, or one of what `append_many` did.
+            timeout: seconds; None: for ever.
+
+        Raises: WaitTimeout; OffsetOutOfRange where there is no such record; Closed.
+        """
+        if isinstance(position, Span):
+            index, last = position.partition, position.first_offset + position.count - 1
+        elif isinstance(position, Position):
+            index, last = position.partition, position.offset
+        else:
+            raise InvalidType(f"position {position!r}: expected a Position or a Span")
+        seconds = check_timeout(timeout)
+        if not self._has(index, last) and not self.closed:
+            log = self.stream._log(index)
+            if last >= log.next_offset:
+                raise log.out_of_range(last, " was not appended")
+        with self._changed:
+            came = self._changed.wait_for(lambda: self.closed or self._has(index, last), seconds)
+        if self.ended is not None:
+            raise self.ended.with_traceback(None)
+        if not came:
+            raise WaitTimeout(f"{self!r}: offset {last} of partition {index} did not come in time")
+
+    def _has(self, index: int, offset: int) -> bool:
+        following = self._replay.following
+        return index < len(following) and offset < following[index]
+
+    def close(self) -> None:
+        """Stop following, and write a snapshot; lookups raise `Closed` from now on."""
+        self._stopping = True
+        if not self.stream.closed and self.stream.store.writable:
+            self.stream._wake()
+        self._thread.join()
+        if not self.closed:
+            if not self.stream.closed:
+                self._save()
+            self._finish(Closed(f"{self.stream.path}: the view is closed"))
+
+    def __enter__(self) -> View:
+        """Return itself."""
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        """Close it."""
+        self.close()
+
+    # --- what the thread does ---------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while not self._stopping:
+                with contextlib.suppress(OffsetOutOfRange):  # retention was faster: begin anew
+                    self._follow()
+                if not self._stopping:
+                    self._begin_anew()
+        except Exception as error:  # whoever looks something up gets it
+            self._finish(error)
+
+    def _begin_anew(self) -> None:
+        """Load all; what was there stays to be looked up until then."""
+        replay = Replay(self.stream, Latest(), None)
+        while not self._stopping and replay.step():
+            pass
+        if not self._stopping:
+            replay.finish()
+            self._adopt(replay.values)
+            replay.values = self
+            self._replay = replay
+
+    def _follow(self) -> None:
+        """Apply what comes until the view is closed, or has to begin anew."""
+        replay = self._replay
+        while not self._stopping and self.stream.partitions == replay.partitions:
+            some = replay.step()
+            with self._changed:
+                self._changed.notify_all()
+            if not some:
+                self._save_now_and_then()
+                replay.wait()
+
+    def _finish(self, error: Exception) -> None:
+        self._end(error)
+        with self._changed:
+            self._changed.notify_all()
+
+    def _save_now_and_then(self) -> None:
+        enough = max(SNAPSHOT_RECORDS, len(self))
+        if self._replay.applied >= enough and time.monotonic() - self._saved_at > SNAPSHOT_SECONDS:
+            self._save()
+
+    def _save(self) -> None:
+        """Write the snapshot, if there is anything new; without it the next view reads more."""
+        store, replay = self.stream.store, self._replay
+        if not store.writable or store._remove_when_closed or not replay.applied:
+            return
+        self._saved_at = time.monotonic()
+        try:
+            view_snapshot.save(self.stream, self, replay.place())
+            replay.applied = 0
+        except StorageError as error:
+            import logging
+
+            text = "%r: its snapshot could not be written: %s"
+            logging.getLogger("millstream").warning(text, self, error)
+
+
+class Replay:
+    """The values, and how far in each partition they go.
+
+    Partitions are gone through at once, so a key that is in several is looked at as a whole: what
+    the partition says to which it belongs now counts; else the record with the latest timestamp.
+    """
+
+    def __init__(self, stream: Stream, values: Latest, place: Place | None) -> None:
+        self.partitions = stream.partitions
+        self.values = values
+        self.strays: set[bytes] = set()
+        """Keys whose value is of a partition that is not theirs, since partitions were added."""
+        self.applied = 0
+        starts: list[Any] = ["earliest"] * self.partitions
+        self.epochs = [0] * self.partitions
+        self._stray_values: dict[bytes, tuple[int, bytes | None, int]] | None = {}
+        self._gone: set[bytes] | None = set() if self.partitions > 1 else None
+        if place is not None:  # the values are of a snapshot, and have all that came before
+            self.strays = set(place.strays)
+            starts, self.epochs = list(place.following), list(place.epochs)
+            self._stray_values = self._gone = None
+        readers = [
+            PartitionReader(stream._log(index), start, durable=False, on_lost="raise")
+            for index, start in enumerate(starts)
+        ]
+        self.following = [reader.cursor.offset for reader in readers]
+        self._turn = _Turn(stream, readers, grows=False)
+
+    def step(self) -> bool:
+        """Go one step on in each partition: was there anything?"""
+        some = False
+        readers = self._turn.readers
+        ends = [one.log.next_offset for one in readers]
+        for index, one in enumerate(readers):
+            batch = one.next(STEP_RECORDS)
+            if len(readers) > KEEP_MAPS:
+                one.forget()
+            if batch is None:
+                self.following[index] = max(self.following[index], ends[index])
+                continue
+            some = True
+            self.values._apply(batch, self.strays, self._stray_values, self._gone, self.partitions)
+            self.following[index], self.epochs[index] = batch.next_offset, batch.epoch
+            self.applied += len(batch)
+        return some
+
+    def finish(self) -> None:
+        """All is loaded: keys that their own partition does not know get what others say."""
+        for key, (_, value, _) in (self._stray_values or {}).items():
+            if key not in self.values and key not in (self._gone or ()) and value is not None:
+                self.values._put(key, value)
+                self.strays.add(key)
+        self._stray_values = self._gone = None
+
+    def wait(self) -> None:
+        """Sleep until there may be something."""
+        self._turn.wait(time.monotonic() + WAIT_SECONDS)
+        if not self._turn.ready():
+            self._turn.look_again()
+
+    def place(self) -> Place:
+        """Return how far the values go, for a snapshot."""
+        return Place(list(self.strays), self.following, self.epochs)
+
+
+Mapping.register(View)

@@ -1,0 +1,141 @@
+"""The snapshot of a view on disk: its values, and how far in each partition they go.
+
+A cache (docs/format.md, `view`): one that is damaged, or not of this log as it is now, is as none.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from array import array
+from dataclasses import dataclass
+from itertools import accumulate, pairwise
+
+from millstream import _native, files
+from millstream.errors import MillstreamError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+    from millstream._native import Latest
+    from millstream.segments import PartitionLog
+    from millstream.stream import Stream
+
+MAGIC = b"MSVIEW01"
+HEADER = struct.Struct("<8sII16sQQQQQ")  # then the checksum
+VERSION = 1
+
+
+@dataclass(frozen=True)
+class Place:
+    """What goes with the values of a view: `following` and `epochs` by partition."""
+
+    strays: list[bytes]
+    following: list[int]
+    epochs: list[int]
+    """Of the last record read; 0: none was."""
+
+
+def path_of(stream: Stream) -> str:
+    """Where the snapshot of a stream lies."""
+    return os.path.join(stream.path, "view")
+
+
+def save(stream: Stream, values: Latest, place: Place) -> None:
+    """Put it in the place of the one before."""
+    key_ends, value_ends, keys, contents = values._dump()
+    header = HEADER.pack(
+        MAGIC, VERSION, len(place.following), stream.store._store_id, stream._stream_id,
+        len(key_ends) // 8, len(place.strays), len(keys), len(contents),
+    )  # fmt: skip
+    body = b"".join(
+        [
+            array("Q", place.following).tobytes(),
+            array("Q", place.epochs).tobytes(),
+            array("Q", accumulate(map(len, place.strays))).tobytes(),
+            key_ends,
+            value_ends,
+            keys,
+            contents,
+            *place.strays,
+        ]
+    )
+    checksum = struct.pack("<Q", _native.xxh3_64(body, _native.xxh3_64(header)))
+    files.replace(path_of(stream), header + checksum + body)
+
+
+def load(stream: Stream, values: Latest) -> Place | None:
+    """Read it into `values`; None where there is none that fits. Why it does not is in the log."""
+    path = path_of(stream)
+    if not os.path.lexists(path):
+        return None
+    try:
+        parts = _read(stream, path)
+        why = "it is damaged, or of another store" if parts is None else _stale(stream, parts[0])
+    except (MillstreamError, OSError) as error:
+        parts, why = None, str(error)
+    if parts is not None and not why:
+        values._load(*parts[1])
+        return parts[0]
+    import logging
+
+    logging.getLogger("millstream").info("%s: not used, all is read anew: %s", path, why)
+    return None
+
+
+def _read(stream: Stream, path: str) -> tuple[Place, tuple[Buffer, Buffer, Buffer, Buffer]] | None:
+    descriptor = files.open_file(path, write=False)
+    try:
+        size = files.size(descriptor)
+        if size < HEADER.size + 8:
+            return None
+        data = memoryview(files.map_file(descriptor, size, path, write=False))
+    finally:
+        files.close(descriptor)
+    head, at = data[: HEADER.size], HEADER.size + 8
+    magic, version, partitions, store_id, stream_id, *counts = HEADER.unpack(head)
+    found = magic, version, store_id, stream_id
+    if found != (MAGIC, VERSION, stream.store._store_id, stream._stream_id):
+        return None
+    (checksum,) = struct.unpack("<Q", data[HEADER.size : at])
+    if checksum != _native.xxh3_64(data[at:], _native.xxh3_64(head)):
+        return None
+    keys, strays, key_bytes, value_bytes = counts
+    sizes = 8 * partitions, 8 * partitions, 8 * strays, 8 * keys, 8 * keys, key_bytes, value_bytes
+    ends = list(accumulate(sizes, initial=at))
+    following, epochs, stray_ends, *columns = (data[a:b] for a, b in pairwise(ends))
+    stray_data = bytes(data[ends[-1] :])
+    place = Place(
+        [stray_data[a:b] for a, b in pairwise([0, *stray_ends.cast("Q")])],
+        following.cast("Q").tolist(),
+        epochs.cast("Q").tolist(),
+    )
+    return place, (columns[0], columns[1], columns[2], columns[3])
+
+
+def _stale(stream: Stream, place: Place) -> str:
+    """Why the log does not go on from the snapshot; "" where it does."""
+    if len(place.following) != stream.partitions:
+        return "partitions were added since"
+    for index, (following, epoch) in enumerate(zip(place.following, place.epochs, strict=True)):
+        why = _stale_partition(stream._log(index), following, epoch)
+        if why:
+            return f"partition {index}: {why}"
+    return ""
+
+
+def _stale_partition(log: PartitionLog, following: int, epoch: int) -> str:
+    if not log.first_offset <= following <= log.next_offset:
+        return f"offset {following} is not there any more"
+    if epoch == 0:
+        return ""
+    found = log.locate_offset(following - 1)
+    if found is None or found[0].epoch != epoch:
+        return f"the record before offset {following} is another one since a tail was lost"
+    numbers = log.current()
+    for number in numbers[numbers.index(found[0].number) :]:
+        record = log.activated(number).compaction
+        if record is not None and record[5] > following:
+            return "tombstones behind it were removed"
+    return ""

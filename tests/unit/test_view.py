@@ -1,0 +1,354 @@
+"""Views: what a dictionary would have, kept current, in every way of coming to it."""
+
+import logging
+import os
+import random
+import subprocess
+import sys
+import threading
+from collections.abc import Mapping
+
+import pytest
+
+import millstream
+from millstream import files
+from millstream._native import Latest
+
+
+@pytest.fixture
+def store(tmp_path):
+    with millstream.open(tmp_path / "store", durability="process") as opened:
+        yield opened
+
+
+def play(stream, model, count, seed, keys=50):
+    """Append at random, to the stream and to a dictionary; the last positions of each partition."""
+    chance = random.Random(seed)
+    positions = {}
+    for i in range(count):
+        key = b"k%d" % chance.randrange(keys)
+        value = None if chance.random() < 0.2 else b"%d " % i * chance.randrange(9)
+        position = stream.append(value, key=key)
+        positions[position.partition] = position
+        if value is None:
+            model.pop(key, None)
+        else:
+            model[key] = value
+    return positions.values()
+
+
+@pytest.mark.parametrize("partitions", [1, 3])
+def test_view_is_what_a_dictionary_would_be(store, partitions):
+    stream = store.stream("s", partitions=partitions)
+    model = {}
+    stream.append(b"no key")
+    play(stream, model, 500, 1)
+    with stream.view() as view:
+        assert view == model
+        for round in range(20):
+            for position in play(stream, model, 37, round):
+                view.wait_for(position, timeout=10)
+            assert dict(view.items()) == model
+            assert sorted(view) == sorted(model) == sorted(view.keys())
+            assert sorted(view.values()) == sorted(model.values())
+            assert len(view) == len(model)
+            for key in [b"k%d" % i for i in range(60)]:
+                assert view.get(key) == model.get(key)
+                assert (key in view) == (key in model)
+        spans = stream.append_many([b"many"] * 9, keys=[b"m%d" % i for i in range(9)])
+        for span in spans:
+            view.wait_for(span, timeout=10)
+        assert view[b"m8"] == b"many"
+        assert sum(view.positions) == sum(map(stream.next_offset, range(partitions)))
+
+
+def test_mapping_and_its_errors(store):
+    stream = store.stream("s")
+    stream.append(b"1", key=b"a")
+    stream.append(b"", key=b"")
+    view = stream.view()
+    assert isinstance(view, Mapping)
+    assert view[bytearray(b"a")] == view[memoryview(b"a")] == b"1"
+    assert view[b""] == b""
+    assert view.get(b"z", 5) == 5
+    with pytest.raises(KeyError):
+        view[b"z"]
+    for use in (lambda: view["a"], lambda: "a" in view, lambda: view.get(5)):
+        with pytest.raises(millstream.InvalidType):
+            use()
+    with pytest.raises(TypeError):
+        view[b"a"] = b"2"
+    with pytest.raises(millstream.InvalidType):
+        view.wait_for(5)
+    with pytest.raises(millstream.OffsetOutOfRange):
+        view.wait_for(millstream.Position(0, 1, 77))
+    assert "2 keys" in repr(view)
+    view.close()
+    view.close()
+    assert "closed" in repr(view)
+    for use in (lambda: view[b"a"], lambda: len(view), lambda: list(view), view.items):
+        with pytest.raises(millstream.Closed):
+            use()
+    with pytest.raises(millstream.Closed):
+        view.wait_for(millstream.Position(0, 1, 0))
+
+
+def test_iterating_goes_over_what_there_was(store):
+    stream = store.stream("s")
+    for i in range(100):
+        stream.append(b"v", key=b"%d" % i)
+    with stream.view() as view:
+        seen = []
+        for key in view:
+            view.wait_for(stream.append(None, key=key), timeout=10)
+            seen.append(key)
+        assert len(seen) == 100
+        assert len(view) == 0
+
+
+def test_time_out_names_what_did_not_come(store, monkeypatch):
+    stream = store.stream("s")
+    with stream.view() as view:
+        monkeypatch.setattr(view._replay, "step", lambda: False)
+        position = stream.append(b"v", key=b"k")
+        with pytest.raises(millstream.WaitTimeout, match="offset 0 of partition 0"):
+            view.wait_for(position, timeout=0.05)
+
+
+def test_many_threads_read_while_it_is_written(store):
+    stream = store.stream("s")
+    stop = threading.Event()
+    failed = []
+
+    def look(view):
+        while not stop.is_set():
+            try:
+                pairs = dict(view.items())
+                assert pairs == {} or pairs[b"a"] <= pairs.get(b"b", b"~")
+                assert view.get(b"a", b"") <= view.get(b"b", b"~")
+            except Exception as error:
+                failed.append(error)
+                return
+
+    with stream.view() as view:
+        threads = [threading.Thread(target=look, args=(view,)) for _ in range(3)]
+        for thread in threads:
+            thread.start()
+        for i in range(2000):
+            value = b"%06d" % i
+            stream.append_many([value, value], keys=[b"b", b"a"])
+        stop.set()
+        for thread in threads:
+            thread.join()
+    assert not failed
+
+
+@pytest.mark.parametrize("compacted", [False, True])
+def test_snapshot_leaves_only_what_is_new_to_read(store, compacted):
+    keep = millstream.Compaction(tombstone_age="1h")
+    stream = store.stream("s", partitions=2, segment_bytes=1 << 16, compact=keep)
+    model = {}
+    play(stream, model, 3000, 1)
+    with stream.view():
+        pass
+    play(stream, model, 500, 2)
+    if compacted:
+        stream.compact()
+    store.close()
+    with millstream.open(store.path) as again:
+        stream = again.stream("s")
+        with stream.view() as view:
+            assert view == model
+            assert 0 < view._replay.applied <= 500
+        play(stream, model, 10, 3)
+    with millstream.open(store.path, mode="r") as readers:
+        before = os.stat(os.path.join(stream.path, "view")).st_mtime_ns
+        with readers.stream("s").view() as view:
+            assert view == model
+            assert view._replay.applied == 10
+        assert os.stat(os.path.join(stream.path, "view")).st_mtime_ns == before
+
+
+@pytest.mark.parametrize("harm", ["cut", "flip", "empty", "foreign", "directory"])
+def test_damaged_snapshot_is_as_none(store, harm, caplog):
+    stream = store.stream("s")
+    model = {}
+    play(stream, model, 300, 1)
+    stream.view().close()
+    path = os.path.join(stream.path, "view")
+    with open(path, "rb") as file:
+        data = bytearray(file.read())
+    if harm == "cut":
+        del data[-1]
+    elif harm == "flip":
+        data[random.Random(5).randrange(len(data))] ^= 4
+    elif harm == "empty":
+        data.clear()
+    elif harm == "foreign":
+        data[20] ^= 1
+    os.unlink(path)
+    if harm == "directory":
+        os.mkdir(path)
+    else:
+        with open(path, "wb") as file:
+            file.write(data)
+    with caplog.at_level(logging.INFO, "millstream"):
+        view = stream.view()
+        assert view == model
+        assert view._replay.applied == 300
+    assert "all is read anew" in caplog.text
+    view.close()
+
+
+def test_snapshot_that_the_log_does_not_continue_is_not_used(store, caplog):
+    """Lost tails, removed beginnings and removed tombstones: each is seen."""
+    caplog.set_level(logging.INFO, "millstream")
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", segment_bytes=1 << 16, compact=keep)
+    stream.append(b"1" * 60_000, key=b"gone")
+    stream.append(b"1" * 60_000, key=b"kept")
+    stream.view().close()
+    for key in (b"gone", b"x", b"y", b"z"):
+        stream.append(None if key == b"gone" else b"1" * 60_000, key=key)
+    for _ in range(2):
+        stream.compact()
+    with stream.view() as view:
+        assert b"gone" not in view
+        assert set(view) == {b"kept", b"x", b"y", b"z"}
+    assert "tombstones behind it were removed" in caplog.text
+    caplog.clear()
+    for i in range(5):
+        stream.append(b"1" * 60_000, key=b"%d" % i)
+    stream.delete_before(millstream.Position(0, 1, stream.next_offset(0) - 1))
+    with stream.view() as view:
+        assert set(view) == {b"4"}
+    assert "is not there any more" in caplog.text
+    caplog.clear()
+    stream.add_partitions(1)
+    stream.view().close()
+    assert "partitions were added" in caplog.text
+
+
+def test_partitions_that_are_added_while_it_is_open(store):
+    stream = store.stream("s", partitions=2)
+    model = {}
+    play(stream, model, 300, 1)
+    with stream.view() as view:
+        for count in (1, 3):
+            stream.add_partitions(count)
+            for position in play(stream, model, 200, count):
+                view.wait_for(position, timeout=10)
+            assert view == model
+        with stream.view() as other:
+            assert other == model
+    with stream.view() as view:
+        assert view == model
+        assert view._replay.applied == 0
+
+
+def test_record_put_into_another_partition_by_hand(store):
+    stream = store.stream("s", partitions=2)
+    home = stream.partition_for(b"k")
+    stream.append(b"stray", key=b"k", partition=1 - home)
+    with stream.view() as view:
+        assert view[b"k"] == b"stray"
+        view.wait_for(stream.append(b"stray 2", key=b"k", partition=1 - home), timeout=10)
+        assert view[b"k"] == b"stray 2"
+        view.wait_for(stream.append(b"home", key=b"k"), timeout=10)
+        assert view[b"k"] == b"home"
+        view.wait_for(stream.append(b"stray 3", key=b"k", partition=1 - home), timeout=10)
+        assert view[b"k"] == b"home"
+    stream.append(None, key=b"k")
+    os.unlink(os.path.join(stream.path, "view"))
+    with stream.view() as view:
+        assert b"k" not in view, "its own partition says that it is gone"
+
+
+def test_snapshot_without_room_is_said_and_harms_nothing(store, monkeypatch, caplog):
+    stream = store.stream("s")
+    stream.append(b"1", key=b"a")
+
+    def full(path, data, **_):
+        raise millstream.StoreFull(28, "injected", path)
+
+    view = stream.view()
+    monkeypatch.setattr(files, "replace", full)
+    view.close()
+    monkeypatch.undo()
+    assert "could not be written" in caplog.text
+    with stream.view() as view:
+        assert view[b"a"] == b"1"
+
+
+def test_retention_that_overtakes_it_makes_it_begin_anew(store, monkeypatch):
+    stream = store.stream("s", segment_bytes=1 << 16)
+    stream.append(b"1" * 60_000, key=b"old")
+    with stream.view() as view:
+        step = view._replay.step
+        monkeypatch.setattr(view._replay, "step", lambda: False)
+        for i in range(5):
+            last = stream.append(b"1" * 60_000, key=b"%d" % i)
+        stream.delete_before(last)
+        store._cache.clear()
+        monkeypatch.setattr(view._replay, "step", step)
+        stream._wake()
+        view.wait_for(last, timeout=10)
+        assert set(view) == {b"4"}
+
+
+def test_closed_store_ends_the_view(store):
+    stream = store.stream("s")
+    view = stream.view()
+    store.close()
+    view._thread.join(10)
+    with pytest.raises(millstream.Closed):
+        view[b"a"]
+    view.close()
+
+
+def test_other_process_sees_what_is_appended_here(store):
+    stream = store.stream("s")
+    code = (
+        "import millstream, sys\n"
+        f"with millstream.open({store.path!r}) as store, store.stream('s').view() as view:\n"
+        "    print('open', flush=True)\n"
+        "    for line in sys.stdin:\n"
+        "        view.wait_for(millstream.Position(0, 1, int(line)), timeout=30)\n"
+        "        print(view[b'k'].decode(), flush=True)\n"
+    )
+    command = [sys.executable, "-c", code]
+    pipe = subprocess.PIPE
+    with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True) as other:
+        assert other.stdout.readline() == "open\n"
+        for i in range(50):
+            position = stream.append(b"%d" % i, key=b"k")
+            other.stdin.write(f"{position.offset}\n")
+            other.stdin.flush()
+            assert other.stdout.readline() == f"{i}\n"
+        other.stdin.close()
+        assert other.wait(30) == 0
+
+
+def test_table_against_a_dictionary():
+    chance = random.Random(7)
+    table, model = Latest(), {}
+    with millstream.temporary() as store:
+        stream = store.stream("s")
+        for _ in range(60):
+            keys = [b"%d" % chance.randrange(400) * chance.randrange(3) for _ in range(200)]
+            values = [None if chance.random() < 0.4 else b"v" * chance.randrange(6) for _ in keys]
+            start = stream.next_offset(0)
+            stream.append_many(values, keys=keys)
+            for batch in stream.read(start=start):
+                table._apply(batch, set(), None, None, 1)
+            for key, value in zip(keys, values, strict=True):
+                model.pop(key, None)
+                if value is not None:
+                    model[key] = value
+            assert table.as_dict() == model
+            assert sorted(table.key_list()) == sorted(model)
+    copy = Latest()
+    copy._load(*table._dump())
+    assert copy.as_dict() == model
+    with pytest.raises(ValueError, match="ends"):
+        Latest()._load(b"\xff" * 8, b"\0" * 8, b"x", b"")
