@@ -488,3 +488,36 @@ def test_command_line(store, capsys):
     out = capsys.readouterr().out
     assert json.loads(out)["streams"][0]["compaction"] == NOW.as_dict()
     check(stream, appended)
+
+
+def test_producers_keep_their_sequences(store):
+    """Also where all their records went; and the headers say it as well as what is saved."""
+    stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
+    for name in ("one", "two"):
+        producer = stream.producer(id=name)
+        for sequence in range(400):
+            producer.append(b"%d" % sequence * 50, key=b"k", sequence=sequence)
+    for i in range(1000):
+        stream.append(b"%d" % i * 50, key=b"k")
+    stream.compact()
+    assert stream.stats().records < 1000
+    store.close()
+    headers = {}
+    for log in inspect.reading.logs(store.path):
+        for batch in log.events():
+            if isinstance(batch, inspect.columns.Batch) and batch.producer:
+                headers[batch.producer] = batch.sequence
+    assert set(headers.values()) == {399}, "the headers still say it"
+    with millstream.open(store.path) as again:
+        stream = again.stream("s")
+        before = stream.next_offset(0)
+        for name in ("one", "two"):
+            producer = stream.producer(id=name)
+            assert producer.last_sequence == 399
+            for sequence in range(395, 400):
+                producer.append(b"again", key=b"k", sequence=sequence)
+            assert stream.next_offset(0) == before
+            producer.append(b"new", key=b"k", sequence=400)
+            before += 1
+            assert stream.next_offset(0) == before
+    verified(again)

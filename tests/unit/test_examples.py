@@ -80,6 +80,18 @@ def test_example_retention(tmp_path):
     assert "still valid: 'line 0'" in out
 
 
+def test_example_cqrs(tmp_path):
+    out = example("cqrs.py", tmp_path)
+    assert "20,000 changes of 500 orders" in out
+    assert "order 7 after its change: returned" in out
+    assert "order 8 is there: False" in out
+    before, after = (
+        int(n.replace(",", "")) for n in re.search(r"(\S+) records to (\S+),", out).groups()
+    )
+    assert after < before
+    assert "opened again: 499 orders, order 9 {'state': 'lost', 'total': 9}" in out
+
+
 def test_example_crash(tmp_path):
     out = example("crash.py", tmp_path)
     found = re.findall(r"acknowledged up to offset ([\d,]+), found ([\d,]+)", out)
