@@ -1,8 +1,9 @@
 /* The last value of each key, in memory of this process: what a view looks keys up in.
  *
  * Two places in memory are touched for a key: its entry, and its record with key and value in one
- * block. Allocates with malloc (a block a key); knows no files. Any number of threads may find at
- * once, while nobody puts or removes.
+ * piece. Records lie in chunks, one behind the other; when most of them are superseded those that
+ * are not move together. Allocates; knows no files. Any number of threads may find at once, while
+ * nobody puts or removes.
  */
 #ifndef MS_LATEST_H
 #define MS_LATEST_H
@@ -20,6 +21,8 @@ typedef struct ms_latest_entry {
   ms_latest_record *record; /* NULL: free */
 } ms_latest_entry;
 
+typedef struct ms_latest_chunk ms_latest_chunk;
+
 /* All zero is an empty table. */
 typedef struct ms_latest {
   ms_latest_entry *entries;
@@ -27,6 +30,8 @@ typedef struct ms_latest {
   uint64_t count;
   uint64_t seed; /* random, so that nobody can choose keys that collide */
   uint64_t key_bytes, value_bytes;
+  ms_latest_chunk *chunk;         /* that is filled now; it knows the one before it */
+  uint64_t live_bytes, all_bytes; /* of records */
 } ms_latest;
 
 static inline const uint8_t *ms_latest_key(const ms_latest_record *record) {

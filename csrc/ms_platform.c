@@ -121,6 +121,15 @@ int ms_pages_random(void *start, size_t size) { return advise(start, size, MADV_
 
 int ms_pages_dontfork(void *start, size_t size) { return advise(start, size, MADV_DONTFORK); }
 
+enum { HUGE_BYTES = 2 << 20 };
+
+void *ms_memory_huge(size_t size) {
+  if (size < HUGE_BYTES) return malloc(size);
+  void *memory = aligned_alloc(HUGE_BYTES, (size + HUGE_BYTES - 1) & ~(size_t)(HUGE_BYTES - 1));
+  if (memory != NULL) (void)madvise(memory, size, MADV_HUGEPAGE); /* without it, it is slower */
+  return memory;
+}
+
 void ms_pages_dirty(void *start, size_t size) {
   uint8_t *byte = start;
   for (size_t at = 0; at < size; at += MS_PAGE_BYTES) {

@@ -79,6 +79,11 @@ int ms_pages_remove(void *start, size_t size);
 int ms_pages_random(void *start, size_t size);
 int ms_pages_dontfork(void *start, size_t size);
 
+/* Memory for much that is looked up at random, in pages of 2 MiB where the kernel has them: a walk
+ * through the page tables costs more than the memory behind it. Given back by free(); NULL: none.
+ */
+void *ms_memory_huge(size_t size);
+
 /* Make every page of [start, start + size) dirty again by an atomic store of one word onto itself.
  * The range must be mapped writable and have blocks behind it; its content does not change, also
  * not for a reader in the middle of it. */
