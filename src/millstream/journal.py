@@ -16,7 +16,7 @@ import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millstream import _native, control, files, group, settings
+from millstream import _native, compacted, control, files, group, settings
 from millstream.errors import Closed, CorruptBatch, LockTimeout, NotFound
 from millstream.producer_ids import ids_of
 from millstream.stream import Stream
@@ -432,7 +432,7 @@ class Journal:
     def _check_size(self) -> None:
         """Sync what was applied and let go of its records, once they are many. Holder."""
         self._checkpoint = self._page.applied
-        if self.stream._log(0).log_bytes() < CHECKPOINT_BYTES:
+        if compacted.extent(self.stream._log(0))[0] < CHECKPOINT_BYTES:
             return
         self.checkpoint()
 

@@ -100,7 +100,7 @@ def given(
     partitions: int | None,
     retention: Retention | None,
     segment_bytes: int | str | None,
-    compact: Compaction | None,
+    compact: Compaction | None = None,
 ) -> dict[str, Any]:
     """What the caller of `Store.stream` asks for, checked; None: whatever is stored."""
     return {

@@ -88,10 +88,10 @@ def prepared(tmp_path):
     path = tmp_path / "prepared"
     with millstream.open(path, durability="process") as store:
         stream = opened(store)
-        for _ in range(10):
+        for _ in range(6):
             append(stream, 100)
         stream.compact()
-        for _ in range(10):
+        for _ in range(6):
             append(stream, 100)
     return path
 
@@ -124,14 +124,14 @@ def test_killed_at_every_file_operation(prepared, tmp_path):
         "test_compaction_crash.compact_until", str(copied(prepared, tmp_path)), 1 << 30
     )
     total = int(text)
-    assert total > 60
+    assert total > 40
     for step in range(total):
         path = copied(prepared, tmp_path)
         worker = workers.start("test_compaction_crash.compact_until", str(path), step)
         worker.wait(workers.DEADLINE_S)
         assert worker.returncode == -signal.SIGKILL
         workers.kill(worker)
-        finish(path, 2000)
+        finish(path, 1200)
     workers.report(total, total, 0)
 
 
@@ -170,15 +170,15 @@ def test_refused_at_every_file_operation_harms_nothing(prepared, tmp_path, monke
                     stream.compact()
                 except (StorageError, millstream.Indeterminate):
                     failed = True
-            judge(stream, 2000)
+            judge(stream, 1200)
             if log.native.poison == 0:  # the sync of the log before the run failed, or not
                 append(stream, 50)
                 stream.compact()
-                judge(stream, 2050)
+                judge(stream, 1250)
         if left[0] >= 0:
             break
         assert failed or code == errno.ENOSPC, "the reserve helps out"
-    assert step > 40
+    assert step > 25
     finish(path)
     workers.report(step, step, 0)
 

@@ -521,3 +521,20 @@ def test_producers_keep_their_sequences(store):
             before += 1
             assert stream.next_offset(0) == before
     verified(again)
+
+
+def test_records_of_transactions_are_compacted_and_not_applied_twice(store):
+    stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
+    for i in range(200):
+        with store.transaction() as tx:
+            tx.append(stream, b"%d" % i * 400, key=b"k%d" % (i % 3))
+    result = stream.compact()
+    assert result.records_removed > 100
+    before = contents(stream), stream.next_offset(0)
+    store.close()
+    path = os.path.join(store.path, "store.json")
+    files.write_json(path, {**files.read_json(path), "clean": False})
+    with millstream.open(store.path) as again:
+        stream = again.stream("s")
+        assert (contents(stream), stream.next_offset(0)) == before
+    verified(again)
