@@ -18,8 +18,7 @@ Where they must differ:
 - `task_done` is called in the process that called `get`, at most once for each; more is a
   ValueError. The items that a process died over count as done.
 - `maxsize` may be changed: to more for all, to less for this handle only.
-- There is no `LifoQueue`; and what the standard classes are made of (`mutex`, `queue`, `_put`,
-  `_get` ...) is not there to be overridden.
+- There is no `LifoQueue`, and nothing to override (`mutex`, `queue`, `_put`, `_get` ...).
 """
 
 from __future__ import annotations
@@ -51,6 +50,7 @@ Full = standard.Full
 UNBOUNDED = 100_000
 DEAD_LIMIT = 100
 SLICE_SECONDS = 0.1
+SETTLE_SECONDS = 1.0
 """How often a waiting call looks whether the queue was shut down."""
 
 if hasattr(standard, "ShutDown"):  # Python 3.13
@@ -98,6 +98,7 @@ class _Tasks:
             dead_limit=1024, retry=RetryPolicy(max_attempts=62),
         )  # fmt: skip
         self._lock = threading.Lock()
+        self.gate = threading.Lock()
         self._count = 0
         self._mark: Message | None = None
 
@@ -226,10 +227,7 @@ class SimpleQueue(Generic[Item]):
         return (_reopen, (type(self), self._path, self._name, self._maxsize, self._bound))
 
     def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
-        """Put an item; `block` and `timeout` are there for the interface: there is room.
-
-        Raises: Full, only where 100,000 items are in the queue.
-        """
+        """Put an item. Raises: Full, only where 100,000 items are in the queue."""
         self._queue.put(item, timeout=_seconds(block, timeout))
 
     def put_nowait(self, item: Item) -> None:
@@ -350,19 +348,28 @@ class Queue(SimpleQueue[Item]):
         seconds = _seconds(block, timeout)
         end = None if seconds is None else time.monotonic() + seconds
         while True:
-            if self.is_shutdown:
-                raise ShutDown
             left = SLICE_SECONDS if end is None else max(0.0, end - time.monotonic())
+            ticket = self._queue._announce("room")
             try:
-                if 0 < self._maxsize < self._bound and self.full():  # it was made smaller
-                    time.sleep(min(left, 0.005))
-                    raise Full
-                self._queue.put(item, timeout=min(left, SLICE_SECONDS))
+                if 0 < self._maxsize < self._bound and self.full():
+                    raise Full  # it was made smaller
+                self._put_now(item)
             except Full:
                 if end is not None and time.monotonic() >= end:
                     raise
+                self._queue._sleep("room", ticket, min(left, SLICE_SECONDS))
             else:
                 return
+
+    def _put_now(self, item: Item) -> None:
+        tasks = self._tasks
+        with tasks.gate:  # in this process nothing is put behind a shutdown
+            if tasks.is_shutdown:
+                raise ShutDown
+            number = self._queue.put(item, timeout=0)
+        # Another process may have shut it down meanwhile.
+        if self.is_shutdown and self._queue.cancel(number):
+            raise ShutDown
 
     def get(self, block: bool = True, timeout: float | None = None) -> Item:
         """Remove and return an item, waiting for one.
@@ -426,9 +433,11 @@ class Queue(SimpleQueue[Item]):
             immediate: throw away what is there.
         """
         self._here()
-        self._tasks.shut_down()
-        if immediate:
-            self._queue.purge()
+        with (tasks := self._tasks).gate:
+            tasks.shut_down()
+            end = time.monotonic() + SETTLE_SECONDS  # what is just being got is there till then
+            while immediate and (self._queue.purge() or self.qsize()) and time.monotonic() < end:
+                time.sleep(0.0001)
 
 
 class PriorityQueue(Queue[Item]):
