@@ -12,8 +12,13 @@ static ms_bucket *bucket_of(const ms_queue *queue, uint64_t key_hash) {
   return &queue->buckets[key_hash % MS_QUEUE_BUCKETS];
 }
 
+/* Messages without a key wait for nobody. */
+static bool is_ordered(const ms_queue *queue, uint64_t key_hash) {
+  return MS_UNLIKELY(queue->buckets != NULL) && key_hash != 0;
+}
+
 ms_status ms_bucket_try_take(ms_queue *queue, uint64_t key_hash, uint32_t *out_owner) {
-  if (MS_LIKELY(!queue->buckets)) return MS_OK;
+  if (!is_ordered(queue, key_hash)) return MS_OK;
   ms_bucket *bucket = bucket_of(queue, key_hash);
   for (int i = 0; i < BUCKET_SPINS; i++) {
     if (ms_owner_try_take(&bucket->word, queue->self, out_owner) == MS_OK) return MS_OK;
@@ -23,10 +28,11 @@ ms_status ms_bucket_try_take(ms_queue *queue, uint64_t key_hash, uint32_t *out_o
 }
 
 void ms_bucket_release(ms_queue *queue, uint64_t key_hash) {
-  if (MS_UNLIKELY(queue->buckets != NULL)) ms_owner_release(&bucket_of(queue, key_hash)->word);
+  if (is_ordered(queue, key_hash)) ms_owner_release(&bucket_of(queue, key_hash)->word);
 }
 
 bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot) {
+  if (!is_ordered(queue, key_hash)) return true;
   ms_bucket *bucket = bucket_of(queue, key_hash);
   bool only = bucket->head == 0 || bucket->head > queue->slot_max;
   queue->links[slot] = 0;
@@ -43,7 +49,7 @@ bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot) {
 }
 
 bool ms_bucket_is_first(const ms_queue *queue, uint64_t key_hash, uint32_t slot) {
-  return !queue->buckets || bucket_of(queue, key_hash)->head == slot + 1;
+  return !is_ordered(queue, key_hash) || bucket_of(queue, key_hash)->head == slot + 1;
 }
 
 /* HELD -> READY | DELAYED: it is the first of its key now. */
@@ -70,6 +76,7 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
 }
 
 void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now) {
+  if (!is_ordered(queue, key_hash)) return;
   ms_bucket *bucket = bucket_of(queue, key_hash);
   uint32_t before = 0, at = bucket->head;
   for (uint32_t i = 0; at != slot + 1; i++) {
@@ -115,7 +122,8 @@ void ms_bucket_rebuild(ms_queue *queue, uint32_t index, const ms_instant *now) {
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
     if (!ms_bucket_has(queue, word)) continue;
-    if (MS_PEEK(ms_slot_at(queue, slot)->key_hash) % MS_QUEUE_BUCKETS != index) continue;
+    uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
+    if (key_hash == 0 || key_hash % MS_QUEUE_BUCKETS != index) continue;
     uint32_t before = bucket->tail; /* most often it comes last */
     if (before && comes_before(queue, slot, before - 1)) {
       before = 0;

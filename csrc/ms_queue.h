@@ -146,7 +146,7 @@ typedef struct ms_message {
   int64_t delay_ns;   /* 0: at once */
   int64_t due_us;     /* wall time, for display and reopening; 0: at once */
   int64_t expires_us; /* 0: never */
-  uint64_t key_hash;  /* with buckets: which; taken from the key by the caller */
+  uint64_t key_hash;  /* with buckets: which; 0: no key, so in no order. Taken by the caller */
   uint64_t dedup[2];
   uint64_t id;          /* 0: the next; else it was given by a transaction that is done again */
   uint64_t transaction; /* not 0: PREPARED, until ms_queue_try_decide */

@@ -64,7 +64,7 @@ static void put(ms_queue *queue) {
   key_of[number] = (uint32_t)(scheduler_random() % 2);
   ms_message message = {.payload = (uint8_t *)&number,
                         .payload_length = sizeof(number),
-                        .key_hash = key_of[number],
+                        .key_hash = key_of[number] + 1,
                         .delay_ns = scheduler_random() % 4 == 0 ? 1000000 : 0};
   ms_lease out;
   family_of[number] = (uint32_t)(scheduler_random() % FAMILIES);

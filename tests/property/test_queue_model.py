@@ -208,13 +208,17 @@ class QueueMachine(RuleBasedStateMachine):
         arguments = {"value": value, "priority": lane, "delay": delay, "key": key, "ttl": life}
         return m, {**arguments, "headers": named}
 
+    def line_of(self, m):
+        """Those of its key, in order; of a message without a key nobody."""
+        return self.order.setdefault(m.key, []) if self.ordered and m.key is not None else []
+
     def add(self, m, number):
         assert number > self.last_id
         m.id = self.last_id = number
         self.messages[number] = m
-        line = self.order.setdefault(m.key, []) if self.ordered else []
+        line = self.line_of(m)
         line.append(number)
-        if len(line) > 1 and self.ordered:
+        if len(line) > 1:
             m.state = "held"
         else:
             self.wait(m, m.due)
@@ -383,10 +387,10 @@ class QueueMachine(RuleBasedStateMachine):
             assert self.queue().dead.redrive(ids) == len(chosen)
         for m in chosen[:room]:
             m.attempts, m.due = 0, 0
-            line = self.order.setdefault(m.key, []) if self.ordered else []
+            line = self.line_of(m)
             if not self.stops:
                 line.append(m.id)
-            if self.ordered and not self.stops and len(line) > 1:
+            if not self.stops and len(line) > 1:
                 m.state = "held"
             else:
                 self.make_ready(m)

@@ -706,6 +706,16 @@ def test_dedup_id_is_refused_where_it_would_do_nothing(q):
     assert len(q) == 0
 
 
+def test_messages_without_a_key_wait_for_nobody_in_an_ordered_queue(store):
+    q = store.queue("some", ordering="key", capacity=100)
+    q.put_many([b"1", {"value": b"a", "key": b"k"}, b"2", {"value": b"b", "key": b"k"}, b"3"])
+    first = q.get_many(10)
+    assert values(first) == [b"1", b"a", b"2", b"3"]
+    first[0].nack(delay=0)
+    assert values(q.get_many(10)) == [b"1"]
+    q._check()
+
+
 def test_ordered_stop_holds_up_the_key_of_a_dead_message(store):
     q = store.queue("stop", ordering="key", on_dead="stop")
     q.put_many([{"value": b"1", "key": b"a"}, {"value": b"2", "key": b"a"}])
