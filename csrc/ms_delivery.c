@@ -394,6 +394,10 @@ uint64_t ms_waiting_word(uint64_t word, uint32_t state, int64_t delay_ns, const 
                     ms_tick_ceil(now->boot_ns + (delay_ns < reach ? delay_ns : reach)));
 }
 
+void ms_queue_refuse(ms_queue *queue) {
+  atomic_fetch_add_explicit(&queue->hints->refused, 1, memory_order_relaxed);
+}
+
 ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
                            ms_lease *out, uint32_t *out_owner, ms_error *err) {
   uint32_t slot;

@@ -309,7 +309,8 @@ typedef struct ms_hints_header {
   _Atomic uint64_t evicted;
   _Atomic uint64_t redelivered;
   _Atomic uint64_t corrupt;
-  uint64_t reserved8[4];
+  _Atomic uint64_t refused;
+  uint64_t reserved8[3];
   _Atomic uint64_t noted_tail[MS_QUEUE_LANES_MAX];
   ms_lane_hints lane[MS_QUEUE_LANES_MAX];
 } ms_hints_header;
@@ -621,6 +622,7 @@ typedef struct ms_group_partition {
   XX(ms_hints_header, evicted, 520)         \
   XX(ms_hints_header, redelivered, 528)     \
   XX(ms_hints_header, corrupt, 536)         \
+  XX(ms_hints_header, refused, 544)         \
   XX(ms_hints_header, noted_tail, 576)      \
   XX(ms_hints_header, lane, 640)            \
   MS_FORMAT_GROUP_FIELDS(XX)

@@ -229,6 +229,10 @@ typedef struct ms_queue_counts {
   uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
 } ms_queue_counts;
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
+/* How many are READY that were never leased; of them the one with the lowest id. One pass. */
+uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
+/* A put found it full: count it, once, however often it tries again. */
+void ms_queue_refuse(ms_queue *queue);
 
 /* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
 

@@ -404,6 +404,21 @@ void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
                  out->dead - out->spare - out->free - out->prepared - out->acking;
 }
 
+uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word) {
+  uint32_t count = ms_slot_count(queue), found = 0;
+  uint64_t lowest = UINT64_MAX;
+  for (uint32_t slot = 0; slot < count; slot++) {
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
+    if (ms_word_state(word) != MS_MESSAGE_READY || ms_word_attempts(word)) continue;
+    uint64_t id = MS_PEEK(ms_slot_at(queue, slot)->id);
+    if (found++ && id >= lowest) continue;
+    lowest = id;
+    *out_slot = slot;
+    *out_word = word;
+  }
+  return found;
+}
+
 /* --- the first opener --- */
 
 typedef struct standing {
@@ -582,6 +597,7 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
   MS_POKE(hints->evicted, MS_PEEK(from->hints->evicted));
   MS_POKE(hints->redelivered, MS_PEEK(from->hints->redelivered));
   MS_POKE(hints->corrupt, MS_PEEK(from->hints->corrupt));
+  MS_POKE(hints->refused, MS_PEEK(from->hints->refused));
   for (uint32_t i = 0; i < to->lanes; i++)
     MS_POKE(hints->noted_tail[i], ms_ring_tail(&to->rings[i]));
   MS_POKE(hints->noted, tick);

@@ -155,6 +155,7 @@ cdef extern from "ms_format.h" nogil:
         uint64_t evicted
         uint64_t redelivered
         uint64_t corrupt
+        uint64_t refused
     ctypedef struct ms_format_field:
         const char *type
         const char *field
@@ -516,6 +517,8 @@ cdef extern from "ms_queue.h" nogil:
     uint64_t ms_word_transaction(uint64_t word)
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
+    uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
+    void ms_queue_refuse(ms_queue *queue)
     uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
     uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
                             uint32_t dead_count)

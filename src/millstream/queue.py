@@ -31,6 +31,7 @@ __all__ = ["Queue"]
 LOCK_SECONDS = 30.0
 COUNTER_BITS = 40
 FOREVER = 1e9
+COUNTERS = ("redelivered", "expired", "evicted", "corrupt", "refused")
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
 
@@ -217,7 +218,7 @@ class Queue(QueueHandle):
             blocks=self._block_count,
             health="sync failed" if self._poison else "sound",
             **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
-            **{name: counters[name] for name in ("redelivered", "expired", "evicted", "corrupt")},
+            **{name: counters[name] for name in COUNTERS},
         )
 
     def join(self, *, timeout: float | None = None) -> None:

@@ -35,6 +35,8 @@ class QueueStats:
         redelivered: leases of this session that ended without their holder.
         expired, evicted, corrupt: messages of this session that outlived their time, dead letters
             that gave way to newer ones, messages found damaged.
+        refused: puts of this session that found the queue full, and waited or gave up (of `aput`
+            each try).
     """
 
     name: str
@@ -52,6 +54,7 @@ class QueueStats:
     expired: int
     evicted: int
     corrupt: int
+    refused: int
     slots: int
     blocks: int
     health: str

@@ -1,5 +1,10 @@
 # ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is queue.py's,
 # through the hooks.
+
+# What a put has found so far: room, or it waits for some; announced, it looks once more first.
+cdef enum: ROOM, ANNOUNCED, FULL
+
+
 cdef class QueueCore(_QueueFiles):
     """Base of `millstream.Queue`: putting and taking.
 
@@ -106,7 +111,7 @@ cdef class QueueCore(_QueueFiles):
         return found
 
     cdef int resolve_put(self, int status, uint32_t owner, const ms_error *err, int64_t started,
-                         int64_t deadline, bint *io_announced, uint32_t *io_ticket) except -1:
+                         int64_t deadline, int *io_found, uint32_t *io_ticket) except -1:
         """Do what a put could not; 1: the time is over and the queue still full."""
         cdef ms_instant now
         cdef ms_queue c
@@ -126,8 +131,10 @@ cdef class QueueCore(_QueueFiles):
                 raise _errors.LockTimeout(f"{self.path}: held by {self.members.describe(owner)}")
         else:
             ms_now(&now)
-            if io_announced[0]:
-                io_announced[0] = False
+            if io_found[0] == ROOM:
+                ms_queue_refuse(&self.c)
+            if io_found[0] == ANNOUNCED:
+                io_found[0] = FULL
                 if now.mono_ns >= deadline:
                     return 1
                 most = min(<int64_t>LOOK_NS, deadline - now.mono_ns)
@@ -137,11 +144,11 @@ cdef class QueueCore(_QueueFiles):
                 PyErr_CheckSignals()
             elif deadline <= started:  # it does not wait
                 self.look(&now)
-                io_announced[0] = True  # once more, then it is over
+                io_found[0] = ANNOUNCED  # once more, then it is over
                 io_ticket[0] = 0
             else:
                 io_ticket[0] = ms_queue_announce(&self.c, MS_WAIT_ROOM)
-                io_announced[0] = True
+                io_found[0] = ANNOUNCED
                 self.look(&now)
         self.alive()
         return 0
@@ -202,12 +209,12 @@ cdef class QueueCore(_QueueFiles):
         cdef ms_instant now
         cdef int64_t started = ms_clock_monotonic_ns()
         cdef int64_t deadline = started
-        cdef bint announced = False
+        cdef int found = ROOM
         cdef uint32_t ticket = 0
         if timeout is None or timeout > 0:
             deadline = deadline_of(timeout)
         while status != MS_OK and status != MS_END:
-            if self.resolve_put(status, owner, err, started, deadline, &announced, &ticket):
+            if self.resolve_put(status, owner, err, started, deadline, &found, &ticket):
                 raise _errors.QueueFull(
                     f"{self.path}: {self.c.capacity} messages are not finished")
             ms_now(&now)
@@ -238,7 +245,8 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t owner = 0, ticket = 0
         cdef int status
         cdef int32_t count = 0
-        cdef bint announced = False, full = False
+        cdef int found = ROOM
+        cdef bint full = False
         cdef list ids = []
         self.alive()
         cdef int64_t started = ms_clock_monotonic_ns()
@@ -264,14 +272,14 @@ cdef class QueueCore(_QueueFiles):
                     if count:
                         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
                         count = 0
-                    full = self.resolve_put(status, owner, &err, started, deadline, &announced,
+                    full = self.resolve_put(status, owner, &err, started, deadline, &found,
                                             &ticket)
                     if full:
                         break
                     ms_now(&now)
                 if full:
                     break
-                announced = False
+                found = ROOM
                 ids.append(out.id)
                 count += 1
         finally:
@@ -296,7 +304,7 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t owner = 0
         cdef int64_t started = ms_clock_monotonic_ns()
         cdef int status
-        cdef bint announced = False
+        cdef int found = ROOM
         cdef uint32_t ticket = 0
         self.alive()
         while True:
@@ -307,7 +315,7 @@ cdef class QueueCore(_QueueFiles):
                 break
             if status == MS_END:
                 return None
-            if self.resolve_put(status, owner, &err, started, started, &announced, &ticket):
+            if self.resolve_put(status, owner, &err, started, started, &found, &ticket):
                 raise _errors.QueueFull(
                     f"{self.path}: {self.c.capacity} messages are not finished")
         if transaction == 0:

@@ -262,7 +262,8 @@ cdef class _QueueFiles:
                 "expired": ms_load64(&self.c.hints.expired),
                 "evicted": ms_load64(&self.c.hints.evicted),
                 "redelivered": ms_load64(&self.c.hints.redelivered),
-                "corrupt": ms_load64(&self.c.hints.corrupt)}
+                "corrupt": ms_load64(&self.c.hints.corrupt),
+                "refused": ms_load64(&self.c.hints.refused)}
 
     @property
     def closed(self):
@@ -428,8 +429,8 @@ cdef class _QueueFiles:
     def __bool__(self):
         return True
 
-    def _scan(self, states):
-        """(lane, id, slot, word) of each message in one of the states."""
+    def _scan(self, states, uint32_t most=UINT32_MAX):
+        """(lane, id, slot, word) of each message in one of the states, up to `most`."""
         cdef uint32_t i, mask = 0
         cdef uint64_t word
         cdef list found = []
@@ -439,8 +440,20 @@ cdef class _QueueFiles:
         for i in range(ms_load32(&self.c.slots.slot_count)):
             word = ms_load64(ms_queue_word(&self.c, i))
             if mask >> ms_word_state(word) & 1:
+                if len(found) >= most:
+                    break
                 found.append((ms_word_lane(word), ms_queue_slot(&self.c, i).id, i, word))
         return found
+
+    def _untouched(self):
+        """(how many are ready and were never leased, slot, word of the oldest), or None."""
+        cdef uint32_t count, slot = 0
+        cdef uint64_t word = 0
+        self.visible()
+        cdef ms_queue c = self.c
+        with nogil:
+            count = ms_queue_untouched(&c, &slot, &word)
+        return (count, slot, word) if count else None
 
     def _find(self, uint64_t id):
         """(slot, word) of a message that is not finished, or None."""
