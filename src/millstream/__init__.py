@@ -35,9 +35,11 @@ from millstream.stream import Stream
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import inspect as inspect
+    from millstream.advice import Advice as Advice
     from millstream.compaction import CompactionProgress, CompactionResult
     from millstream.consumer import Consumer as Consumer
     from millstream.group import Group as Group
+    from millstream.growth import MillstreamWarning as MillstreamWarning
     from millstream.options import Durability
     from millstream.pipe import Pipe as Pipe
     from millstream.producer import Producer as Producer
@@ -52,6 +54,7 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Aborted",
+    "Advice",
     "Batch",
     "Closed",
     "Compaction",
@@ -73,6 +76,7 @@ __all__ = [
     "LockTimeout",
     "Message",
     "MillstreamError",
+    "MillstreamWarning",
     "NotFound",
     "OffsetOutOfRange",
     "PartitionStats",
@@ -119,7 +123,9 @@ def __getattr__(name: str) -> object:
         return importlib.import_module("millstream.options").Durability
     if name == "Producer":
         return importlib.import_module("millstream.producer").Producer
-    if name in ("Consumer", "Group", "Pipe", "Transaction"):
+    if name == "MillstreamWarning":
+        return importlib.import_module("millstream.growth").MillstreamWarning
+    if name in ("Advice", "Consumer", "Group", "Pipe", "Transaction"):
         return getattr(importlib.import_module(f"millstream.{name.lower()}"), name)
     if name == "Queue":
         return importlib.import_module("millstream.queue").Queue

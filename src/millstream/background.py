@@ -166,6 +166,8 @@ class Background:
                 return
             for log, events in self._take():
                 self._attempt("preparing space", log, self._prepare, log, events)
+                if events & ROLLED:
+                    self._attempt("looking at its size", log, self._look_after_growth, log)
             now = time.monotonic()
             if (self._unsynced or self._queues) and now - self._synced_at >= SYNC_SECONDS:
                 self._synced_at = now
@@ -262,6 +264,12 @@ class Background:
             self._seal(log)
         if events & POPULATE:
             self._populate(log)
+
+    @staticmethod
+    def _look_after_growth(log: PartitionLog) -> None:
+        from millstream import growth
+
+        growth.look_after(log.stream)
 
     def _populate(self, log: PartitionLog) -> None:
         """Fault pages in ahead of the tail, where this process appended lately."""

@@ -267,6 +267,13 @@ def inode(target: str | int) -> int:
         return 0
 
 
+def free_bytes(path: str) -> int:
+    """Bytes of the file system that this user may still fill."""
+    with reporting(path, "asking how much is free"):
+        found = os.statvfs(path)
+    return found.f_bavail * found.f_frsize
+
+
 def allocate(descriptor: int, length: int, path: str) -> None:
     """Put blocks behind the first `length` bytes: storing there through a map cannot fail."""
     with reporting(path, f"allocating {length} bytes"):

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
+    from millstream.advice import Advice
     from millstream.cache import SegmentCache
     from millstream.group import Group
     from millstream.journal import Journal
@@ -117,6 +118,32 @@ class StoreTransactions(StoreGroups):
             self._handle(name).flush(timeout=timeout)
         for name in self._queue_names():
             self.queue(name).flush(timeout=timeout)
+
+    def advice(self, *, large: int | str | None = None) -> list[Advice]:
+        """Look for common mistakes in how streams and queues are used, as the files show them.
+
+        Changes nothing. Reads figures that are kept anyway, and of each stream and queue a sample
+        of what is in it: some milliseconds each. Nothing found is no proof that all is well.
+
+        Args:
+            large: bytes from which on a stream with neither retention nor compaction is pointed
+                out; default 1 GiB. A tenth of the disk that is free is always large.
+
+        Returns: an `Advice` for each, streams first; docs/guide/queue_or_stream.md says more.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("small", capacity=10)
+        ...     _ = queue.put_many([b"x"] * 12)
+        ...     [(one.kind, one.where, one.figure) for one in store.advice()]
+        [('back-pressure ignored', 'queue small', 1.0)]
+        """
+        from millstream import advice
+        from millstream.options import parse_bytes
+
+        self._check_open()
+        store: Store = self  # type: ignore[assignment]
+        return advice.of_store(store, None if large is None else parse_bytes(large))
 
     # --- the journal ------------------------------------------------------------------------------
 

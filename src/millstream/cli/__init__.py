@@ -22,6 +22,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from millstream.cli import (
+    advise,
     backup,
     bench,
     compact,
@@ -89,7 +90,19 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--version", action=Version, nargs=0, help="print the version and leave")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
-    shown = (demo, streams, records, groups, queues, work, integrity, backup, compact, bench)
+    shown = (
+        demo,
+        streams,
+        records,
+        groups,
+        queues,
+        work,
+        advise,
+        integrity,
+        backup,
+        compact,
+        bench,
+    )
     for group in shown:
         group.register(verbs)
     return parser
