@@ -460,10 +460,19 @@ cdef class QueueCore(_QueueFiles):
             raise _errors.Empty(f"{self.path}: no message is ready")
         return m
 
+    cdef Message next_one(self, const ms_instant *now):
+        """The next message that is ready, or None."""
+        cdef ms_lease lease
+        cdef Message m
+        while ms_queue_try_get(&self.c, self.lease_ms, now, NULL, &lease) == MS_OK:
+            m = self.take(&lease, now)
+            if m is not None:
+                return m
+        return None
+
     cdef Message wait_for_one(self, object timeout):
         """The next message, or None after the time-out."""
         cdef ms_instant now
-        cdef ms_lease lease
         cdef ms_queue c
         cdef Message m
         cdef int64_t deadline = deadline_of(timeout), most
@@ -473,14 +482,18 @@ cdef class QueueCore(_QueueFiles):
             if waits:
                 ticket = ms_queue_announce(&self.c, MS_WAIT_MESSAGE)
             ms_now(&now)
-            self.look(&now)
-            while ms_queue_try_get(&self.c, self.lease_ms, &now, NULL, &lease) == MS_OK:
-                m = self.take(&lease, &now)
-                if m is not None:
-                    if slept and self.next_due != INT64_MAX:
-                        # Who sleeps on may know of nothing that is due: somebody has to.
-                        ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-                    return m
+            m = None
+            if slept:  # what woke us comes before the look for deaths, which asks the kernel
+                self.turn(&now)
+                m = self.next_one(&now)
+            if m is None:
+                self.look(&now)
+                m = self.next_one(&now)
+            if m is not None:
+                if slept and self.next_due != INT64_MAX:
+                    # Who sleeps on may know of nothing that is due: somebody has to.
+                    ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
+                return m
             if now.mono_ns >= deadline or not waits:
                 return None
             most = self.slice(&now, deadline)
