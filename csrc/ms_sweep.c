@@ -260,6 +260,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
     uint32_t state = ms_word_state(word);
     if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_DEAD) continue;
+    if (state == MS_MESSAGE_READY && !p.reconcile && !p.expire) continue; /* most of them */
     atomic_thread_fence(memory_order_acquire); /* pairs with the release in ms_move */
     look(&p, slot, word);
   }
