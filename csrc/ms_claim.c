@@ -82,6 +82,7 @@ ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint64_t id, uin
                                           &there, out_owner);
     if (status != MS_END) return moved_as_busy(status, out_owner);
     *out_id = there.id;
+    if (there.id == id) return MS_OK; /* put again, as a transaction says */
     status = judge(queue, key, &there, out_owner);
     if (status != MS_OK) return status;
   }
@@ -142,7 +143,8 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     ms_status status =
         ms_dedup_try_claim(table, queue->self, key, &claim, now->wall_us, &there, &owner);
     if (status == MS_ROLL) return MS_ROLL;
-    if (status == MS_OK || there.id == claim.id)
+    /* Of a transaction that is not decided yet: PENDING, as long as it is not. */
+    if (state != MS_MESSAGE_PREPARED && (status == MS_OK || there.id == claim.id))
       ms_claim_settle(queue, key, claim.id, true, &owner);
   }
   return MS_OK;

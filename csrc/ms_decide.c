@@ -19,7 +19,10 @@ ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint6
 }
 
 ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word) {
-  return ms_move(ms_word_at(queue, lease->slot), word, lease->word) ? MS_OK : MS_LOST;
+  if (!ms_move(ms_word_at(queue, lease->slot), word, lease->word)) return MS_LOST;
+  /* A sweep that came meanwhile saw no lease here, whose end it would have to look for. */
+  ms_lower(&queue->hints->lease_due, 0);
+  return MS_OK;
 }
 
 static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
@@ -69,7 +72,17 @@ ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, boo
   if (committed) return ms_queue_finish(queue, slot, word, now, out_owner);
   uint64_t to = ms_word_as(word, MS_MESSAGE_READY, ms_tick_floor(now->boot_ns));
   if (!ms_move(ms_word_at(queue, slot), word, to)) return MS_LOST;
+  ms_queue_note_expiry(queue, slot); /* which a sweep that came meanwhile did not see */
   ms_queue_hint(queue, slot, to);
   ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
   return MS_OK;
+}
+
+void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now) {
+  ms_slot *content = ms_slot_at(queue, slot);
+  uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+  MS_POKE(content->id, 0);
+  (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+  if (queue->buckets) ms_bucket_remove(queue, MS_PEEK(content->key_hash), slot, now);
+  ms_queue_balance(queue);
 }

@@ -411,7 +411,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   take_part(queue, now);
   bool dedup = message->dedup[0] != 0;
   /* First, so that a double is told also where the queue is full. */
-  if (dedup) MS_TRY(ms_claim_find(queue, message->dedup, now, &out->id, out_owner));
+  if (dedup && !message->id) MS_TRY(ms_claim_find(queue, message->dedup, now, &out->id, out_owner));
   MS_TRY(claim_slot(queue, message->lane, &slot, &word));
   ms_status status = ms_bucket_try_take(queue, message->key_hash, out_owner);
   if (status != MS_OK) {

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from millstream import _native
+from millstream.errors import InvalidArgument
 from millstream.producer_ids import ids_of
 from millstream.sequences import sequences_of
 
@@ -29,6 +30,8 @@ class Producer(_native.ProducerCore):
         stream.store._check_writable()
         self.stream = stream
         self.id = id
+        if isinstance(id, str) and id.startswith("@"):
+            raise InvalidArgument(f"producer id {id!r}: ids that begin with @ are millstream's own")
         self._number = ids_of(stream).number(id)
         self._begin(stream, self._number)
 

@@ -73,6 +73,7 @@ class Store(StoreTransactions):
         """By name and level: a handle with a level of its own is another one."""
         self._queues = {}
         self._open_journal = None
+        self._transactions = set()
         self._replaying = False
         self._cache = SegmentCache()
         self._lock = threading.RLock()
@@ -211,6 +212,7 @@ class Store(StoreTransactions):
             if self._closed:
                 return
             failed: list[Exception] = []
+            self._abandon_transactions()
             if not self._remove_when_closed:
                 self._recover_the_rest()
                 failed = self._settle_journal() if self.writable else []

@@ -36,6 +36,8 @@ class StoreTransactions(StoreGroups):
 
     _open_journal: Journal | None
     _replaying: bool
+    _transactions: set[Transaction]
+    """Those that are open."""
     _cache: SegmentCache
     _members: Members
 
@@ -168,13 +170,18 @@ class StoreTransactions(StoreGroups):
             finally:
                 self._replaying = False
 
+    def _abandon_transactions(self) -> None:
+        """Those that are open when the store is closed: nothing of them is done."""
+        for transaction in list(self._transactions):
+            transaction._abandon()
+
     def _settle_journal(self) -> list[Exception]:
         """Before closing: what is committed is applied. What failed."""
         if not self._has_journal():
             return []
         try:
             journal = self._journal()
-            if not journal.is_settled:
+            if not journal.is_settled:  # also where a dead process had committed
                 with journal.holding():
                     journal.apply_pending()
         except MillstreamError as error:
@@ -194,6 +201,9 @@ class StoreTransactions(StoreGroups):
     def _settle_queues(self) -> bool:
         if self._has_journal():
             from millstream import slots
+
+            if not self._journal().is_settled:  # who committed last was killed before it applied
+                return False
 
             if any(slots.has_undecided(self._queue_path(name)) for name in self._queue_names()):
                 return False

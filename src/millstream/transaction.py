@@ -9,24 +9,15 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _native, timestamps
 from millstream._native import Message
+from millstream.commit import Commit
 from millstream.consumer import Consumer
-from millstream.errors import (
-    Aborted,
-    Fenced,
-    Indeterminate,
-    InvalidArgument,
-    InvalidType,
-    LeaseLost,
-    LimitExceeded,
-    MillstreamError,
-)
-from millstream.journal import Ack, Effects, Mark, Put, Share, length_of
+from millstream.effects import Share
+from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, LimitExceeded
 from millstream.options import integer, number, parse_bytes
 from millstream.queue import Queue
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.journal import Journal
     from millstream.options import Durability
     from millstream.store import Store
 
@@ -53,7 +44,8 @@ class Transaction:
         self._state = "new"
         self._shares: dict[tuple[Stream, int], _Growing] = {}
         self._puts: list[tuple[Queue, dict[str, Any]]] = []
-        self._messages: list[Message] = []
+        self._messages: dict[int, Message] = {}
+        """By identity."""
         self._consumers: list[Consumer] = []
 
     def __repr__(self) -> str:
@@ -68,11 +60,15 @@ class Transaction:
                 f"{self.store.path}: a transaction is open in this thread; they do not nest"
             )
         others.append(self)
+        self._others = others
+        self.store._transactions.add(self)
         self._state = "open"
         return self
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
-        _open.transactions.remove(self)
+        self._let_go()
+        if self._state == "abandoned" and kind is None:
+            raise Closed(f"{self!r}: the store was closed within it, so nothing of it is done")
         if self._state != "open":
             return
         if kind is not None:
@@ -80,9 +76,17 @@ class Transaction:
             return
         self._commit()
 
-    def __del__(self) -> None:
-        if getattr(self, "_state", "") == "open":
-            warnings.warn(f"{self!r} was never ended: rolled back", ResourceWarning, stacklevel=2)
+    def _let_go(self) -> None:
+        if self in self._others:
+            self._others.remove(self)
+        self.store._transactions.discard(self)
+
+    def _abandon(self) -> None:
+        """Its store is closed, maybe at exit."""
+        self._let_go()
+        warnings.warn(f"{self!r} was never ended: rolled back", ResourceWarning, stacklevel=2)
+        self._roll_back()
+        self._state = "abandoned"
 
     def rollback(self) -> None:
         """Give it up: nothing of it happens, and the consumers it named read again."""
@@ -95,12 +99,13 @@ class Transaction:
         self.store._check_writable()
 
     def _take_room(self, size: int, count: int = 1) -> None:
-        self._room -= size + RECORD_BYTES * count
-        if self._room < 0:
+        left = self._room - size - RECORD_BYTES * count
+        if left < 0:
             raise LimitExceeded(
                 f"{self!r}: more than its max_bytes of {self._max}; commit more often, or pass a"
                 " larger max_bytes to transaction()"
             )
+        self._room = left
 
     # --- what it does -----------------------------------------------------------------------------
 
@@ -182,7 +187,7 @@ class Transaction:
     def _share(self, stream: Stream, index: int) -> _Growing:
         share = self._shares.get((stream, index))
         if share is None:
-            share = self._shares[stream, index] = _Growing(stream.name, index)
+            share = self._shares[stream, index] = _Growing()
         return share
 
     def put(
@@ -253,9 +258,9 @@ class Transaction:
         self._require(message.queue, Queue, "message")
         if message.finished:
             raise LeaseLost(f"{message!r} is finished")
-        if message not in self._messages:
+        if id(message) not in self._messages:
             self._take_room(0)
-            self._messages.append(message)
+            self._messages[id(message)] = message
 
     def commit(self, consumer: Consumer) -> None:
         """Commit the position of a consumer: all that it has handed out by the end of the block.
@@ -291,121 +296,16 @@ class Transaction:
         if not (self._shares or self._puts or self._messages or self._consumers):
             self._state = "committed"
             return
+        commit = Commit(self, self.store._journal())
         try:
-            Commit(self, self.store._journal()).run()
-        except BaseException as error:
-            if getattr(error, "committed", False):
+            commit.run()
+        except BaseException:
+            if commit.is_recorded:  # also where a signal came between record and effects
                 self._state = "committed"
-                raise
-            self._roll_back()
+            else:
+                self._roll_back()
             raise
         self._state = "committed"
-
-
-class Commit:
-    """The way of one transaction from memory through the journal to its effects."""
-
-    def __init__(self, transaction: Transaction, journal: Journal) -> None:
-        self.transaction = transaction
-        self.journal = journal
-        self.marked: list[tuple[Consumer, list[Any]]] = []
-        self.undo: list[Any] = []
-
-    def run(self) -> None:
-        waits = self.transaction._level != "process"
-        with self.journal.holding():
-            if not waits or self.journal.is_stuck:
-                self.journal.apply_pending()  # or say why it cannot be
-            offset, effects = self._record(waits)
-            if not waits:
-                self._finish(lambda: self.journal.apply_own(offset, effects))
-        if waits:
-            self._finish(lambda: self._wait(offset, effects))
-        for consumer, marked in self.marked:
-            consumer._member.settled(marked)
-
-    def _wait(self, offset: int, effects: Effects) -> None:
-        """Until it is synced; those who wait share one sync, and the first applies for all."""
-        end = offset + length_of(effects)
-        self.journal.sync(end)
-        if self.journal.applied < end:
-            with self.journal.holding():
-                if self.journal.applied < end:
-                    self.journal.apply_until(end)
-
-    def _finish(self, work: Any) -> None:
-        """From here on it is committed, whatever happens."""
-        for message in self.transaction._messages:
-            message.queue._acked(message)
-        try:
-            work()
-        except MillstreamError as error:
-            self.journal.is_stuck = True
-            raised = Indeterminate(
-                getattr(error, "errno", None) or 5,
-                f"the transaction is committed, but not all of it is applied yet: {error}",
-                self.journal.stream.path,
-            )
-            raised.committed = True
-            raise raised from error
-
-    def _record(self, waits: bool) -> tuple[int, Effects]:
-        """Prepare, then append the record; or undo what was prepared."""
-        before = self.journal.end
-        try:
-            effects = self._prepare(self.journal.number_of(before))
-            return self.journal.append(effects, wait=waits), effects
-        except BaseException:
-            if self.journal.end == before:
-                while self.undo:
-                    self.undo.pop()()
-            raise
-
-    def _prepare(self, transaction: int) -> Effects:
-        tx = self.transaction
-        acks = []
-        for message in tx._messages:
-            queue = message.queue
-            found = queue._prepare_ack(transaction, message)
-            if found is None:
-                raise Aborted(
-                    f"{message!r}: its lease was lost, so nothing of the transaction is done"
-                )
-            self.undo.append(lambda q=queue, m=message, w=found[2]: q._undo_ack(m, w))
-            acks.append(Ack(queue.name, found[1], found[2], found[0]))
-        puts = []
-        for queue, asked in tx._puts:
-            left = None
-            if asked["expires"]:
-                left = max((asked["expires"] - _native.wall_us()) / 1e6, 0.0)
-            made = queue._prepare_put(
-                transaction, 0, asked["value"], priority=asked["priority"], at=asked["at"] or None,
-                key=asked["key"], ttl=left, dedup_id=asked["dedup"], headers=asked["headers"],
-            )  # fmt: skip
-            if made is None:
-                continue  # one with its dedup_id is there
-            number_, slot, word = made
-            self.undo.append(lambda q=queue, s=slot, w=word: q._decide(s, w, False))
-            fields = [asked[name] for name in ("priority", "at", "expires", "dedup")]
-            content = [asked[name] for name in ("value", "key", "headers")]
-            puts.append(Put._make((queue.name, slot, word, number_, *fields, *content)))
-        marks = []
-        for consumer in tx._consumers:
-            if consumer.closed:
-                raise Aborted(f"{consumer!r} is closed, so nothing of the transaction is done")
-            group = consumer.group
-            try:
-                found_marks = consumer._member.prepare(transaction)
-            except Fenced as error:
-                raise Aborted(
-                    f"{error}; nothing of the transaction is done, another member reads it again"
-                ) from error
-            for partition, _, epoch, offset in found_marks:
-                self.undo.append(lambda g=group, p=partition: g._revert(p, transaction))
-                marks.append(Mark(consumer.stream.name, group.name, partition, epoch, offset))
-            self.marked.append((consumer, found_marks))
-        shares = [share.finished() for share in tx._shares.values()]
-        return Effects(shares, puts, acks, marks)
 
 
 def _content(what: str, value: Any) -> bytes | None:
@@ -438,8 +338,7 @@ def _times_of(given: Any, count: int) -> list[int] | None:
 class _Growing:
     """What one partition of a stream is to get."""
 
-    def __init__(self, stream: str, partition: int) -> None:
-        self.stream, self.partition = stream, partition
+    def __init__(self) -> None:
         self.values: list[bytes | None] = []
         self.keys: list[bytes | None] | None = None
         self.headers: list[Any] | None = None
@@ -462,10 +361,10 @@ class _Growing:
         if self.times is not None or times is not None:
             self.times = _joined(self.times, before, times, count, _native.wall_us())
 
-    def finished(self) -> Share:
+    def finished(self, place: int, partition: int) -> Share:
         """As the journal has it."""
         times: Any = _native.wall_us() if self.times is None else self.times
-        return Share(self.stream, self.partition, times, self.values, self.keys, self.headers)
+        return Share(place, partition, times, self.values, self.keys, self.headers)
 
 
 def _joined(

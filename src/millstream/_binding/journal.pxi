@@ -24,6 +24,14 @@ cdef class JournalPage:
     def set_applied(self, uint64_t offset):
         ms_store64(<uint64_t *>self.at(72), offset)
 
+    @property
+    def checkpoint(self):
+        """What is before this offset needs no replay: a power cut takes nothing of it."""
+        return ms_load64(<uint64_t *>self.at(80))
+
+    def set_checkpoint(self, uint64_t offset):
+        ms_store64(<uint64_t *>self.at(80), offset)
+
 
 def contents(values, str what):
     """(list of bytes and None, bytes in all) of what a caller gave, to be kept."""

@@ -357,9 +357,26 @@ cdef class QueueCore(_QueueFiles):
         self.touch()
         return status == MS_OK
 
-    def _had(self, uint32_t slot, uint64_t id):
-        """Was the message with this id ever in this slot? After all processes had ended."""
-        return ms_queue_had(&self.c, slot, id)
+    def _fate_of(self, uint32_t slot, uint64_t id, uint64_t prepared):
+        """"whole", "torn", "over" or "never": a message of a transaction, in the slot that it got.
+
+        After all processes had ended, maybe by a power cut.
+        """
+        cdef uint64_t word, found
+        if slot >= ms_load32(&self.c.slots.slot_count):
+            return "never"
+        word = ms_load64(ms_queue_word(&self.c, slot))
+        found = ms_queue_slot(&self.c, slot).id
+        if ms_word_state(word) not in NO_MESSAGE and (found == id or word == prepared):
+            record = self._record(slot, word)
+            return "torn" if found != id or record is None or record[9] is None else "whole"
+        return "over" if ms_queue_had(&self.c, slot, id) else "never"
+
+    def _forget(self, uint32_t slot):
+        """A message that is torn never was."""
+        cdef ms_instant now
+        ms_now(&now)
+        ms_queue_forget(&self.c, slot, &now)
 
     @staticmethod
     def _transaction_of(uint64_t word):
@@ -618,5 +635,6 @@ cdef tuple put_arguments(dict item):
             item.get("key"), item.get("ttl"), item.get("dedup_id"), item.get("headers"))
 
 
+cdef frozenset NO_MESSAGE = frozenset((MS_MESSAGE_FREE, MS_MESSAGE_WRITING, MS_MESSAGE_SPARE))
 cdef frozenset PUT_NAMES = frozenset(
     ("value", "priority", "delay", "at", "key", "ttl", "dedup_id", "headers"))

@@ -242,6 +242,10 @@ cdef class _QueueFiles:
     def _set_undecided(self, uint32_t undecided):
         ms_store32(&self.c.hints.undecided, undecided)
 
+    @property
+    def _queue_id(self):
+        return self.c.slots.queue_id
+
     def _set_paused(self, uint32_t paused):
         ms_store32(&self.c.slots.paused, paused)
 
@@ -365,7 +369,10 @@ cdef class _QueueFiles:
         with nogil:
             ms_futex_wait(&never, 0, 100000)
         PyErr_CheckSignals()
-        if self.members.is_dead(dead):
+        if dead == self.c.self:  # a transaction that is not decided: maybe of a dead process
+            ms_now(&now)
+            self.look(&now)
+        elif self.members.is_dead(dead):
             ms_now(&now)
             c = self.c
             with nogil:

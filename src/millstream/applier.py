@@ -1,0 +1,198 @@
+"""Doing what a committed transaction says, each thing once however often it is asked for.
+
+What a place names by its id and is not there any more was dropped, and all in it: a later stream,
+queue or group of that name gets nothing of it.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from millstream import _native, control, group, slots
+from millstream.errors import Closed, NotFound, QueueFull
+from millstream.producer_ids import ids_of
+
+if TYPE_CHECKING:
+    from millstream.effects import Ack, Effects, Mark, Place, Put, Share
+    from millstream.queue import Queue
+    from millstream.store import Store
+    from millstream.stream import Stream
+
+__all__ = ["PRODUCER", "Applier"]
+
+PRODUCER = "@transactions"
+"""As which transactions append; the sequence is the number of the transaction."""
+
+
+class Applier:
+    """The streams, queues and groups that transactions changed, as this process has them open."""
+
+    def __init__(self, store: Store) -> None:
+        self.store = store
+        self._numbers: dict[int, int] = {}
+        self._streams: dict[str, Stream] = {}
+        self._groups: dict[tuple[str, str], group.Group] = {}
+
+    def dispose(self) -> None:
+        """Give up the handles."""
+        for one in self._groups.values():
+            one._dispose()
+
+    def apply(self, transaction: int, effects: Effects, *, replay: bool = False) -> None:
+        """Do it. Holder of the journal's word.
+
+        `replay`: after all processes had ended, when what was done may be lost.
+        """
+        places = effects.places
+        for share in effects.shares:
+            self._append(transaction, places[share.place], share)
+        for put in effects.puts:
+            self._show(places[put.place], put, replay)
+        for ack in effects.acks:
+            self._finish(places[ack.place], ack, replay)
+        for mark in effects.marks:
+            self._go_on(transaction, places[mark.place], mark)
+
+    def flush(self, places: set[Place]) -> None:
+        """Have all that was done in some places survive a power cut; in streams their groups."""
+        for place in places:
+            stream = self.stream(place)
+            if stream is not None:
+                stream.flush()
+                group.settle(stream.path)
+                continue
+            queue = self.queue(place)
+            if queue is not None:
+                queue.flush()
+
+    # --- streams ----------------------------------------------------------------------------------
+
+    def stream(self, place: Place) -> Stream | None:
+        """The stream of a place; None: it was dropped."""
+        known = self._streams.get(place.name)
+        if known is None or known.closed or known._state != control.LIVE:
+            if place.name not in self.store._names():
+                return None
+            known = self._streams[place.name] = self.store.stream(place.name)
+            if known._state == control.DROPPED:
+                return None
+        return known if known._stream_id == place.id else None
+
+    def _append(self, transaction: int, place: Place, share: Share) -> None:
+        stream = self.stream(place)
+        if stream is None:
+            return
+        try:
+            stream._append_share(
+                share.partition, self._number(stream), transaction, share.values, share.keys,
+                share.headers, share.timestamps,
+            )  # fmt: skip
+        except (Closed, NotFound):
+            if self.stream(place) is not None:  # not dropped: the store was closed meanwhile
+                raise
+
+    def _number(self, stream: Stream) -> int:
+        """Of the producer as which transactions append to a stream."""
+        known = self._numbers.get(stream._stream_id)
+        if known is None:
+            known = self._numbers[stream._stream_id] = ids_of(stream).number(PRODUCER)
+        return known
+
+    # --- groups -----------------------------------------------------------------------------------
+
+    def _go_on(self, transaction: int, place: Place, mark: Mark) -> None:
+        one = self._group(place, mark)
+        if one is None:
+            return
+        try:
+            one._apply(mark.partition, transaction, mark.epoch, mark.offset)
+        except (Closed, NotFound):
+            if self._group(place, mark) is not None:
+                raise
+
+    def _group(self, place: Place, mark: Mark) -> group.Group | None:
+        stream = self.stream(place)
+        if stream is None:
+            return None
+        key = place.name, mark.group
+        one = self._groups.get(key)
+        if one is None or one.closed or one._state != group.LIVE or one.stream is not stream:
+            try:
+                one = group.Group(stream, mark.group)
+            except NotFound:
+                return None
+            one._configure_level("process")  # the journal is what is synced
+            self._groups[key] = one
+        return one if one._group_id == mark.group_id and one._state == group.LIVE else None
+
+    # --- queues -----------------------------------------------------------------------------------
+
+    def queue(self, place: Place) -> Queue | None:
+        """The queue of a place; None: it was dropped."""
+        for (name, _, _), queue in list(self.store._queues.items()):
+            if name == place.name and not queue.closed and queue._state == slots.LIVE:
+                return queue if queue._queue_id == place.id else None
+        if place.name not in self.store._queue_names():
+            return None
+        queue = self.store.queue(place.name)
+        return queue if queue._queue_id == place.id and queue._state != slots.DROPPED else None
+
+    def _show(self, place: Place, put: Put, replay: bool) -> None:
+        queue = self.queue(place)
+        if queue is None:
+            return
+        try:
+            if replay:
+                self._put_again(queue, put)
+            else:
+                queue._decide(put.slot, put.word, True)
+        except (Closed, NotFound):
+            if self.queue(place) is not None:
+                raise
+
+    def _put_again(self, queue: Queue, put: Put) -> None:
+        """Where the message is, whole or over, it is only decided. Alone in the store."""
+        fate = queue._fate_of(put.slot, put.id, put.word)
+        if fate == "whole":
+            queue._decide(put.slot, put.word, True)
+        if fate in ("whole", "over"):
+            return
+        if fate == "torn":
+            queue._forget(put.slot)
+        elif queue._find(put.id) is not None:  # in another slot, by an earlier replay
+            return
+        left = None
+        if put.expires:
+            left = (put.expires - _native.wall_us()) / 1e6
+            if left <= 0:
+                return
+        for dedup_id in (put.dedup, None):  # None: a later message has its dedup_id by now
+            try:
+                made = self._put(queue, put, left, dedup_id)
+            except QueueFull:
+                # An acknowledgement was lost that had made room for it.
+                queue.alter(capacity=queue.capacity + 1)
+                made = self._put(queue, put, left, dedup_id)
+            if made is not None:
+                return
+
+    def _put(
+        self, queue: Queue, put: Put, ttl: float | None, dedup: tuple[int, int] | None
+    ) -> object:
+        return queue._prepare_put(
+            0, put.id, put.value, priority=put.priority, at=put.at or None, key=put.key, ttl=ttl,
+            dedup_id=dedup, headers=put.headers,
+        )  # fmt: skip
+
+    def _finish(self, place: Place, ack: Ack, replay: bool) -> None:
+        queue = self.queue(place)
+        if queue is None:
+            return
+        try:
+            if not queue._decide(ack.slot, ack.word, True) and replay:
+                found = queue._find(ack.id)
+                if found is not None:
+                    queue._cancel(*found)
+        except (Closed, NotFound):
+            if self.queue(place) is not None:
+                raise

@@ -1,0 +1,155 @@
+"""The way of one transaction from memory through the journal to its effects."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from millstream import _native
+from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
+from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError
+from millstream.stream import Stream
+
+if TYPE_CHECKING:
+    from millstream.consumer import Consumer
+    from millstream.journal import Journal
+    from millstream.queue import Queue
+    from millstream.transaction import Transaction
+
+__all__ = ["Commit"]
+
+
+class Commit:
+    """The way of one transaction from memory through the journal to its effects."""
+
+    def __init__(self, transaction: Transaction, journal: Journal) -> None:
+        self.transaction = transaction
+        self.journal = journal
+        self.is_recorded = False
+        self.marked: list[tuple[Consumer, list[Any]]] = []
+        self.places: dict[Place, int] = {}
+        self.undo: list[Any] = []
+
+    def run(self) -> None:
+        """Commit, and do what was committed."""
+        tx, journal = self.transaction, self.journal
+        waits = tx._level != "process"
+        # Of two puts with one dedup_id the second needs to know what became of the first.
+        decided = any(asked["dedup"] for _, asked in tx._puts)
+        if waits:
+            self._await_sources()
+        with journal.holding():
+            if not waits or decided or journal.is_stuck:
+                journal.apply_pending()  # or say why it cannot be
+            offset, effects = self._record(waits)
+            self._recorded()
+            if not waits:
+                self._finish(lambda: journal.apply_own(offset, effects), survives=True)
+        if waits:
+            end = offset + length_of(effects)
+            try:
+                self._finish(lambda: journal.sync(end), survives=False)
+                self._finish(lambda: journal.apply_synced(end), survives=True)
+            finally:
+                journal.forget(offset)
+
+    def _await_sources(self) -> None:
+        """No position is to be ahead of the log that survives a power cut."""
+        for consumer in self.transaction._consumers:
+            for partition, _, _, offset in consumer._member.handed_out():
+                consumer.group._await_log(partition, offset)
+
+    def _recorded(self) -> None:
+        """From here on it is committed, whatever happens."""
+        for message in self.transaction._messages.values():
+            message.queue._acked(message)
+        for consumer, marked in self.marked:
+            consumer._member.settled(marked)
+
+    def _finish(self, work: Any, *, survives: bool) -> None:
+        try:
+            work()
+        except MillstreamError as error:
+            self.journal.is_stuck = True
+            what = "the transaction is committed, but not all of it is applied yet"
+            if not survives:
+                what = "the transaction is recorded; whether it survives a power cut is not known"
+            raised = Indeterminate(
+                getattr(error, "errno", None) or 5, f"{what}: {error}", self.journal.stream.path
+            )
+            raised.committed = survives
+            raise raised from error
+
+    def _record(self, waits: bool) -> tuple[int, Effects]:
+        """Prepare, then append the record; or undo what was prepared."""
+        before = self.journal.end
+        try:
+            effects = self._prepare(self.journal.number_of(before))
+            offset = self.journal.append(effects, wait=waits)
+        except BaseException:
+            self.is_recorded = self.journal.end != before
+            while self.undo and not self.is_recorded:
+                self.undo.pop()()
+            raise
+        self.is_recorded = True
+        return offset, effects
+
+    def _place(self, one: Stream | Queue) -> int:
+        number = one._stream_id if isinstance(one, Stream) else one._queue_id
+        return self.places.setdefault(Place(one.name, number), len(self.places))
+
+    def _prepare(self, transaction: int) -> Effects:
+        tx = self.transaction
+        acks = []
+        for message in tx._messages.values():
+            queue = message.queue
+            found = queue._prepare_ack(transaction, message)
+            if found is None:
+                raise Aborted(
+                    f"{message!r}: its lease was lost, so nothing of the transaction is done"
+                )
+            self.undo.append(lambda q=queue, m=message, w=found[2]: q._undo_ack(m, w))
+            acks.append(Ack(self._place(queue), found[1], found[2], found[0]))
+        puts = []
+        claimed = set()
+        for queue, asked in tx._puts:
+            if asked["dedup"] is not None:
+                claim = queue.path, asked["dedup"]
+                if claim in claimed:
+                    continue
+                claimed.add(claim)
+            left = None
+            if asked["expires"]:
+                left = max((asked["expires"] - _native.wall_us()) / 1e6, 0.0)
+            made = queue._prepare_put(
+                transaction, 0, asked["value"], priority=asked["priority"], at=asked["at"] or None,
+                key=asked["key"], ttl=left, dedup_id=asked["dedup"], headers=asked["headers"],
+            )  # fmt: skip
+            if made is None:
+                continue  # one with its dedup_id is there
+            number_, slot, word = made
+            self.undo.append(lambda q=queue, s=slot, w=word: q._decide(s, w, False))
+            fields = [asked[name] for name in ("priority", "at", "expires", "dedup")]
+            content = [asked[name] for name in ("value", "key", "headers")]
+            place = self._place(queue)
+            puts.append(Put._make((place, slot, word, number_, *fields, *content)))
+        marks = []
+        for consumer in tx._consumers:
+            if consumer.closed:
+                raise Aborted(f"{consumer!r} is closed, so nothing of the transaction is done")
+            group = consumer.group
+            try:
+                found_marks = consumer._member.prepare(transaction)
+            except Fenced as error:
+                raise Aborted(
+                    f"{error}; nothing of the transaction is done, another member reads it again"
+                ) from error
+            for partition, _, epoch, offset in found_marks:
+                self.undo.append(lambda g=group, p=partition: g._revert(p, transaction))
+                place = self._place(consumer.stream)
+                marks.append(Mark(place, group.name, group._group_id, partition, epoch, offset))
+            self.marked.append((consumer, found_marks))
+        shares = [
+            share.finished(self._place(stream), partition)
+            for (stream, partition), share in tx._shares.items()
+        ]
+        return Effects(list(self.places), shares, puts, acks, marks)

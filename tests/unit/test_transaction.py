@@ -1,0 +1,894 @@
+"""Transactions as their users see them: all or nothing, over streams, queues and positions."""
+
+import gc
+import os
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+import millstream
+from millstream import (
+    Aborted,
+    Closed,
+    Indeterminate,
+    InvalidArgument,
+    InvalidType,
+    LeaseLost,
+    LimitExceeded,
+    QueueFull,
+    StoreFull,
+    Unsupported,
+    files,
+)
+
+LEVELS = ("process", "interval", "sync")
+
+
+@pytest.fixture(params=LEVELS)
+def any_store(tmp_path, request):
+    with millstream.open(tmp_path / "store", durability=request.param) as opened:
+        yield opened
+
+
+def log_of(stream):
+    return [
+        value
+        for partition in range(stream.partitions)
+        for batch in stream.read(partition=partition)
+        for value in batch.values
+    ]
+
+
+def run(code, *arguments):
+    """Another process; what it printed."""
+    command = [sys.executable, "-c", "import millstream, sys\n" + code, *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+
+
+# --- all or nothing -------------------------------------------------------------------------------
+
+
+def test_everything_of_a_transaction_is_there_after_it_and_nothing_before(any_store):
+    store = any_store
+    source, out = store.stream("in"), store.stream("out", partitions=3)
+    jobs = store.queue("jobs")
+    source.append_many([b"a", b"b"])
+    jobs.put(b"job")
+    consumer = source.consumer("g", delivery="exactly_once", timeout=0)
+    batch, message = consumer.poll(0), jobs.get()
+    with store.transaction() as tx:
+        tx.append(out, b"one", key=b"k", headers={"h": b"v"}, timestamp=17, partition=2)
+        tx.append_many(out, [b"two", None], keys=[b"k", None], partition=2)
+        tx.put(jobs, b"next", priority=2, key=b"q", headers={"x": b"y"})
+        tx.ack(message)
+        tx.commit(consumer)
+        look = (
+            "with millstream.open(sys.argv[1], mode='r') as s:\n"
+            "    print(s.stream('out').next_offset(2), len(s.queue('jobs').peek(9)),"
+            " s.stream('in').group('g').positions()[0])"
+        )
+        assert run(look, store.path).strip() == "0 0 None"
+        assert log_of(out) == []
+        assert len(jobs) == 1
+    assert message.finished == "ack"
+    [rows] = list(out.read(partition=2))
+    assert list(rows.values) == [b"one", b"two", None]
+    assert list(rows.keys) == [b"k", b"k", None]
+    assert [h or {} for h in rows.headers] == [{"h": b"v"}, {}, {}]
+    assert rows.timestamps.tolist()[0] == 17
+    with jobs.get(timeout=0) as m:
+        assert (m.value, m.priority, m.key, m.headers, m.attempt) == (
+            b"next", 2, b"q", {"x": b"y"}, 1,
+        )  # fmt: skip
+    assert consumer.committed[0].offset == len(batch)
+    assert run(look, store.path).split()[:2] == ["3", "0"]
+    consumer.close()
+    jobs._check()
+
+
+@pytest.mark.parametrize("how", ["raise", "rollback"])
+def test_rolled_back_nothing_was_there_and_consumers_read_again(any_store, how):
+    store = any_store
+    source, out, jobs = store.stream("in"), store.stream("out"), store.queue("jobs", lease=60)
+    source.append_many([b"a", b"b", b"c"])
+    jobs.put(b"job")
+    with source.consumer("g", delivery="exactly_once", timeout=0, max_records=1) as consumer:
+        with store.transaction() as tx:
+            consumer.poll()
+            tx.commit(consumer)
+        message = jobs.get()
+        consumer.poll()
+        consumer.poll()
+        try:
+            with store.transaction() as tx:
+                tx.append(out, b"x")
+                tx.put(jobs, b"y")
+                tx.ack(message)
+                tx.commit(consumer)
+                if how == "raise":
+                    raise KeyError
+                tx.rollback()
+                with pytest.raises(InvalidArgument, match="rolled back"):
+                    tx.append(out, b"z")
+        except KeyError:
+            pass
+        assert not message.finished
+        assert not message.lost
+        assert (log_of(out), len(jobs)) == ([], 1)
+        assert consumer.committed[0].offset == 1
+        assert list(consumer.poll().values) == [b"b"]
+        message.ack()
+    assert not store._has_journal() or store._journal().is_settled
+
+
+def test_empty_transaction_does_nothing(store):
+    with store.transaction():
+        pass
+    assert store.streams() == []
+
+
+def test_lost_lease_aborts_all_and_consumers_read_again(any_store):
+    store = any_store
+    source, out, jobs = store.stream("in"), store.stream("out"), store.queue("jobs", lease=0.05)
+    source.append(b"a")
+    ids = jobs.put_many([b"1", b"2"])
+    with source.consumer("g", delivery="exactly_once", timeout=0) as consumer:
+        consumer.poll()
+        good, late = jobs.get_many(2)
+        good.extend(60)
+        with pytest.raises(Aborted, match="lease was lost"), store.transaction() as tx:
+            tx.append(out, b"x")
+            tx.put(jobs, b"new")
+            tx.ack(good)
+            tx.ack(late)
+            tx.commit(consumer)
+            time.sleep(0.06)
+            with jobs.get(timeout=5) as again:
+                assert again.id == ids[1]
+        assert (log_of(out), len(jobs)) == ([], 1)
+        assert list(consumer.poll().values) == [b"a"]
+        good.ack()
+    jobs._check()
+
+
+def test_lease_that_is_given_back_by_an_abort_still_ends_in_time(store):
+    jobs, full = store.queue("jobs", lease=0.3), store.queue("full", capacity=1)
+    jobs.put(b"1")
+    full.put(b"x")
+    message = jobs.get()
+    with pytest.raises(QueueFull), store.transaction() as tx:
+        tx.ack(message)
+        put = full._prepare_put
+
+        def sweeps_first(*arguments, **named):
+            jobs._sweep()
+            return put(*arguments, **named)
+
+        full._prepare_put = sweeps_first
+        tx.put(full, b"y")
+    assert jobs._counts()["leased"] == 1
+    with jobs.get(timeout=5) as again:
+        assert again.id == message.id
+
+
+def test_finished_message_cannot_be_acknowledged(store):
+    jobs = store.queue("jobs")
+    jobs.put(b"1")
+    message = jobs.get()
+    message.ack()
+    with store.transaction() as tx:
+        with pytest.raises(LeaseLost):
+            tx.ack(message)
+        tx.append(store.stream("s"), b"goes on")
+    assert log_of(store.stream("s")) == [b"goes on"]
+
+
+def test_message_finished_between_ack_and_commit_aborts(store):
+    jobs = store.queue("jobs")
+    jobs.put(b"1")
+    message = jobs.get()
+    with pytest.raises(Aborted), store.transaction() as tx:
+        tx.ack(message)
+        tx.append(store.stream("s"), b"x")
+        message.ack()
+    assert log_of(store.stream("s")) == []
+
+
+def test_consumer_that_lost_its_partition_aborts(any_store):
+    store = any_store
+    source, out = store.stream("in"), store.stream("out")
+    source.append(b"a")
+    consumer = source.consumer("g", delivery="exactly_once", max_processing=0.05, timeout=0)
+    consumer.poll()
+    with pytest.raises(Aborted, match="another"), store.transaction() as tx:
+        tx.append(out, b"x")
+        tx.commit(consumer)
+        time.sleep(0.08)
+        other = source.consumer("g", delivery="exactly_once", timeout=0)
+        deadline = time.monotonic() + 10
+        while (batch := other.poll(0.05)) is None:
+            assert time.monotonic() < deadline
+    assert log_of(out) == []
+    assert list(batch.values) == [b"a"]
+    with store.transaction() as tx:
+        tx.append(out, b"y")
+        tx.commit(other)
+    assert log_of(out) == [b"y"]
+    consumer.close()
+    other.close()
+
+
+def test_closed_consumer_aborts(store):
+    source = store.stream("in")
+    source.append(b"a")
+    consumer = source.consumer("g", delivery="exactly_once", timeout=0)
+    consumer.poll()
+    with pytest.raises(Aborted, match="closed"), store.transaction() as tx:
+        tx.append(source, b"b")
+        tx.commit(consumer)
+        consumer.close()
+    assert log_of(source) == [b"a"]
+
+
+def test_full_queue_undoes_all_puts_acks_and_positions(any_store):
+    store = any_store
+    source, out = store.stream("in"), store.stream("out")
+    jobs, full = store.queue("jobs"), store.queue("full", capacity=3)
+    source.append(b"a")
+    jobs.put(b"1")
+    full.put_many([b"x", b"y"])
+    with source.consumer("g", delivery="exactly_once", timeout=0) as consumer:
+        consumer.poll()
+        message = jobs.get()
+        with pytest.raises(QueueFull), store.transaction() as tx:
+            tx.append(out, b"x")
+            tx.commit(consumer)
+            tx.ack(message)
+            tx.put(full, b"z")
+            tx.put(full, b"too many")
+        assert full._counts()["prepared"] == jobs._counts()["acking"] == 0
+        assert (len(full), len(jobs), log_of(out)) == (2, 1, [])
+        assert consumer.committed[0] is None
+        assert list(consumer.poll().values) == [b"a"]
+        message.ack()
+    full.put(b"there is room")
+    full._check()
+
+
+def test_put_and_ack_on_one_queue(any_store):
+    jobs = any_store.queue("jobs")
+    jobs.put_many([b"%d" % i for i in range(20)])
+    done = []
+    while messages := jobs.get_many(3, timeout=0):
+        with any_store.transaction() as tx:
+            for m in messages:
+                done.append(m.value)
+                tx.ack(m)
+                if len(m.value) < 3:
+                    tx.put(jobs, m.value + b"+")
+    assert len(done) == len(set(done)) == 20 + 20 + 10
+    assert len(jobs) == 0
+    jobs._check()
+
+
+# --- what a message keeps -------------------------------------------------------------------------
+
+
+def test_prepared_message_keeps_the_place_of_its_key(any_store):
+    q = any_store.queue("q", ordering="key")
+    q.put(b"1", key=b"k")
+    first = q.get()
+    with any_store.transaction() as tx:
+        tx.put(q, b"2", key=b"k")
+        tx.put(q, b"other", key=b"z")
+    q.put(b"3", key=b"k")
+    assert [m.value for m in q.get_many(9, timeout=0)] == [b"other"]
+    with any_store.transaction() as tx:
+        tx.ack(first)
+        tx.put(q, b"4", key=b"k")
+    q._check()
+    order = []
+    while True:
+        try:
+            with q.get(timeout=0) as m:
+                order.append(m.value)
+        except millstream.Empty:
+            break
+    assert order == [b"2", b"3", b"4"]
+
+
+def test_rolled_back_put_lets_its_key_go_on(store):
+    q, full = store.queue("q", ordering="key"), store.queue("full", capacity=1)
+    full.put(b"x")
+    seen = []
+    prepare = full._prepare_put
+
+    def meanwhile(*arguments, **named):
+        q.put(b"behind", key=b"k")
+        seen.append(q._counts()["held"])
+        return prepare(*arguments, **named)
+
+    full._prepare_put = meanwhile
+    with pytest.raises(QueueFull), store.transaction() as tx:
+        tx.put(q, b"first", key=b"k")
+        tx.put(full, b"y")
+    assert seen == [1]
+    assert q.get(timeout=0).value == b"behind"
+    q._check()
+
+
+def test_delay_and_time_to_live_count_from_the_put(any_store):
+    q = any_store.queue("q")
+    with any_store.transaction() as tx:
+        tx.put(q, b"late", delay=0.15)
+        tx.put(q, b"gone", ttl=0.01)
+        tx.put(q, b"at", at=int((time.time() + 0.1) * 1e6))
+        began = time.monotonic()
+        time.sleep(0.02)
+    assert q.get_many(9, timeout=0) == []
+    assert q.get(timeout=5).value == b"at"
+    assert q.get(timeout=5).value == b"late"
+    assert time.monotonic() - began >= 0.149
+    assert q.get_many(9, timeout=0.05) == []
+
+
+def test_codec_encodes_what_is_put(any_store):
+    q = any_store.queue("q", codec="json")
+    with any_store.transaction() as tx:
+        tx.put(q, {"a": [1, 2]})
+    assert q.get(timeout=0).value == {"a": [1, 2]}
+
+
+def test_dedup_ids_hold_within_and_between_transactions(any_store):
+    q = any_store.queue("q", dedup_window=60.0)
+    q.put(b"plain", dedup_id="p")
+    began = time.monotonic()
+    with any_store.transaction() as tx:
+        tx.put(q, b"not again", dedup_id="p")
+        tx.put(q, b"once", dedup_id="t")
+        tx.put(q, b"twice", dedup_id="t")
+    with any_store.transaction() as tx:
+        tx.put(q, b"thrice", dedup_id="t")
+    q.put(b"and plainly", dedup_id="t")
+    assert time.monotonic() - began < 2
+    assert [m.value for m in q.get_many(9)] == [b"plain", b"once"]
+
+
+def test_dedup_id_of_a_transaction_that_did_nothing_is_free(any_store):
+    q, full = any_store.queue("q", dedup_window=60.0), any_store.queue("full", capacity=1)
+    full.put(b"x")
+    with pytest.raises(QueueFull), any_store.transaction() as tx:
+        tx.put(q, b"undone", dedup_id="t")
+        tx.put(full, b"y")
+    q.put(b"done", dedup_id="t")
+    assert [m.value for m in q.get_many(9)] == [b"done"]
+
+
+def test_dedup_ids_of_transactions_at_once_wait_for_each_other(any_store):
+    q = any_store.queue("q", dedup_window=60.0)
+    failed = []
+
+    def work(n):
+        try:
+            for i in range(20):
+                with any_store.transaction() as tx:
+                    tx.put(q, b"%d" % n, dedup_id=str(i))
+        except BaseException as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(4)]
+    began = time.monotonic()
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(60)
+    assert failed == []
+    assert len(q) == 20
+    assert time.monotonic() - began < 20
+
+
+def test_large_payloads_go_through_blocks_and_segments(any_store):
+    q, s = any_store.queue("q"), any_store.stream("s", segment_bytes=1 << 16)
+    large = os.urandom(3 << 20)
+    with any_store.transaction() as tx:
+        tx.put(q, large)
+        tx.append(s, large)
+    assert q.get().value == large
+    assert log_of(s) == [large]
+
+
+def test_records_without_key_go_round_and_with_key_to_their_partition(store):
+    s, plain = store.stream("s", partitions=4), store.stream("plain", partitions=4)
+    keys = [b"%d" % i for i in range(100)]
+    plain.append_many([b"v"] * 100, keys=keys)
+    with store.transaction() as tx:
+        tx.append_many(s, [b"v"] * 100, keys=keys)
+    assert [s.next_offset(p) for p in range(4)] == [plain.next_offset(p) for p in range(4)]
+    other = store.stream("other", partitions=4)
+    for _ in range(4):
+        with store.transaction() as tx:
+            tx.append(other, b"x")
+    assert [other.next_offset(p) for p in range(4)] == [1, 1, 1, 1]
+
+
+# --- bad input ------------------------------------------------------------------------------------
+
+
+def test_nested_and_reused_transactions_are_refused(store):
+    s = store.stream("s")
+    with store.transaction() as tx:
+        tx.append(s, b"a")
+        with pytest.raises(InvalidArgument, match="nest"), store.transaction():
+            pass
+        with pytest.raises(InvalidArgument, match="used once"), tx:
+            pass
+    with pytest.raises(InvalidArgument, match="used once"), tx:
+        pass
+    with pytest.raises(InvalidArgument, match="within its `with`"):
+        tx.append(s, b"b")
+    with pytest.raises(InvalidArgument, match="within its `with`"):
+        store.transaction().append(s, b"b")
+    assert log_of(s) == [b"a"]
+
+
+def test_too_large_a_transaction_is_refused_and_what_fits_goes_on(store):
+    s, q = store.stream("s"), store.queue("q")
+    with store.transaction(max_bytes="10KiB") as tx:
+        tx.append(s, b"x" * 5000)
+        with pytest.raises(LimitExceeded, match="max_bytes of 10240"):
+            tx.append(s, b"y" * 5200)
+        with pytest.raises(LimitExceeded):
+            tx.put(q, b"y" * 5200)
+        tx.append(s, b"fits")
+    assert log_of(s) == [b"x" * 5000, b"fits"]
+    assert len(q) == 0
+
+
+@pytest.mark.parametrize("size", [0, -1, "1 parsec", 1.5, True])
+def test_bad_max_bytes_is_refused(store, size):
+    with pytest.raises((InvalidArgument, InvalidType)):
+        store.transaction(max_bytes=size)
+
+
+def test_strangers_and_wrong_types_are_refused(store, tmp_path):
+    s, q = store.stream("s"), store.queue("q")
+    with millstream.open(tmp_path / "other") as other:
+        theirs, their_queue = other.stream("s"), other.queue("q")
+        theirs.append(b"x")
+        their_queue.put(b"x")
+        message = their_queue.get()
+        with theirs.consumer("g", delivery="exactly_once") as consumer, store.transaction() as tx:
+            for call in (
+                lambda: tx.append(theirs, b"x"),
+                lambda: tx.put(their_queue, b"x"),
+                lambda: tx.ack(message),
+                lambda: tx.commit(consumer),
+                lambda: tx.append(s, b"x", partition=1),
+                lambda: tx.append_many(s, [b"x"], keys=[b"a", b"b"]),
+                lambda: tx.append_many(s, [b"x"], headers=[{}, {}]),
+                lambda: tx.put(q, b"x", priority=9),
+                lambda: tx.put(q, b"x", dedup_id="d"),
+                lambda: tx.put(q, b"x", delay=1, at=5),
+            ):
+                with pytest.raises(InvalidArgument):
+                    call()
+            for call in (
+                lambda: tx.append(q, b"x"),
+                lambda: tx.put(s, b"x"),
+                lambda: tx.ack(b"x"),
+                lambda: tx.commit(s),
+                lambda: tx.append(s, 7),
+                lambda: tx.put(q, None),
+                lambda: tx.put(q, 7),
+            ):
+                with pytest.raises(InvalidType):
+                    call()
+        message.ack()
+    assert log_of(s) == []
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"value": b"v", "timestamp": "yesterday"},
+        {"value": b"v", "key": b"k" * (1 << 17)},
+        {"value": b"v", "headers": {"h": 7}},
+        {"value": b"v", "headers": {7: b"h"}},
+        {"value": b"v", "headers": {"h" * 70000: b""}},
+    ],
+)
+def test_what_a_stream_would_refuse_is_refused_before_the_commit(any_store, bad):
+    s, q = any_store.stream("s"), any_store.queue("q")
+    refused = pytest.raises((InvalidArgument, InvalidType, LimitExceeded))
+    with refused, any_store.transaction() as tx:
+        tx.put(q, b"x")
+        tx.append(s, **bad)
+    with any_store.transaction() as tx:
+        tx.append(s, b"well")
+    assert (log_of(s), len(q)) == ([b"well"], 0)
+
+
+def test_what_a_queue_would_refuse_is_refused_before_the_commit(any_store):
+    s, q = any_store.stream("s"), any_store.queue("q", payload_max="1KiB")
+    for bad in ({"value": bytes(2000)}, {"value": b"", "headers": {"h": 7}},
+                {"value": b"", "key": bytes(1 << 17)}, {"value": b"", "at": 1 << 62}):  # fmt: skip
+        refused = pytest.raises((InvalidArgument, InvalidType, LimitExceeded))
+        with refused, any_store.transaction() as tx:
+            tx.append(s, b"x")
+            tx.put(q, **bad)
+    with any_store.transaction() as tx:
+        tx.append(s, b"well")
+    assert (log_of(s), len(q)) == ([b"well"], 0)
+
+
+def test_transaction_left_open_when_the_store_closes_is_rolled_back_with_a_warning(tmp_path):
+    store = millstream.open(tmp_path / "store")
+    s = store.stream("s")
+    with pytest.raises(Closed, match="closed within it"), store.transaction() as tx:
+        tx.append(s, b"x")
+        with pytest.warns(ResourceWarning, match="never ended: rolled back"):
+            store.close()
+    with millstream.open(tmp_path / "store") as again:
+        assert log_of(again.stream("s")) == []
+
+
+def test_transaction_left_open_at_exit_is_rolled_back_with_a_warning(tmp_path):
+    code = (
+        "import millstream, sys\n"
+        "store = millstream.open(sys.argv[1])\n"
+        "tx = store.transaction().__enter__()\n"
+        "tx.append(store.stream('s'), b'x')\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-W", "always", "-c", code, str(tmp_path / "store")],
+        capture_output=True, text=True, timeout=60, check=True,
+    )  # fmt: skip
+    assert "never ended: rolled back" in done.stderr
+    with millstream.open(tmp_path / "store") as store:
+        assert log_of(store.stream("s")) == []
+
+
+def test_read_only_store_has_no_transactions(tmp_path):
+    with millstream.open(tmp_path / "store") as store, store.transaction() as tx:
+        tx.append(store.stream("s"), b"x")
+    with millstream.open(tmp_path / "store", mode="r") as store:
+        with pytest.raises(Unsupported, match="read-only"):
+            store.transaction()
+        assert store.streams() == ["s"]
+        assert log_of(store.stream("s")) == [b"x"]
+
+
+def test_forked_child_cannot_use_the_transaction(tmp_path):
+    with millstream.open(tmp_path / "store") as store:
+        s = store.stream("s")
+        with store.transaction() as tx, warnings.catch_warnings():
+            warnings.simplefilter("ignore", DeprecationWarning)
+            tx.append(s, b"mine")
+            child = os.fork()
+            if child == 0:
+                try:
+                    tx.append(s, b"theirs")
+                except Closed:
+                    os._exit(7)
+                os._exit(1)
+            assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 7
+        assert log_of(s) == [b"mine"]
+
+
+def test_users_do_not_see_the_journal(store):
+    with store.transaction() as tx:
+        tx.append(store.stream("s"), b"x")
+    assert store.streams() == ["s"]
+    for call in (store.stream, store.drop_stream):
+        with pytest.raises(InvalidArgument):
+            call("@journal")
+    with pytest.raises(InvalidArgument):
+        store.stream("s").producer(id="@transactions")
+
+
+# --- what was dropped -----------------------------------------------------------------------------
+
+
+def pending(store, fill):
+    """A transaction that is committed and whose effects wait to be applied."""
+    tx = store.transaction(durability="interval")
+    with tx:
+        fill(tx)
+        tx._commit = lambda: None
+    from millstream.commit import Commit
+
+    commit, journal = Commit(tx, store._journal()), store._journal()
+    with journal.holding():
+        offset, _ = commit._record(True)
+        commit._recorded()
+    journal.forget(offset)  # as if of another process
+    assert not journal.is_settled
+    return journal
+
+
+def apply(journal):
+    with journal.holding():
+        journal.apply_pending()
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_what_was_dropped_meanwhile_gets_nothing_and_the_rest_does(store, anew):
+    s, q, source, kept = (
+        store.stream("s"), store.queue("q"), store.stream("in"), store.stream("kept"),
+    )  # fmt: skip
+    source.append_many([b"a", b"b"])
+    q.put(b"old")
+    consumer = source.consumer("g", delivery="exactly_once", timeout=0)
+    consumer.poll()
+    message = q.get()
+
+    def fill(tx):
+        tx.append(s, b"x")
+        tx.put(q, b"y")
+        tx.ack(message)
+        tx.commit(consumer)
+        tx.append(kept, b"z")
+
+    journal = pending(store, fill)
+    store.drop_stream("s")
+    store.drop_queue("q")
+    store.drop_stream("in")
+    if anew:
+        store.stream("s"), store.queue("q").put(b"new"), store.stream("in").append(b"new")
+        with store.stream("in").consumer("g"):
+            pass
+    apply(journal)
+    assert log_of(kept) == [b"z"]
+    if anew:
+        assert log_of(store.stream("s")) == []
+        assert [m.value for m in store.queue("q").get_many(9)] == [b"new"]
+        assert store.stream("in").group("g").positions()[0] is None
+
+
+def test_effects_are_not_skipped_where_the_store_is_closed_under_the_applier(tmp_path):
+    store = millstream.open(tmp_path / "store")
+    s = store.stream("s")
+    journal = pending(store, lambda tx: tx.append(s, b"x"))
+    store._closed = True
+    with pytest.raises(Closed), journal.holding():
+        journal.apply_until(journal.end)
+    store._closed = False
+    assert not journal.is_settled
+    store.close()
+    with millstream.open(tmp_path / "store") as again:
+        assert log_of(again.stream("s")) == [b"x"]
+
+
+def test_pending_effects_are_applied_before_a_store_closes_clean(tmp_path):
+    with millstream.open(tmp_path / "store") as store:
+        s, q = store.stream("s"), store.queue("q")
+
+        def fill(tx):
+            tx.append(s, b"x")
+            tx.put(q, b"y")
+
+        pending(store, fill)
+        assert (log_of(s), q.peek(9)) == ([], [])
+    with millstream.open(tmp_path / "store") as store:
+        assert store._clean
+        assert log_of(store.stream("s")) == [b"x"]
+        assert store.queue("q").get().value == b"y"
+
+
+def test_last_to_close_does_not_call_a_store_clean_whose_journal_is_not_applied(tmp_path):
+    """Its committer was killed between the look of `close` and the gate."""
+    store = millstream.open(tmp_path / "store", durability="sync")
+    s = store.stream("s")
+    store._settle_journal = list
+    journal = pending(store, lambda tx: tx.append(s, b"x"))
+    journal.sync(journal.end)
+    store.close()
+    with millstream.open(tmp_path / "store") as again:
+        assert log_of(again.stream("s")) == [b"x"]
+
+
+def test_store_closes_while_threads_commit(tmp_path):
+    for turn in range(5):
+        store = millstream.open(tmp_path / f"store{turn}")
+        s = store.stream("s")
+        counts, odd = [0] * 3, []
+
+        def work(n, store=store, s=s, counts=counts, odd=odd):
+            try:
+                while True:
+                    with store.transaction() as tx:
+                        tx.append(s, b"%d" % n)
+                    counts[n] += 1
+            except Closed:
+                pass
+            except Indeterminate as error:
+                counts[n] += error.committed
+            except BaseException as error:
+                odd.append(error)
+
+        threads = [threading.Thread(target=work, args=(n,)) for n in range(3)]
+        for thread in threads:
+            thread.start()
+        time.sleep(0.05)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)
+            store.close()
+            for thread in threads:
+                thread.join(40)
+                assert not thread.is_alive()
+            gc.collect()
+        assert odd == []
+        with millstream.open(tmp_path / f"store{turn}") as again:
+            found = log_of(again.stream("s"))
+        for n in range(3):
+            assert counts[n] <= found.count(b"%d" % n) <= counts[n] + 1
+
+
+# --- faults ---------------------------------------------------------------------------------------
+
+
+def test_full_disk_after_the_commit_is_indeterminate_and_applied_later(any_store, monkeypatch):
+    store = any_store
+    s, q = store.stream("s", segment_bytes=1 << 16), store.queue("q")
+    s.append(b"first")
+    make, full = files.make, [True]
+
+    def no_room(path, *arguments):
+        if full[0] and "/streams/s/" in path:
+            raise StoreFull(28, "No space left on device", path)
+        return make(path, *arguments)
+
+    monkeypatch.setattr(files, "make", no_room)
+    large = bytes(3 << 20)
+    with pytest.raises(Indeterminate) as caught, store.transaction() as tx:
+        tx.append(s, large)
+        tx.put(q, b"m")
+    assert caught.value.committed
+    assert "committed" in repr(tx)
+    # While it cannot be applied nothing else is committed.
+    with pytest.raises(StoreFull), store.transaction() as tx:
+        tx.put(q, b"refused")
+    q._look()
+    full[0] = False
+    with store.transaction() as tx:
+        tx.append(s, b"last")
+    assert log_of(s) == [b"first", large, b"last"]
+    assert [m.value for m in q.get_many(9)] == [b"m"]
+
+
+def test_full_disk_before_the_commit_undoes_everything(any_store, monkeypatch):
+    store = any_store
+    s, q = store.stream("s"), store.queue("q")
+    q.put(b"1")
+    with store.transaction() as tx:
+        tx.append(s, b"first")
+    message = q.get()
+    make = files.make
+
+    def no_room(path, *arguments):
+        if "@journal" in path:
+            raise StoreFull(28, "No space left on device", path)
+        return make(path, *arguments)
+
+    monkeypatch.setattr(files, "make", no_room)
+    with pytest.raises(StoreFull), store.transaction() as tx:
+        tx.append(s, bytes(17 << 20))
+        tx.ack(message)
+        tx.put(q, b"2")
+    assert log_of(s) == [b"first"]
+    assert (q._counts()["leased"], q._counts()["prepared"]) == (1, 0)
+    message.ack()
+
+
+def test_failed_sync_of_the_journal_says_that_it_is_not_known(tmp_path, monkeypatch):
+    store = millstream.open(tmp_path / "store", durability="sync")
+    s, q = store.stream("s"), store.queue("q")
+    with store.transaction() as tx:
+        tx.append(s, b"first")
+    sync = files.sync
+
+    def fails(descriptor, path):
+        if "@journal" in path:
+            raise millstream.StorageError(5, "Input/output error", path)
+        sync(descriptor, path)
+
+    monkeypatch.setattr(files, "sync", fails)
+    with pytest.raises(Indeterminate) as caught, store.transaction() as tx:
+        tx.append(s, b"second")
+        tx.put(q, b"m")
+    assert not caught.value.committed
+    with pytest.raises(millstream.StorageError), store.transaction() as tx:
+        tx.append(s, b"third")
+    monkeypatch.setattr(files, "sync", sync)
+    with pytest.raises(millstream.StorageError):
+        store.close()
+    with millstream.open(tmp_path / "store") as again:
+        found = log_of(again.stream("s"))
+        assert found == [b"first", b"second"]
+        assert again.queue("q").get(timeout=0).value == b"m"
+        with again.transaction() as tx:
+            tx.append(again.stream("s"), b"fourth")
+
+
+def test_effects_are_not_kept_in_memory_where_another_process_applied_them(store):
+    s = store.stream("s")
+    journal = store._journal()
+    apply_until = journal.apply_until
+
+    def by_another(end):
+        kept, journal._waiting = journal._waiting, {}
+        apply_until(end)
+        journal._waiting = kept
+
+    journal.apply_until = by_another
+    for _ in range(3):
+        with store.transaction(durability="interval") as tx:
+            tx.append(s, b"x")
+    assert len(log_of(s)) == 3
+    assert journal._waiting == {}
+
+
+def test_checkpoint_keeps_the_journal_short_and_the_effects(tmp_path, monkeypatch):
+    from millstream import journal as module
+
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1 << 20)
+    monkeypatch.setattr(module, "CHECKED_RECORDS", 10)
+    monkeypatch.setattr(module, "SEGMENT_BYTES", 1 << 18)
+    with millstream.open(tmp_path / "store", durability="interval") as store:
+        s, q = store.stream("s"), store.queue("q", payload_bytes="64MiB")
+        for i in range(60):
+            with store.transaction() as tx:
+                tx.append_many(s, [b"%d" % i] + [bytes(1 << 15)] * 2)
+                tx.put(q, b"%d" % i)
+        log = store._journal().stream._log(0)
+        assert log.log_bytes() < 3 << 20
+        assert store._journal()._page.checkpoint > 0
+        assert [v for v in log_of(s) if len(v) < 9] == [b"%d" % i for i in range(60)]
+        assert [m.value for m in q.get_many(99)] == [b"%d" % i for i in range(60)]
+
+
+# --- liveness -------------------------------------------------------------------------------------
+
+
+def test_plain_put_does_not_wait_for_the_dedup_id_of_a_dead_committer(tmp_path):
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        q = store.queue("q", dedup_window=60.0)
+        code = (
+            "import os\n"
+            "store = millstream.open(sys.argv[1])\n"
+            "q = store.queue('q')\n"
+            "store._journal()._page.word(store._members, 'x', 1.0).__enter__()\n"
+            "q._prepare_put(5, 0, b'never', dedup_id='d')\n"
+            "os._exit(0)\n"
+        )
+        run(code, store.path)
+        began = time.monotonic()
+        q.put(b"mine", dedup_id="d", timeout=5)
+        assert time.monotonic() - began < 2
+        assert [m.value for m in q.get_many(9)] == [b"mine"]
+        q._check()
+
+
+def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        q = store.queue("q", ordering="key")
+        q.put(b"leased", key=b"a")
+        code = (
+            "import os\n"
+            "store = millstream.open(sys.argv[1])\n"
+            "q = store.queue('q')\n"
+            "m = q.get()\n"
+            "store._journal()._page.word(store._members, 'x', 1.0).__enter__()\n"
+            "q._prepare_put(5, 0, b'never', key=b'b')\n"
+            "q._prepare_ack(5, m)\n"
+            "os._exit(0)\n"
+        )
+        run(code, store.path)
+        q.put(b"behind", key=b"b")
+        found = [q.get(timeout=2).value for _ in range(2)]
+        assert sorted(found) == [b"behind", b"leased"]
+        q._check()
