@@ -152,15 +152,16 @@ class Applier:
 
     def _put_again(self, queue: Queue, put: Put) -> None:
         """Where the message is, whole or over, it is only decided. Alone in the store."""
-        fate = queue._fate_of(put.slot, put.id, put.word)
+        slot, fate = put.slot, queue._fate_of(put.slot, put.id, put.word)
+        if fate == "never" and (found := queue._find(put.id)) is not None:
+            # In another slot, by an earlier replay.
+            slot, fate = found[0], queue._fate_of(found[0], put.id, put.word)
         if fate == "whole":
             queue._decide(put.slot, put.word, True)
         if fate in ("whole", "over"):
             return
         if fate == "torn":
-            queue._forget(put.slot)
-        elif queue._find(put.id) is not None:  # in another slot, by an earlier replay
-            return
+            queue._forget(slot)
         left = None
         if put.expires:
             left = (put.expires - _native.wall_us()) / 1e6
