@@ -29,30 +29,46 @@ def backup(store: Store, target: str) -> None:
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
     files.make_directory(os.path.join(target, "streams"))
-    streams = [store.stream(name) for name in store.streams()]
-    # Before the logs, so that no position is behind their ends.
-    groups = [_groups(stream) for stream in streams]
-    # One moment for all partitions: how far each log goes now.
-    ends = [
-        [sequences.snapshot(stream._log(index)) for index in range(stream.partitions)]
-        for stream in streams
-    ]
-    for stream, tails, files_of_groups in zip(streams, ends, groups, strict=True):
+    had_journal = store._has_journal()
+    moment = _capture(store, target)
+    if store._has_journal() and not had_journal:  # the first transaction of all came in between
+        files.remove_tree(os.path.join(target, "queues"))
+        moment = _capture(store, target)
+    for stream, tails, groups in moment:
         directory = os.path.join(target, "streams", stream.name)
         _copy_stream(stream, tails, directory)
-        _copy_groups(files_of_groups, os.path.join(directory, "groups"))
-    if store.queues():
-        from millstream import queue_backup
-
-        files.make_directory(os.path.join(target, "queues"))
-        for name in store.queues():
-            queue_backup.copy(store.queue(name), os.path.join(target, "queues", name))
-        files.sync_directory(os.path.join(target, "queues"))
+        _copy_groups(groups, os.path.join(directory, "groups"))
     body = files.read_json(store._config_path)
     body["clean"] = False
     members.create(target, store._store_id)
     files.write_json(os.path.join(target, "store.json"), body)
     files.sync_directory(target)
+
+
+def _capture(
+    store: Store, target: str
+) -> list[tuple[Stream, list[tuple[int, bytes]], dict[str, bytes]]]:
+    """Of each stream how far its logs go, and its groups; the queues are copied.
+
+    All of it between two transactions: the journal, of which nothing is left to do, is not copied.
+    """
+    with store._between_transactions():
+        streams = [store.stream(name) for name in store.streams()]
+        # Before the logs, so that no position is behind their ends.
+        groups = [_groups(stream) for stream in streams]
+        # One moment for all partitions: how far each log goes now.
+        ends = [
+            [sequences.snapshot(stream._log(index)) for index in range(stream.partitions)]
+            for stream in streams
+        ]
+        if store.queues():
+            from millstream import queue_backup
+
+            files.make_directory(os.path.join(target, "queues"))
+            for name in store.queues():
+                queue_backup.copy(store.queue(name), os.path.join(target, "queues", name))
+            files.sync_directory(os.path.join(target, "queues"))
+    return list(zip(streams, ends, groups, strict=True))
 
 
 def _groups(stream: Stream) -> dict[str, bytes]:

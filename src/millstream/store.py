@@ -393,8 +393,8 @@ class Store(StoreTransactions):
         """Copy the store into a new directory while others go on writing.
 
         The copy holds, of each partition, all up to one moment, and of each queue what was not
-        finished, each message as of a moment of the copying. Its first open recovers and so
-        verifies it. It is synced when this returns.
+        finished, each message as of a moment of the copying; of a transaction all or nothing (they
+        wait while queues are copied). Its first open verifies it. It is synced when this returns.
 
         Raises: StorageError where the target is there and not empty; StoreFull.
         """

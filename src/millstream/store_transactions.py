@@ -6,12 +6,12 @@ import contextlib
 import os
 
 from millstream import settings
-from millstream.errors import MillstreamError
+from millstream.errors import MillstreamError, Unsupported
 from millstream.store_groups import StoreGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from millstream.advice import Advice
@@ -160,6 +160,21 @@ class StoreTransactions(StoreGroups):
 
     def _has_journal(self) -> bool:
         return os.path.lexists(self._stream_path(JOURNAL))
+
+    @contextlib.contextmanager
+    def _between_transactions(self) -> Iterator[None]:
+        """All that is committed is applied, and nobody commits meanwhile."""
+        if not self._has_journal():
+            yield
+            return
+        if not self.writable:
+            raise Unsupported(
+                f"{self.path}: has transactions, which must not commit meanwhile: open it to write"
+            )
+        journal = self._journal()
+        with journal.holding():
+            journal.apply_pending()
+            yield
 
     def _replay_journal(self) -> None:
         """As the first opener, before anybody else can come in."""

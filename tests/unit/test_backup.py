@@ -7,7 +7,15 @@ import threading
 import pytest
 
 import millstream
-from millstream import Closed, InvalidArgument, InvalidType, Retention, StorageError, inspect
+from millstream import (
+    Closed,
+    InvalidArgument,
+    InvalidType,
+    Retention,
+    StorageError,
+    Unsupported,
+    inspect,
+)
 
 
 def numbers(stream, partition):
@@ -225,3 +233,74 @@ def test_backup_has_the_positions_of_groups_and_none_of_their_members(tmp_path):
         assert stream.group("g").members() == []
         with stream.consumer(group="g", timeout=0) as consumer:
             assert sum(len(batch) for batch in consumer) == 4
+
+
+def test_copies_hold_whole_transactions(tmp_path):
+    def number(value):
+        return int(bytes(value))
+
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        source, out, done = store.stream("in"), store.stream("out"), store.stream("done")
+        jobs = store.queue("jobs", payload_bytes="1MiB")
+        stop, failed = threading.Event(), []
+
+        def feed():
+            count = 0
+            while not stop.is_set():
+                source.append(b"%d" % count)
+                count += 1
+                stop.wait(0.0005)
+
+        def work(*arguments, **named):
+            try:
+                with store.pipe(*arguments, **named, batch=5) as pipe:
+                    while not stop.is_set():
+                        pipe.step(timeout=0.01)
+            except BaseException as error:
+                failed.append(error)
+
+        threads = [
+            threading.Thread(target=feed),
+            threading.Thread(
+                target=work,
+                args=(source, lambda r: {"out": r.value, "jobs": r.value},
+                      {"out": out, "jobs": jobs}),
+            ),
+            threading.Thread(target=work, args=(jobs, lambda m: m.value, done)),
+        ]  # fmt: skip
+        for thread in threads:
+            thread.start()
+        for turn in range(8):
+            store.backup(tmp_path / f"copy{turn}")
+            stop.wait(0.05)
+        stop.set()
+        for thread in threads:
+            thread.join(30)
+        assert failed == []
+        assert len(numbers_of(out)) > 100
+    seen = set()
+    for turn in range(8):
+        assert inspect.verify(tmp_path / f"copy{turn}").ok
+        with millstream.open(tmp_path / f"copy{turn}") as copy:
+            found, finished = numbers_of(copy.stream("out")), numbers_of(copy.stream("done"))
+            waiting = [number(m.value) for m in copy.queue("jobs").peek(10**6)]
+            assert len(set(found)) == len(found)
+            assert sorted([*waiting, *finished]) == found
+            if found:
+                assert copy.stream("in").group("pipe").positions()[0].offset == len(found)
+            seen.add(len(found))
+            with copy.transaction() as tx:
+                tx.append(copy.stream("out"), b"9")
+            assert len(numbers_of(copy.stream("out"))) == len(found) + 1
+    assert len(seen) > 3
+
+
+def numbers_of(stream):
+    return [int(v) for batch in stream.read(partition=0) for v in batch.values]
+
+
+def test_read_only_copy_of_a_store_with_transactions_is_refused(tmp_path):
+    with millstream.open(tmp_path / "s") as store, store.transaction() as tx:
+        tx.append(store.stream("s"), b"x")
+    with millstream.open(tmp_path / "s", mode="r") as store, pytest.raises(Unsupported):
+        store.backup(tmp_path / "copy")
