@@ -78,22 +78,25 @@ class Effects(NamedTuple):
 def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | None]:
     """Values, keys and headers of the batch; the first value is the manifest."""
     values: list[Any] = [b""]
-    keyed = any(share.keys is not None for share in effects.shares)
-    keyed = keyed or any(put.key is not None for put in effects.puts)
-    headed = any(share.headers is not None for share in effects.shares)
-    headed = headed or any(put.headers for put in effects.puts)
+    keyed = headed = False
+    for share in effects.shares:
+        keyed = keyed or share.keys is not None
+        headed = headed or share.headers is not None
+    for put in effects.puts:
+        keyed = keyed or put.key is not None
+        headed = headed or put.headers is not None
     keys: list[Any] | None = [None] if keyed else None
     headers: list[Any] | None = [None] if headed else None
     shares = []
-    for share in effects.shares:
-        count = len(share.values)
-        flags = (share.keys is not None) | (share.headers is not None) << 1
-        shares.append((share.place, share.partition, share.timestamps, count, flags))
-        values += share.values
+    for place, partition, timestamps, rows, row_keys, row_headers in effects.shares:
+        count = len(rows)
+        flags = (row_keys is not None) | (row_headers is not None) << 1
+        shares.append((place, partition, timestamps, count, flags))
+        values += rows
         if keys is not None:
-            keys += share.keys or [None] * count
+            keys += row_keys or [None] * count
         if headers is not None:
-            headers += share.headers or [None] * count
+            headers += row_headers or [None] * count
     for put in effects.puts:
         values.append(put.value)
         if keys is not None:

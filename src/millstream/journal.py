@@ -50,6 +50,22 @@ def path_of(store_path: str) -> str:
     return os.path.join(store_path, "streams", NAME)
 
 
+class _Holding:
+    """Holding the word of the journal."""
+
+    def __init__(self, journal: Journal, timeout: float) -> None:
+        self.journal = journal
+        self.word = journal._page.word(journal.store._members, journal._what, timeout)
+
+    def __enter__(self) -> None:
+        self.word.__enter__()
+        self.journal._holder = threading.get_ident()
+
+    def __exit__(self, *raised: object) -> None:
+        self.journal._holder = 0
+        self.word.__exit__(*raised)
+
+
 class Journal:
     """The journal as one process has it open."""
 
@@ -64,6 +80,7 @@ class Journal:
         self._page = _native.JournalPage(self._map_page())
         config = files.read_json(os.path.join(directory, "stream.json"))
         self.stream = Stream(store, NAME, config, "process")
+        self._what = f"{self.stream.path}: committing"
         self.applier = Applier(store)
         self._waiting: dict[int, Effects] = {}
         """By offset: of this process, in the journal, to be applied when it is synced."""
@@ -96,16 +113,9 @@ class Journal:
         self.applier.dispose()
         self.stream._dispose()
 
-    @contextlib.contextmanager
-    def holding(self, timeout: float = LOCK_SECONDS) -> Iterator[None]:
-        """Hold the word: nothing commits or is applied by others meanwhile."""
-        what = f"{self.stream.path}: committing"
-        with self._page.word(self.store._members, what, timeout):
-            self._holder = threading.get_ident()
-            try:
-                yield
-            finally:
-                self._holder = 0
+    def holding(self, timeout: float = LOCK_SECONDS) -> _Holding:
+        """Hold the word in a `with`: nothing commits or is applied by others meanwhile."""
+        return _Holding(self, timeout)
 
     @property
     def is_held_here(self) -> bool:

@@ -30,7 +30,7 @@ class Producer(_native.ProducerCore):
         stream.store._check_writable()
         self.stream = stream
         self.id = id
-        if isinstance(id, str) and id.startswith("@"):
+        if str(id).startswith("@"):
             raise InvalidArgument(f"producer id {id!r}: ids that begin with @ are millstream's own")
         self._number = ids_of(stream).number(id)
         self._begin(stream, self._number)

@@ -40,7 +40,9 @@ class Transaction:
         store._check_writable()
         self.store = store
         self._level: Durability = durability or store._override or store.durability
-        self._room = self._max = integer("max_bytes", parse_bytes(max_bytes), 1)
+        if type(max_bytes) is not int or max_bytes < 1:
+            max_bytes = integer("max_bytes", parse_bytes(max_bytes), 1)
+        self._room = self._max = max_bytes
         self._state = "new"
         self._shares: dict[tuple[Stream, int], _Growing] = {}
         self._puts: list[tuple[Queue, dict[str, Any]]] = []
