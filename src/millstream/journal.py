@@ -98,6 +98,9 @@ class Journal:
         descriptor = files.open_file(self._page_path, write=True)
         try:
             found = files.read(descriptor, HEADER.size, 0, self._page_path)
+            if found != head and self.store._replaying:  # alone: nobody else has it mapped
+                files.remove(self._page_path)
+                return self._map_page()
             if found != head:
                 raise CorruptBatch(
                     f"{self._page_path}: not the page of this store's journal; close the store in"

@@ -15,8 +15,9 @@ import sys
 import time
 from collections import Counter
 
-import millstream
 from transaction_steps import forked
+
+import millstream
 
 BATCH = 7
 PER_FEED = 60
@@ -25,9 +26,9 @@ PER_FEED = 60
 def feed(path, level, first):
     """Put numbers in, once also if this is killed and done again."""
     with millstream.open(path, durability=level) as store:
-        with store.stream("in", partitions=3).producer(id="feeder") as producer:
-            for number in range(producer.last_sequence + 1, first + PER_FEED):
-                producer.append(b"%d" % number, key=b"%d" % (number % 50), sequence=number)
+        producer = store.stream("in", partitions=3).producer(id="feeder")
+        for number in range(producer.last_sequence + 1, first + PER_FEED):
+            producer.append(b"%d" % number, key=b"%d" % (number % 50), sequence=number)
     return 0
 
 
@@ -132,15 +133,15 @@ def main(path, level, kills, seed):
         time.sleep(dice.choice((0.0, 0.01, 0.03, 0.06, 0.1)) * (1 + dice.random()))
         what = dice.random()
         if what < 0.1:
-            for child in list(workers):
+            for child in workers[:]:
                 kill(child)
             counts["of all"] += 1
         else:
             kill(dice.choice(workers))
         if what > 0.8:
-            assert forked(lambda: feed(path, level, total)) == 0
+            assert forked(lambda first=total: feed(path, level, first)) == 0
             total += PER_FEED
-    for child in list(workers):
+    for child in workers[:]:
         kill(child)
     status = forked(lambda: finish(path, level, total))
     print(f"inputs={total} kills={counts['kills']} of_all_at_once={counts['of all']} seed={seed}")

@@ -16,6 +16,7 @@ from millstream.inspect.layout import (
     ACTIVATION,
     JSON_BYTES_MAX,
     MEMBERS,
+    JOURNAL,
     NAME,
     SEGMENT,
     File,
@@ -173,10 +174,15 @@ def stream_paths(path: Path, only: str | None) -> list[Path]:
     """Return the directories of the streams, sorted by name; NotFound if `only` is not one."""
     top = path / "streams"
     if only is not None:
-        if not NAME.fullmatch(only) or not (top / only).is_dir():
+        if not is_stream(only) or not (top / only).is_dir():
             raise NotFound(f"no stream {only!r} in {path}")
         return [top / only]
-    return [entry for entry in listing(top) if entry.is_dir() and NAME.fullmatch(entry.name)]
+    return [entry for entry in listing(top) if entry.is_dir() and is_stream(entry.name)]
+
+
+def is_stream(name: str) -> bool:
+    """Is it the name of a stream, or of the journal?"""
+    return name == JOURNAL or NAME.fullmatch(name) is not None
 
 
 def partition_numbers(stream: StreamInfo) -> list[int]:

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from millstream.errors import StorageError
-from millstream.inspect import groups
+from millstream.inspect import groups, journals
 from millstream.inspect.catalog import (
     SegmentInfo,
     StoreInfo,
@@ -108,7 +108,7 @@ def verify(
             report.add(unreadable(where / "stream.json", error))
             continue
         report.streams += 1
-        for finding in groups.verify(info, found):
+        for finding in (*groups.verify(info, found), *journals.verify(info, found)):
             report.add(finding)
         report.partitions += found.config["partitions"]  # also those that nothing was written to
         highest = 0  # number of a producer

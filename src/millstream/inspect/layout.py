@@ -25,6 +25,7 @@ JSON_BYTES_MAX = 1 << 20
 INDEX_BLOCK_BYTES = 32768
 WINDOW_BYTES = 1 << 18
 LOW = 0xFFFF_FFFF
+JOURNAL = "@journal"  # the stream of what transactions do
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 Path_: TypeAlias = str | os.PathLike[str]
