@@ -205,3 +205,18 @@ def test_block_of_the_docs_runs(code, tmp_path):
     script = tmp_path / "block.py"
     script.write_text(code)
     run(script, cwd=tmp_path)
+
+
+def test_example_exactly_once(tmp_path):
+    out = run(EXAMPLES / "exactly_once.py", 6, cwd=tmp_path)
+    found = re.findall(r"^(\w+): (\w+): 6 kills, (\d+) missing, (\d+) twice$", out, re.M)
+    counts = {(kind, stream): (int(lost), int(dup)) for kind, stream, lost, dup in found}
+    assert counts["exactly_once", "squares"] == counts["exactly_once", "checked"] == (0, 0)
+    assert counts["at_least_once", "squares"][0] == counts["at_least_once", "checked"][0] == 0
+
+
+def test_example_work_from_stream(tmp_path):
+    out = example("work_from_stream.py", tmp_path)
+    assert re.findall(r"half \d: (\d+) orders", out) == ["100", "100"]
+    assert "200 packed, each once: True" in out
+    assert "4 tried again; 200 orders are kept" in out

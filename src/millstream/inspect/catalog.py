@@ -14,9 +14,9 @@ from typing import Any
 from millstream.errors import NotFound, StorageError
 from millstream.inspect.layout import (
     ACTIVATION,
+    JOURNAL,
     JSON_BYTES_MAX,
     MEMBERS,
-    JOURNAL,
     NAME,
     SEGMENT,
     File,
