@@ -1,9 +1,9 @@
 """A work queue fed by a stream: keep the events for ever, hand out the work once.
 
 Orders are events: they stay in a stream, for whoever wants to read them now or later. Packing them
-is work: it goes through a queue, where each message has one worker, a lease, retries and a priority. A
-pipe makes one out of the other, in transactions: each order becomes one message, though the pipe
-here is stopped half-way and begun anew.
+is work: it goes through a queue, where each message has one worker, a lease, retries and a
+priority. A pipe makes one out of the other, in transactions: each order becomes one message, though
+the pipe here is stopped half-way and begun anew.
 
 Run it: `python examples/work_from_stream.py`.
 """
