@@ -91,10 +91,14 @@ def follow(queue: QueueHandle) -> None:
         if queue._state != slots.OUTGROWN:
             return  # another thread has done it, or it was given up
         queue_files, config, hints = _newest(queue)
-        if hints is not None:
+        if hints is not None and queue_files.hints_inode != queue._files.hints_inode:
+            # They may be outgrown in turn: only who holds the word of the last may make others.
             _use(queue, queue_files, config, hints)
             return
+        queue_files.close()
         # Who did it was killed before they were published.
+        config = files.read_json(os.path.join(queue.path, "queue.json"))
+        queue_files = slots.Files(queue.path, config, queue.store._store_id, write=True)
         hints, temporary = queue_files.make_hints()
         try:
             _publish(queue, queue_files, config, hints, temporary)
@@ -104,23 +108,23 @@ def follow(queue: QueueHandle) -> None:
 
 
 def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
-    config = files.read_json(os.path.join(queue.path, "queue.json"))
-    store = queue.store
-    queue_files = slots.Files(queue.path, config, store._store_id, write=store.writable)
-    try:
-        hints = queue_files.map_hints()
-    except slots.OtherSize:
-        hints = None
-    if hints is not None and slots.state_of(hints) == slots.OUTGROWN:
-        hints = None
-    return queue_files, config, hints
+    """The hints that are there, whatever their state, with what fits them."""
+    path, store = os.path.join(queue.path, "queue.json"), queue.store
+    config = files.read_json(path)
+    while True:
+        queue_files = slots.Files(queue.path, config, store._store_id, write=store.writable)
+        try:
+            return queue_files, config, queue_files.map_hints()
+        except slots.OtherSize as other:
+            queue_files.close()
+            config = slots.fitting(files.read_json(path), other)
 
 
 def _follow_reading(queue: QueueHandle) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         queue_files, config, hints = _newest(queue)
-        if hints is not None:
+        if hints is not None and slots.state_of(hints) != slots.OUTGROWN:
             _use(queue, queue_files, config, hints)
             return
         queue_files.close()

@@ -53,16 +53,14 @@ class QueueHandle(_native.QueueCore):
                 self._open_as_configured()
                 return
             except slots.OtherSize as other:
-                self._fit(other.slot_max)
+                self._fit(other)
         raise StorageError(11, "its capacity is raised again and again", self.path)
 
-    def _fit(self, slot_max: int) -> None:
+    def _fit(self, other: slots.OtherSize) -> None:
         """The capacity was raised since the configuration was read, or is being raised now."""
         config = files.read_json(os.path.join(self.path, "queue.json"))
         self._files.close()
-        if slots.sizes_of(config).slot_max != slot_max:
-            config["capacity"] = slot_max - config["dead_limit"]  # what is to be outgrown
-        self._config = config
+        self._config = config = slots.fitting(config, other)
         self._files = slots.Files(
             self.path, config, self.store._store_id, write=self.store.writable
         )
@@ -162,7 +160,7 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.DROPPED:
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
-        if self._state == slots.OUTGROWN:
+        while self._state == slots.OUTGROWN:
             capacity.follow(self)
         if self._state == slots.REPLACED:
             self._dispose()

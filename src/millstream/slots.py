@@ -66,6 +66,16 @@ class OtherSize(Exception):
         self.slot_max = slot_max
 
 
+def fitting(config: dict[str, Any], other: OtherSize) -> dict[str, Any]:
+    """A configuration just read, with the capacity that the hints are for, where that is another.
+
+    What is to be outgrown, then.
+    """
+    if sizes_of(config).slot_max != other.slot_max:
+        config["capacity"] = other.slot_max - config["dead_limit"]
+    return config
+
+
 def _sealed(header: bytes) -> bytes:
     """A header with its checksum behind it."""
     return header + struct.pack("<Q", _native.xxh3_64(header))
@@ -126,6 +136,8 @@ class Files:
         self._descriptors: dict[str, int] = {}
         self.former: Files | None = None
         """Those of a smaller capacity, which threads of this process may still be syncing."""
+        self.hints_inode = 0
+        """Of the hints that were mapped last: which of all that have been there."""
         files.require_directory(directory)
         try:
             slots_bytes, blocks_bytes, _ = self.sizes.bytes_of(
@@ -275,6 +287,7 @@ class Files:
                 )
             if slot_max != self.sizes.slot_max:
                 raise OtherSize(slot_max)
+            self.hints_inode = files.inode(descriptor)
             return files.map_file(descriptor, length, path, write=self.write)
         finally:
             files.close(descriptor)
@@ -307,6 +320,7 @@ class Files:
         try:
             files.allocate(descriptor, length, path)
             files.write(descriptor, self.hints_header(), 0, path)
+            self.hints_inode = files.inode(descriptor)
             return files.map_file(descriptor, length, path, write=True), path
         except BaseException:
             files.remove(path)

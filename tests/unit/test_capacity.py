@@ -9,7 +9,7 @@ import time
 import pytest
 
 import millstream
-from millstream import files
+from millstream import files, slots
 from millstream.testing import clock
 
 
@@ -126,10 +126,53 @@ def test_full_disk_changes_nothing(store, monkeypatch):
     assert drained(q) == [b"x", b"y"]
 
 
+KILLED = """
+import os, sys
+import millstream
+from millstream import slots
+slots.Files.publish_hints = lambda *_: os._exit(9)
+millstream.open(sys.argv[1], durability="process").queue("q").alter(capacity=30)
+"""
+
+
+@pytest.mark.parametrize("killed", [False, True])
+def test_who_is_two_behind_leaves_the_last_one_alone(store, monkeypatch, killed):
+    q = store.queue("q", capacity=10, ordering="key")
+    with millstream.open(store.path) as second, millstream.open(store.path) as third:
+        altering, behind = second.queue("q"), third.queue("q")
+        q.put_many([{"value": b"1", "key": b"k"}, {"value": b"2", "key": b"k"}])
+        q.alter(capacity=20)
+        held = altering.get()
+        late = threading.Thread(target=behind.put, args=(b"3",), kwargs={"key": b"k"})
+        publish, made = slots.Files.publish_hints, []
+
+        def publishing(self, temporary):
+            made.append(temporary)
+            if not killed and len(made) == 1:
+                late.start()  # while these are not there yet
+                late.join(0.2)
+            publish(self, temporary)
+
+        monkeypatch.setattr(slots.Files, "publish_hints", publishing)
+        if killed:
+            command = [sys.executable, "-c", KILLED, store.path]
+            assert subprocess.run(command, check=False).returncode == 9
+            late.start()
+        else:
+            altering.alter(capacity=30)
+        late.join(10)
+        assert not late.is_alive()
+        assert len(made) == 1
+        assert [each.stats().capacity for each in (q, altering, behind)] == [30] * 3
+        held.ack()
+        assert drained(q) == [b"2", b"3"]
+        q._check()
+
+
 ALTERER = """
 import os, sys
 import millstream
-from millstream import files
+from millstream import files, slots
 store = millstream.open(sys.argv[1], durability="process")
 q = store.queue("q")
 names = [name for name in ("allocate", "extend", "sync", "write", "rename", "replace",
