@@ -18,9 +18,14 @@ REASONS = {
 }
 
 
+EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
+"""Microseconds since 1970 of the first and the last datetime that there is."""
+
+
 def moment(microseconds: int) -> datetime:
-    """A time of a file as a datetime."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
+    """A time of a file as a datetime; in a damaged message it may be any number."""
+    within = min(max(microseconds, EARLIEST), LATEST)
+    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=within)
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,6 +122,19 @@ def test_hints_are_made_anew_whatever_is_there(tmp_path, damage):
         q._check()
 
 
+@pytest.mark.parametrize("put_at", [-(1 << 63), (1 << 63) - 1])
+def test_damaged_message_can_be_looked_at_whatever_its_times_are(tmp_path, put_at):
+    directory = make(tmp_path / "store")
+    for field in range(8, 40, 8):  # of the first slot: put_at, due and expires are among them
+        poke(directory / "slots", SLOTS_AT + field, struct.pack("<q", put_at))
+    with millstream.open(tmp_path / "store") as store:
+        q = store.queue("q")
+        values = [m.value for m in q.peek(10)] + [letter.value for letter in q.dead.list()]
+        assert sorted(values, key=str) == sorted([None, *VALUES[1:]], key=str)
+        assert [m.value for m in q.get_many(5, timeout=0)] == VALUES[1:]
+        assert [letter.value for letter in q.dead.list()] == [None]
+
+
 def test_hints_that_are_damaged_while_others_live_are_refused(tmp_path):
     path = tmp_path / "store"
     hints = make(path) / "hints"
