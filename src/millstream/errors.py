@@ -242,6 +242,15 @@ class LeaseLost(MillstreamError):
     """The lease of a message ended before this call; somebody else may have the message now."""
 
 
+def _delay(seconds: float) -> float:
+    """Check a delay where it is named: who raises it is told, and the message fails with that."""
+    if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
+        raise InvalidType(f"delay {seconds!r}: expected a number of seconds")
+    if not 0 <= seconds <= 100 * 365 * 86400:
+        raise InvalidArgument(f"delay {seconds!r}: expected from 0 seconds to 100 years")
+    return seconds
+
+
 class Retry(MillstreamError):
     """Raised by a worker: the attempt failed and counts; deliver the message again later.
 
@@ -251,7 +260,7 @@ class Retry(MillstreamError):
 
     def __init__(self, delay: float | None = None) -> None:
         super().__init__(delay)
-        self.delay = delay
+        self.delay = None if delay is None else _delay(delay)
 
 
 class Snooze(MillstreamError):
@@ -263,7 +272,7 @@ class Snooze(MillstreamError):
 
     def __init__(self, delay: float = 0.0) -> None:
         super().__init__(delay)
-        self.delay = delay
+        self.delay = _delay(delay)
 
 
 class Reject(MillstreamError):

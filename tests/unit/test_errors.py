@@ -65,6 +65,8 @@ def test_errors_pickle(name):
         error = cls("what", partition=3, first=4, next=9)
     elif issubclass(cls, OSError):
         error = cls(5, "what", "file")
+    elif cls in (errors.Retry, errors.Snooze):
+        error = cls(1.5)
     else:
         error = cls("what")
     again = pickle.loads(pickle.dumps(error))
