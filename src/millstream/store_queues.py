@@ -91,11 +91,12 @@ class StoreQueues:
         ...         m.value
         b'hello'
         """
-        from millstream import queue_settings, slots
+        from millstream import codecs, queue_settings, slots
         from millstream.queue import Queue
 
         self._check_open()
         settings.check_name(name)
+        codecs.resolve(codec)
         options = {
             "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
             "payload_bytes": payload_bytes, "payload_max": payload_max, "lease": lease,

@@ -83,6 +83,13 @@ def test_queue_gives_back_what_was_put(store, codec):
             assert message.value == value
 
 
+@pytest.mark.parametrize("codec", ["yaml", 5])
+def test_queue_is_not_made_where_its_codec_is_none(store, codec):
+    with pytest.raises((millstream.InvalidArgument, millstream.InvalidType), match="codec"):
+        store.queue("q", codec=codec)
+    assert store.queues() == []
+
+
 def test_codec_is_never_chosen_by_data(store):
     """A pickle in a queue that was opened without a codec, or with another, is only bytes."""
     store.queue("q", codec="pickle").put({"a": 1})
