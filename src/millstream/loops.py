@@ -237,6 +237,11 @@ class Loop:
             text = repr(error)
             LOG.warning("%s: %s", self.queue.name, text, exc_info=True)
             self._end_all(held, lambda message: message.nack(None, text))
+        except SystemExit as left:
+            if self.options.mode == "process":  # it is replaced, and would take them for ever
+                why = repr(left)
+                self._end_all(held, lambda message: message.nack(None, why))
+            raise
         else:
             self._end_all(held, lambda message: message.ack())
 

@@ -147,6 +147,21 @@ def test_message_that_cannot_be_decoded_does_not_stop_the_worker(store):
     assert "decod" in dead.last_error
 
 
+@pytest.mark.parametrize("delay", [-1, float("nan"), 1e30, "soon", True])
+@pytest.mark.parametrize("kind", [millstream.Retry, millstream.Snooze])
+def test_delay_that_makes_no_sense_is_a_failure_of_the_function(store, kind, delay):
+    queue = store.queue("q", retry=millstream.RetryPolicy(max_attempts=1))
+    queue.put_many([b"in a worker", b"in a with"])
+
+    def ask(message):
+        raise kind(delay)
+
+    with pytest.raises((ValueError, TypeError), match="delay"), queue.get() as message:
+        ask(message)
+    assert run(queue, ask) == Counts(failed=1, dead=1)
+    assert ["delay" in dead.last_error for dead in queue.dead.list()] == [True, True]
+
+
 def test_system_exit_in_a_function_ends_the_run_and_releases(queue):
     queue.put(b"x")
 
@@ -426,6 +441,16 @@ def test_rejected_in_a_process_is_dead(queue, tmp_path):
     with Worker(queue, worker_jobs.refuse, mode="process") as worker:
         queue.join(timeout=60)
     assert worker.stop() == Counts(failed=1, dead=1)
+
+
+def test_function_that_exits_its_process_is_tried_as_often_as_others(queue, tmp_path):
+    put_jobs(queue, tmp_path, 1)
+    with Worker(queue, worker_jobs.leave, mode="process") as worker:
+        queue.join(timeout=60)
+    assert worker.stop() == Counts(failed=2, dead=1)
+    assert len(notes(tmp_path)) == 2
+    (dead,) = queue.dead.list()
+    assert dead.last_error == "SystemExit(3)"
 
 
 def test_processes_end_when_their_parent_is_killed(tmp_path):

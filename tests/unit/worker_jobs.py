@@ -36,6 +36,11 @@ def refuse(message):
     raise millstream.Reject("not wanted")
 
 
+def leave(message):
+    note(message)
+    raise SystemExit(3)
+
+
 def run_with_signals(path, ready):
     """The main function of a process that is told to stop by a signal."""
     store = millstream.open(path)
