@@ -23,7 +23,10 @@ if __name__ == "__main__":  # as `python benchmarks/report.py`
 from benchmarks import harness, rivals
 from benchmarks.harness import Bench, Row
 
-MODULES = ("append", "read", "groups", "sync", "wake", "processes", "open", "memory", "compact", "queue")
+MODULES = (
+    "append", "read", "sync", "wake", "processes", "open", "memory", "groups", "compact", "queue",
+    "transactions",
+)  # fmt: skip
 TITLES = ("Work", "Ours", "Limit", "Ratio", "Target", "Met")
 Table = list[tuple[str, ...]]
 
