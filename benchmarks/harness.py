@@ -83,7 +83,7 @@ SCALES = {scale.name: scale for scale in (TINY, QUICK, FULL)}
 
 RATES = {"M/s": 1e6, "k/s": 1e3, "GB/s": 1e9, "/s": 1.0}
 SECONDS = {"ns", "µs", "ms", *RATES}
-TIMES = {"ns": 1e9, "µs": 1e6, "ms": 1e3, "MiB": 1 / (1 << 20), "a second": 1.0}
+TIMES = {"calls": 1, "ns": 1e9, "µs": 1e6, "ms": 1e3, "MiB": 1 / (1 << 20), "a second": 1.0}
 
 
 def in_unit(value: float, unit: str) -> float:
