@@ -131,6 +131,18 @@ static void take_part(ms_queue *queue, const ms_instant *now) {
   atomic_store_explicit(entry, queue->self, memory_order_relaxed);
 }
 
+static bool claim_if_free(ms_queue *queue, uint32_t slot, uint32_t lane, uint64_t *out_word) {
+  _Atomic uint64_t *word = ms_word_at(queue, slot);
+  uint64_t found = atomic_load_explicit(word, memory_order_relaxed);
+  if (ms_word_state(found) != MS_MESSAGE_FREE) return false;
+  uint64_t mine =
+      ms_make_word(MS_MESSAGE_WRITING, lane, 0, (ms_word_reuse(found) + 1) & 1023, 0, 0) |
+      queue->self;
+  if (!ms_move(word, found, mine)) return false;
+  *out_word = mine;
+  return true;
+}
+
 /* Of the extent from the cursor on, claim the first free slot. Extents that were mostly free on the
  * last round are kept, so that a queue that is never long stays within a few cache lines. */
 static bool claim_in_region(ms_queue *queue, uint32_t count, uint32_t lane, uint32_t *out_slot,
@@ -138,17 +150,10 @@ static bool claim_in_region(ms_queue *queue, uint32_t count, uint32_t lane, uint
   uint32_t begin = queue->region * MS_QUEUE_EXTENT_SLOTS;
   uint32_t end = begin + MS_QUEUE_EXTENT_SLOTS < count ? begin + MS_QUEUE_EXTENT_SLOTS : count;
   for (uint32_t slot = begin + queue->cursor; slot < end; slot++) {
-    _Atomic uint64_t *word = ms_word_at(queue, slot);
-    uint64_t found = atomic_load_explicit(word, memory_order_relaxed);
-    if (ms_word_state(found) != MS_MESSAGE_FREE) continue;
-    uint64_t mine =
-        ms_make_word(MS_MESSAGE_WRITING, lane, 0, (ms_word_reuse(found) + 1) & 1023, 0, 0) |
-        queue->self;
-    if (!ms_move(word, found, mine)) continue;
+    if (!claim_if_free(queue, slot, lane, out_word)) continue;
     queue->cursor = slot - begin + 1;
     queue->region_taken++;
     *out_slot = slot;
-    *out_word = mine;
     return true;
   }
   return false;
@@ -412,7 +417,10 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   bool dedup = message->dedup[0] != 0;
   /* First, so that a double is told also where the queue is full. */
   if (dedup && !message->id) MS_TRY(ms_claim_find(queue, message->dedup, now, &out->id, out_owner));
-  MS_TRY(claim_slot(queue, message->lane, &slot, &word));
+  slot = message->slot;
+  if (!message->id || slot >= ms_slot_count(queue) ||
+      !claim_if_free(queue, slot, message->lane, &word))
+    MS_TRY(claim_slot(queue, message->lane, &slot, &word));
   ms_status status = ms_bucket_try_take(queue, message->key_hash, out_owner);
   if (status != MS_OK) {
     (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));

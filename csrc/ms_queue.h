@@ -149,6 +149,7 @@ typedef struct ms_message {
   uint64_t key_hash;  /* with buckets: which; 0: no key, so in no order. Taken by the caller */
   uint64_t dedup[2];
   uint64_t id;          /* 0: the next; else it was given by a transaction that is done again */
+  uint32_t slot;        /* with an id given: it lay here, and gets this slot if that is free */
   uint64_t transaction; /* not 0: PREPARED, until ms_queue_try_decide */
 } ms_message;
 

@@ -457,6 +457,7 @@ cdef extern from "ms_queue.h" nogil:
         uint64_t key_hash
         uint64_t *dedup
         uint64_t id
+        uint32_t slot
         uint64_t transaction
     ctypedef struct ms_lease:
         uint64_t word

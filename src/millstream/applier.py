@@ -162,6 +162,7 @@ class Applier:
             return
         if fate == "torn":
             queue._forget(slot)
+            queue.flush()  # or half of this and half of what comes next would say that it is over
         left = None
         if put.expires:
             left = (put.expires - _native.wall_us()) / 1e6
@@ -174,15 +175,19 @@ class Applier:
                 # An acknowledgement was lost that had made room for it.
                 queue.alter(capacity=queue.capacity + 1)
                 made = self._put(queue, put, left, dedup_id)
-            if made is not None:
-                return
+            if made is None:
+                continue
+            if made[1] != put.slot:
+                # Its own slot will not tell that it was there: a later one must not come first.
+                queue.flush()
+            return
 
     def _put(
         self, queue: Queue, put: Put, ttl: float | None, dedup: tuple[int, int] | None
-    ) -> object:
+    ) -> tuple[int, int, int] | None:
         return queue._prepare_put(
             0, put.id, put.value, priority=put.priority, at=put.at or None, key=put.key, ttl=ttl,
-            dedup_id=dedup, headers=put.headers,
+            dedup_id=dedup, headers=put.headers, slot=put.slot,
         )  # fmt: skip
 
     def _finish(self, place: Place, ack: Ack, replay: bool) -> None:

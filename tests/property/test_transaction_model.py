@@ -233,7 +233,7 @@ class TransactionMachine(RuleBasedStateMachine):
 
 TestTransactions = TransactionMachine.TestCase
 TestTransactions.settings = settings(
-    max_examples=2000 if FULL else 120,
+    max_examples=1000 if FULL else 120,
     stateful_step_count=30,
     deadline=None,
     suppress_health_check=list(HealthCheck),

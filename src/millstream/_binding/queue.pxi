@@ -15,8 +15,8 @@ cdef class QueueCore(_QueueFiles):
 
     cdef int put_one(self, object value, object priority, object delay, object at, object key,
                      object ttl, object dedup_id, object headers, const ms_instant *now,
-                     uint64_t transaction, uint64_t id, ms_lease *out, uint32_t *out_owner,
-                     ms_error *err) except? -1000:
+                     uint64_t transaction, uint64_t id, uint32_t slot, ms_lease *out,
+                     uint32_t *out_owner, ms_error *err) except? -1000:
         """Put one message; the status of the core."""
         cdef ms_message message
         cdef bytes data, key_bytes, packed
@@ -25,6 +25,7 @@ cdef class QueueCore(_QueueFiles):
         memset(&message, 0, sizeof(ms_message))
         message.transaction = transaction
         message.id = id
+        message.slot = slot
         if type(value) is bytes:
             data = value
         else:
@@ -194,7 +195,7 @@ cdef class QueueCore(_QueueFiles):
         if self.codec is not None:
             value = self.codec.encode(value)
         ms_now_near(&self.c, &now)
-        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0,
+        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0, 0,
                               &out, &owner, &err)
         if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
@@ -219,7 +220,7 @@ cdef class QueueCore(_QueueFiles):
                     f"{self.path}: {self.c.capacity} messages are not finished")
             ms_now(&now)
             status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now,
-                                  0, 0, out, &owner, err)
+                                  0, 0, 0, out, &owner, err)
         return 0
 
     def put_many(self, items, timeout=0):
@@ -266,7 +267,7 @@ cdef class QueueCore(_QueueFiles):
                     value = self.codec.encode(value)
                 while True:
                     status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers,
-                                          &now, 0, 0, &out, &owner, &err)
+                                          &now, 0, 0, 0, &out, &owner, &err)
                     if status == MS_OK or status == MS_END:
                         break
                     if count:
@@ -292,11 +293,12 @@ cdef class QueueCore(_QueueFiles):
     # --- transactions: docs/design.md -------------------------------------------------------------
 
     def _prepare_put(self, uint64_t transaction, uint64_t id, value, *, priority=0, at=None,
-                     key=None, ttl=None, dedup_id=None, headers=None):
+                     key=None, ttl=None, dedup_id=None, headers=None, uint32_t slot=0):
         """Put a message that nobody sees before `_decide`: (id, slot, word).
 
-        None: one with its dedup_id is there. `id`: 0, or as it was given before. `transaction` 0:
-        it is decided, and seen at once. Raises QueueFull; never waits for room.
+        None: one with its dedup_id is there. `id`: 0, or as it was given before, then in `slot` if
+        that is free. `transaction` 0: it is decided, and seen at once. Raises QueueFull; never
+        waits for room.
         """
         cdef ms_instant now
         cdef ms_lease out
@@ -310,7 +312,7 @@ cdef class QueueCore(_QueueFiles):
         while True:
             ms_now(&now)
             status = self.put_one(value, priority, 0.0, at, key, ttl, dedup_id, headers, &now,
-                                  transaction, id, &out, &owner, &err)
+                                  transaction, id, slot, &out, &owner, &err)
             if status == MS_OK:
                 break
             if status == MS_END:
