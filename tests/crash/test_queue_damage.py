@@ -122,6 +122,32 @@ def test_hints_are_made_anew_whatever_is_there(tmp_path, damage):
         q._check()
 
 
+@pytest.mark.parametrize("share", [0.0, 0.02, 0.4, 0.99])
+@pytest.mark.parametrize("name", ["slots", "blocks", "dedup"])
+def test_file_that_was_cut_is_repaired_and_what_is_left_is_delivered(tmp_path, name, share):
+    path = tmp_path / "store"
+    with millstream.open(path, durability="process") as store:
+        q = store.queue("q", capacity=100, dead_limit=4, payload_bytes=1 << 20, dedup_window=60)
+        q.put_many([{"value": value, "dedup_id": value[:8]} for value in VALUES])
+    file = path / "queues" / "q" / name
+    os.truncate(file, int(file.stat().st_size * share))
+    assert any(name in str(problem) for problem in inspect.verify(path).problems)
+    assert [action.kind for action in inspect.repair(path) if action.kind == "cannot"] == []
+    assert inspect.verify(path).problems == []
+    with millstream.open(path) as store:
+        q = store.queue("q")
+        values = [m.value for m in q.get_many(5, timeout=0)]
+        assert set(values) <= set(VALUES)
+        if name == "dedup" or share > 0.3:
+            assert values == VALUES
+        elif name == "blocks":
+            assert len(values) + len(q.dead) == len(VALUES)
+        q.put(VALUES[1])
+        with q.get(timeout=0) as m:
+            assert m.value == VALUES[1]
+        q._check()
+
+
 @pytest.mark.parametrize("put_at", [-(1 << 63), (1 << 63) - 1])
 def test_damaged_message_can_be_looked_at_whatever_its_times_are(tmp_path, put_at):
     directory = make(tmp_path / "store")

@@ -304,21 +304,23 @@ class Repair:
         for problem in made.cannot:
             self.cannot(problem)
         for file, patches in made.patches.items():
-            self.replace(file, patches, made.used.get(file))
+            self.replace(file, patches, made.used.get(file), made.least.get(file, 0))
 
     # files
 
-    def replace(self, path: Path, patches: list[Patch], used: int | None = None) -> None:
+    def replace(
+        self, path: Path, patches: list[Patch], used: int | None = None, least: int = 0
+    ) -> None:
         """Put a changed copy in the place of a file; the original becomes `.corrupt`.
 
-        `used`: what is behind means nothing and stays sparse.
+        `used`: what is behind means nothing and stays sparse. `least`: bytes that it must have.
         """
         self.changed = True
         if self.dry_run:
             return
         copy = path.with_name(f"{path.name}.repair.tmp")
         try:
-            copy_changed(path, copy, patches, used)
+            copy_changed(path, copy, patches, used, least)
             aside = path.with_name(f"{path.name}.corrupt")
             count = 1
             while os.path.lexists(aside):
@@ -397,7 +399,9 @@ def filler(salt: int, position: int, length: int, offset: int, chain: int, seque
     return struct.pack("<Q", hash64(raw[8:], salt + position)) + raw[8:]
 
 
-def copy_changed(source: Path, target: Path, patches: list[Patch], used: int | None = None) -> None:
+def copy_changed(
+    source: Path, target: Path, patches: list[Patch], used: int | None = None, least: int = 0
+) -> None:
     """Write and sync a copy with patches in it; blocks behind all that is used, none shared."""
     with suppress(FileNotFoundError):
         os.unlink(target)
@@ -406,7 +410,7 @@ def copy_changed(source: Path, target: Path, patches: list[Patch], used: int | N
     try:
         with File(source) as file:
             end = file.size if used is None else min(used, file.size)
-            os.ftruncate(fd, file.size)
+            os.ftruncate(fd, max(file.size, least))
             for at in range(0, end, COPY_BYTES):
                 size = min(COPY_BYTES, end - at)
                 part = file.read(at, size)[:size]

@@ -3,7 +3,9 @@
 Rules: (1) a word that is no state is FREE afterwards, unless its slot holds a whole message: that
 becomes a dead letter, since it may have been finished. (2) A damaged message becomes a dead letter
 whose failure says so. (3) A put that never was is FREE. (4) A header page is made anew from
-`queue.json` and what is left of it, if messages prove that the salt is right.
+`queue.json` and what is left of it, if messages prove that the salt is right. (5) A file that is
+too short gets zeros behind it: what is left stays, the messages that reached into the rest are
+damaged.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class Plan:
 
     patches: dict[Path, list[tuple[int, bytes]]] = field(default_factory=dict)
     used: dict[Path, int] = field(default_factory=dict)  # bytes of a file that mean something
+    least: dict[Path, int] = field(default_factory=dict)  # bytes that a file must have
     done: list[tuple[str, Path, int, str]] = field(default_factory=list)
     cannot: list[Problem] = field(default_factory=list)
 
@@ -65,6 +68,8 @@ def plan(store: StoreInfo, path: Path) -> Plan:
     """Return what repair does to a queue that nobody has open. Raises Invalid or StorageError."""
     made = Plan()
     with Queue(store, open_queue(path)) as queue:
+        made.least[path / "slots"] = queue.info.slots_bytes
+        made.least[path / "blocks"] = queue.info.blocks_bytes
         mend_headers(queue, made)
         if queue.usable:
             mend_words(queue, made)
@@ -90,6 +95,7 @@ def mend_headers(queue: Queue, made: Plan) -> None:
                 found = dedup.page(file, queue.store.store_id, queue.info.queue_id)
             text = f"header page made anew, for {found[0]} stripes"
             made.add("dedup", finding.path, 0, found[1], text)
+            made.least[finding.path] = dedup.table_bytes(found[0])
         elif finding.kind != "slots":  # a newer version, or a file that is not there
             made.cannot.append(finding)
             queue.usable = False
@@ -103,7 +109,8 @@ def mend_blocks_header(queue: Queue, made: Plan) -> None:
     """Plan the page of `blocks`."""
     assert queue.blocks is not None
     raw = queue.fresh(queue.blocks, 0, PAGE)
-    room = (queue.blocks.size - PAGE) // (EXTENT_BLOCKS * (8 + PAGE)) * EXTENT_BLOCKS
+    size = max(queue.blocks.size, queue.info.blocks_bytes)
+    room = (size - PAGE) // (EXTENT_BLOCKS * (8 + PAGE)) * EXTENT_BLOCKS
     room = max(0, min(room, BLOCK_COUNT_MAX))
     config = -(-queue.info.config["payload_bytes"] // PAGE)
     most = BLOCKS.read(raw)["block_max"]
@@ -124,11 +131,9 @@ def mend_slots_header(queue: Queue, made: Plan, finding: Problem) -> None:
     assert file is not None
     raw = queue.fresh(file, 0, PAGE)
     live = SLOTS_LIVE.read(raw[LIVE_AT:])
-    most = max(0, (file.size - PAGE) // info.extent_bytes * EXTENT_SLOTS)
-    slot_max = info.config["capacity"] + info.config["dead_limit"]
-    most = min(most, slot_max, SLOT_COUNT_MAX)
+    most = min(info.slot_max, SLOT_COUNT_MAX)
     count = live["slot_count"]
-    if count > most or (count % EXTENT_SLOTS and count != slot_max):
+    if count > most or (count % EXTENT_SLOTS and count != most):
         count = most
     salt = SLOTS.read(raw)["salt"]
     queue.info = info = replace(info, salt=salt, slot_count=count)

@@ -124,6 +124,22 @@ class QueueInfo:
         """Bytes of 1,024 slots with their words and failure records."""
         return EXTENT_SLOTS * (8 + self.slot_bytes + 2 * FAILURE_BYTES)
 
+    @property
+    def slot_max(self) -> int:
+        """How many slots there can be."""
+        return int(self.config["capacity"] + self.config["dead_limit"])
+
+    @property
+    def slots_bytes(self) -> int:
+        """Bytes that `slots` has at least: it is made as long as it can become."""
+        return PAGE + -(-self.slot_max // EXTENT_SLOTS) * self.extent_bytes
+
+    @property
+    def blocks_bytes(self) -> int:
+        """The same of `blocks`."""
+        extents = -(-self.config["payload_bytes"] // (PAGE * EXTENT_BLOCKS))
+        return int(PAGE + extents * EXTENT_BLOCKS * (8 + PAGE))
+
     def word_at(self, slot: int) -> int:
         """Return the byte of a slot's state word."""
         extent, index = divmod(slot, EXTENT_SLOTS)

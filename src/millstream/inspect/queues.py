@@ -170,6 +170,8 @@ class Queue:
         expected = {"checksum": hash64(raw[:48]), **self._identity(b"MSQSLOT1")}
         check(fields, {**expected, "slot_bytes": self.info.config["slot_bytes"]})
         live = SLOTS_LIVE.read(raw[128:])
+        if file.size < self.info.slots_bytes:
+            raise Invalid("size of at least", self.info.slots_bytes, file.size)
         most = min((file.size - PAGE) // self.info.extent_bytes * EXTENT_SLOTS, SLOT_COUNT_MAX)
         if live["slot_count"] > most:
             raise Invalid("slot_count of at most", most, live["slot_count"])
@@ -183,6 +185,8 @@ class Queue:
             raise Invalid("size of at least", PAGE, file.size)
         fields = BLOCKS.read(raw)
         check(fields, {"checksum": hash64(raw[:40]), **self._identity(b"MSQBLCK1")})
+        if file.size < self.info.blocks_bytes:
+            raise Invalid("size of at least", self.info.blocks_bytes, file.size)
         count: int = struct.unpack_from("<I", raw, 128)[0]
         room = (file.size - PAGE) // (EXTENT_BLOCKS * (8 + PAGE)) * EXTENT_BLOCKS
         most = min(room, fields["block_max"], BLOCK_COUNT_MAX)
