@@ -266,6 +266,7 @@ class Queue(QueueHandle):
     @property
     def paused(self) -> bool:
         """Is nothing leased until `resume`?"""
+        self._check_live()
         return bool(self._paused)
 
     def purge(self) -> int:

@@ -296,6 +296,8 @@ def test_delay_and_messages_outlive_the_store(store, tmp_path):
         m.ack()
     with pytest.raises(millstream.Closed):
         q.get(timeout=0)
+    with pytest.raises(millstream.Closed):
+        _ = q.paused
     with millstream.open(tmp_path / "store") as again:
         q = again.queue("q2")
         first = q.get(timeout=0)
@@ -418,6 +420,30 @@ def test_one_message_of_a_key_is_in_flight(store):
     assert first.value == b"a1"
     first.ack()
     assert q.get(timeout=1).value == b"a2"
+
+
+@pytest.mark.parametrize("on_dead", ["skip", "stop"])
+def test_messages_without_a_key_wait_for_none(tmp_path, on_dead):
+    with millstream.open(tmp_path / "store") as store:
+        q = store.queue("q", ordering="key", on_dead=on_dead, capacity=10)
+        q.put_many([b"1", b"2", {"value": b"later", "delay": 3600}, b"3", b"dead", b"4"])
+        assert [m.value for m in q.get_many(2, timeout=0)] == [b"1", b"2"]
+        third, dead = q.get_many(2, timeout=0)
+        dead.reject("no")
+        third.nack(3600)
+        assert q.get(timeout=0).value == b"4"
+        q.alter(capacity=20)
+        q.dead.redrive()
+        q.put(b"5")
+        assert [m.value for m in q.get_many(5, timeout=0)] == [b"dead", b"5"]
+        assert q.cancel(q.peek()[0].id)
+        q._check()
+    with millstream.open(tmp_path / "store") as store:  # recovered
+        q = store.queue("q")
+        while q.stats().ready:
+            q.get(timeout=0)
+        assert q.stats().held == 0
+        assert q.stats().leased == 5
 
 
 # --- codecs ---------------------------------------------------------------------------------------
@@ -745,6 +771,7 @@ def test_alter_changes_what_can_be(q):
         ({"value": b"", "priority": 4}, millstream.InvalidArgument),
         ({"value": b"", "priority": -1}, millstream.InvalidArgument),
         ({"value": b"", "priority": "high"}, millstream.InvalidType),
+        ({"value": b"", "priority": True}, millstream.InvalidType),
         ({"value": b"", "delay": -1}, millstream.InvalidArgument),
         ({"value": b"", "delay": float("nan")}, millstream.InvalidArgument),
         ({"value": b"", "delay": float("inf")}, millstream.InvalidArgument),
@@ -757,6 +784,7 @@ def test_alter_changes_what_can_be(q):
         ({"value": b"", "headers": {1: b""}}, millstream.InvalidType),
         ({"value": b"", "headers": {"a": "b"}}, millstream.InvalidType),
         ({"value": b"", "headers": {"a" * 256: b""}}, millstream.LimitExceeded),
+        ({"value": b"", "headers": {"\ud800": b""}}, millstream.InvalidArgument),
         ({"value": b"", "timeout": -1}, millstream.InvalidArgument),
         ({"value": b"", "timeout": "1"}, millstream.InvalidType),
         ({"value": bytes((16 << 20) + 1)}, millstream.LimitExceeded),
@@ -766,6 +794,21 @@ def test_bad_puts_store_nothing(q, arguments, error):
     value = arguments.pop("value")
     with pytest.raises(error):
         q.put(value, **arguments)
+    assert len(q) == 0
+
+
+def test_counts_of_messages_are_ints(q):
+    q.put_many([b"1", b"2"])
+    for count, error in ((True, millstream.InvalidType), (0, millstream.InvalidArgument)):
+        with pytest.raises(error):
+            q.get_many(count, timeout=0)
+    assert [m.value for m in q.get_many(1 << 70, timeout=0)] == [b"1", b"2"]
+
+
+def test_dedup_id_that_is_no_text_is_refused(store):
+    q = store.queue("dedup", dedup_window=60)
+    with pytest.raises(millstream.InvalidArgument, match="dedup_id"):
+        q.put(b"x", dedup_id="\ud800")
     assert len(q) == 0
 
 

@@ -34,7 +34,7 @@ cdef bytes pack_headers(object headers):
     for name, value in pairs:
         if not isinstance(name, str):
             raise _errors.InvalidType(f"header {name!r}: expected a str as its name")
-        encoded = name.encode("utf-8")
+        encoded = utf8("header", name)
         if len(encoded) > 255:
             raise _errors.LimitExceeded(f"header {name!r:.40}: its name is longer than 255 bytes")
         content = as_bytes(value, "header")
@@ -68,6 +68,23 @@ cdef bytes as_bytes(object value, str what):
     if not PyObject_CheckBuffer(value):
         raise _errors.InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}")
     return memoryview(value).tobytes()
+
+
+cdef bytes utf8(str what, str text):
+    try:
+        return text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise _errors.InvalidArgument(f"{what} {text!r:.40}: not text as UTF-8 has it") from error
+
+
+cdef object index_of(str what, object value):
+    """An int, also where it is one of NumPy."""
+    if isinstance(value, bool):
+        raise _errors.InvalidType(f"{what} {value!r}: expected an int")
+    try:
+        return PyNumber_Index(value)
+    except TypeError as error:
+        raise _errors.InvalidType(f"{what} {value!r}: expected an int") from error
 
 
 cdef int64_t microseconds_of(str what, object seconds) except -1:

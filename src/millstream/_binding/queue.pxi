@@ -86,7 +86,7 @@ cdef class QueueCore(_QueueFiles):
     cdef int hash_dedup(self, object dedup_id, uint64_t *out) except -1:
         cdef bytes text
         if isinstance(dedup_id, str):
-            text = dedup_id.encode("utf-8")
+            text = utf8("dedup_id", dedup_id)
         else:
             text = as_bytes(dedup_id, "dedup_id")
         out[0] = ms_xxh3_64(PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text), 0)
@@ -102,10 +102,7 @@ cdef class QueueCore(_QueueFiles):
         return found[0], found[1]
 
     cdef uint32_t lane_of(self, object priority) except? 0xffffffff:
-        try:
-            found = PyNumber_Index(priority)
-        except TypeError as error:
-            raise _errors.InvalidType(f"priority {priority!r}: expected an int") from error
+        found = index_of("priority", priority)
         if not 0 <= found < self.c.lanes:
             raise _errors.InvalidArgument(
                 f"priority {priority}: the queue has priorities 0 to {self.c.lanes - 1}")
@@ -540,12 +537,10 @@ cdef class QueueCore(_QueueFiles):
         cdef cbool alone
         cdef list found = []
         cdef Py_ssize_t most
-        try:
-            most = PyNumber_Index(count)
-        except TypeError as error:
-            raise _errors.InvalidType(f"count {count!r}: expected an int") from error
-        if most < 1:
+        wanted = index_of("count", count)
+        if wanted < 1:
             raise _errors.InvalidArgument(f"count {count}: expected at least 1")
+        most = min(wanted, 1 << 24)  # more slots there are not
         self.alive()
         ms_now_near(&self.c, &now)
         if now.mono_ns - self.turned_at >= TURN_NS:
