@@ -91,14 +91,16 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
             rest.append(None)
             broken = True
             continue
+        # First: a spare that was mapped earlier may be in use by now, and this reads its record.
+        activated = segment.activated
         # A spare below is one that a slow process published after others had gone on: it holds
         # nothing.
         before = {other.number for other in rest if other}
         follows = (
             segment.predecessor == chain[-1].number if chain else segment.predecessor not in before
         )
-        broken = broken or (segment.activated and not follows)
-        (chain if segment.activated and not broken else rest).append(segment)
+        broken = broken or (activated and not follows)
+        (chain if activated and not broken else rest).append(segment)
     return chain, rest
 
 

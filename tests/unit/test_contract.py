@@ -285,6 +285,19 @@ def test_read_only_store_reads_and_refuses_to_write(tmp_path):
         assert values(reader.stream("a")) == [b"1", b"2"]
 
 
+def test_read_only_store_beside_a_writer_misses_no_append_at_a_roll(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        stream = store.stream("a", segment_bytes="64KiB")
+        with millstream.open(tmp_path / "s", mode="r") as reader:
+            other = reader.stream("a")
+            assert other.next_offset(0) == 0  # before anyone has walked the partition
+            for _ in range(20):
+                for _ in range(8):
+                    position = stream.append(bytes(4000))
+                    assert other.next_offset(0) == position.offset + 1
+                stream.flush()  # spares are made meanwhile, and the reader maps them
+
+
 def _append(stream, name, count):
     for i in range(count):
         stream.append_many([b"%d %d %d" % (name, i, j) for j in range(3)])
