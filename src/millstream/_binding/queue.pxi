@@ -192,8 +192,8 @@ cdef class QueueCore(_QueueFiles):
         if self.codec is not None:
             value = self.codec.encode(value)
         ms_now_near(&self.c, &now)
-        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0, 0,
-                              &out, &owner, &err)
+        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0,
+                              0, &out, &owner, &err)
         if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
                             status, owner, &out, &err)
