@@ -35,7 +35,7 @@ static uint32_t look_at_message(const ms_queue *queue, const ms_dedup_claim *cla
   *out_word = atomic_load_explicit(at, memory_order_acquire);
   uint32_t state = ms_word_state(*out_word);
   if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE) return MS_MESSAGE_FREE;
-  if (state == MS_MESSAGE_WRITING || state == MS_MESSAGE_PREPARED) return state;
+  if (state == MS_MESSAGE_WRITING) return state;
   uint64_t id = MS_PEEK(ms_slot_at(queue, claim->slot)->id);
   atomic_thread_fence(memory_order_acquire); /* the id before the second look */
   uint64_t again = atomic_load_explicit(at, memory_order_relaxed);

@@ -78,11 +78,12 @@ ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, boo
   return MS_OK;
 }
 
+void ms_queue_wipe(ms_queue *queue, uint32_t slot) { MS_POKE(ms_slot_at(queue, slot)->id, 0); }
+
 void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now) {
-  ms_slot *content = ms_slot_at(queue, slot);
   uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-  MS_POKE(content->id, 0);
   (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
-  if (queue->buckets) ms_bucket_remove(queue, MS_PEEK(content->key_hash), slot, now);
+  if (queue->buckets)
+    ms_bucket_remove(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot, now);
   ms_queue_balance(queue);
 }

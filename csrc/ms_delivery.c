@@ -416,7 +416,11 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   take_part(queue, now);
   bool dedup = message->dedup[0] != 0;
   /* First, so that a double is told also where the queue is full. */
-  if (dedup && !message->id) MS_TRY(ms_claim_find(queue, message->dedup, now, &out->id, out_owner));
+  if (dedup) {
+    ms_status found = ms_claim_find(queue, message->dedup, now, &out->id, out_owner);
+    bool again = found == MS_END && message->id && out->id == message->id; /* its own claim */
+    if (found != MS_OK && !again) return found;
+  }
   slot = message->slot;
   if (!message->id || slot >= ms_slot_count(queue) ||
       !claim_if_free(queue, slot, message->lane, &word))

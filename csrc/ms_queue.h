@@ -246,7 +246,9 @@ MS_MUST_USE ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *
                                                uint64_t transaction, uint64_t *out_word);
 /* ACKING -> LEASED as it was: the transaction did not come to its record. */
 MS_MUST_USE ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word);
-/* As the first opener, alone: a message whose content is damaged never was; it is put again. */
+/* As the first opener, alone: a message whose content is damaged never was; it is put again. First
+ * wipe, then sync: a free word over the old id would say that the message was finished. */
+void ms_queue_wipe(ms_queue *queue, uint32_t slot);
 void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now);
 /* Committed: PREPARED -> READY, DELAYED, HELD; ACKING -> FREE. Else PREPARED -> FREE, ACKING ->
  * READY. MS_LOST: the word is another one; MS_BUSY. */

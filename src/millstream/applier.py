@@ -9,7 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from millstream import _native, control, group, slots
-from millstream.errors import Closed, NotFound, QueueFull
+from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
 from millstream.producer_ids import ids_of
 
 if TYPE_CHECKING:
@@ -161,8 +161,9 @@ class Applier:
         if fate in ("whole", "over"):
             return
         if fate == "torn":
+            queue._wipe(slot)
+            queue.flush()  # or a free word over the old id would say that it is over
             queue._forget(slot)
-            queue.flush()  # or half of this and half of what comes next would say that it is over
         left = None
         if put.expires:
             left = (put.expires - _native.wall_us()) / 1e6
@@ -171,6 +172,8 @@ class Applier:
         for dedup_id in (put.dedup, None):  # None: a later message has its dedup_id by now
             try:
                 made = self._put(queue, put, left, dedup_id)
+            except LockTimeout:  # a claim of a put that is not decided: of none that is committed
+                continue
             except QueueFull:
                 # An acknowledgement was lost that had made room for it.
                 queue.alter(capacity=queue.capacity + 1)

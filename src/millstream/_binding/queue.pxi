@@ -366,13 +366,17 @@ cdef class QueueCore(_QueueFiles):
             return "never"
         word = ms_load64(ms_queue_word(&self.c, slot))
         found = ms_queue_slot(&self.c, slot).id
-        if ms_word_state(word) not in NO_MESSAGE and (found == id or word == prepared):
+        if ms_word_state(word) not in NO_MESSAGE and (found in (id, 0) or word == prepared):
             record = self._record(slot, word)
             return "torn" if found != id or record is None or record[9] is None else "whole"
         return "over" if ms_queue_had(&self.c, slot, id) else "never"
 
+    def _wipe(self, uint32_t slot):
+        """A message that is torn is no message: to be synced, then forgotten."""
+        ms_queue_wipe(&self.c, slot)
+
     def _forget(self, uint32_t slot):
-        """A message that is torn never was."""
+        """A message that was wiped never was."""
         cdef ms_instant now
         ms_now(&now)
         ms_queue_forget(&self.c, slot, &now)
