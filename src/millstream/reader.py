@@ -99,6 +99,15 @@ def check_epoch(log: PartitionLog, epoch: int, offset: int) -> None:
     )
 
 
+def check_record(log: PartitionLog, epoch: int, offset: int) -> None:
+    """Raise where a record was lost, also where another has its offset now."""
+    found = log.locate_offset(offset)
+    if found is not None and found[0].epoch != epoch:
+        raise log.out_of_range(
+            offset, f" of epoch {epoch} was lost; what is there now is of epoch {found[0].epoch}"
+        )
+
+
 class PartitionReader:
     """One reader's place in one partition."""
 

@@ -351,6 +351,7 @@ class Stream(StreamGroups):
         deadline = self._deadline(timeout)
         if last >= log.next_offset:
             raise log.out_of_range(last, " was not appended")
+        reader.check_record(log, position.epoch, last)
         while log.native.durable_offset <= last:
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{log}: offset {last} did not become durable in time")

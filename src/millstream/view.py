@@ -12,7 +12,7 @@ from millstream import view_snapshot
 from millstream._native import Latest, Position, Span
 from millstream.errors import Closed, InvalidType, OffsetOutOfRange, StorageError, WaitTimeout
 from millstream.options import check_timeout
-from millstream.reader import KEEP_MAPS, PartitionReader, _Turn
+from millstream.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
 from millstream.view_snapshot import Place
 
 TYPE_CHECKING = False
@@ -124,6 +124,8 @@ class View(Latest):
             log = self.stream._log(index)
             if last >= log.next_offset:
                 raise log.out_of_range(last, " was not appended")
+        if not self.closed:
+            check_record(self.stream._log(index), position.epoch, last)
         with self._changed:
             came = self._changed.wait_for(lambda: self.closed or self._has(index, last), seconds)
         if self.ended is not None:

@@ -73,11 +73,14 @@ def load(stream: Stream, values: Latest) -> Place | None:
     try:
         parts = _read(stream, path)
         why = "it is damaged, or of another store" if parts is None else _stale(stream, parts[0])
+        if parts is not None and not why:
+            values._load(*parts[1])
+            return parts[0]
     except (MillstreamError, OSError) as error:
-        parts, why = None, str(error)
-    if parts is not None and not why:
-        values._load(*parts[1])
-        return parts[0]
+        why = str(error)
+    except ValueError as error:  # of what it took over up to there, nothing stays
+        values._adopt(_native.Latest())
+        why = f"it is damaged: {error}"
     import logging
 
     logging.getLogger("millstream").info("%s: not used, all is read anew: %s", path, why)
@@ -104,6 +107,8 @@ def _read(stream: Stream, path: str) -> tuple[Place, tuple[Buffer, Buffer, Buffe
     keys, strays, key_bytes, value_bytes = counts
     sizes = 8 * partitions, 8 * partitions, 8 * strays, 8 * keys, 8 * keys, key_bytes, value_bytes
     ends = list(accumulate(sizes, initial=at))
+    if ends[-1] > size:
+        return None
     following, epochs, stray_ends, *columns = (data[a:b] for a, b in pairwise(ends))
     stray_data = bytes(data[ends[-1] :])
     place = Place(

@@ -3,6 +3,7 @@
 import logging
 import os
 import random
+import struct
 import subprocess
 import sys
 import threading
@@ -11,7 +12,7 @@ from collections.abc import Mapping
 import pytest
 
 import millstream
-from millstream import files
+from millstream import _native, files, view_snapshot
 from millstream._native import Latest
 
 
@@ -198,6 +199,42 @@ def test_damaged_snapshot_is_as_none(store, harm, caplog):
         assert view._replay.applied == 300
     assert "all is read anew" in caplog.text
     view.close()
+
+
+def test_snapshot_whose_numbers_do_not_fit_is_as_none_though_its_checksum_is_right(store, caplog):
+    stream = store.stream("s")
+    model = {}
+    play(stream, model, 300, 1)
+    stream.view().close()
+    path = os.path.join(stream.path, "view")
+    with open(path, "rb") as file:
+        data = file.read()
+    body = view_snapshot.HEADER.size + 8
+    harms = [(40, 1 << 40), (56, 1), (64, 1), (body + 16, 1 << 62), (body + 200, 0)]
+    for at, number in harms:  # counts, bytes, ends of a key
+        harmed = bytearray(data)
+        struct.pack_into("<Q", harmed, at, number)
+        head = _native.xxh3_64(bytes(harmed[: body - 8]))
+        struct.pack_into("<Q", harmed, body - 8, _native.xxh3_64(bytes(harmed[body:]), head))
+        with open(path, "wb") as file:
+            file.write(harmed)
+        caplog.clear()
+        with caplog.at_level(logging.INFO, "millstream"), stream.view() as view:
+            assert view == model
+            assert view._replay.applied == 300
+        assert "it is damaged" in caplog.text
+
+
+def test_waiting_for_a_record_that_was_lost_is_an_error_also_where_another_has_its_offset(store):
+    stream = store.stream("s")
+    kept = stream.append(b"1", key=b"a")
+    other = millstream.Position(0, kept.epoch + 1, kept.offset)  # of a tail that was lost
+    with stream.view() as view:
+        view.wait_for(kept)
+        with pytest.raises(millstream.OffsetOutOfRange, match="was lost"):
+            view.wait_for(other, timeout=1)
+    with pytest.raises(millstream.OffsetOutOfRange, match="was lost"):
+        stream.wait_durable(other)
 
 
 def test_snapshot_that_the_log_does_not_continue_is_not_used(store, caplog):
