@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream._native import Batch, Position
-from millstream.errors import Aborted, InvalidArgument, InvalidType
+from millstream.errors import Aborted, Closed, InvalidArgument, InvalidType
 from millstream.options import check_timeout, integer
 from millstream.queue import Queue
 from millstream.stream import Stream
@@ -82,7 +82,7 @@ class Pipe:
         self._sinks = dict(sinks)
         self._named = isinstance(sink, Mapping)
         self._batch = integer("batch", batch, 1)
-        self._stopped = False
+        self._stopped = self._closed = False
         self._consumer = None
         if isinstance(source, Stream):
             self._consumer = source.consumer(
@@ -121,6 +121,8 @@ class Pipe:
 
     def step(self, *, timeout: float | None = 0.0) -> int:
         """One transaction: what is there, up to `batch`; how many records or messages it was."""
+        if self._closed:
+            raise Closed(f"{self._source.path}: the pipe is closed")
         try:
             done = self._records(timeout) if self._consumer is not None else self._messages(timeout)
         except Aborted:
@@ -192,6 +194,10 @@ class Pipe:
                 self._put_out(tx, name, one)
             return
         arguments = dict(result) if isinstance(result, Mapping) else {"value": result}
+        if "value" not in arguments:
+            raise InvalidType(
+                f"{result!r:.80}: a dict of arguments needs a value; to null it, None"
+            )
         value = arguments.pop("value")
         if isinstance(sink, Stream):
             tx.append(sink, value, **arguments)
@@ -201,5 +207,6 @@ class Pipe:
     def close(self) -> None:
         """Leave the group."""
         self.stop()
+        self._closed = True
         if self._consumer is not None:
             self._consumer.close()

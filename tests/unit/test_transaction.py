@@ -934,3 +934,16 @@ def test_damaged_journal_is_named_and_repaired(tmp_path):
         with store.transaction() as tx:
             tx.append(store.stream("s"), b"goes on")
         assert log_of(store.stream("s"))[-1] == b"goes on"
+
+
+def test_pipe_says_what_it_cannot_put_out_and_when_it_is_closed(store):
+    queue, out = store.queue("jobs"), store.stream("out")
+    queue.put(b"1")
+    pipe = store.pipe(queue, lambda message: {"key": b"k"}, out)
+    with pipe, pytest.raises(millstream.InvalidType, match="value"):
+        pipe.step()
+    with pytest.raises(millstream.Closed, match="pipe"):
+        pipe.step()
+    with pytest.raises(millstream.Closed, match="pipe"):
+        pipe.run(timeout=0)
+    assert queue.stats().leased == 0
