@@ -77,6 +77,14 @@ def test_of_a_list_sent_again_only_the_new_rest_is_appended(store):
     assert producer.append_many([], first_sequence=0) == []
 
 
+def test_sequences_may_be_any_iterable_of_ints(store):
+    producer = store.stream("s").producer(id="p")
+    assert producer.append_many([b"1", b"2"], sequences=iter([1, 2]))[0].count == 2
+    assert producer.append_many([b"2", b"3"], sequences={2: "", 3: ""})[0].count == 1
+    with pytest.raises(millstream.InvalidType, match="sequences 5"):
+        producer.append_many([b"4"], sequences=5)
+
+
 def test_rising_sequences_with_gaps(store):
     stream = store.stream("s")
     producer = stream.producer("p")

@@ -345,6 +345,12 @@ cdef class _Shares:
         cdef uint64_t value = 0, before = 0
         if (first is None) == (given is None):
             raise _errors.InvalidArgument("give first_sequence, or sequences, and not both")
+        if given is not None and not isinstance(given, (list, tuple)):
+            try:
+                given = list(given)
+            except TypeError:
+                raise _errors.InvalidType(
+                    f"sequences {given!r}: expected one int for each record") from None
         if given is not None and len(given) != count:
             raise _errors.InvalidArgument(f"{len(given)} sequences for {count} values")
         self.sequences = <uint64_t *>PyMem_Malloc((count + 1) * sizeof(uint64_t))
