@@ -103,7 +103,7 @@ MS_MUST_USE ms_status ms_group_try_grow(ms_group *group, uint32_t partitions, ui
 
 /* --- positions --- */
 
-/* The newest valid copy. MS_END: there was never one, so the group begins at the oldest record.
+/* The newest valid copy. MS_END: there was never one, so the group begins at offset 0.
  * MS_CORRUPT: both copies are torn. Takes no word. */
 MS_MUST_USE ms_status ms_group_position_of(const ms_group *group, uint32_t partition,
                                            ms_group_position *out);

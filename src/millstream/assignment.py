@@ -172,7 +172,7 @@ class Assignment:
 
     def _start_reader(self, partition: int, position: Position | None, *, sought: bool) -> None:
         log = self.stream._log(partition)
-        start: Any = "earliest"
+        start: Any = 0
         if position is not None:
             start = position.offset
             try:

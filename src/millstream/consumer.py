@@ -239,8 +239,12 @@ class Consumer(Assignment):
         self._choose()
 
     def resume(self, *partitions: int) -> None:
-        """Give batches of these partitions (of all) again."""
-        self._paused.difference_update(partitions or tuple(self._paused))
+        """Give batches of these partitions (of all) again, also of those that are not assigned."""
+        if self._closed:
+            raise Closed(f"{self.group.path}: the consumer is closed")
+        most = self.stream.partitions - 1
+        which = [integer("partition", partition, 0, most) for partition in partitions]
+        self._paused.difference_update(which or tuple(self._paused))
         self._choose()
 
     @property
@@ -261,7 +265,7 @@ class Consumer(Assignment):
 
     @property
     def committed(self) -> dict[int, Position | None]:
-        """The committed position of each assigned partition; None: the oldest record kept."""
+        """The committed position of each assigned partition; None: there is none, so offset 0."""
         return {partition: self.group._committed(partition) for partition in self.assignment}
 
     def lag(self, partition: int | None = None) -> int:

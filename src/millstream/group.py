@@ -75,12 +75,16 @@ def position_at(stream: Stream, partition: int, start: Any) -> Position:
 
 def first_positions(stream: Stream, start: Any) -> list[Position]:
     """Where a new group begins in each partition; nothing for those of which it reads all."""
-    if isinstance(start, str) and start == "earliest":
-        return []
     if isinstance(start, Position):
-        return [position_at(stream, start.partition, start)]
+        start = [start]
     if isinstance(start, (list, tuple)) and all(isinstance(one, Position) for one in start):
-        return [position_at(stream, one.partition, one) for one in start]
+        given = {int(one.partition): position_at(stream, one.partition, one) for one in start}
+        others = {int(one.partition): one for one in first_positions(stream, "earliest")}
+        return list({**others, **given}.values())
+    if isinstance(start, str) and start == "earliest":
+        # What retention removes from now on is lost to the group, and it has to hear of that.
+        trimmed = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
+        return [position_at(stream, index, start) for index in trimmed]
     if as_index(start) is not None and stream.partitions > 1:
         raise InvalidArgument(
             f"start {start!r}: an offset is of one partition, and there are {stream.partitions};"
@@ -277,7 +281,7 @@ class Group(_native.GroupCore):
     # --- looking ----------------------------------------------------------------------------------
 
     def positions(self) -> dict[int, Position | None]:
-        """Where the group goes on in each partition; None: at the oldest record that is kept.
+        """Where the group goes on in each partition; None: at offset 0, nothing was committed.
 
         Raises: CorruptBatch where a power cut left no copy of a position.
         """
@@ -312,7 +316,7 @@ class Group(_native.GroupCore):
     def _lag(self, partition: int) -> int:
         log = self.stream._log(partition)
         position = self._committed(log.index)
-        begin = log.first_offset if position is None else int(position.offset)
+        begin = 0 if position is None else int(position.offset)
         return max(0, log.next_offset - begin)
 
     def members(self) -> list[GroupMember]:

@@ -64,8 +64,7 @@ class SqlPosition:
         fence = consumer._member.fence_of(partition)
         begin = consumer.group._committed(partition)
         if begin is None:
-            log = consumer.stream._log(partition)
-            begin = Position(partition, _epoch(consumer, partition), log.first_offset)
+            begin = Position(partition, _epoch(consumer, partition), 0)
         connection.execute("BEGIN IMMEDIATE")
         try:
             key = *self._row, partition

@@ -118,7 +118,7 @@ class GroupPartition:
 
     partition: int
     position: Position | None
-    """Where it goes on; None: at the oldest record that is kept."""
+    """Where it goes on; None: at offset 0, nothing was committed."""
     next_offset: int
     lag: int
     lost: bool

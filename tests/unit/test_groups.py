@@ -494,6 +494,39 @@ def test_positions_outlive_the_store_and_memberships_do_not(tmp_path):
             assert taken(consumer) == [b"x"]
 
 
+def test_what_retention_took_from_a_group_that_never_committed_is_not_passed_over(store):
+    stream = store.stream("r", partitions=2, segment_bytes="64KiB")
+    stream.append(b"a", partition=0)
+    with stream.consumer(group="g") as consumer:
+        assert taken(consumer) == [b"a"]
+        consumer.commit()
+    for _ in range(30):
+        stream.append(b"x" * 9000, partition=1)
+    first = stream.delete_before(millstream.Position(1, 1, 20))
+    assert first > 0
+    assert stream.group("g").lag(1) == 30
+    with stream.consumer(group="g") as consumer:
+        with pytest.raises(OffsetOutOfRange, match="offset 0"):
+            consumer.poll()
+        consumer.seek("earliest", partition=1)
+        assert len(taken(consumer)) == 30 - first
+    for name, start in (("new", "earliest"), ("at", millstream.Position(0, 1, 1))):
+        with stream.consumer(group=name, start=start) as consumer:  # begins behind that
+            assert consumer.lag(1) == 30 - first
+            assert taken(consumer).count(b"x" * 9000) == 30 - first
+
+
+def test_resume_is_held_to_the_partitions_that_there_are(stream):
+    with stream.consumer(group="g") as consumer:
+        for wrong, error in ((99, InvalidArgument), (-1, InvalidArgument), ("x", InvalidType)):
+            with pytest.raises(error, match="partition"):
+                consumer.resume(wrong)
+        with pytest.raises(InvalidType, match="partition"):
+            consumer.resume([0])
+    with pytest.raises(Closed):
+        consumer.resume()
+
+
 def crashed(path, tmp_path, cut=None):
     """A copy of an open store, as a power cut would leave it: from byte `cut` of the log zeros."""
     copy = tmp_path / "copy"

@@ -149,7 +149,7 @@ def plain(part: GroupPartition) -> dict[str, object]:
 
 def row(part: GroupPartition) -> tuple[object, ...]:
     """Return a partition as a row of the table."""
-    position = "earliest" if part.position is None else str(part.position.offset)
+    position = "0" if part.position is None else str(part.position.offset)
     lost = " (lost)" if part.lost else ""
     owner = "-" if part.owner is None else part.owner
     return part.partition, position + lost, part.next_offset, count_text(part.lag), owner
@@ -185,14 +185,17 @@ def run_seek(args: argparse.Namespace) -> int:
 def seek(group: Group, to: Start, partition: int | None) -> dict[int, int]:
     """Seek, where an offset is meant for each partition, and one below zero from the end."""
     numbers = range(group.stream.partitions) if partition is None else [partition]
-    found: dict[int, int] = {}
+    goals: dict[int, Start] = {}
     for number in numbers:
         goal = to
         if isinstance(to, int) and to < 0:
             first = group.stream.first_offset(number)
             goal = max(first, group.stream.next_offset(number) + to)
-        for one, position in group.seek(goal, partition=number).items():
-            found[one] = int(position.offset)
+        group.stream.read(partition=number, start=goal)  # all are checked before one is set
+        goals[number] = goal
+    found: dict[int, int] = {}
+    for number, goal in goals.items():
+        found[number] = int(group.seek(goal, partition=number)[number].offset)
     return found
 
 
