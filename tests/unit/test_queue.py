@@ -12,6 +12,7 @@ import pytest
 
 import millstream
 from millstream import RetryPolicy, files
+from millstream.testing import clock
 
 
 @pytest.fixture
@@ -740,6 +741,20 @@ def test_messages_without_a_key_wait_for_nobody_in_an_ordered_queue(store):
     first[0].nack(delay=0)
     assert values(q.get_many(10)) == [b"1"]
     q._check()
+
+
+def test_late_ack_is_told_also_where_nobody_has_taken_the_message_back(tmp_path):
+    with clock() as virtual, millstream.open(tmp_path / "late") as store:
+        q = store.queue("q", lease=1.0)
+        q.put_many([b"a", b"b"])
+        first, second = q.get_many(2)
+        virtual.advance(1.1)
+        with pytest.raises(millstream.LeaseLost):
+            first.ack()
+        assert first.lost
+        assert q.ack_many([second]) == [second]
+        assert sorted(values(q.get_many(1) + q.get_many(1))) == [b"a", b"b"]
+        q._check()
 
 
 def test_ordered_stop_holds_up_the_key_of_a_dead_message(store):
