@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
 import millstream
-from millstream import files, inspect
+from millstream import files, group, inspect
 
 KEYS = st.integers(0, 12)
 ROWS = st.lists(
@@ -88,7 +88,8 @@ class Compacted(RuleBasedStateMachine):
             self.view = self.stream.view()
         for index, mine in enumerate(self.rows):
             if mine:
-                last = millstream.Position(index, 1, max(mine))
+                epoch = group.epoch_at(self.stream, index, max(mine))
+                last = millstream.Position(index, epoch, max(mine))
                 self.view.wait_for(last, timeout=30)
         wanted, maybe = self.latest()
         found = dict(self.view.items())

@@ -19,15 +19,17 @@ PLANTED = {
     ),
     "an acknowledgement does not ask whose lease it is": (
         "ms_delivery.c",
-        "return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);",
+        "if (MS_UNLIKELY(ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(lease->word))"
+        " < 0))\n    return MS_LOST;\n"
+        "  return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);",
         "return ms_queue_finish(queue, lease->slot, *ms_word_at(queue, lease->slot), now,"
         " out_owner);",
     ),
     "a slot is taken from one who is writing it": (
         "ms_delivery.c",
-        "if (ms_word_state(found) != MS_MESSAGE_FREE) continue;",
+        "if (ms_word_state(found) != MS_MESSAGE_FREE) return false;",
         "if (ms_word_state(found) != MS_MESSAGE_FREE &&"
-        " ms_word_state(found) != MS_MESSAGE_WRITING) continue;",
+        " ms_word_state(found) != MS_MESSAGE_WRITING) return false;",
     ),
     "the sweep believes that all holders are dead": (
         "ms_sweep.c",
