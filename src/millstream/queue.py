@@ -28,8 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue"]
 
-LOCK_SECONDS = 30.0
-COUNTER_BITS = 40
 FOREVER = 1e9
 COUNTERS = ("redelivered", "expired", "evicted", "corrupt", "refused")
 Function = TypeVar("Function", bound=Callable[[Any], object])

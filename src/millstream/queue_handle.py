@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 from millstream import _native, capacity, codecs, dedup, files, slots, timestamps
 from millstream.errors import (
@@ -27,8 +27,6 @@ __all__ = ["QueueHandle"]
 
 LOCK_SECONDS = 30.0
 COUNTER_BITS = 40
-FOREVER = 1e9
-Function = TypeVar("Function", bound=Callable[[Any], object])
 
 
 class QueueHandle(_native.QueueCore):
