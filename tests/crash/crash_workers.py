@@ -280,7 +280,8 @@ def open_and_recover(path: str) -> None:
 
 if __name__ == "__main__":
     signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    sys.path.insert(0, os.path.dirname(os.path.abspath(__file__)))
+    here = Path(__file__).resolve().parent
+    sys.path[:0] = [str(here), str(here.parent)]  # as pytest has them
     module = sys.modules[__name__]
     name = sys.argv[1]
     if "." in name:

@@ -13,6 +13,7 @@ import hypothesis.strategies as st
 import xxhash
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from open_copy import copy_open
 
 import millstream
 from millstream import Position, inspect
@@ -132,7 +133,7 @@ class ProducerMachine(RuleBasedStateMachine):
     @rule()
     def copy(self):
         """What a power cut leaves where nothing was lost."""
-        shutil.copytree(self.path, self.directory / "copy")
+        copy_open(self.path, self.directory / "copy")
         with millstream.open(self.directory / "copy") as store:
             self.check(store.stream("s"))
         shutil.rmtree(self.directory / "copy")

@@ -13,6 +13,7 @@ from pathlib import Path
 import hypothesis.strategies as st
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
+from open_copy import copy_open
 
 import millstream
 from millstream import Aborted, QueueFull, inspect
@@ -194,7 +195,7 @@ class TransactionMachine(RuleBasedStateMachine):
         copy = self.directory / f"copy{self.numbers}"
         self.numbers += 1
         if kill:
-            shutil.copytree(self.path, copy)
+            copy_open(self.path, copy)
         self.consumer.close()
         self.store.close()
         if kill:

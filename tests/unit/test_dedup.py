@@ -1,13 +1,13 @@
 """A dedup_id is stored once within its window: across handles, processes, kills and growth."""
 
 import os
-import shutil
 import signal
 import subprocess
 import sys
 import time
 
 import pytest
+from open_copy import copy_open
 
 import millstream
 from millstream import files
@@ -75,7 +75,7 @@ def test_ids_are_kept_over_closing_and_over_the_death_of_all(tmp_path, store, q)
     done = q.put(b"done", dedup_id="done")
     q.get(timeout=0).ack()
     waiting = q.put(b"waiting", dedup_id="waiting")
-    shutil.copytree(store.path, tmp_path / "as killed")  # not closed: as after a kill of all
+    copy_open(store.path, tmp_path / "as killed")  # not closed: as after a kill of all
     for path in (store.path, tmp_path / "as killed"):
         store.close()
         with millstream.open(path) as again:
@@ -100,7 +100,7 @@ def test_lost_put_may_be_done_again_after_a_power_cut(tmp_path, store, q):
     slots = tmp_path / "store/queues/q/slots"
     before = slots.read_bytes()
     first = q.put(b"lost", dedup_id="lost")
-    shutil.copytree(store.path, tmp_path / "cut")
+    copy_open(store.path, tmp_path / "cut")
     (tmp_path / "cut/queues/q/slots").write_bytes(before)
     with millstream.open(tmp_path / "cut") as again:
         q = again.queue("q")

@@ -3,13 +3,13 @@
 import asyncio
 import gc
 import pickle
-import shutil
 import threading
 import time
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from open_copy import copy_open
 
 import millstream
 from millstream import (
@@ -530,7 +530,7 @@ def test_resume_is_held_to_the_partitions_that_there_are(stream):
 def crashed(path, tmp_path, cut=None):
     """A copy of an open store, as a power cut would leave it: from byte `cut` of the log zeros."""
     copy = tmp_path / "copy"
-    shutil.copytree(path, copy)
+    copy_open(path, copy)
     if cut is not None:
         [segment] = (copy / "streams" / "s" / "00000").glob("*1.seg")
         raw = bytearray(segment.read_bytes())
@@ -607,7 +607,7 @@ def test_lost_tail_is_seen_also_where_a_later_epoch_begins_at_the_offset(tmp_pat
     with millstream.open(path, durability="process") as store:
         for i in range(5):
             store.stream("s").append(b"other %d" % i)
-        shutil.copytree(path, again)
+        copy_open(path, again)
     with millstream.open(again, durability="process") as store:
         stream = store.stream("s")
         assert stream.append(b"third") == Position(0, 3, 10)
