@@ -426,11 +426,18 @@ typedef struct standing {
   int64_t order; /* the older tick first; what was leased before all */
   uint64_t id;
   uint32_t slot;
+  uint32_t place; /* among those of its key: the lower first, then the older id */
 } standing;
 
 static int by_age(const void *a, const void *b) {
   const standing *x = a, *y = b;
   if (x->order != y->order) return x->order < y->order ? -1 : 1;
+  return x->id < y->id ? -1 : x->id > y->id;
+}
+
+static int by_place(const void *a, const void *b) {
+  const standing *x = a, *y = b;
+  if (x->place != y->place) return x->place < y->place ? -1 : 1;
   return x->id < y->id ? -1 : x->id > y->id;
 }
 
@@ -512,11 +519,11 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     if (to != word) set_word(queue, slot, to);
     if (ms_word_state(to) == MS_MESSAGE_DEAD) {
       if (queue->block_key && queue->buckets)
-        all[standing_count++] = (standing){INT64_MIN, MS_PEEK(content->id), slot};
+        all[standing_count++] = (standing){0, MS_PEEK(content->id), slot, 0};
       continue;
     }
     if (ms_word_state(to) == MS_MESSAGE_PREPARED || ms_word_state(to) == MS_MESSAGE_ACKING) {
-      if (queue->buckets) all[standing_count++] = (standing){0, MS_PEEK(content->id), slot};
+      if (queue->buckets) all[standing_count++] = (standing){0, MS_PEEK(content->id), slot, 1};
       continue;
     }
     if (ms_word_state(to) != MS_MESSAGE_READY && ms_word_state(to) != MS_MESSAGE_DELAYED) continue;
@@ -526,18 +533,21 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     int64_t order = ms_word_state(word) == MS_MESSAGE_LEASED
                         ? INT64_MIN
                         : ms_ticks_until(newest, ms_word_tick(word));
-    all[standing_count++] = (standing){queue->buckets ? 0 : order, MS_PEEK(content->id), slot};
+    all[standing_count++] = (standing){order, MS_PEEK(content->id), slot, 1};
+  }
+  if (queue->buckets) qsort(all, standing_count, sizeof(*all), by_place);
+  for (uint32_t i = 0; queue->buckets && i < standing_count; i++) {
+    uint32_t slot = all[i].slot;
+    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
+    if (!ms_bucket_append(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot) &&
+        (ms_word_state(word) == MS_MESSAGE_READY || ms_word_state(word) == MS_MESSAGE_DELAYED))
+      set_word(queue, slot, ms_word_as(word, MS_MESSAGE_HELD, ms_word_tick(word)));
   }
   qsort(all, standing_count, sizeof(*all), by_age);
   for (uint32_t i = 0; i < standing_count; i++) {
     uint32_t slot = all[i].slot;
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (queue->buckets &&
-        !ms_bucket_append(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot) &&
-        (ms_word_state(word) == MS_MESSAGE_READY || ms_word_state(word) == MS_MESSAGE_DELAYED)) {
-      uint64_t held = ms_word_as(word, MS_MESSAGE_HELD, ms_word_tick(word));
-      set_word(queue, slot, held);
-    } else if (ms_word_state(word) == MS_MESSAGE_READY) {
+    if (ms_word_state(word) == MS_MESSAGE_READY) {
       ms_queue_hint(queue, slot, word);
     } else if (ms_word_state(word) == MS_MESSAGE_DELAYED) {
       int64_t left = ms_ticks_until(ms_tick_floor(now->boot_ns), ms_word_tick(word));
@@ -578,14 +588,16 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
     if (newest == 0) newest = ms_word_tick(word);
     bool behind =
         ms_word_state(word) == MS_MESSAGE_HELD || ms_word_state(word) == MS_MESSAGE_PREPARED;
-    int64_t order = to->buckets ? behind : ms_ticks_until(newest, ms_word_tick(word));
-    all[standing_count++] = (standing){order, MS_PEEK(ms_slot_at(from, slot)->id), slot};
+    int64_t order = ms_ticks_until(newest, ms_word_tick(word));
+    all[standing_count++] = (standing){order, MS_PEEK(ms_slot_at(from, slot)->id), slot, behind};
   }
+  if (to->buckets) qsort(all, standing_count, sizeof(*all), by_place);
+  for (uint32_t i = 0; to->buckets && i < standing_count; i++)
+    (void)ms_bucket_append(to, MS_PEEK(ms_slot_at(to, all[i].slot)->key_hash), all[i].slot);
   qsort(all, standing_count, sizeof(*all), by_age);
   for (uint32_t i = 0; i < standing_count; i++) {
     uint32_t slot = all[i].slot;
     uint64_t word = atomic_load_explicit(ms_word_at(to, slot), memory_order_acquire);
-    if (to->buckets) (void)ms_bucket_append(to, MS_PEEK(ms_slot_at(to, slot)->key_hash), slot);
     if (ms_word_state(word) == MS_MESSAGE_READY) ms_queue_hint(to, slot, word);
     int64_t left = ms_ticks_until(tick, ms_word_tick(word));
     if (ms_word_state(word) == MS_MESSAGE_DELAYED)

@@ -1,6 +1,7 @@
 """Where two parts of a queue meet: long messages and looking, lives and leases, keys and months."""
 
 import pytest
+from open_copy import copy_open
 
 import millstream
 from millstream import RetryPolicy
@@ -103,3 +104,27 @@ def test_queue_whose_capacity_was_raised_opens_again(store, tmp_path):
     with millstream.open(tmp_path / "store") as again:
         assert len(again.queue("q100").get_many(500, timeout=0)) == 200
         assert len(again.queue("q1500").get_many(5000, timeout=0)) == 2100
+
+
+@pytest.mark.parametrize("how", ["all die", "alter"])
+@pytest.mark.parametrize("key", [None, b"b"])
+@pytest.mark.parametrize("ordering", [None, "key"])
+def test_message_that_came_back_waits_behind_those_that_waited_before(
+    tmp_path, store, time, ordering, key, how
+):
+    """In an ordered queue the older ids went first, once its hints had been made anew."""
+    q = store.queue("q", lease=150, ordering=ordering, capacity=5)
+    q.put(b"came back", key=b"a")
+    q.get(timeout=0)
+    q.put(b"waited", key=key)
+    time.advance(200)
+    q._look()
+    assert q._counts()["ready"] == 2
+    if how == "alter":
+        q.alter(capacity=6)
+        assert [q.get(timeout=0).value for _ in range(2)] == [b"waited", b"came back"]
+        return
+    copy_open(store.path, tmp_path / "copy")
+    with millstream.open(tmp_path / "copy") as again:
+        q = again.queue("q")
+        assert [q.get(timeout=0).value for _ in range(2)] == [b"waited", b"came back"]
