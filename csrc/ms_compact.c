@@ -102,6 +102,34 @@ ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *po
   return enter(table, keys, waiting, out_full) ? MS_OK : MS_FULL;
 }
 
+static void hold(const ms_key_table *table, const pending_key *keys, uint32_t count) {
+  for (uint32_t i = 0; i < count; i++) {
+    ms_key_entry *entry = entry_of(table, &keys[i]);
+    if (entry->last != 0) entry->last |= 1;
+  }
+}
+
+ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                          uint64_t limit, uint64_t bytes, ms_error *err) {
+  pending_key keys[GROUP];
+  uint32_t waiting = 0;
+  const uint64_t begin = *position;
+  while (*position < limit && *position - begin < bytes) {
+    ms_view view;
+    MS_TRY(ms_segment_view(segment, *position, limit, &view, err));
+    for (uint32_t i = 0; i < view.count; i++) {
+      if (!has_key(&view, i)) continue;
+      hash_key(table, &view, i, &keys[waiting]);
+      if (++waiting < GROUP) continue;
+      hold(table, keys, waiting);
+      waiting = 0;
+    }
+    *position += view.length;
+  }
+  hold(table, keys, waiting);
+  return MS_OK;
+}
+
 /* --- marking --- */
 
 ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
@@ -218,8 +246,7 @@ ms_status ms_compact_leave(ms_key_table *table, ms_segment *segment, const ms_su
       if (survives(survivors, bit + i) || !has_key(&view, i)) continue;
       pending_key key;
       hash_key(table, &view, i, &key);
-      ms_key_entry *entry = entry_of(table, &key);
-      if (entry->last != 0) entry->last |= 1;
+      hold(table, &key, 1);
     }
     bit += view.count;
     position += view.length;

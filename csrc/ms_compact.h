@@ -51,6 +51,11 @@ typedef struct ms_survivors {
   uint64_t producer_last[MS_COMPACT_PRODUCERS];
 } ms_survivors;
 
+/* Records of these keys, from the batch at *position on, lie in a segment of another partition and
+ * count again if a tombstone goes: those of keys in the table stay. Ends as the scan does. */
+MS_MUST_USE ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                                      uint64_t limit, uint64_t bytes, ms_error *err);
+
 /* How many records a segment has up to `end`. */
 MS_MUST_USE ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
                                        ms_error *err);

@@ -115,7 +115,7 @@ static ms_status grow(ms_latest *table) {
 }
 
 ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
-                        const uint8_t *value, uint32_t value_size) {
+                        const uint8_t *value, uint32_t value_size, ms_latest_origin origin) {
   if (table->count >= table->capacity / 4 * 3) MS_TRY(grow(table));
   uint64_t hash = hash_of(table, key, key_size);
   ms_latest_entry *entry = entry_of(table, hash, key, key_size);
@@ -125,7 +125,7 @@ ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
     ms_latest_record *record = take_room(&table->chunk, bytes);
     if (record == NULL) return MS_NOMEM;
     memset((uint8_t *)record + bytes - 8, 0, 8); /* what rounding leaves is copied, too */
-    *record = (ms_latest_record){key_size, value_size};
+    *record = (ms_latest_record){.key_size = key_size & 0xffffff, .value_size = value_size};
     if (key_size > 0) memcpy(record + 1, key, key_size);
     table->live_bytes += bytes;
     table->all_bytes += bytes;
@@ -139,20 +139,20 @@ ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
     table->value_bytes += value_size;
     *entry = (ms_latest_entry){hash, record};
   }
+  entry->record->origin = origin;
   if (value_size > 0) memcpy((uint8_t *)(entry->record + 1) + key_size, value, value_size);
   if (table->all_bytes > DEAD_BYTES_MIN && table->all_bytes / 2 > table->live_bytes)
     move_together(table);
   return MS_OK;
 }
 
-bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size) {
-  if (table->count == 0) return false;
-  ms_latest_entry *entry = entry_of(table, hash_of(table, key, key_size), key, key_size);
-  if (entry->record == NULL) return false;
+/* Take an entry out, and close up what lies behind it. */
+static void take_out(ms_latest *table, ms_latest_entry *entry) {
+  const ms_latest_record *record = entry->record;
   table->count--;
-  table->key_bytes -= key_size;
-  table->value_bytes -= entry->record->value_size;
-  table->live_bytes -= bytes_of(key_size, entry->record->value_size);
+  table->key_bytes -= record->key_size;
+  table->value_bytes -= record->value_size;
+  table->live_bytes -= bytes_of(record->key_size, record->value_size);
   const uint64_t mask = table->capacity - 1;
   uint64_t hole = (uint64_t)(entry - table->entries);
   for (uint64_t at = (hole + 1) & mask; table->entries[at].record != NULL; at = (at + 1) & mask) {
@@ -163,7 +163,24 @@ bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size) {
     hole = at;
   }
   table->entries[hole] = (ms_latest_entry){0};
+}
+
+bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size) {
+  if (table->count == 0) return false;
+  ms_latest_entry *entry = entry_of(table, hash_of(table, key, key_size), key, key_size);
+  if (entry->record == NULL) return false;
+  take_out(table, entry);
   return true;
+}
+
+void ms_latest_settle(ms_latest *table, bool moved) {
+  for (uint64_t i = 0; i < table->capacity; i++) {
+    /* Another one may have moved up to its place. */
+    while (table->entries[i].record != NULL && table->entries[i].record->origin == MS_LATEST_GONE)
+      take_out(table, &table->entries[i]);
+    if (moved && table->entries[i].record != NULL)
+      table->entries[i].record->origin = MS_LATEST_STRAY;
+  }
 }
 
 void ms_latest_clear(ms_latest *table) {

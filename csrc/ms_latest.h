@@ -8,13 +8,23 @@
 #ifndef MS_LATEST_H
 #define MS_LATEST_H
 
+#include "ms_format.h"
 #include "ms_status.h"
+
+/* Whose word the value of a key is. */
+typedef enum ms_latest_origin {
+  MS_LATEST_HOME = 0,  /* of the partition to which the key belongs now */
+  MS_LATEST_STRAY = 1, /* of another one, or of what it belonged to before */
+  MS_LATEST_GONE = 2   /* while all is loaded: its own partition says that it has none */
+} ms_latest_origin;
 
 /* Key and value lie behind it. */
 typedef struct ms_latest_record {
-  uint32_t key_size;
+  uint32_t key_size : 24;
+  uint32_t origin : 8;
   uint32_t value_size;
 } ms_latest_record;
+_Static_assert(MS_KEY_BYTES_MAX < 1 << 24, "a key's size has 24 bits");
 
 typedef struct ms_latest_entry {
   uint64_t hash;
@@ -47,10 +57,15 @@ const ms_latest_record *ms_latest_find(const ms_latest *table, const uint8_t *ke
 
 /* The key has this value now; both are copied. MS_NOMEM: nothing was changed. */
 MS_MUST_USE ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
-                                    const uint8_t *value, uint32_t value_size);
+                                    const uint8_t *value, uint32_t value_size,
+                                    ms_latest_origin origin);
 
 /* The key has no value any more. False: it had none. */
 bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size);
+
+/* Take out the keys that are gone. With `moved` keys belong elsewhere from now on: what is there is
+ * of strays. */
+void ms_latest_settle(ms_latest *table, bool moved);
 
 /* Give all memory back; the table is empty, its seed stays. */
 void ms_latest_clear(ms_latest *table);

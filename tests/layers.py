@@ -47,6 +47,7 @@ PYTHON_LAYERS = (
     "producer_ids",
     "settings",
     "control",
+    "eras",
     "members",
     "recovery",
     "sequences",

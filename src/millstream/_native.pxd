@@ -287,6 +287,8 @@ cdef extern from "ms_compact.h" nogil:
     ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *position,
                               uint64_t limit, uint64_t begin, uint64_t bytes, uint64_t *out_full,
                               ms_error *err)
+    ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                              uint64_t limit, uint64_t bytes, ms_error *err)
     ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
                                ms_error *err)
     ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bint drop,
@@ -303,7 +305,12 @@ cdef extern from "ms_compact.h" nogil:
 cdef extern from "ms_latest.h" nogil:
     ctypedef struct ms_latest_record:
         uint32_t key_size
+        uint32_t origin
         uint32_t value_size
+    ctypedef enum ms_latest_origin:
+        MS_LATEST_HOME
+        MS_LATEST_STRAY
+        MS_LATEST_GONE
     ctypedef struct ms_latest_entry:
         ms_latest_record *record
     ctypedef struct ms_latest:
@@ -318,8 +325,10 @@ cdef extern from "ms_latest.h" nogil:
     const ms_latest_record *ms_latest_find(const ms_latest *table, const uint8_t *key,
                                            uint32_t key_size)
     ms_status ms_latest_put(ms_latest *table, const uint8_t *key, uint32_t key_size,
-                            const uint8_t *value, uint32_t value_size)
+                            const uint8_t *value, uint32_t value_size,
+                            ms_latest_origin origin)
     bint ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size)
+    void ms_latest_settle(ms_latest *table, bint moved)
     void ms_latest_clear(ms_latest *table)
 
 cdef extern from "ms_producer.h" nogil:

@@ -9,7 +9,7 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from millstream import files, group, members, sequences
+from millstream import eras, files, group, members, sequences
 from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:
@@ -97,7 +97,7 @@ def _copy_groups(found: dict[str, bytes], target: str) -> None:
 def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: str) -> None:
     files.make_directory(target)
     config = files.read_json(os.path.join(stream.path, "stream.json"))
-    config["partitions"] = len(tails)
+    eras.cut(config, len(tails))
     files.write_json(os.path.join(target, "stream.json"), config)
     for index, (tail, saved) in enumerate(tails):
         directory = os.path.join(target, f"{index:05d}")

@@ -99,6 +99,12 @@ class Commit:
 
     def _prepare(self, transaction: int) -> Effects:
         tx = self.transaction
+        for stream, partitions in tx._routed.items():
+            if stream.partitions != partitions:
+                raise Aborted(
+                    f"{stream.path}: partitions were added, so its keys belong elsewhere; nothing"
+                    " of the transaction is done, begin it again"
+                )
         acks = []
         for message in tx._messages.values():
             queue = message.queue

@@ -11,11 +11,11 @@ from __future__ import annotations
 import contextlib
 import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from millstream import _native, files, reserve, segment_file, sequences
+from millstream import _native, eras, files, reserve, segment_file, sequences
 from millstream.errors import InvalidArgument, NotFound
 from millstream.options import Compaction, parse_bytes
 
@@ -152,6 +152,24 @@ def _due(record: tuple[int, int, int, int, int, int], keep: Compaction, now: flo
     return tombstones > 0 and first > 0 and last < old <= now
 
 
+def _up_to(log: PartitionLog, offset: int) -> Iterator[tuple[_native.Segment, int]]:
+    """Segments with records before an offset, and the next one: who was late wrote a bit behind."""
+    late = 0
+    for number, following in pairwise([*log.current(), None]):
+        assert number is not None
+        try:
+            segment = log.activated(number)
+            end = log.end()[0] if following is None else log.base(following)[0]
+        except NotFound as error:
+            if not log.not_found(error):
+                raise
+            continue
+        late += segment.base_offset >= offset
+        if late > 1:
+            return
+        yield segment, end
+
+
 class Run:
     """One run over one partition. Holder of its compact word."""
 
@@ -172,6 +190,7 @@ class Run:
         self._round = self._done = self._total = 0
         self._replaced = self._removed = self._tombstones = 0
         self._counts: dict[int, tuple[int, int]] = {}
+        self._horizon = (time.time() - keep.tombstone_age) * 1e6
 
     def run(self) -> CompactionResult:
         """Compact what may be; its tombstones are as old as this from now on."""
@@ -191,6 +210,7 @@ class Run:
                 table.clear()
             self._round, self._done, self._total = self._round + 1, 0, 2 * before
             full = self._scan(table, found, begin)
+            self._look_elsewhere(table, found)
             for number, end in found:
                 if full is None or log.base(number)[1] < full:
                     self._clean(table, number, end)
@@ -241,16 +261,35 @@ class Run:
                 position = reached
         return None
 
+    def _look_elsewhere(self, table: _native.KeyTable, found: list[tuple[int, int]]) -> None:
+        """Where a key that belongs here now was before, its record may be: its tombstone stays."""
+        if not any(self._drops(self._segment(number)) for number, _ in found):
+            return
+        stream = self.log.stream
+        for index, offset in eras.left_elsewhere(stream, self.log.index):
+            log = stream._log(index)
+            for segment, end in _up_to(log, offset):
+                position = segment.base_position
+                while position < end:
+                    reached = table.hold(segment, position, end, SCAN_BYTES)
+                    if self._pace is not None:
+                        self._pace(reached - position)
+                    position = reached
+
+    def _drops(self, segment: _native.Segment | None) -> bool:
+        """Has it tombstones that may go?"""
+        record = None if segment is None else segment.compaction
+        return record is not None and record[4] > 0 and 0 < record[0] <= self._horizon
+
     def _clean(self, table: _native.KeyTable, number: int, end: int) -> None:
         """Replace a segment that has superseded records by one that has not."""
         segment = self._segment(number)
         if segment is None:
             return
         record = segment.compaction
-        cleaned = 0 if record is None else record[0]
-        drop = cleaned > 0 and cleaned + self.keep.tombstone_age * 1e6 <= time.time() * 1e6
-        survivors = _native.Survivors(table, segment, end, drop)
-        self._counts[number] = survivors.records + survivors.dead, survivors.tombstones
+        survivors = _native.Survivors(table, segment, end, self._drops(segment))
+        tombstones = survivors.tombstones + survivors.tombstones_removed
+        self._counts[number] = survivors.records + survivors.dead, tombstones
         size = end - segment.base_position if record is None else record[2]
         if survivors.dead:
             kept = None if survivors.damaged else survivors.measure()

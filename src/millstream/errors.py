@@ -212,7 +212,8 @@ class Empty(MillstreamError, queue.Empty):
 class Aborted(MillstreamError):
     """A transaction was given up, since a lease or an assignment that it needs was lost meanwhile.
 
-    Nothing of it was done. Whoever has the message or the partition now does the work again.
+    Nothing of it was done. Whoever has the message or the partition now does the work again. Also
+    where partitions were added to a stream to which it appends by key: begin it again.
     """
 
 

@@ -6,7 +6,16 @@ import os
 import time
 import weakref
 
-from millstream import _native, control, files, reader, reserve, retiring, settings, timestamps
+from millstream import (
+    _native,
+    eras,
+    files,
+    reader,
+    reserve,
+    retiring,
+    settings,
+    timestamps,
+)
 from millstream._native import Batch, Position, Span
 from millstream.errors import Closed, InvalidType, NotFound, WaitTimeout
 from millstream.options import Retention, check_timeout, integer
@@ -91,6 +100,7 @@ class Stream(StreamGroups):
         kept = config["retention"]
         self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
         self.compaction = settings.compaction_of(config)
+        self._eras = eras.of(config)
         self._durability = (
             self._override or config["durability"] or self.store._override or self.store.durability
         )
@@ -452,22 +462,16 @@ class Stream(StreamGroups):
         """Add `count` partitions and return how many there are now. They cannot be removed.
 
         The partition of most keys changes: records of one key appended before and after are not in
-        one order.
+        one order for who reads. Views know it by the era, and `compact` keeps what they need.
+
+        Raises: Indeterminate, Poisoned, StoreFull; the partitions are as they were.
         """
         self.store._check_writable()
         self._check_live()
-        count = integer("count", count, 1)
-        with self._log(0).maintaining:
-            path = os.path.join(self.path, "stream.json")
-            config = files.read_json(path)
-            config["partitions"] = settings.check_partitions(int(config["partitions"]) + count)
-            control.grow(self.path, config["partitions"])
-            reserve.lend(self.store.path, files.write_json, path, config)
-            self._set_partitions(config["partitions"])
-            self._add_config()
+        found = eras.begin(self, integer("count", count, 1))
         self._refresh()
         self._wake()
-        return int(config["partitions"])
+        return found
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""

@@ -45,6 +45,7 @@ class Transaction:
         self._room = self._max = max_bytes
         self._state = "new"
         self._shares: dict[tuple[Stream, int], _Growing] = {}
+        self._routed: dict[Stream, int] = {}  # by key, and to how many partitions
         self._puts: list[tuple[Queue, dict[str, Any]]] = []
         self._messages: dict[int, Message] = {}
         """By identity."""
@@ -157,6 +158,8 @@ class Transaction:
         row_headers = _rows_of("headers", headers, len(rows), Mapping)
         times = _times_of(timestamps, len(rows))
         self._take_room(size, len(rows))
+        if partition is None and row_keys is not None:
+            self._routed.setdefault(stream, stream.partitions)
         if partition is not None:
             index = integer("partition", partition, 0, stream.partitions - 1)
         elif row_keys is None or stream.partitions == 1:

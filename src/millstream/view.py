@@ -6,9 +6,8 @@ import contextlib
 import threading
 import time
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
-from typing import Any
 
-from millstream import view_snapshot
+from millstream import eras, view_snapshot
 from millstream._native import Latest, Position, Span
 from millstream.errors import Closed, InvalidType, OffsetOutOfRange, StorageError, WaitTimeout
 from millstream.options import check_timeout
@@ -55,14 +54,10 @@ class View(Latest):
         self._stopping = False
         self._saved_at = time.monotonic()
         self._replay = Replay(stream, self, view_snapshot.load(stream, self))
-        self._catch_up()
+        if not self._read_all(self._replay):
+            self._begin_anew()
         self._thread = threading.Thread(target=self._run, name="millstream-view", daemon=True)
         self._thread.start()
-
-    def _catch_up(self) -> None:
-        while not self._stopping and self._replay.step():
-            pass
-        self._replay.finish()
 
     # --- a mapping --------------------------------------------------------------------------------
 
@@ -168,21 +163,29 @@ class View(Latest):
         except Exception as error:  # whoever looks something up gets it
             self._finish(error)
 
+    def _read_all(self, replay: Replay) -> bool:
+        """Go on to the end; False: retention, or other partitions, came between."""
+        try:
+            while not self._stopping and replay.step():
+                pass
+        except OffsetOutOfRange:
+            return False
+        return replay.lasts
+
     def _begin_anew(self) -> None:
         """Load all; what was there stays to be looked up until then."""
-        replay = Replay(self.stream, Latest(), None)
-        while not self._stopping and replay.step():
-            pass
-        if not self._stopping:
-            replay.finish()
-            self._adopt(replay.values)
-            replay.values = self
-            self._replay = replay
+        while not self._stopping:
+            replay = Replay(self.stream, Latest(), None)
+            if self._read_all(replay) and not self._stopping:
+                self._adopt(replay.values)
+                replay.values = self
+                self._replay = replay
+                return
 
     def _follow(self) -> None:
         """Apply what comes until the view is closed, or has to begin anew."""
         replay = self._replay
-        while not self._stopping and self.stream.partitions == replay.partitions:
+        while not self._stopping and replay.lasts:
             some = replay.step()
             with self._changed:
                 self._changed.notify_all()
@@ -219,56 +222,78 @@ class View(Latest):
 class Replay:
     """The values, and how far in each partition they go.
 
-    Partitions are gone through at once, so a key that is in several is looked at as a whole: what
-    the partition says to which it belongs now counts; else the record with the latest timestamp.
+    One era after the other, so that what is later counts. The partitions of an era are gone through
+    at once: when it is loaded, what a key's own partition says goes before what others have of it,
+    of which the record with the latest timestamp counts.
     """
 
     def __init__(self, stream: Stream, values: Latest, place: Place | None) -> None:
-        self.partitions = stream.partitions
+        self.stream = stream
         self.values = values
-        self.strays: set[bytes] = set()
-        """Keys whose value is of a partition that is not theirs, since partitions were added."""
+        self.partitions = stream.partitions if place is None else len(place.following)
         self.applied = 0
-        starts: list[Any] = ["earliest"] * self.partitions
+        self._strays: dict[bytes, tuple[int, bytes | None, int]] | None = {}
+        self._eras = eras.up_to(stream, self.partitions)
+        logs = [stream._log(index) for index in range(self.partitions)]
+        self.following = [log.first_offset for log in logs]
         self.epochs = [0] * self.partitions
-        self._stray_values: dict[bytes, tuple[int, bytes | None, int]] | None = {}
-        self._gone: set[bytes] | None = set() if self.partitions > 1 else None
         if place is not None:  # the values are of a snapshot, and have all that came before
-            self.strays = set(place.strays)
-            starts, self.epochs = list(place.following), list(place.epochs)
-            self._stray_values = self._gone = None
-        readers = [
-            PartitionReader(stream._log(index), start, durable=False, on_lost="raise")
-            for index, start in enumerate(starts)
-        ]
-        self.following = [reader.cursor.offset for reader in readers]
-        self._turn = _Turn(stream, readers, grows=False)
+            self.following, self.epochs = list(place.following), list(place.epochs)
+            self._strays, self._eras = None, self._eras[-1:]
+        self._turn = self._begin()
+
+    def _begin(self) -> _Turn:
+        """Stand where the oldest era that is left begins."""
+        readers = []
+        for index in range(self._eras[0].partitions):
+            log = self.stream._log(index)
+            start = self.following[index]
+            if self._strays is not None:  # loading: what retention took is not asked for
+                start = self.following[index] = max(start, log.first_offset)
+            readers.append(PartitionReader(log, start, durable=False, on_lost="raise"))
+        return _Turn(self.stream, readers, grows=False)
 
     def step(self) -> bool:
         """Go one step on in each partition: was there anything?"""
         some = False
-        readers = self._turn.readers
-        ends = [one.log.next_offset for one in readers]
+        era, readers = self._eras[0], self._turn.readers
+        ends = [min(one.log.next_offset, era.end(one.log.index)) for one in readers]
         for index, one in enumerate(readers):
+            if self.following[index] >= era.end(index):
+                continue
             batch = one.next(STEP_RECORDS)
             if len(readers) > KEEP_MAPS:
                 one.forget()
             if batch is None:
                 self.following[index] = max(self.following[index], ends[index])
                 continue
+            if not self.lasts:  # it may have been appended with other partitions in mind
+                return False
             some = True
-            self.values._apply(batch, self.strays, self._stray_values, self._gone, self.partitions)
-            self.following[index], self.epochs[index] = batch.next_offset, batch.epoch
+            self.values._apply(batch, era.partitions, era.end(index), self._strays)
+            self.following[index] = min(batch.next_offset, era.end(index))
+            self.epochs[index] = batch.epoch
             self.applied += len(batch)
+        if not some and self._strays is not None:
+            return self._end_era()
         return some
 
-    def finish(self) -> None:
-        """All is loaded: keys that their own partition does not know get what others say."""
-        for key, (_, value, _) in (self._stray_values or {}).items():
-            if key not in self.values and key not in (self._gone or ()) and value is not None:
-                self.values._put(key, value)
-                self.strays.add(key)
-        self._stray_values = self._gone = None
+    @property
+    def lasts(self) -> bool:
+        """Are the partitions those that it began with?"""
+        return self.stream.partitions == self.partitions
+
+    def _end_era(self) -> bool:
+        """All of an era is loaded: does another one follow?"""
+        assert self._strays is not None
+        self.values._settle(self._strays, len(self._eras) > 1)
+        if len(self._eras) == 1:
+            self._strays = None
+            return False
+        self._strays = {}
+        del self._eras[0]
+        self._turn = self._begin()
+        return True
 
     def wait(self) -> None:
         """Sleep until there may be something."""
@@ -278,7 +303,7 @@ class Replay:
 
     def place(self) -> Place:
         """Return how far the values go, for a snapshot."""
-        return Place(list(self.strays), self.following, self.epochs)
+        return Place(self.following, self.epochs)
 
 
 Mapping.register(View)

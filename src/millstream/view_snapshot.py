@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from millstream.stream import Stream
 
 MAGIC = b"MSVIEW01"
-HEADER = struct.Struct("<8sII16sQQQQQ")  # then the checksum
-VERSION = 1
+HEADER = struct.Struct("<8sII16sQQQQ")  # then the checksum
+VERSION = 2
 
 
 @dataclass(frozen=True)
 class Place:
     """What goes with the values of a view: `following` and `epochs` by partition."""
 
-    strays: list[bytes]
     following: list[int]
     epochs: list[int]
     """Of the last record read; 0: none was."""
@@ -44,21 +43,20 @@ def path_of(stream: Stream) -> str:
 
 def save(stream: Stream, values: Latest, place: Place) -> None:
     """Put it in the place of the one before."""
-    key_ends, value_ends, keys, contents = values._dump()
+    key_ends, value_ends, keys, contents, origins = values._dump()
     header = HEADER.pack(
         MAGIC, VERSION, len(place.following), stream.store._store_id, stream._stream_id,
-        len(key_ends) // 8, len(place.strays), len(keys), len(contents),
+        len(origins), len(keys), len(contents),
     )  # fmt: skip
     body = b"".join(
         [
             array("Q", place.following).tobytes(),
             array("Q", place.epochs).tobytes(),
-            array("Q", accumulate(map(len, place.strays))).tobytes(),
             key_ends,
             value_ends,
             keys,
             contents,
-            *place.strays,
+            origins,
         ]
     )
     checksum = struct.pack("<Q", _native.xxh3_64(body, _native.xxh3_64(header)))
@@ -87,7 +85,7 @@ def load(stream: Stream, values: Latest) -> Place | None:
     return None
 
 
-def _read(stream: Stream, path: str) -> tuple[Place, tuple[Buffer, Buffer, Buffer, Buffer]] | None:
+def _read(stream: Stream, path: str) -> tuple[Place, list[Buffer]] | None:
     descriptor = files.open_file(path, write=False)
     try:
         size = files.size(descriptor)
@@ -104,19 +102,13 @@ def _read(stream: Stream, path: str) -> tuple[Place, tuple[Buffer, Buffer, Buffe
     (checksum,) = struct.unpack("<Q", data[HEADER.size : at])
     if checksum != _native.xxh3_64(data[at:], _native.xxh3_64(head)):
         return None
-    keys, strays, key_bytes, value_bytes = counts
-    sizes = 8 * partitions, 8 * partitions, 8 * strays, 8 * keys, 8 * keys, key_bytes, value_bytes
+    keys, key_bytes, value_bytes = counts
+    sizes = 8 * partitions, 8 * partitions, 8 * keys, 8 * keys, key_bytes, value_bytes, keys
     ends = list(accumulate(sizes, initial=at))
-    if ends[-1] > size:
+    if ends[-1] != size:
         return None
-    following, epochs, stray_ends, *columns = (data[a:b] for a, b in pairwise(ends))
-    stray_data = bytes(data[ends[-1] :])
-    place = Place(
-        [stray_data[a:b] for a, b in pairwise([0, *stray_ends.cast("Q")])],
-        following.cast("Q").tolist(),
-        epochs.cast("Q").tolist(),
-    )
-    return place, (columns[0], columns[1], columns[2], columns[3])
+    following, epochs, *columns = (data[a:b] for a, b in pairwise(ends))
+    return Place(following.cast("Q").tolist(), epochs.cast("Q").tolist()), list(columns)
 
 
 def _stale(stream: Stream, place: Place) -> str:

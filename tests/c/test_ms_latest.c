@@ -40,7 +40,8 @@ static void test_table_has_what_was_put_last(void) {
       if (kind > 0 || sizes[i] < 0) sizes[i] = (int32_t)(next_random() % 40);
       for (int32_t b = 0; b < sizes[i]; b++) values[i][b] = (uint8_t)next_random();
       count += found == NULL;
-      CHECK(ms_latest_put(&table, key, key_size, values[i], (uint32_t)sizes[i]) == MS_OK);
+      CHECK(ms_latest_put(&table, key, key_size, values[i], (uint32_t)sizes[i], MS_LATEST_HOME) ==
+            MS_OK);
     } else if (kind < 7) {
       CHECK(ms_latest_remove(&table, key, key_size) == (sizes[i] >= 0));
       count -= sizes[i] >= 0;

@@ -14,6 +14,7 @@ from millstream import (
     Retention,
     StorageError,
     Unsupported,
+    backup,
     inspect,
 )
 
@@ -233,6 +234,34 @@ def test_backup_has_the_positions_of_groups_and_none_of_their_members(tmp_path):
         assert stream.group("g").members() == []
         with stream.consumer(group="g", timeout=0) as consumer:
             assert sum(len(batch) for batch in consumer) == 4
+
+
+def test_copy_knows_what_a_key_had_before_partitions_were_added(tmp_path, monkeypatch):
+    """Also where more of them are added while the copy is made: those are not in it."""
+    with millstream.open(tmp_path / "a", durability="process") as store:
+        stream = store.stream("s")
+        keys = [b"%d" % i for i in range(20)]
+        for count in range(3):
+            stream.append_many([b"%d" % count] * 20, keys=keys)
+            stream.add_partitions(1)
+        captured = backup._capture
+
+        def capture(*arguments):
+            found = captured(*arguments)
+            stream.append_many([b"later"] * 20, keys=keys)
+            stream.add_partitions(1)
+            return found
+
+        monkeypatch.setattr(backup, "_capture", capture)
+        store.backup(tmp_path / "b")
+    with millstream.open(tmp_path / "b", durability="process") as store:
+        stream = store.stream("s")
+        assert stream.partitions == 4
+        for value in (b"2", b"3", b"4"):
+            with stream.view() as view:
+                assert dict(view.items()) == dict.fromkeys(keys, value)
+            stream.append_many([b"%d" % (int(value) + 1)] * 20, keys=keys)
+            stream.add_partitions(1)
 
 
 def test_copies_hold_whole_transactions(tmp_path):

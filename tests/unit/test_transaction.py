@@ -236,6 +236,22 @@ def test_closed_consumer_aborts(store):
     assert log_of(source) == [b"a"]
 
 
+def test_partitions_that_are_added_meanwhile_abort_what_was_routed_by_key(store):
+    stream = store.stream("s")
+    with pytest.raises(Aborted, match="partitions were added"), store.transaction() as tx:
+        tx.append(stream, b"1", key=b"k")
+        stream.add_partitions(1)
+        tx.append(stream, b"2", key=b"k")
+    with store.transaction() as tx:
+        tx.append(stream, b"3", key=b"k")
+        tx.append(stream, b"by hand", partition=0)
+    with store.transaction() as tx:
+        tx.append(stream, b"no key")
+        stream.add_partitions(1)
+    rows = [value for batch in stream.read() for value in batch.values]
+    assert sorted(rows) == [b"3", b"by hand", b"no key"]
+
+
 def test_full_queue_undoes_all_puts_acks_and_positions(any_store):
     store = any_store
     source, out = store.stream("in"), store.stream("out")

@@ -14,6 +14,7 @@ import pytest
 import millstream
 from millstream import _native, files, view_snapshot
 from millstream._native import Latest
+from millstream.view import Replay
 
 
 @pytest.fixture
@@ -210,7 +211,7 @@ def test_snapshot_whose_numbers_do_not_fit_is_as_none_though_its_checksum_is_rig
     with open(path, "rb") as file:
         data = file.read()
     body = view_snapshot.HEADER.size + 8
-    harms = [(40, 1 << 40), (56, 1), (64, 1), (body + 16, 1 << 62), (body + 200, 0)]
+    harms = [(40, 1 << 40), (48, 1), (56, 1), (body + 16, 1 << 62), (body + 200, 0)]
     for at, number in harms:  # counts, bytes, ends of a key
         harmed = bytearray(data)
         struct.pack_into("<Q", harmed, at, number)
@@ -281,6 +282,54 @@ def test_partitions_that_are_added_while_it_is_open(store):
     with stream.view() as view:
         assert view == model
         assert view._replay.applied == 0
+
+
+def moving_key(before, after, homes):
+    """A key that is in partition homes[0] of `before`, and in homes[1] of `after`."""
+    for i in range(10_000):
+        key = b"k%d" % i
+        digest = _native.xxh3_64(key)
+        if (digest % before, digest % after) == homes:
+            return key
+    raise AssertionError
+
+
+def test_what_comes_after_partitions_were_added_is_not_taken_as_what_came_before(store):
+    """The key is in partition 0 now, where the replay still takes it for a stray."""
+    stream = store.stream("s", partitions=2)
+    key = moving_key(2, 3, (1, 0))
+    stream.append(b"before", key=key)
+    replay = Replay(stream, Latest(), None)
+    while replay.step():
+        pass
+    stream.add_partitions(1)
+    stream.append(b"after", key=key)
+    assert not replay.step()
+    assert replay.following == [0, 1]
+    replay = Replay(stream, Latest(), None)
+    while replay.step():
+        pass
+    assert replay.values.as_dict() == {key: b"after"}
+
+
+@pytest.mark.parametrize("value", [b"2" * 60_000, None])
+def test_key_that_comes_back_to_a_partition_has_its_latest_value(store, value):
+    """In 0, then 1, then 0 again: what 1 has is later, and stays there if it is a tombstone."""
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", partitions=1, segment_bytes=1 << 16, compact=keep)
+    key = moving_key(2, 3, (1, 0))
+    stream.append(b"1" * 60_000, key=key)
+    stream.add_partitions(1)
+    stream.append(value, key=key)
+    stream.add_partitions(1)
+    for partition in range(3):
+        for i in range(3):
+            stream.append(b"1" * 60_000, key=b"fill %d" % i, partition=partition)
+    for _ in range(3):
+        stream.compact()
+        with stream.view() as view:
+            assert view.get(key) == value
+        os.unlink(os.path.join(stream.path, "view"))
 
 
 def test_record_put_into_another_partition_by_hand(store):
@@ -377,7 +426,7 @@ def test_table_against_a_dictionary():
             start = stream.next_offset(0)
             stream.append_many(values, keys=keys)
             for batch in stream.read(start=start):
-                table._apply(batch, set(), None, None, 1)
+                table._apply(batch, 1, 1 << 62, None)
             for key, value in zip(keys, values, strict=True):
                 model.pop(key, None)
                 if value is not None:
@@ -388,4 +437,6 @@ def test_table_against_a_dictionary():
     copy._load(*table._dump())
     assert copy.as_dict() == model
     with pytest.raises(ValueError, match="ends"):
-        Latest()._load(b"\xff" * 8, b"\0" * 8, b"x", b"")
+        Latest()._load(b"\xff" * 8, b"\0" * 8, b"x", b"", b"\0")
+    with pytest.raises(ValueError, match="origin"):
+        Latest()._load(b"\1" + bytes(7), bytes(8), b"x", b"", b"\2")

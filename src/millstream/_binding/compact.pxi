@@ -51,6 +51,17 @@ cdef class KeyTable:
             fail(status, &err, segment.path)
         return position, full if status == MS_FULL else None
 
+    def hold(self, Segment segment not None, uint64_t position, uint64_t limit, uint64_t size):
+        """Tombstones of keys that have records there stay; position reached, as of `scan`."""
+        cdef ms_error err
+        cdef ms_status status
+        limit = segment.within(0, limit)
+        with nogil:
+            status = ms_compact_hold(&self.c, &segment.c, &position, limit, size, &err)
+        if status < 0:
+            fail(status, &err, segment.path)
+        return position
+
 
 @cython.final
 cdef class Survivors:

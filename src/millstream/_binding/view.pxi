@@ -85,55 +85,44 @@ cdef class Latest:
         ms_latest_clear(&self.c)
 
     cdef int put(self, const uint8_t *key, uint32_t key_size, const uint8_t *value,
-                 uint32_t value_size) except -1:
-        if ms_latest_put(&self.c, key, key_size, value, value_size) != MS_OK:
+                 uint32_t value_size, ms_latest_origin origin) except -1:
+        if ms_latest_put(&self.c, key, key_size, value, value_size, origin) != MS_OK:
             raise MemoryError
         return 0
 
-    def _put(self, bytes key, bytes value):
-        """Give a key a value."""
-        self.put(<const uint8_t *>PyBytes_AS_STRING(key), <uint32_t>PyBytes_GET_SIZE(key),
-                 <const uint8_t *>PyBytes_AS_STRING(value), <uint32_t>PyBytes_GET_SIZE(value))
+    def _apply(self, Batch batch not None, uint32_t partitions, uint64_t end, dict strays):
+        """Take over the records before offset `end` that are the last of their key.
 
-    def _apply(self, Batch batch not None, set strays, dict stray_values, set gone,
-               uint32_t partitions):
-        """Take over the records of a batch that are the last of their key.
-
-        `strays` are keys here whose value came from a partition which is not theirs. While all is
-        loaded `stray_values` collects those as (timestamp, value, partition), and `gone` the keys
-        that ended in their own partition; else both are None.
+        While all is loaded `strays` collects those whose key belongs to another partition, as
+        (timestamp, value, partition); else it is None.
         """
-        cdef uint32_t i, at, size
+        cdef uint32_t at, size, beyond
         cdef uint32_t own = <uint32_t>batch.partition
         cdef ms_view *view = &batch.view
         cdef const int32_t *keys = view.key_offsets
         cdef const int32_t *starts = view.value_offsets
         cdef const uint8_t *key
-        cdef bint is_null
+        cdef bint is_null, loading = strays is not None
         if keys == NULL:
             return
-        for i in range(batch.count):
-            at = batch.first + i
+        beyond = min(batch.first + batch.count, ms_view_find_offset(view, end))
+        for at in range(batch.first, beyond):
             if view.key_validity != NULL and not ms_bit(view.key_validity, at):
                 continue
             key = view.keys + keys[at]
             size = <uint32_t>(keys[at + 1] - keys[at])
             is_null = view.value_validity != NULL and not ms_bit(view.value_validity, at)
             if partitions > 1 and ms_xxh3_64(key, size, 0) % partitions != own:
-                self.stray(batch, at, is_null, strays, stray_values)
-                continue
-            if is_null:
-                ms_latest_remove(&self.c, key, size)
-                if gone is not None:
-                    gone.add(PyBytes_FromStringAndSize(<const char *>key, size))
-            else:
+                self.stray(batch, at, is_null, strays)
+            elif not is_null:
                 self.put(key, size, view.values + starts[at],
-                         <uint32_t>(starts[at + 1] - starts[at]))
-            if strays:
-                strays.discard(PyBytes_FromStringAndSize(<const char *>key, size))
+                         <uint32_t>(starts[at + 1] - starts[at]), MS_LATEST_HOME)
+            elif loading and partitions > 1:
+                self.put(key, size, NULL, 0, MS_LATEST_GONE)
+            else:
+                ms_latest_remove(&self.c, key, size)
 
-    cdef int stray(self, Batch batch, uint32_t at, bint is_null, set strays,
-                   dict stray_values) except -1:
+    cdef int stray(self, Batch batch, uint32_t at, bint is_null, dict strays) except -1:
         cdef ms_view *view = &batch.view
         cdef int64_t timestamp
         key = PyBytes_FromStringAndSize(<const char *>view.keys + view.key_offsets[at],
@@ -142,31 +131,47 @@ cdef class Latest:
         if not is_null:
             value = PyBytes_FromStringAndSize(<const char *>view.values + view.value_offsets[at],
                                               view.value_offsets[at + 1] - view.value_offsets[at])
-        if stray_values is not None:
-            timestamp = view.timestamps[at] if view.timestamps != NULL else view.timestamp_min
-            before = stray_values.get(key)
-            if before is None or before[2] == batch.partition or before[0] <= timestamp:
-                stray_values[key] = timestamp, value, batch.partition
-        elif key in strays or self.find(key) == NULL:
-            if value is not None:
-                self._put(key, value)
-                strays.add(key)
-            else:
-                ms_latest_remove(&self.c, <const uint8_t *>PyBytes_AS_STRING(key),
-                                 <uint32_t>PyBytes_GET_SIZE(key))
-                strays.discard(key)
+        if strays is None:
+            self.take_stray(key, value)
+            return 0
+        timestamp = view.timestamps[at] if view.timestamps != NULL else view.timestamp_min
+        before = strays.get(key)
+        if before is None or before[2] == batch.partition or before[0] <= timestamp:
+            strays[key] = timestamp, value, batch.partition
         return 0
 
+    cdef int take_stray(self, bytes key, bytes value) except -1:
+        """What another partition says of a key counts where its own has said nothing."""
+        cdef const uint8_t *data = <const uint8_t *>PyBytes_AS_STRING(key)
+        cdef uint32_t size = <uint32_t>PyBytes_GET_SIZE(key)
+        cdef const ms_latest_record *found = ms_latest_find(&self.c, data, size)
+        if found != NULL and found.origin != MS_LATEST_STRAY:
+            return 0
+        if value is None:
+            ms_latest_remove(&self.c, data, size)
+        else:
+            self.put(data, size, <const uint8_t *>PyBytes_AS_STRING(value),
+                     <uint32_t>PyBytes_GET_SIZE(value), MS_LATEST_STRAY)
+        return 0
+
+    def _settle(self, dict strays not None, bint moved):
+        """An era is loaded, and so are its `strays`. With `moved` another one follows."""
+        for key, (_, value, _) in strays.items():
+            self.take_stray(key, value)
+        ms_latest_settle(&self.c, moved)
+
     def _dump(self):
-        """(ends of keys, ends of values, keys, values) as bytes; ends are 64-bit."""
+        """(ends of keys, ends of values, keys, values, origins) as bytes; ends are 64-bit."""
         key_ends = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(8 * self.c.count))
         value_ends = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>(8 * self.c.count))
         keys = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.c.key_bytes)
         values = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.c.value_bytes)
+        origins = PyBytes_FromStringAndSize(NULL, <Py_ssize_t>self.c.count)
         cdef uint64_t *key_end = <uint64_t *><void *>PyBytes_AS_STRING(key_ends)
         cdef uint64_t *value_end = <uint64_t *><void *>PyBytes_AS_STRING(value_ends)
         cdef char *key_at = PyBytes_AS_STRING(keys)
         cdef char *value_at = PyBytes_AS_STRING(values)
+        cdef char *origin = PyBytes_AS_STRING(origins)
         cdef const ms_latest_record *record
         cdef uint64_t i, row = 0, key_size = 0, value_size = 0
         for i in range(self.c.capacity):
@@ -179,27 +184,31 @@ cdef class Latest:
             value_size += record.value_size
             key_end[row] = key_size
             value_end[row] = value_size
+            origin[row] = <char>record.origin
             row += 1
-        return key_ends, value_ends, keys, values
+        return key_ends, value_ends, keys, values, origins
 
-    def _load(self, key_ends, value_ends, keys, values):
+    def _load(self, key_ends, value_ends, keys, values, origins):
         """Take over what `_dump` made; ValueError where it is not consistent."""
         cdef const uint64_t[::1] key_end = memoryview(key_ends).cast("Q")
         cdef const uint64_t[::1] value_end = memoryview(value_ends).cast("Q")
         cdef const uint8_t[::1] key = keys
         cdef const uint8_t[::1] value = values
+        cdef const uint8_t[::1] origin = origins
         cdef uint64_t i, key_at = 0, value_at = 0
-        if key_end.shape[0] != value_end.shape[0]:
-            raise ValueError("as many keys as values")
+        if not key_end.shape[0] == value_end.shape[0] == origin.shape[0]:
+            raise ValueError("as many keys as values and origins")
         for i in range(<uint64_t>key_end.shape[0]):
             if not (key_at <= key_end[i] <= <uint64_t>key.shape[0]
                     and value_at <= value_end[i] <= <uint64_t>value.shape[0]
                     and key_end[i] - key_at <= MS_KEY_BYTES_MAX
                     and value_end[i] - value_at <= MS_VALUE_BYTES_MAX):
                 raise ValueError("ends that fall")
+            if origin[i] > MS_LATEST_STRAY:
+                raise ValueError(f"an origin of {origin[i]}")
             self.put(&key[0] + key_at if key.shape[0] else NULL, <uint32_t>(key_end[i] - key_at),
                      &value[0] + value_at if value.shape[0] else NULL,
-                     <uint32_t>(value_end[i] - value_at))
+                     <uint32_t>(value_end[i] - value_at), <ms_latest_origin>origin[i])
             key_at = key_end[i]
             value_at = value_end[i]
 

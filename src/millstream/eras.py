@@ -1,0 +1,90 @@
+"""Eras of a stream: `add_partitions` begins a new one, in which most keys belong elsewhere.
+
+Of a key, what a later era has counts; of one era, what the partition has to which it belonged then.
+"""
+
+from __future__ import annotations
+
+import os
+
+from millstream import control, files, reserve, settings
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+    from millstream.stream import Stream
+
+
+class Era:
+    """A time without a change of the partitions.
+
+    `ends` has of each partition the offset at which the next era begins; None: it is the present
+    one.
+    """
+
+    __slots__ = ("ends", "partitions")
+
+    def __init__(self, partitions: int, ends: list[int] | None = None) -> None:
+        self.partitions = partitions
+        self.ends = ends
+
+    def end(self, partition: int) -> int:
+        """The offset behind what a partition has of it."""
+        if self.ends is None:
+            return 1 << 62
+        return self.ends[partition] if partition < len(self.ends) else 0
+
+
+def of(config: dict[str, Any]) -> tuple[Era, ...]:
+    """All eras that a `stream.json` has, oldest first."""
+    ended = [Era(len(ends), ends) for ends in config.get("eras", [])]
+    return (*ended, Era(int(config["partitions"])))
+
+
+def up_to(stream: Stream, partitions: int) -> list[Era]:
+    """The eras of a stream when it has so many partitions, oldest first."""
+    if stream._eras[-1].partitions < partitions:  # another process was faster than its notice
+        stream._reload()
+    return [*(era for era in stream._eras if era.partitions < partitions), Era(partitions)]
+
+
+def cut(config: dict[str, Any], partitions: int) -> None:
+    """Make a `stream.json` the one of the time when there were so many partitions."""
+    config["partitions"] = partitions
+    if "eras" in config:
+        config["eras"] = [ends for ends in config["eras"] if len(ends) < partitions]
+
+
+def begin(stream: Stream, count: int) -> int:
+    """`Stream.add_partitions`: so many partitions there are now."""
+    with stream._log(0).maintaining:
+        path = os.path.join(stream.path, "stream.json")
+        config = files.read_json(path)
+        before = int(config["partitions"])
+        partitions = settings.check_partitions(before + count)
+        # What lies before an era's end is never lost: later records must not come to lie there.
+        stream.flush()
+        _end_present(config, [stream._log(i).native.durable_offset for i in range(before)])
+        config["partitions"] = partitions
+        control.grow(stream.path, partitions)
+        reserve.lend(stream.store.path, files.write_json, path, config)
+        stream._set_partitions(partitions)
+        stream._add_config()
+    return partitions
+
+
+def _end_present(config: dict[str, Any], ends: list[int]) -> None:
+    eras = config.setdefault("eras", [])
+    before = eras[-1] if eras else []
+    if ends != before + [0] * (len(ends) - len(before)):  # else nothing was appended in it
+        eras.append(ends)
+
+
+def left_elsewhere(stream: Stream, partition: int) -> list[tuple[int, int]]:
+    """(partition, end) of where another partition may have what one has the later word about."""
+    eras = up_to(stream, stream.partitions)
+    if len(eras) < 2:
+        return []
+    last = eras[-2]
+    return [(one, last.end(one)) for one in range(last.partitions) if one != partition]
