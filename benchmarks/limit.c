@@ -12,6 +12,7 @@
  *   hash PIECE TOTAL FILE...                                 a byte of the first TOTAL, mapped
  *   random TOTAL READS FILE...                               a value copied from anywhere, mapped
  *   copy FILE...                                             a record of batches of one, copied out
+ *   lookup KEYS LOOKUPS                                      a value of a hash table, copied
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -329,6 +330,49 @@ static void copy_records(char **paths, int count) {
   printf("%.12f\n", taken / (double)(records > 0 ? records : 1));
 }
 
+/* An entry a key, and key and value together elsewhere: two places in memory, the second of which is
+ * known when the first has come. */
+static void look_up(uint64_t keys, uint64_t lookups) {
+  typedef struct record {
+    uint64_t key;
+    uint8_t value[VALUE_BYTES];
+  } record;
+  typedef struct entry {
+    uint64_t hash;
+    const record *record;
+  } entry;
+  uint64_t capacity = 64, mixed = 0, state = 88172645463325252u;
+  while (capacity / 4 * 3 < keys) capacity *= 2;
+  entry *entries = aligned_alloc(2 << 20, align_up(capacity * sizeof *entries, 2 << 20));
+  record *records = aligned_alloc(2 << 20, align_up(keys * sizeof *records, 2 << 20));
+  uint64_t *names = malloc(lookups * sizeof *names);
+  if (entries == NULL || records == NULL || names == NULL) die("malloc");
+  madvise(entries, capacity * sizeof *entries, MADV_HUGEPAGE);
+  madvise(records, keys * sizeof *records, MADV_HUGEPAGE);
+  memset(entries, 0, capacity * sizeof *entries);
+  for (uint64_t i = 0; i < keys; i++) {
+    records[i].key = i;
+    memset(records[i].value, (int)i, VALUE_BYTES);
+    uint64_t hash = ms_xxh3_64(&i, sizeof i, 1), at = hash % capacity;
+    while (entries[at].record != NULL) at = (at + 1) % capacity;
+    entries[at] = (entry){hash, &records[i]};
+  }
+  for (uint64_t i = 0; i < lookups; i++) names[i] = next_random(&state) % keys;
+  uint8_t value[VALUE_BYTES];
+  double began = now();
+  for (uint64_t i = 0; i < lookups; i++) {
+    uint64_t name = names[i] ^ (mixed & 1u << 31); /* waits for the value before */
+    uint64_t hash = ms_xxh3_64(&name, sizeof name, 1), at = hash & (capacity - 1);
+    while (entries[at].hash != hash || entries[at].record->key != name)
+      at = (at + 1) & (capacity - 1);
+    memcpy(value, entries[at].record->value, VALUE_BYTES);
+    mixed += value[0];
+  }
+  double taken = now() - began;
+  fprintf(stderr, "%016llx\n", (unsigned long long)mixed);
+  printf("%.12f\n", taken / (double)lookups);
+}
+
 int main(int argc, char **argv) {
   const char *kind = argc > 1 ? argv[1] : "";
   uint64_t number[8] = {0};
@@ -346,6 +390,8 @@ int main(int argc, char **argv) {
     read_randomly(number[2], number[3], argv + 4, argc - 4);
   } else if (strcmp(kind, "copy") == 0 && argc > 2) {
     copy_records(argv + 2, argc - 2);
+  } else if (strcmp(kind, "lookup") == 0 && argc == 4) {
+    look_up(number[2], number[3]);
   } else {
     fprintf(stderr, "limit: see the comment at the top of limit.c\n");
     return 2;
