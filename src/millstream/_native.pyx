@@ -4,6 +4,7 @@
 # The one extension: directives and includes in layer order, no code.
 include "_binding/status.pxi"
 include "_binding/platform.pxi"
+include "_binding/arguments.pxi"
 include "_binding/owner.pxi"
 include "_binding/columns.pxi"
 include "_binding/batch.pxi"

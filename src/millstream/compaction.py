@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from millstream import _native, eras, files, reserve, segment_file, sequences
-from millstream.errors import InvalidArgument, NotFound
+from millstream.errors import InvalidArgument, InvalidType, NotFound
 from millstream.options import Compaction, parse_bytes
 
 TYPE_CHECKING = False
@@ -85,6 +85,8 @@ def compact(
     size = parse_bytes(memory)
     if size < _native.KEY_BYTES:
         raise InvalidArgument(f"memory {memory!r}: expected at least {_native.KEY_BYTES} bytes")
+    if progress is not None and not callable(progress):
+        raise InvalidType(f"progress {progress!r}: expected a function, or None")
     keep = stream.compaction or Compaction()
     result = NOTHING
     for index in range(stream.partitions) if partition is None else [partition]:

@@ -10,7 +10,7 @@ from millstream._native import Batch, Position
 from millstream.assignment import Assignment
 from millstream.errors import Closed, InvalidArgument, InvalidType, Unsupported
 from millstream.group import Group, check_start, position_at
-from millstream.options import as_index, check_timeout, integer
+from millstream.options import as_index, boolean, check_timeout, integer, number
 from millstream.reader import KEEP_MAPS, UNLIMITED, _Waiter
 
 TYPE_CHECKING = False
@@ -26,6 +26,7 @@ __all__ = ["Consumer"]
 
 DELIVERIES = ("at_least_once", "at_most_once", "exactly_once")
 FOREVER = 1e9
+SECONDS_MOST = 1e8  # three years
 
 
 class Consumer(Assignment):
@@ -58,8 +59,8 @@ class Consumer(Assignment):
     ) -> None:
         self._closed = True  # until it is open
         _check(delivery, auto_commit, on_lost)
-        for name, seconds in (("session", session), ("max_processing", max_processing)):
-            _check_seconds(name, seconds)
+        session = number("session", session, 0.01, SECONDS_MOST)
+        max_processing = number("max_processing", max_processing, 0.01, SECONDS_MOST)
         for name, callback in (("on_assign", on_assign), ("on_revoke", on_revoke)):
             if callback is not None and not callable(callback):
                 raise InvalidType(f"{name} {callback!r}: expected a function of a list, or None")
@@ -94,10 +95,10 @@ class Consumer(Assignment):
 
         Raises: OffsetOutOfRange, Fenced (with `auto_commit`), CorruptBatch, Closed.
         """
+        checked = check_timeout(timeout)
         batch = self._next()
         if batch is not None:
             return batch
-        checked = check_timeout(timeout)
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
         try:
             while batch is None and time.monotonic() < deadline:
@@ -193,6 +194,7 @@ class Consumer(Assignment):
             )
         if self._closed:
             raise Closed(f"{self.group.path}: the consumer is closed")
+        boolean("allow_backwards", allow_backwards)
         if batch is None:
             self._member.commit(allow_backwards)
         elif isinstance(batch, Batch):
@@ -344,19 +346,12 @@ class Consumer(Assignment):
         raise TypeError("a consumer is a member of its process: join the group there")
 
 
-def _check(delivery: object, auto_commit: bool, on_lost: object) -> None:
+def _check(delivery: object, auto_commit: object, on_lost: object) -> None:
     if not isinstance(delivery, str) or delivery not in DELIVERIES:
         raise InvalidArgument(f"delivery {delivery!r}: expected one of {', '.join(DELIVERIES)}")
-    if auto_commit and delivery == "exactly_once":
+    if boolean("auto_commit", auto_commit) and delivery == "exactly_once":
         raise InvalidArgument(
             'auto_commit: with delivery="exactly_once" the position is committed by a transaction'
         )
     if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
-
-
-def _check_seconds(name: str, value: object) -> None:
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        raise InvalidType(f"{name} {value!r}: expected a number of seconds")
-    if not 0.01 <= value <= 1e8:
-        raise InvalidArgument(f"{name} {value!r}: expected 0.01 seconds to 3 years")

@@ -20,6 +20,7 @@ from millstream.errors import (
     StorageError,
 )
 from millstream.options import as_index
+from millstream.timestamps import is_time
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -77,7 +78,7 @@ def first_positions(stream: Stream, start: Any) -> list[Position]:
     """Where a new group begins in each partition; nothing for those of which it reads all."""
     if isinstance(start, Position):
         start = [start]
-    if isinstance(start, (list, tuple)) and all(isinstance(one, Position) for one in start):
+    if _is_many(start):
         given = {int(one.partition): position_at(stream, one.partition, one) for one in start}
         others = {int(one.partition): one for one in first_positions(stream, "earliest")}
         return list({**others, **given}.values())
@@ -404,12 +405,23 @@ class Group(_native.GroupCore):
         self._dispose()
 
 
+def _is_many(start: Any) -> bool:
+    return isinstance(start, (list, tuple)) and all(isinstance(one, Position) for one in start)
+
+
 def check_start(start: Any) -> None:
     """Refuse what no consumer can begin at, also where the group is there already."""
-    if isinstance(start, str) and start not in ("earliest", "latest"):
+    if isinstance(start, str):
+        if start in ("earliest", "latest"):
+            return
         raise InvalidArgument(f'start {start!r}: expected "earliest", "latest", a time, a Position')
-    if start is None or isinstance(start, (bool, float, bytes)):
-        raise InvalidType(f'start {start!r}: expected "earliest", "latest", a time, a Position')
+    if isinstance(start, Position) or _is_many(start) or is_time(start):
+        return
+    if as_index(start) is None:
+        raise InvalidType(
+            f'start {start!r}: expected "earliest", "latest", a datetime, an offset, a Position or'
+            " a list of them"
+        )
 
 
 # --- a store that nobody has open -----------------------------------------------------------------

@@ -76,6 +76,13 @@ def integer(what: str, value: object, least: int, most: int | None = None) -> in
     return number
 
 
+def boolean(what: str, value: object) -> bool:
+    """Check a flag that a caller gave: what else would count as true, "no" does too."""
+    if not isinstance(value, bool):
+        raise InvalidType(f"{what} {value!r}: expected True or False")
+    return value
+
+
 def check_timeout(timeout: object) -> float | None:
     """Check a time-out that a caller gave: None, or seconds; more than 30 years are cut to that."""
     if timeout is None:

@@ -17,7 +17,7 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
 )
-from millstream.options import as_index, check_timeout, integer
+from millstream.options import as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -143,10 +143,7 @@ class PartitionReader:
         if isinstance(start, Position):
             self._check_epoch(start)
             return int(start.offset)
-        if (
-            timestamps.is_datetime(start)
-            or getattr(getattr(start, "dtype", None), "kind", "") == "M"
-        ):
+        if timestamps.is_time(start):
             return offset_at(log, timestamps.microseconds(start))
         offset = as_index(start)
         if offset is None:
@@ -263,6 +260,7 @@ def _readers(
 ) -> tuple[list[PartitionReader], bool]:
     if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
+    boolean("durable", durable)
     if isinstance(start, Position):
         if partition is not None and partition != start.partition:
             raise InvalidArgument(f"start {start!r} is not of partition {partition}")
@@ -276,7 +274,8 @@ def _readers(
     return readers, partition is None
 
 
-def _check_counts(timeout: float | None, max_records: int | None) -> int:
+def _most(follow: bool, timeout: float | None, max_records: int | None) -> int:
+    boolean("follow", follow)
     check_timeout(timeout)
     if max_records is None:
         return UNLIMITED
@@ -352,7 +351,7 @@ def read(
     on_lost: str,
 ) -> Iterator[Batch]:
     """`Stream.read`. Arguments are checked at the call, not at the first batch."""
-    left = _check_counts(timeout, max_records)
+    left = _most(follow, timeout, max_records)
     readers, grows = _readers(stream, partition, start, durable, on_lost)
     if len(readers) == 1 and not follow:
         return _read_one(readers[0], left)
@@ -430,7 +429,7 @@ def aread(
     on_lost: str,
 ) -> AsyncIterator[Batch]:
     """`Stream.aread`."""
-    left = _check_counts(timeout, max_records)
+    left = _most(follow, timeout, max_records)
     readers, grows = _readers(stream, partition, start, durable, on_lost)
     return _aread(_Turn(stream, readers, grows), left, follow, timeout)
 

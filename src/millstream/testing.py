@@ -11,7 +11,8 @@ import contextlib
 from collections.abc import Iterator
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType
+from millstream.errors import InvalidArgument
+from millstream.options import number
 from millstream.store import Store, temporary
 
 __all__ = ["Clock", "clock", "store"]
@@ -40,10 +41,7 @@ class Clock:
 
         Raises: InvalidArgument for a negative number: time does not run backwards.
         """
-        if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
-            raise InvalidType(f"seconds {seconds!r}: expected a number")
-        if not 0 <= seconds <= 100 * 365.25 * 86400:
-            raise InvalidArgument(f"seconds {seconds!r}: expected 0 to a hundred years")
+        number("seconds", seconds, 0, 100 * 365.25 * 86400)
         if self not in _running:
             raise InvalidArgument("this clock has ended with its block")
         self._skew_ns += round(seconds * 1e9)

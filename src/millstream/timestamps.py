@@ -22,6 +22,11 @@ def is_datetime(value: object) -> TypeGuard[datetime]:
     return module is not None and isinstance(value, module.datetime)
 
 
+def is_time(value: object) -> bool:
+    """Is it a datetime, or one of NumPy?"""
+    return is_datetime(value) or getattr(getattr(value, "dtype", None), "kind", "") == "M"
+
+
 def microseconds(value: Any) -> int:
     """One time: int of microseconds, datetime or numpy.datetime64.
 

@@ -418,11 +418,7 @@ cdef class _Shares:
 
 cdef uint64_t sequence_of(object value) except? 0xffffffffffffffff:
     """A sequence that a caller gave."""
-    try:
-        value = PyNumber_Index(value)
-    except TypeError as error:
-        raise _errors.InvalidType(
-            f"sequence {value!r}: expected an int from 0 to {MS_SEQUENCE_MAX}") from error
+    value = index_of("sequence", value)
     if not 0 <= value <= MS_SEQUENCE_MAX:
         raise _errors.InvalidArgument(
             f"sequence {value}: expected an int from 0 to {MS_SEQUENCE_MAX}")

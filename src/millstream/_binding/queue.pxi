@@ -465,6 +465,8 @@ cdef class QueueCore(_QueueFiles):
         cdef ms_lease lease
         cdef Message m
         self.alive()
+        if timeout is not None:
+            deadline_of(timeout)  # checked also where nothing is waited for
         ms_now_near(&self.c, &now)
         if now.mono_ns - self.turned_at >= TURN_NS:
             if now.mono_ns - self.looked_at >= LOOK_NS:

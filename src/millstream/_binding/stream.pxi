@@ -1,6 +1,5 @@
 # The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through
 # the hooks.
-from cpython.number cimport PyNumber_Index
 from threading import RLock
 
 
@@ -198,10 +197,7 @@ cdef class StreamCore:
         cdef uint32_t i
         self.alive()
         try:
-            i = PyNumber_Index(index)
-        except TypeError as error:
-            raise _errors.InvalidType(
-                f"partition {index!r}: expected an int from 0 to {self.count - 1}") from error
+            i = index_of("partition", index)
         except OverflowError:
             i = 0xffffffff  # negative, or larger than any
         if i >= self.count:
