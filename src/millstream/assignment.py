@@ -202,10 +202,14 @@ class Assignment:
             for one in self._active:
                 one.forget()
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"{self.group.path}: the consumer is closed; join the group with another")
+        self.group._check_live()
+
     def _refresh(self) -> None:
         """Take up what was assigned, without asking for a batch."""
-        if self._closed:
-            raise Closed(f"{self.group.path}: the consumer is closed")
+        self._check_open()
         if self._member.unseen:
             self.group._follow()
             self._look()

@@ -8,7 +8,7 @@ import warnings
 from millstream import _native
 from millstream._native import Batch, Position
 from millstream.assignment import Assignment
-from millstream.errors import Closed, InvalidArgument, InvalidType, Unsupported
+from millstream.errors import InvalidArgument, InvalidType, Unsupported
 from millstream.group import Group, check_start, position_at
 from millstream.options import as_index, boolean, check_timeout, integer, number
 from millstream.reader import KEEP_MAPS, UNLIMITED, _Waiter
@@ -113,7 +113,7 @@ class Consumer(Assignment):
         """The next batch that is there."""
         member = self._member
         if self._closed:
-            raise Closed(f"{self.group.path}: the consumer is closed")
+            self._check_open()  # raises
         if self._auto and member.dirty:
             member.commit(False)
         if member.begin() or self._due or self._leaving or self._gone or self._sql is not None:
@@ -193,7 +193,7 @@ class Consumer(Assignment):
                 " transaction, tx.commit(consumer), or with what position_in gives"
             )
         if self._closed:
-            raise Closed(f"{self.group.path}: the consumer is closed")
+            self._check_open()  # raises
         boolean("allow_backwards", allow_backwards)
         if batch is None:
             self._member.commit(allow_backwards)
@@ -242,8 +242,7 @@ class Consumer(Assignment):
 
     def resume(self, *partitions: int) -> None:
         """Give batches of these partitions (of all) again, also of those that are not assigned."""
-        if self._closed:
-            raise Closed(f"{self.group.path}: the consumer is closed")
+        self._check_open()
         most = self.stream.partitions - 1
         which = [integer("partition", partition, 0, most) for partition in partitions]
         self._paused.difference_update(which or tuple(self._paused))
@@ -272,6 +271,7 @@ class Consumer(Assignment):
 
     def lag(self, partition: int | None = None) -> int:
         """Records that are not committed: of one partition, or of all that are assigned."""
+        self.group._check_live()
         which: Iterable[int] = self.assignment if partition is None else [partition]
         return sum(self.group._lag(index) for index in which)
 

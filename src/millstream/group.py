@@ -218,10 +218,13 @@ class Group(_native.GroupCore):
 
     def _check_live(self) -> None:
         self.stream._check_live()
+        if self._state != LIVE:
+            raise Closed(
+                f"{self.path}: the group was removed; `consumer(group={self.name!r})` of the stream"
+                " makes it anew"
+            )
         if self.closed:
             raise Closed(f"{self.path}: the group is closed; open the store again")
-        if self._state != LIVE:
-            raise Closed(f"{self.path}: the group was removed")
 
     def _check_writable(self) -> None:
         self._check_live()

@@ -682,10 +682,41 @@ def test_seek_and_remove_of_a_group_without_members(stream):
     assert group.lag() == 40
     group.remove()
     assert stream.groups() == []
-    with pytest.raises(Closed, match="removed|closed"):
+    with pytest.raises(Closed, match="removed"):
         group.lag()
     with pytest.raises(NotFound, match="no group 'g'"):
         stream.group("g")
+
+
+def test_whoever_still_has_a_group_that_was_removed_hears_so_and_what_to_do(store, stream):
+    removed = r"the group was removed; .*`consumer\(group='g'\)`.* makes it anew"
+    with clock() as now, millstream.open(store.path) as elsewhere:
+        consumer = stream.consumer(group="g", max_processing=1)
+        taken(consumer)
+        other = elsewhere.stream("s").group("g")
+        now.advance(2)  # taken for hung, so it is no member any more
+        group = stream.group("g")
+        group.remove()
+        again = stream.consumer(group="g")  # another one of this name changes nothing for them
+        for use in (
+            consumer.poll,
+            consumer.commit,
+            consumer.rewind,
+            consumer.pause,
+            lambda: consumer.seek("earliest"),
+            lambda: consumer.lag(0),
+            group.lag,
+            group.positions,
+            group.remove,
+            lambda: group.seek("latest"),
+            other.lag,
+            other.remove,
+        ):
+            with pytest.raises(Closed, match=removed):
+                use()
+        consumer.close()
+        assert len(taken(again)) == 40
+        again.close()
 
 
 def test_a_group_that_was_removed_and_made_anew_is_another(stream):

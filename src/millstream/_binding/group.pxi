@@ -231,8 +231,7 @@ cdef class GroupCore:
             self._map_again()
             return True
         if status == MS_CLOSED:
-            self._check_live()
-            raise _errors.Closed(f"{self.path}: the group was removed")
+            self._check_live()  # raises
         if status != MS_BUSY:
             return False
         if deadline[0] == 0:
