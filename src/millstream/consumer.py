@@ -120,6 +120,8 @@ class Consumer(Assignment):
             if self._sql is not None:
                 self._sql.follow()
             self._tend()
+            if self._closed:
+                self._check_open()  # a callback has closed it
         active = self._active
         for _ in range(len(active)):
             at = self._at = self._at + 1 if self._at + 1 < len(active) else 0
@@ -307,10 +309,11 @@ class Consumer(Assignment):
         """
         if self._closed:
             return
+        told, self._on_revoke = self._on_revoke, None  # it may close the consumer itself
         try:
             mine = sorted(self._readers)
-            if mine and self._on_revoke is not None and not self.group.closed:
-                self._on_revoke(mine)
+            if mine and told is not None and not self.group.closed:
+                told(mine)
         finally:
             self._abandon()
             self._member.leave()

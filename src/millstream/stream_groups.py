@@ -76,7 +76,10 @@ class StreamGroups(_native.StreamCore):
             on_lost: where the group's position is not there any more: "raise" `OffsetOutOfRange`,
                 or go on at the "earliest" record that the group has not seen.
             on_assign: called with a list of partitions that came, while a batch is asked for.
-            on_revoke: likewise with those that are about to go (it may commit), or are lost.
+            on_revoke: likewise with those that are about to go (it may commit), or are lost. What a
+                callback raises comes out of the `poll` or `close` that called it, which has then
+                done its part all the same: it is not called again for these partitions, and the
+                consumer can be used on.
 
         Raises: InvalidArgument, InvalidType, OffsetOutOfRange (`start`), LimitExceeded (256 members
             in the group), StoreFull, StorageError; Unsupported where the store is read-only.

@@ -955,6 +955,63 @@ def test_on_assign_that_raises_is_heard_and_reading_goes_on(stream):
     assert calls == [[0, 1, 2, 3]]
 
 
+def test_callbacks_that_raise_each_time_lose_no_record(stream):
+    """Whoever goes on after each of the errors gets what is theirs; the others get the rest."""
+
+    def fail(partitions):
+        failed.append(partitions)
+        raise ZeroDivisionError
+
+    failed, seen = [], []
+
+    def some(consumer):
+        try:
+            batch = consumer.poll()
+        except ZeroDivisionError:
+            return True
+        seen.extend(() if batch is None else batch.values)
+        return batch is not None
+
+    first = stream.consumer(group="g", max_records=1, on_assign=fail, on_revoke=fail)
+    for _ in range(12):
+        some(first)
+    first.commit()
+    second = stream.consumer(group="g", max_records=1, on_assign=fail, on_revoke=fail)
+    while some(first) | some(second):
+        pass
+    assert len(first.assignment) == len(second.assignment) == 2
+    assert len(seen) == 40 and len(set(seen)) == 40
+    for consumer in (first, second):
+        with pytest.raises(ZeroDivisionError):
+            consumer.close()
+        assert consumer.closed
+    # What came, what went to the second, what the second got, what each gave up at its end.
+    moved = second_had = failed[1]
+    assert failed == [[0, 1, 2, 3], moved, second_had, [0, 1], failed[-1]]
+    assert stream.group("g").members() == []
+
+
+@pytest.mark.parametrize("ends", ["a poll", "close"])
+def test_a_callback_may_close_its_consumer(stream, ends):
+    heard = []
+    first = stream.consumer(
+        group="g", on_revoke=lambda gone: (heard.append(gone), first.commit(), first.close())
+    )
+    taken(first)
+    if ends == "close":
+        first.close()
+        assert heard == [[0, 1, 2, 3]]
+    else:
+        second = stream.consumer(group="g")
+        with pytest.raises(Closed, match="the consumer is closed"):
+            first.poll()
+        assert heard == [second.assignment[2:], [0, 1, 2, 3]]
+        assert second.assignment == [0, 1, 2, 3] and taken(second) == []
+        second.close()
+    assert first.closed and at(stream) == [10] * 4
+    assert stream.group("g").members() == []
+
+
 def test_what_is_to_leave_can_be_committed_until_the_next_batch(stream):
     first = stream.consumer(group="g")
     batch = first.poll()
