@@ -1,5 +1,6 @@
 """Views: what a dictionary would have, kept current, in every way of coming to it."""
 
+import itertools
 import logging
 import os
 import random
@@ -13,6 +14,7 @@ import pytest
 
 import millstream
 from millstream import _native, files, view_snapshot
+from millstream import view as view_module
 from millstream._native import Latest
 from millstream.view import Replay
 
@@ -265,6 +267,67 @@ def test_snapshot_that_the_log_does_not_continue_is_not_used(store, caplog):
     stream.add_partitions(1)
     stream.view().close()
     assert "partitions were added" in caplog.text
+
+
+def held_before(monkeypatch, step):
+    """Replays stop before that step of theirs; (somebody waits there, let them all go on)."""
+    came, go, steps = threading.Event(), threading.Event(), itertools.count(1)
+    unheld = view_module.Replay.step
+
+    def held(replay):
+        if next(steps) >= step and not go.is_set():
+            came.set()
+            assert go.wait(30)
+        return unheld(replay)
+
+    monkeypatch.setattr(view_module.Replay, "step", held)
+    return came, go
+
+
+def delete_and_compact(stream, count):
+    """Delete a key, and compact until nothing is left of that; a record behind all."""
+    for i in range(count):
+        stream.append(None if i == 0 else b"1" * 60_000, key=b"gone" if i == 0 else b"%d" % (i % 2))
+    for _ in range(2):
+        result = stream.compact()
+    assert result.tombstones_removed == 1
+    return stream.append(b"last", key=b"last")
+
+
+@pytest.mark.parametrize("count", [2, 8])
+def test_open_view_that_lags_behind_the_age_of_tombstones_begins_anew(store, monkeypatch, count):
+    """It went on behind the place of the tombstone, and kept what that had deleted."""
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", segment_bytes=1 << 16, compact=keep)
+    stream.append(b"1" * 60_000, key=b"gone")
+    stream.append(b"1" * 60_000, key=b"kept")
+    with stream.view() as view:
+        assert b"gone" in view
+        came, go = held_before(monkeypatch, 1)
+        stream._wake()
+        assert came.wait(30)
+        last = delete_and_compact(stream, 2 + count)
+        go.set()
+        view.wait_for(last, timeout=30)
+        assert set(view) == {b"kept", b"0", b"1", b"last"}
+
+
+def test_view_that_is_overtaken_while_it_loads_begins_anew(store, monkeypatch):
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", segment_bytes=1 << 16, compact=keep)
+    for i in range(4):
+        stream.append(b"1" * 60_000, key=b"gone" if i == 0 else b"kept")
+    came, go = held_before(monkeypatch, 2)
+    found = []
+    loading = threading.Thread(target=lambda: found.append(stream.view()))
+    loading.start()
+    assert came.wait(30)
+    delete_and_compact(stream, 4)
+    go.set()
+    loading.join(60)
+    with found[0] as view:
+        assert set(view) == {b"kept", b"0", b"1", b"last"}
+        assert view._replay.applied < 8  # a compacted log is no reason to begin anew again
 
 
 def test_partitions_that_are_added_while_it_is_open(store):
