@@ -9,13 +9,21 @@ from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from millstream import eras, view_snapshot
 from millstream._native import Latest, Position, Span
-from millstream.errors import Closed, InvalidType, OffsetOutOfRange, StorageError, WaitTimeout
+from millstream.errors import (
+    Closed,
+    InvalidType,
+    NotFound,
+    OffsetOutOfRange,
+    StorageError,
+    WaitTimeout,
+)
 from millstream.options import check_timeout
 from millstream.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
 from millstream.view_snapshot import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.segments import PartitionLog
     from millstream.stream import Stream
 
 __all__ = ["View"]
@@ -53,9 +61,11 @@ class View(Latest):
         self._changed = threading.Condition()
         self._stopping = False
         self._saved_at = time.monotonic()
-        self._replay = Replay(stream, self, view_snapshot.load(stream, self))
-        if not self._read_all(self._replay):
+        replay = self._loaded(self, view_snapshot.load(stream, self))
+        if replay is None:
             self._begin_anew()
+        else:
+            self._replay = replay
         self._thread = threading.Thread(target=self._run, name="millstream-view", daemon=True)
         self._thread.start()
 
@@ -156,27 +166,31 @@ class View(Latest):
     def _run(self) -> None:
         try:
             while not self._stopping:
-                with contextlib.suppress(OffsetOutOfRange):  # retention was faster: begin anew
+                with contextlib.suppress(OffsetOutOfRange):
                     self._follow()
                 if not self._stopping:
                     self._begin_anew()
         except Exception as error:  # whoever looks something up gets it
             self._finish(error)
 
-    def _read_all(self, replay: Replay) -> bool:
-        """Go on to the end; False: retention, or other partitions, came between."""
+    def _loaded(self, values: Latest, place: Place | None) -> Replay | None:
+        """A replay that is at the end; None: retention, compaction or partitions came between."""
         try:
+            replay = Replay(self.stream, values, place)
             while not self._stopping and replay.step():
                 pass
         except OffsetOutOfRange:
-            return False
-        return replay.lasts
+            return None
+        return replay if replay.lasts else None
 
     def _begin_anew(self) -> None:
-        """Load all; what was there stays to be looked up until then."""
+        """Load all, since retention or compaction was faster, or there are more partitions.
+
+        What was there stays to be looked up until then.
+        """
         while not self._stopping:
-            replay = Replay(self.stream, Latest(), None)
-            if self._read_all(replay) and not self._stopping:
+            replay = self._loaded(Latest(), None)
+            if replay is not None and not self._stopping:
                 self._adopt(replay.values)
                 replay.values = self
                 self._replay = replay
@@ -219,6 +233,41 @@ class View(Latest):
             logging.getLogger("millstream").warning(text, self, error)
 
 
+class _Reader(PartitionReader):
+    """Raises `OffsetOutOfRange` where compaction removed tombstones that it has not read.
+
+    What they delete may have been read before, unless they had `gone` before anything was: by
+    segment the offset behind the last one.
+    """
+
+    def __init__(self, log: PartitionLog, start: int, gone: dict[int, int]) -> None:
+        self._gone = gone
+        super().__init__(log, start, durable=False, on_lost="raise")
+        self._check_tombstones()
+
+    def _enter(self, position: int) -> bool:
+        entered = super()._enter(position)
+        self._check_tombstones()
+        return entered
+
+    def _check_tombstones(self) -> None:
+        segment, offset = self._segment, self.cursor.offset
+        record = None if segment is None else segment.compaction
+        if record is not None and record[5] > max(offset, self._gone.get(segment.number, 0)):
+            raise self.log.out_of_range(offset, " is before a tombstone that compaction removed")
+
+
+def _tombstones_ends(log: PartitionLog) -> dict[int, int]:
+    """Behind the last tombstone that was removed, of each segment that has lost one."""
+    found = {}
+    for number in log.current():
+        with contextlib.suppress(NotFound):  # retention came between
+            record = log.activated(number).compaction
+            if record is not None:
+                found[number] = record[5]
+    return found
+
+
 class Replay:
     """The values, and how far in each partition they go.
 
@@ -235,6 +284,7 @@ class Replay:
         self._strays: dict[bytes, tuple[int, bytes | None, int]] | None = {}
         self._eras = eras.up_to(stream, self.partitions)
         logs = [stream._log(index) for index in range(self.partitions)]
+        self._gone = [_tombstones_ends(log) if place is None else {} for log in logs]
         self.following = [log.first_offset for log in logs]
         self.epochs = [0] * self.partitions
         if place is not None:  # the values are of a snapshot, and have all that came before
@@ -244,13 +294,13 @@ class Replay:
 
     def _begin(self) -> _Turn:
         """Stand where the oldest era that is left begins."""
-        readers = []
+        readers: list[PartitionReader] = []
         for index in range(self._eras[0].partitions):
             log = self.stream._log(index)
             start = self.following[index]
             if self._strays is not None:  # loading: what retention took is not asked for
                 start = self.following[index] = max(start, log.first_offset)
-            readers.append(PartitionReader(log, start, durable=False, on_lost="raise"))
+            readers.append(_Reader(log, start, self._gone[index]))
         return _Turn(self.stream, readers, grows=False)
 
     def step(self) -> bool:
