@@ -297,6 +297,20 @@ class Group(_native.GroupCore):
         found = self._position(partition)
         return None if found is None else Position(partition, found[0], found[1])
 
+    def _damaged(self, partition: int) -> CorruptBatch:
+        """The error for a position of which no copy is whole."""
+        import shlex
+
+        words = self.stream.store.path, self.stream.name, self.name, "earliest", "-p"
+        command = shlex.join(["millstream", "groups", "seek", *words, str(partition)])
+        return CorruptBatch(
+            f"{self.path}: both copies of the position of partition {partition} are damaged, so"
+            " where the group goes on there is not known; to have all its records again, close the"
+            f" group's consumers and run `{command}` (or name another place than earliest);"
+            " `Group.seek` and a consumer's own `seek` set it, too",
+            path=self.path,
+        )
+
     def lag(self, partition: int | None = None) -> int:
         """Records that were appended and are not committed: of one partition, or of all.
 

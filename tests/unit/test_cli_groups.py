@@ -1,6 +1,8 @@
 """`millstream groups` as its users meet it, and `verify` of group files."""
 
 import json
+import re
+import shlex
 import subprocess
 import sys
 
@@ -138,6 +140,51 @@ def test_verify_finds_a_damaged_header_and_position(store):
         pytest.raises(millstream.CorruptBatch),
     ):
         opened.stream("s").consumer(group="g")
+
+
+def command_in(text):
+    """The command that a message tells its reader to run, as a shell takes it apart."""
+    name, *words = shlex.split(re.search(r"`(millstream groups seek [^`]+)`", text)[1])
+    assert name == "millstream"
+    return words
+
+
+@pytest.mark.parametrize("who", ["consumer", "group", "lag", "verify"])
+def test_the_command_that_a_damaged_position_asks_for_works_as_printed(store, who):
+    path = store.with_name("a store's")
+    store.rename(path)
+    change(file_of(path), 20480 + 64 + 24)  # its only copy
+    if who == "lag":
+        done = subprocess.run([*COMMAND, "groups", "lag", path, "s", "g"], capture_output=True)
+        assert done.returncode == 4
+        text = done.stderr.decode()
+    elif who == "verify":
+        [problem] = inspect.verify(path).problems
+        text = problem.advice
+    else:
+        with millstream.open(path) as opened, pytest.raises(millstream.CorruptBatch) as caught:
+            stream = opened.stream("s")
+            if who == "group":
+                stream.group("g").positions()
+            else:
+                with stream.consumer(group="g") as consumer:
+                    consumer.poll()
+        text = str(caught.value)
+        assert "both copies of the position of partition 0 are damaged" in text
+    assert run(*command_in(text)) == "partition 0: offset 0\n"
+    assert inspect.verify(path).ok
+    assert run("groups", "lag", path, "s", "g") == "20\n"
+
+
+def test_a_member_can_set_a_damaged_position_itself(store):
+    change(file_of(store), 20480 + 64 + 24)
+    with millstream.open(store) as opened, opened.stream("s").consumer(group="g") as consumer:
+        with pytest.raises(millstream.CorruptBatch, match="consumer's own `seek`"):
+            consumer.poll()
+        consumer.seek(4, partition=0)
+        consumer.commit()
+        assert consumer.lag() == 16
+    assert inspect.verify(store).ok
 
 
 def test_verify_notes_one_torn_copy_of_two(store):

@@ -104,7 +104,8 @@ cdef class GroupCore:
     """A group file as mapped.
 
     Hooks of the subclass: ``_check_live()``, ``_check_writable()``, ``_map_again()``,
-    ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``, ``path``.
+    ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``,
+    ``_damaged(partition)``, ``path``.
     """
     cdef ms_group c
     cdef list keep
@@ -260,9 +261,7 @@ cdef class GroupCore:
         if status == MS_END:
             return None
         if status != MS_OK:
-            raise _errors.CorruptBatch(
-                f"{self.path}: both copies of the position of partition {partition} are damaged;"
-                " set it with `millstream groups seek` or `Group.seek`", path=self.path)
+            raise self._damaged(partition)
         return found.epoch, found.offset, found.transaction
 
     def _holder(self, uint32_t partition):

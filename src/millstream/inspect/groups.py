@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
@@ -104,7 +105,8 @@ def findings(path: Path, store: StoreInfo, stream: StreamInfo) -> Iterator[Findi
             try:
                 position = position_of(file, fields["salt"], partition)
             except Invalid as bad:
-                advice = "set it with `millstream groups seek`"
+                where = str(store.path), stream.name, path.stem, "earliest", "-p", str(partition)
+                advice = f"set it with `{shlex.join(('millstream', 'groups', 'seek', *where))}`"
                 yield bad.problem("position", path, at, advice)
                 continue
             if position is not None and position.whole < 2 and not store.alive:
