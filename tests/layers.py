@@ -92,6 +92,7 @@ PYTHON_LAYERS = (
     "queue_backup",
     "backup",
     "store",
+    "compat_tasks",
     "compat",
     "testing",
     "inspect",

@@ -17,6 +17,8 @@ Where they must differ:
   is gone. `store.queue` has leases for that.
 - `task_done` is called in the process that called `get`, at most once for each; more is a
   ValueError. The items that a process died over count as done.
+- `close` ends the use of this object alone; `join_thread` and `cancel_join_thread` have no thread
+  to wait for.
 - `maxsize` may be changed: to more for all, to less for this handle only.
 - There is no `LifoQueue`, and nothing to override (`mutex`, `queue`, `_put`, `_get` ...).
 """
@@ -33,8 +35,8 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from millstream import _native
 from millstream.codecs import pickle as pickled
+from millstream.compat_tasks import SLICE_SECONDS, tasks_of
 from millstream.errors import LeaseLost
-from millstream.options import RetryPolicy
 from millstream.store import Store, shared, temporary
 
 if TYPE_CHECKING:
@@ -49,9 +51,7 @@ Empty = standard.Empty
 Full = standard.Full
 UNBOUNDED = 100_000
 DEAD_LIMIT = 100
-SLICE_SECONDS = 0.1
 SETTLE_SECONDS = 1.0
-"""How often a waiting call looks whether the queue was shut down."""
 
 if hasattr(standard, "ShutDown"):  # Python 3.13
     ShutDown: type[Exception] = standard.ShutDown
@@ -81,101 +81,7 @@ def _temporary_store() -> Store:
         return _own[1]
 
 
-# --- tasks that are not done ----------------------------------------------------------------------
-
-
-class _Tasks:
-    """How many items this process got and is not done with.
-
-    While there is one, the process holds the lease of a message in a queue beside: `join` waits
-    until nobody does. A dead process holds none.
-    """
-
-    def __init__(self, store: Store, name: str) -> None:
-        # Nobody renews the lease, so that users who never call `task_done` pay for nothing.
-        self.queue = store.queue(
-            f"{name}.tasks", capacity=1024, lease=30 * 86400.0, priorities=1, payload_bytes=0,
-            dead_limit=1024, retry=RetryPolicy(max_attempts=62),
-        )  # fmt: skip
-        self._lock = threading.Lock()
-        self.gate = threading.Lock()
-        self._count = 0
-        self._mark: Message | None = None
-
-    def begin(self) -> None:
-        """One more."""
-        with self._lock:
-            if self._count == 0:
-                self._mark = self._take_mark()
-            self._count += 1
-
-    def _take_mark(self) -> Message:
-        while True:
-            self.queue.put(b"")
-            with contextlib.suppress(Empty):  # unless another process took this one
-                return self.queue.get(timeout=0)
-
-    @property
-    def count(self) -> int:
-        """How many this process has."""
-        return self._count
-
-    def end(self) -> None:
-        """One less."""
-        with self._lock:
-            if self._count == 0:
-                raise ValueError("task_done() called too many times")
-            self._count -= 1
-            if self._count == 0 and self._mark is not None:
-                with contextlib.suppress(LeaseLost):
-                    self._mark.ack()
-                self._mark = None
-
-    def join(self) -> None:
-        """Wait until no process has any."""
-        while True:
-            counts = self.queue._counts()
-            if counts["leased"] == 0:
-                for left in self.queue.get_many(1024, timeout=0):  # of a process that died
-                    left.ack()
-                if self.queue._counts()["ready"] == 0:
-                    return
-            with contextlib.suppress(TimeoutError):
-                self.queue.join(timeout=SLICE_SECONDS)
-
-    @property
-    def is_shutdown(self) -> bool:
-        """Was `shut_down` called, by any process?"""
-        return len(self.queue) > 0 and self.queue._counts()["delayed"] > 0
-
-    def shut_down(self) -> None:
-        """Leave the sign: a message that is due when nobody is left to see it."""
-        if not self.is_shutdown:
-            self.queue.put(b"", delay=99 * 365 * 86400.0)
-
-
-_tasks: dict[tuple[int, str, str], _Tasks] = {}
-
-
-def _tasks_of(store: Store, name: str) -> _Tasks:
-    """Those of a queue: all handles of it in this process count together."""
-    key = _native.fork_count(), store.path, name
-    with _lock:
-        if key not in _tasks:
-            _tasks[key] = _Tasks(store, name)
-        return _tasks[key]
-
-
 # --- the classes ----------------------------------------------------------------------------------
-
-
-def _seconds(block: bool, timeout: float | None) -> float | None:
-    """How long a call may wait; None: for ever."""
-    if not block:
-        return 0.0
-    if timeout is not None and timeout < 0:
-        raise ValueError("'timeout' must be a non-negative number")
-    return timeout
 
 
 class SimpleQueue(Generic[Item]):
@@ -208,6 +114,7 @@ class SimpleQueue(Generic[Item]):
         self._name = name
         self._maxsize = maxsize
         self._bound = bound
+        self._closed = False
         self._process = _native.fork_count()
         self._handle = store.queue(
             name, capacity=bound, priorities=1, dead_limit=DEAD_LIMIT, codec=pickled
@@ -226,9 +133,23 @@ class SimpleQueue(Generic[Item]):
     def __reduce__(self) -> tuple[object, ...]:
         return (_reopen, (type(self), self._path, self._name, self._maxsize, self._bound))
 
+    def _seconds(self, block: bool, timeout: float | None) -> float | None:
+        """How long a call of an open queue may wait; None: for ever."""
+        self._here()
+        if self._closed:
+            raise ValueError(f"Queue {self!r} is closed")
+        if not block:
+            return 0.0
+        if timeout is not None and timeout < 0:
+            raise ValueError("'timeout' must be a non-negative number")
+        return timeout
+
     def put(self, item: Item, block: bool = True, timeout: float | None = None) -> None:
         """Put an item. Raises: Full, only where 100,000 items are in the queue."""
-        self._queue.put(item, timeout=_seconds(block, timeout))
+        seconds = self._seconds(block, None)
+        if block and timeout is not None:
+            seconds = max(timeout, 0.0)  # there never is anything to wait for in the standard one
+        self._queue.put(item, timeout=seconds)
 
     def put_nowait(self, item: Item) -> None:
         """The same."""
@@ -243,7 +164,7 @@ class SimpleQueue(Generic[Item]):
 
         Raises: Empty.
         """
-        return self._take(_seconds(block, timeout))
+        return self._take(self._seconds(block, timeout))
 
     def get_nowait(self) -> Item:
         """The item that is there now. Raises: Empty."""
@@ -268,6 +189,11 @@ class SimpleQueue(Generic[Item]):
     def empty(self) -> bool:
         """Is there none?"""
         return self.qsize() == 0
+
+    def close(self) -> None:
+        """Let `put` and `get` of this object raise ValueError; what was put is there."""
+        self._here()
+        self._closed = True
 
     def __repr__(self) -> str:
         return f"<{type(self).__name__} {self._name!r} in {self._path}>"
@@ -310,7 +236,7 @@ class Queue(SimpleQueue[Item]):
 
     def _attach(self, store: Store, name: str, maxsize: int, bound: int) -> None:
         super()._attach(store, name, maxsize, bound)
-        self._tasks = _tasks_of(store, name)
+        self._tasks = tasks_of(store, name)
 
     @property
     def maxsize(self) -> int:
@@ -345,7 +271,7 @@ class Queue(SimpleQueue[Item]):
 
         Raises: Full; ShutDown.
         """
-        seconds = _seconds(block, timeout)
+        seconds = self._seconds(block, timeout)
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             left = SLICE_SECONDS if end is None else max(0.0, end - time.monotonic())
@@ -380,7 +306,7 @@ class Queue(SimpleQueue[Item]):
 
         Raises: Empty; ShutDown, once it is empty.
         """
-        seconds = _seconds(block, timeout)
+        seconds = self._seconds(block, timeout)
         end = None if seconds is None else time.monotonic() + seconds
         while True:
             shut = self.is_shutdown  # before the look at the items: none comes after it
@@ -423,6 +349,13 @@ class Queue(SimpleQueue[Item]):
             with contextlib.suppress(TimeoutError):
                 self._queue.join(timeout=SLICE_SECONDS)
         self._tasks.join()
+
+    def join_thread(self) -> None:
+        """Return at once, as no thread has anything left to put. Only after `close`."""
+        assert self._closed, f"Queue {self!r} not closed"
+
+    def cancel_join_thread(self) -> None:
+        """Do nothing: the end of the process waits for no thread, and loses no item."""
 
     def shutdown(self, immediate: bool = False) -> None:
         """Let every `put` raise ShutDown from now on, and every `get` once nothing is left.

@@ -201,6 +201,40 @@ def test_queues_without_a_name_are_apart():
     assert two.empty()
 
 
+@pytest.mark.parametrize("kind", [compat.Queue, compat.SimpleQueue, compat.PriorityQueue])
+def test_closed_queue_is_closed_in_this_place_alone(kind, tmp_path):
+    q, other = (kind(path=tmp_path / "store", name="jobs") for _ in range(2))
+    q.put(1)
+    q.close()
+    q.close()
+    for call in (lambda: q.put(2), q.get, lambda: q.put_nowait(2), q.get_nowait):
+        with pytest.raises(ValueError, match="is closed"):
+            call()
+    assert q.qsize() == 1  # what was put is there
+    assert other.get(timeout=5) == 1
+
+
+def test_thread_that_feeds_is_none_to_wait_for():
+    """The methods of `multiprocessing.Queue`: its programs call them in this order, or that."""
+    q = compat.Queue()
+    with pytest.raises(AssertionError, match="not closed"):
+        q.join_thread()
+    q.put("there at once")
+    q.cancel_join_thread()
+    q.close()
+    q.join_thread()
+    assert pickle.loads(pickle.dumps(q)).get(timeout=5) == "there at once"
+
+
+def test_simple_queue_puts_whatever_the_timeout_is():
+    q = compat.SimpleQueue()
+    q.put(1, timeout=-1)
+    q.put(2, block=False, timeout=-1)
+    assert [q.get(block=False, timeout=-1), q.get()] == [1, 2]
+    with pytest.raises(ValueError, match="non-negative"):
+        q.get(timeout=-1)
+
+
 # --- processes ------------------------------------------------------------------------------------
 
 
@@ -287,6 +321,24 @@ def test_join_waits_for_other_processes(start):
         there.put(number)
     there.join()
     assert back.qsize() == 20
+
+
+def close_and_tell(there, back):
+    there.close()
+    there.join_thread()
+    back.put("closed")
+
+
+def test_one_process_closes_for_itself(start):
+    there, back = compat.Queue(), compat.SimpleQueue()
+    start(close_and_tell, there, back)
+    assert back.get(timeout=60) == "closed"
+    there.put(1)
+    assert there.get(timeout=60) == 1
+    there.close()
+    start(echo, there, back)  # open there, though it is closed here
+    pickle.loads(pickle.dumps(there)).put(2)
+    assert back.get(timeout=60) == 4
 
 
 def test_killed_process_blocks_nobody(start):
