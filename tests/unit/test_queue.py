@@ -252,6 +252,22 @@ def test_ack_many_returns_what_was_lost(store):
         q.ack_many([b"x"])
 
 
+def test_what_this_handle_acknowledged_itself_is_not_lost_to_ack_many(q):
+    """A message that was given twice was called lost, as if it were delivered again."""
+    q.put_many([b"a", b"b", b"c"])
+    a, b, c = q.get_many(3)
+    a.ack()
+    c.release()
+    assert q.ack_many([a, b, b, c]) == [c]
+    assert q.ack_many([a, b, c]) == [c]
+    with pytest.raises(millstream.LeaseLost, match="was finished before: ack"):
+        b.ack()
+    assert not (a.lost or b.lost) and (a.finished, b.finished) == ("ack", "ack")
+    assert q.ack_many([b]) == []
+    assert values(q.get_many(9)) == [b"c"]
+    q._check()
+
+
 def test_message_that_failed_comes_alone(q):
     q.put_many([b"a", b"b", b"c"])
     q.get(timeout=0).nack(0)

@@ -184,15 +184,15 @@ cdef class Message:
         """After the end of a lease; 1 when it was lost."""
         if status < 0:
             fail(status, &NOTHING, self.queue.path)
-        if self.outcome is None:
+        cdef str before = self.outcome
+        if before is None:
             self.outcome = outcome
-        if status == MS_LOST:
-            self.was_lost = True
-            if loudly:
-                raise _errors.LeaseLost(
-                    f"message {self.lease.id}: its lease ended, or it was finished before")
-            return 1
-        return 0
+            if status == MS_LOST:
+                self.was_lost = True
+        if status == MS_LOST and loudly:
+            why = "its lease ended" if self.was_lost else f"it was finished before: {before}"
+            raise _errors.LeaseLost(f"message {self.lease.id}: {why}")
+        return status == MS_LOST
 
     def ack(self):
         """Acknowledge: the message is done and gone.

@@ -575,7 +575,9 @@ cdef class QueueCore(_QueueFiles):
         return found
 
     def ack_many(self, messages):
-        """Acknowledge many, and return those whose lease was lost before.
+        """Acknowledge many, and return those whose lease was lost before: they may come again.
+
+        One that this object had acknowledged already, say because it is given twice, is not lost.
 
         Durability: as of the queue, like `put`.
         """
@@ -603,7 +605,7 @@ cdef class QueueCore(_QueueFiles):
                 status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
             if status == MS_OK:
                 m.outcome = "ack"
-            elif m.settle(status, "ack", False):
+            elif m.settle(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
                 lost.append(m)
         self.note()
         return lost
