@@ -10,7 +10,8 @@ import contextlib
 import os
 import time
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from functools import partial
+from typing import TYPE_CHECKING, Any, TypeAlias
 
 from millstream.cli.output import (
     Column,
@@ -26,6 +27,10 @@ from millstream.cli.records import count_argument
 if TYPE_CHECKING:
     from millstream import Store, Stream
 
+    Result: TypeAlias = tuple[str, int, float]
+    """What was done, how often, and in how many seconds."""
+    Measure: TypeAlias = Callable[[Output, Store, str, argparse.Namespace], Iterator[Result]]
+
 SINGLES_SECONDS = 3.0  # appends one at a time end then; at level sync a million would take minutes
 
 
@@ -36,18 +41,27 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="measure appends and reads on this machine",
         description="Append records to a temporary store and read them back, in several ways.",
     )
-    parser.add_argument("--records", type=positive, default=1_000_000, metavar="N")
-    parser.add_argument("--size", type=size_argument, default=100, metavar="B", help="of a value")
-    parser.add_argument("--batch", type=positive, default=1_000, metavar="N", help="records a call")
     parser.add_argument(
         "--processes", type=positive, default=1, metavar="N", help="that append to one partition"
     )
+    add_arguments(parser, "records", 1_000_000, "value", 1_000)
+    parser.set_defaults(run=run)
+
+
+def add_arguments(
+    parser: argparse.ArgumentParser, unit: str, count: int, content: str, batch: int
+) -> None:
+    """Add how much is to be done, and where: so many of a unit, each of which has a content."""
+    parser.add_argument(f"--{unit}", type=positive, default=count, metavar="N")
+    parser.add_argument(
+        "--size", type=size_argument, default=100, metavar="B", help=f"of a {content}"
+    )
+    parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"{unit} a call")
     parser.add_argument(
         "--durability", choices=("process", "interval", "sync"), default="process", metavar="LEVEL"
     )
     parser.add_argument("--dir", metavar="DIR", help="make the temporary store below DIR")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
-    parser.set_defaults(run=run)
 
 
 def positive(text: str) -> int:
@@ -71,6 +85,13 @@ def size_argument(text: str) -> int:
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
+    return carry_out(args, measure, "records", "value", processes=args.processes)
+
+
+def carry_out(
+    args: argparse.Namespace, measure: Measure, unit: str, content: str, **more: object
+) -> int:
+    """Measure in a temporary store, then print what came of it and what it depends on."""
     import shutil
     import tempfile
 
@@ -90,16 +111,16 @@ def run(args: argparse.Namespace) -> int:
             {
                 "version": millstream.__version__,
                 "durability": args.durability,
-                "value_bytes": args.size,
-                "batch_records": args.batch,
-                "processes": args.processes,
+                f"{content}_bytes": args.size,
+                f"batch_{unit}": args.batch,
+                **more,
                 "machine": machine,
                 "results": [
                     {
                         "what": what,
-                        "records": count,
+                        unit: count,
                         "seconds": seconds,
-                        "records_per_second": count / seconds,
+                        f"{unit}_per_second": count / seconds,
                         "bytes_per_second": count * args.size / seconds,
                     }
                     for what, count, seconds in results
@@ -108,7 +129,7 @@ def run(args: argparse.Namespace) -> int:
         )
         return 0
     output.line(
-        f"Durability level {args.durability}, values of {args.size:,} bytes, "
+        f"Durability level {args.durability}, {content}s of {args.size:,} bytes, "
         f"{args.batch:,} a batch",
         "bold",
     )
@@ -117,10 +138,9 @@ def run(args: argparse.Namespace) -> int:
         f"{machine['file_system']}; Python {machine['python']}"
     )
     output.line()
-    columns = [Column("Work"), *(Column(title, right=True) for title in
-               ("Records", "Time", "Rate", "Each", "Values"))]  # fmt: skip
+    titles = (unit.capitalize(), "Time", "Rate", "Each", f"{content.capitalize()}s")
     output.table(
-        columns,
+        [Column("Work"), *(Column(title, right=True) for title in titles)],
         [
             (
                 what,
@@ -136,38 +156,42 @@ def run(args: argparse.Namespace) -> int:
     return 0
 
 
-def measure(
-    output: Output, store: Store, path: str, args: argparse.Namespace
-) -> Iterator[tuple[str, int, float]]:
-    """Yield (what, records, seconds) of each kind of work, each on a stream of its own."""
+def timed(
+    output: Output, what: str, most: int, work: Callable[[Progress], int], unit: str = "records"
+) -> Result:
+    """Do one kind of work, under a progress bar."""
+    with output.progress(what, most, unit=unit) as progress:
+        began = time.perf_counter()
+        count = work(progress)
+        return what, count, time.perf_counter() - began
 
-    def timed(what: str, work: Callable[[Progress], int]) -> tuple[str, int, float]:
-        with output.progress(what, args.records) as progress:
-            began = time.perf_counter()
-            count = work(progress)
-            return what, count, time.perf_counter() - began
 
+def measure(output: Output, store: Store, path: str, args: argparse.Namespace) -> Iterator[Result]:
+    """Yield each kind of work, each on a stream of its own."""
+    count = args.records
     value = os.urandom(args.size)
     singles = store.stream("singles", partitions=1)
-    yield timed("append, one at a time", lambda p: append_singles(singles, value, args.records, p))
+    what = "append, one at a time"
+    yield timed(output, what, count, partial(append_singles, singles, value, count))
     batches = store.stream("batches", partitions=1)
-    yield timed(
-        "append_many, lists of bytes",
-        lambda p: append_batches(batches, [value] * args.batch, args.records, p),
-    )
+    values = [value] * args.batch
+    what = "append_many, lists of bytes"
+    yield timed(output, what, count, partial(append_batches, batches, values, count))
     if args.size > 0:
         arrays = store.stream("arrays", partitions=1)
-        yield timed(
-            "append_many, NumPy",
-            lambda p: append_batches(arrays, numpy_values(value, args.batch), args.records, p),
-        )
+        column = numpy_values(value, args.batch)
+        what = "append_many, NumPy"
+        yield timed(output, what, count, partial(append_batches, arrays, column, count))
     if args.processes > 1:
         with processes(path, args) as go:
-            yield timed(f"append_many, {args.processes} processes", go)
-    yield timed("read batches, hashes checked", lambda p: read_batches(batches, p))
-    yield timed("read batches again", lambda p: read_batches(batches, p))
-    yield timed("read records appended singly", lambda p: read_batches(singles, p))
-    yield timed("iterate values as bytes", lambda p: iterate_values(batches, p))
+            yield timed(output, f"append_many, {args.processes} processes", count, go)
+    for what, stream, work in (
+        ("read batches, hashes checked", batches, read_batches),
+        ("read batches again", batches, read_batches),
+        ("read records appended singly", singles, read_batches),
+        ("iterate values as bytes", batches, iterate_values),
+    ):
+        yield timed(output, what, count, partial(work, stream))
 
 
 def numpy_values(value: bytes, count: int) -> Any:

@@ -10,21 +10,14 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.bench import describe_machine, positive, size_argument
-from millstream.cli.output import (
-    Column,
-    Output,
-    Progress,
-    count_text,
-    rate_text,
-    seconds_text,
-)
+from millstream.cli.bench import SINGLES_SECONDS, add_arguments, carry_out, timed
+from millstream.cli.output import Output, Progress
 
 if TYPE_CHECKING:
     from millstream import Queue, Store
+    from millstream.cli.bench import Result
 
 STEP = 1_000  # messages that stand in the queue at most while one process puts and takes
-SINGLES_SECONDS = 3.0
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -34,98 +27,33 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="measure putting and taking on this machine",
         description="Put messages into a temporary queue and take them, in several ways.",
     )
-    parser.add_argument("--messages", type=positive, default=300_000, metavar="N")
-    parser.add_argument("--size", type=size_argument, default=100, metavar="B", help="of a payload")
-    parser.add_argument("--batch", type=positive, default=100, metavar="N", help="messages a call")
-    parser.add_argument(
-        "--durability", choices=("process", "interval", "sync"), default="process", metavar="LEVEL"
-    )
-    parser.add_argument("--dir", metavar="DIR", help="make the temporary store below DIR")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    add_arguments(parser, "messages", 300_000, "payload", 100)
     parser.set_defaults(run=run)
 
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
-    import shutil
-    import tempfile
-
-    import millstream
-
-    output = Output(args.json)
-    directory = tempfile.mkdtemp(prefix="millstream-bench-", dir=args.dir)
-    try:
-        path = os.path.join(directory, "store")
-        with millstream.open(path, durability=args.durability) as store:
-            results = list(measure(output, store, path, args))
-        machine = describe_machine(directory)
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)
-    if args.json:
-        output.json(
-            {
-                "version": millstream.__version__,
-                "durability": args.durability,
-                "payload_bytes": args.size,
-                "batch_messages": args.batch,
-                "machine": machine,
-                "results": [
-                    {
-                        "what": what,
-                        "messages": count,
-                        "seconds": seconds,
-                        "messages_per_second": count / seconds,
-                    }
-                    for what, count, seconds in results
-                ],
-            }
-        )
-        return 0
-    output.line(f"Durability level {args.durability}, payloads of {args.size:,} bytes", "bold")
-    output.line(
-        f"{machine['cpu']}, {machine['cores']} cores; Linux {machine['kernel']}, "
-        f"{machine['file_system']}; Python {machine['python']}"
-    )
-    output.line()
-    titles = ("Messages", "Time", "Rate", "Each")
-    output.table(
-        [Column("Work"), *(Column(title, right=True) for title in titles)],
-        [
-            (
-                what,
-                count_text(count),
-                seconds_text(seconds),
-                rate_text(count, seconds),
-                seconds_text(seconds / count),
-            )
-            for what, count, seconds in results
-        ],
-    )
-    return 0
+    return carry_out(args, measure, "messages", "payload")
 
 
-def measure(
-    output: Output, store: Store, path: str, args: argparse.Namespace
-) -> Iterator[tuple[str, int, float]]:
-    """Yield (what, messages, seconds) of each kind of work."""
+def measure(output: Output, store: Store, path: str, args: argparse.Namespace) -> Iterator[Result]:
+    """Yield each kind of work."""
+    count, batch = args.messages, args.batch
     payload = os.urandom(args.size)
     queue = store.queue("bench")
 
-    def timed(what: str, work: Callable[[Progress], int]) -> tuple[str, int, float]:
-        with output.progress(what, args.messages, unit="messages") as progress:
-            began = time.perf_counter()
-            count = work(progress)
-            return what, count, time.perf_counter() - began
+    def each(what: str, work: Callable[[Progress], int]) -> Result:
+        return timed(output, what, count, work, "messages")
 
-    yield timed("put, get, ack", lambda p: singles(queue, payload, args.messages, p))
-    what = f"put_many, get_many, ack_many of {args.batch:,}"
-    yield timed(what, lambda p: batches(queue, payload, args.batch, args.messages, p))
-    for title, batch in (
+    yield each("put, get, ack", partial(singles, queue, payload, count))
+    what = f"put_many, get_many, ack_many of {batch:,}"
+    yield each(what, partial(batches, queue, payload, batch, count))
+    for title, step in (
         ("from another process", 1),
-        (f"from another process, {args.batch:,} a call", args.batch),
+        (f"from another process, {batch:,} a call", batch),
     ):
-        with producer(path, args.size, batch, args.messages) as go:
-            yield timed(title, partial(taken, queue, batch, go))
+        with producer(path, args.size, step, count) as go:
+            yield each(title, partial(taken, queue, step, go))
 
 
 def singles(queue: Queue, payload: bytes, count: int, progress: Progress) -> int:
