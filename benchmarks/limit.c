@@ -330,8 +330,8 @@ static void copy_records(char **paths, int count) {
   printf("%.12f\n", taken / (double)(records > 0 ? records : 1));
 }
 
-/* An entry a key, and key and value together elsewhere: two places in memory, the second of which is
- * known when the first has come. */
+/* An entry a key, and key and value together elsewhere: two places in memory, of which the second
+ * is known when the first has come. */
 static void look_up(uint64_t keys, uint64_t lookups) {
   typedef struct record {
     uint64_t key;
