@@ -325,6 +325,36 @@ def test_callbacks_hear_of_partitions_and_may_commit(stream):
     assert heard[-1] == ("-", [0, 1, 2, 3])
 
 
+def test_on_assign_is_told_of_partitions_that_were_sought_in_before(stream):
+    """`seek` takes partitions up; the callback comes when the next batch is asked for."""
+    heard = []
+    with stream.consumer(group="g", on_assign=heard.append) as consumer:
+        consumer.seek("latest")
+        assert heard == []
+        assert consumer.poll() is None
+        assert heard == [[0, 1, 2, 3]]
+
+
+def test_callbacks_come_in_order_where_a_member_that_was_ended_rewinds():
+    with clock() as now, millstream.temporary(durability="process") as store:
+        stream, heard = store.stream("s", partitions=1), []
+        fill(stream)
+        consumer = stream.consumer(
+            group="g",
+            delivery="exactly_once",
+            max_processing=60,
+            on_assign=lambda new: heard.append(("+", new)),
+            on_revoke=lambda gone: heard.append(("-", gone)),
+        )
+        with consumer:
+            consumer.poll()
+            now.advance(100)
+            stream.group("g")._watch(True)  # as another member does
+            consumer.rewind()
+            assert consumer.poll().first_offset == 0
+            assert heard == [("+", [0]), ("-", [0]), ("+", [0])]
+
+
 def test_a_callback_may_seek(stream):
     def to_the_end(partitions):
         for partition in partitions:
