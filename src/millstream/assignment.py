@@ -107,7 +107,7 @@ class Assignment:
             self._look()
         if self._gone or self._leaving:
             self._give_up()
-        if self._due:
+        if self._due or self._untold:
             self._start_readers()
 
     def _look(self) -> None:
@@ -155,6 +155,9 @@ class Assignment:
 
     def _start_readers(self) -> None:
         """Read on in what is ours now. Raises OffsetOutOfRange, again and again until `seek`."""
+        gone, self._gone = self._gone, []
+        if gone and self._on_revoke is not None:
+            self._on_revoke(gone)
         came, self._untold = self._untold, []
         if came and self._on_assign is not None:
             self._on_assign(came)

@@ -116,7 +116,8 @@ class Consumer(Assignment):
             self._check_open()  # raises
         if self._auto and member.dirty:
             member.commit(False)
-        if member.begin() or self._due or self._leaving or self._gone or self._sql is not None:
+        due = self._due or self._untold or self._leaving or self._gone
+        if member.begin() or due or self._sql is not None:
             if self._sql is not None:
                 self._sql.follow()
             self._tend()

@@ -123,33 +123,38 @@ class Pipe:
         """One transaction: what is there, up to `batch`; how many records or messages it was."""
         if self._closed:
             raise Closed(f"{self._source.path}: the pipe is closed")
+        tx = self.store.transaction()
+        tx._check_alone()  # before anything is taken that it could not commit
         try:
-            done = self._records(timeout) if self._consumer is not None else self._messages(timeout)
+            if self._consumer is not None:
+                done = self._records(tx, timeout)
+            else:
+                done = self._messages(tx, timeout)
         except Aborted:
             self.aborted += 1
             return 0
         self.count += done
         return done
 
-    def _records(self, timeout: float | None) -> int:
+    def _records(self, tx: Transaction, timeout: float | None) -> int:
         consumer = self._consumer
         assert consumer is not None
         batch = consumer.poll(timeout)
         if batch is None:
             return 0
-        with self.store.transaction() as tx:
+        with tx:
             tx.commit(consumer)
             for record in records_of(batch):
                 self._emit(tx, self._function(record))
         return len(batch)
 
-    def _messages(self, timeout: float | None) -> int:
+    def _messages(self, tx: Transaction, timeout: float | None) -> int:
         assert isinstance(self._source, Queue)
         messages = self._source.get_many(self._batch, timeout=timeout)
         if not messages:
             return 0
         try:
-            with self.store.transaction() as tx:
+            with tx:
                 for message in messages:
                     self._emit(tx, self._function(message))
                     tx.ack(message)

@@ -57,16 +57,18 @@ class Transaction:
     def __enter__(self) -> Transaction:
         if self._state != "new":
             raise InvalidArgument(f"{self!r}: a transaction is used once; make another")
-        others: list[Transaction] = _open.__dict__.setdefault("transactions", [])
-        if any(other.store is self.store for other in others):
-            raise InvalidArgument(
-                f"{self.store.path}: a transaction is open in this thread; they do not nest"
-            )
-        others.append(self)
-        self._others = others
+        self._check_alone()
+        self._others.append(self)
         self.store._transactions.add(self)
         self._state = "open"
         return self
+
+    def _check_alone(self) -> None:
+        self._others: list[Transaction] = _open.__dict__.setdefault("transactions", [])
+        if any(other.store is self.store for other in self._others):
+            raise InvalidArgument(
+                f"{self.store.path}: a transaction is open in this thread; they do not nest"
+            )
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
         self._let_go()
