@@ -1,5 +1,6 @@
 """Transactions as their users see them: all or nothing, over streams, queues and positions."""
 
+import contextlib
 import gc
 import os
 import subprocess
@@ -980,3 +981,34 @@ def test_pipe_takes_nothing_within_another_transaction(store):
         assert [m.attempts for m in jobs.peek()] == [0]
         assert records.run(timeout=0) + messages.run(timeout=0) == 4
     assert log_of(out) == [b"1", b"2", b"3", b"4"]
+
+
+@pytest.mark.parametrize("end", ["rollback", "exception", "full"])
+def test_roll_back_reaches_all_consumers_though_retention_was_faster_than_one(store, end):
+    """The next batch of that one says so; the end of the block says what it has to say."""
+    short, long = store.stream("short", segment_bytes=1 << 16), store.stream("long")
+    queue = store.queue("q", capacity=1)
+    for _ in range(30):
+        short.append(bytes(9000))
+    long.append_many([b"a", b"b"])
+    queue.put(b"x")
+    named = {"delivery": "exactly_once", "max_records": 1}
+    with short.consumer("g", **named) as behind, long.consumer("g", **named) as other:
+        raised = {"exception": ZeroDivisionError, "full": QueueFull}.get(end)
+        said = pytest.raises(raised) if raised else contextlib.nullcontext()
+        with said, store.transaction() as tx:
+            for consumer in (behind, other):
+                tx.commit(consumer)
+                assert consumer.poll() is not None
+            short.delete_before(millstream.Position(0, 1, 20))
+            if end == "rollback":
+                tx.rollback()
+            elif end == "exception":
+                raise ZeroDivisionError
+            else:
+                tx.put(queue, b"y")
+        with pytest.raises(millstream.OffsetOutOfRange):
+            behind.poll()
+        with store.transaction() as tx:
+            tx.commit(other)
+            assert list(other.poll().values) == [b"a"]
