@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 import warnings
 
 from millstream import _native
 from millstream._native import Batch, Position
 from millstream.assignment import Assignment
-from millstream.errors import InvalidArgument, InvalidType, Unsupported
+from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Unsupported
 from millstream.group import Group, check_start, position_at
 from millstream.options import as_index, boolean, check_timeout, integer, number
 from millstream.reader import KEEP_MAPS, UNLIMITED, _Waiter
@@ -230,11 +231,24 @@ class Consumer(Assignment):
     def rewind(self) -> None:
         """Read on from the committed positions: what was handed out since comes again."""
         self._refresh()
+        self._give_back()
+        self._start_readers()
+
+    def _give_back(self) -> None:
+        """What was handed out was not done: nothing of it is to be committed."""
         self._member.forgive()
         for partition in list(self._readers):
-            del self._readers[partition]
+            self._member.forget(partition)
             self._due.add(partition)
-        self._start_readers()
+            del self._readers[partition]
+        self._choose()
+
+    def _rewind(self) -> None:
+        """`rewind` for a transaction that is over: what it would raise, the next batch raises."""
+        self._give_back()
+        with contextlib.suppress(MillstreamError):
+            self._refresh()
+            self._start_readers()
 
     def pause(self, *partitions: int) -> None:
         """Give no batches of these partitions (of all that are assigned), but stay their owner."""

@@ -293,10 +293,10 @@ class Transaction:
     # --- the end ----------------------------------------------------------------------------------
 
     def _roll_back(self) -> None:
-        self._state = "rolled back"
         for consumer in self._consumers:
             if not consumer.closed:
-                consumer.rewind()
+                consumer._rewind()
+        self._state = "rolled back"
 
     def _commit(self) -> None:
         """What the end of the block does."""
