@@ -325,6 +325,15 @@ def test_callbacks_hear_of_partitions_and_may_commit(stream):
     assert heard[-1] == ("-", [0, 1, 2, 3])
 
 
+def test_commit_keeps_all_partitions_though_a_batch_of_the_last_one_was_committed(stream):
+    with stream.consumer(group="g") as consumer:
+        first, last = consumer.poll(), consumer.poll()
+        consumer.commit(last)
+        consumer.commit()
+        assert consumer.committed[first.partition].offset == 10
+        assert at(stream).count(10) == 2
+
+
 def test_on_assign_is_told_of_partitions_that_were_sought_in_before(stream):
     """`seek` takes partitions up; the callback comes when the next batch is asked for."""
     heard = []
