@@ -394,7 +394,7 @@ cdef class Membership:
             self.group.alive()
             return
         cdef uint32_t first = self.dirty_last, end = self.dirty_last + 1
-        if self.dirty_count != 1:
+        if self.dirty_count != 1 or not self.parts[first].dirty:  # it was committed by its batch
             first, end = 0, self.count
         for i in range(first, end):
             if not self.parts[i].dirty:
