@@ -6,7 +6,7 @@ step readied (time passed, a store opened again) it leaves the order open.
 
 from dataclasses import dataclass, field
 
-LEASE, BACKOFF, DAY = 150, 250, 86400
+BACKOFF, DAY = 250, 86400
 HORIZON = 80 * DAY  # ticks of state words tell instants within 99 days apart
 INLINE = 256 - 96
 BLOCKS = 16
@@ -191,7 +191,7 @@ class QueueModel:
         known.attempts += 1
         known.lease += 1
         known.state, known.holder = "leased", name
-        known.lease_end = self.now + LEASE
+        known.lease_end = self.now + self.options["lease"]
         found = (m.value, m.key, m.headers, m.priority, m.attempt)
         assert found == (known.value, known.key, known.headers, known.lane, known.attempts)
         return known

@@ -7,9 +7,10 @@ import tempfile
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from stream_model import Log, rows_of
 
 import millstream
-from millstream import files, group, inspect
+from millstream import files, inspect
 
 KEYS = st.integers(0, 12)
 ROWS = st.lists(
@@ -20,8 +21,6 @@ ROWS = st.lists(
 
 
 class Compacted(RuleBasedStateMachine):
-    """`rows` is all that was appended, by partition and offset; `first` where retention begins."""
-
     @initialize(partitions=st.integers(1, 2), age=st.sampled_from((0, 3600)))
     def open(self, partitions, age):
         root = "/dev/shm" if os.path.isdir("/dev/shm") else None
@@ -31,13 +30,13 @@ class Compacted(RuleBasedStateMachine):
         self.stream = self.store.stream(
             "s", partitions=partitions, segment_bytes=1 << 16, compact=self.keep
         )
-        self.rows = [{} for _ in range(partitions)]
+        self.log = Log(partitions, compacted=True, tombstones_stay=age > 0)
         self.view = None
 
     @rule(rows=ROWS, index=st.integers(0, 1), single=st.booleans())
     def append(self, rows, index, single):
-        index %= len(self.rows)
-        mine = self.rows[index]
+        index %= len(self.log.rows)
+        mine = self.log.rows[index]
         records = [
             (
                 None if key is None else b"%d/%d" % (index, key),
@@ -45,7 +44,6 @@ class Compacted(RuleBasedStateMachine):
             )
             for key, size in rows
         ]
-        first = self.stream.next_offset(index)
         if single:
             for key, value in records:
                 self.stream.append(value, key=key, partition=index)
@@ -55,7 +53,8 @@ class Compacted(RuleBasedStateMachine):
                 keys=[key for key, _ in records],
                 partition=index,
             )
-        mine.update({first + i: record for i, record in enumerate(records)})
+        for key, value in records:
+            self.log.append(index, key, value)
 
     @rule(keys=st.sampled_from((1, 5, 1 << 16)))
     def compact(self, keys):
@@ -75,7 +74,7 @@ class Compacted(RuleBasedStateMachine):
 
     @rule(index=st.integers(0, 1), part=st.floats(0, 1))
     def delete_before(self, index, part):
-        index %= len(self.rows)
+        index %= len(self.log.rows)
         end = self.stream.next_offset(index)
         offset = int(part * end)
         first = self.stream.delete_before(millstream.Position(index, 1, offset))
@@ -86,15 +85,7 @@ class Compacted(RuleBasedStateMachine):
         """One view, kept or taken up from its snapshot; keys that retention took stay in it."""
         if self.view is None:
             self.view = self.stream.view()
-        for index, mine in enumerate(self.rows):
-            if mine:
-                epoch = group.epoch_at(self.stream, index, max(mine))
-                last = millstream.Position(index, epoch, max(mine))
-                self.view.wait_for(last, timeout=30)
-        wanted, maybe = self.latest()
-        found = dict(self.view.items())
-        assert {key: found.get(key) for key in wanted} == wanted
-        assert found.items() <= {**maybe, **wanted}.items()
+        self.log.check_view(self.view)
 
     @rule()
     def close_view(self):
@@ -102,40 +93,11 @@ class Compacted(RuleBasedStateMachine):
             self.view.close()
             self.view = None
 
-    def latest(self):
-        """(keys and values that are there, those that may be: retention took them)."""
-        wanted, maybe = {}, {}
-        for index, mine in enumerate(self.rows):
-            first = self.stream.first_offset(index)
-            for offset, (key, value) in mine.items():
-                if key is None:
-                    continue
-                wanted.pop(key, None)
-                maybe.pop(key, None)
-                if value is not None:
-                    (wanted if offset >= first else maybe)[key] = value
-        return wanted, maybe
-
     @invariant()
     def every_offset_has_its_record_or_none(self):
-        last = {}
-        for index, mine in enumerate(self.rows):
-            first = self.stream.first_offset(index)
-            found = {}
-            for batch in self.stream.read(partition=index):
-                rows = zip(batch.offsets.tolist(), batch.keys, batch.values, strict=True)
-                for offset, key, value in rows:
-                    record = tuple(None if part is None else bytes(part) for part in (key, value))
-                    assert record == mine[offset]
-                    found[offset] = record
-                    if record[0] is not None:
-                        last[record[0]] = record[1]
-            assert list(found) == sorted(found)
-            keyless = {at for at, (key, _) in mine.items() if key is None and at >= first}
-            assert keyless <= set(found)
-            assert self.stream.stats().partitions[index].records == len(found)
-        wanted, _ = self.latest()
-        assert {key: value for key, value in last.items() if value is not None} == wanted
+        self.log.check_all(self.stream)
+        for index, stats in enumerate(self.stream.stats().partitions):
+            assert stats.records == len(rows_of(self.stream.read(partition=index)))
 
     def teardown(self):
         if hasattr(self, "store"):

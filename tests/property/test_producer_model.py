@@ -10,10 +10,10 @@ import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
-import xxhash
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 from open_copy import copy_open
+from stream_model import Log
 
 import millstream
 from millstream import Position, inspect
@@ -39,9 +39,7 @@ class ProducerMachine(RuleBasedStateMachine):
     def create(self, partitions):
         self.open()
         self.stores[0].stream("s", partitions=partitions, segment_bytes=1 << 16)
-        self.log = [[] for _ in range(partitions)]
-        self.last = [{} for _ in range(partitions)]
-        self.whole = {}
+        self.log = Log(partitions)
 
     def teardown(self):
         for store in self.stores:
@@ -54,9 +52,7 @@ class ProducerMachine(RuleBasedStateMachine):
         return self.stores[-1 if second else 0].stream("s")
 
     def target(self, sequence, key):
-        if key is None:
-            return sequence % len(self.log)
-        return xxhash.xxh3_64_intdigest(key) % len(self.log)
+        return sequence % len(self.log.rows) if key is None else self.log.target(key)
 
     @rule(
         name=names,
@@ -68,27 +64,20 @@ class ProducerMachine(RuleBasedStateMachine):
         level=st.sampled_from([None, "sync"]),
     )
     def send(self, name, back, gaps, size, kind, second, level):
-        highest = max((last.get(name, -1) for last in self.last), default=-1)
+        highest = max(sent.get(name, -1) for sent in self.log.sent)
         sequence = max(0, highest + 1 - back)
         sequences = [sequence + sum(gaps[:i]) for i in range(len(gaps))]
         keys = [b"%d" % (n % 5) if kind == "each" else kind for n in sequences]
         values = [f"{name} {n} ".encode() + bytes(size) for n in sequences]
-        new = [0] * len(self.log)
-        for n, key, value in zip(sequences, keys, values, strict=True):
-            p = self.target(n, key)
-            if n > self.last[p].get(name, -1):
-                self.last[p][name] = n
-                self.log[p].append(value)
-                new[p] += 1
+        rows = zip(sequences, keys, values, strict=True)
+        new = self.log.send(name, [(n, self.target(n, key), key, value) for n, key, value in rows])
         final = self.target(sequences[-1], keys[-1])
-        if new[final]:  # otherwise its record was there before, and says what it said
-            self.whole[name] = max(self.whole.get(name, -1), sequences[-1])
         producer = self.stream(second).producer(name)
         if len(sequences) == 1:
             found = producer.append(values[0], sequence=sequence, key=keys[0], durability=level)
             assert (found is not None) == bool(new[final])
             if found:
-                assert found.offset == len(self.log[final]) - 1
+                assert found.offset == len(self.log.rows[final]) - 1
             return
         spans = producer.append_many(
             values, sequences=sequences, keys=keys if kind else None, durability=level
@@ -97,20 +86,20 @@ class ProducerMachine(RuleBasedStateMachine):
             p: count for p, count in enumerate(new) if count
         }
         for span in spans:
-            assert span.first_offset + span.count == len(self.log[span.partition])
+            assert span.first_offset + span.count == len(self.log.rows[span.partition])
 
     @rule(count=st.integers(1, 400), size=sizes, second=st.booleans(), p=st.integers(0, 2))
     def append_without_producer(self, count, size, second, p):
-        p %= len(self.log)
+        p %= len(self.log.rows)
         if size > 100:
             count = 1
         for _ in range(count):
             self.stream(second).append(b"x" * size, partition=p)
-        self.log[p] += [b"x" * size] * count
+            self.log.append(p, None, b"x" * size)
 
     @rule(p=st.integers(0, 2), part=st.floats(0, 1))
     def remove(self, p, part):
-        p %= len(self.log)
+        p %= len(self.log.rows)
         stream = self.stream()
         first, following = stream.first_offset(p), stream.next_offset(p)
         at = first + int(part * (following - first))
@@ -147,23 +136,13 @@ class ProducerMachine(RuleBasedStateMachine):
         shutil.rmtree(self.directory / "backup")
 
     def check(self, stream):
-        for p, log in enumerate(self.log):
-            first = stream.first_offset(p)
-            found = [bytes(v) for batch in stream.read(partition=p) for v in batch.values]
-            assert found == log[first:]
-        for name in {name for last in self.last for name in last}:
-            producer = stream.producer(name)
-            assert producer.last_sequences == tuple(last.get(name, -1) for last in self.last)
-            assert producer.last_sequence == self.whole.get(name, -1)
+        self.log.check_all(stream)
+        self.log.check_producers(stream)
 
     @invariant()
     def producers_know_what_they_sent(self):
-        if self.stores:
-            for store in self.stores:
-                stream = store.stream("s")
-                for name in {name for last in self.last for name in last}:
-                    known = stream.producer(name).last_sequences
-                    assert known == tuple(last.get(name, -1) for last in self.last)
+        for store in self.stores:
+            self.log.check_producers(store.stream("s"))
 
     @rule()
     def read_all(self):

@@ -22,7 +22,6 @@ from queue_model import (
     BLOCKS,
     DAY,
     HORIZON,
-    LEASE,
     UNFINISHED,
     Known,
     QueueModel,
@@ -32,6 +31,8 @@ from queue_model import (
 import millstream
 from millstream import Empty, LeaseLost, QueueFull, RetryPolicy, inspect
 from millstream.testing import clock
+
+LEASE = 150
 
 lanes = st.integers(0, 2)
 delays = st.sampled_from([0, 0, 0, 50, 350, 40 * DAY + 50])
