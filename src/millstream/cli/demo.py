@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from millstream.cli import demo_queue, departures
-from millstream.cli.departures import DEPARTURE, ROWS, Check, Found, Source
+from millstream.cli import demo_checks, demo_queue, departures
+from millstream.cli.demo_checks import Check
+from millstream.cli.departures import DEPARTURE, ROWS, Found, Source
 from millstream.cli.output import (
     Column,
     Output,
@@ -55,26 +56,17 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Run the demo and return 0, or 1 if what was read back is not what the source says."""
-    import millstream
-
-    if args.queue:
-        return demo_queue.run(args)
-    output = Output(args.json)
     try:
-        archive = departures.find_source()
-    except departures.NoSource as error:
-        output.say(f"millstream: {error}")
+        return demo_queue.run(args) if args.queue else through_a_stream(args)
+    except departures.NotReady as error:
+        Output(args.json).say(f"millstream: {error}")
         return 3
-    with contextlib.ExitStack() as stack:
-        if args.keep is None:
-            store = stack.enter_context(millstream.temporary())
-        else:
-            store = stack.enter_context(millstream.open(args.keep))
-            if STREAM in store.streams():
-                output.say(
-                    f"millstream: {args.keep}: has a stream {STREAM!r}; name a new directory"
-                )
-                return 3
+
+
+def through_a_stream(args: argparse.Namespace) -> int:
+    """Append, read, compare."""
+    output = Output(args.json)
+    with departures.begun(args.keep, "stream", STREAM) as (archive, store):
         output.line("Every departure from New York City in 2013, through a stream and back", "bold")
         output.line()
         work = Work(output)
@@ -86,7 +78,7 @@ def run(args: argparse.Namespace) -> int:
             output.json(as_json(stream, source, found, work, checks))
         else:
             report(output, stream, source, found, work)
-    well = conclude(output, checks)
+    well = demo_checks.conclude(output, checks)
     if args.keep is not None:
         keep = shlex.quote(args.keep)
         output.line(f"The store stays. Try: millstream info {keep}")
@@ -272,22 +264,6 @@ def report(output: Output, stream: Stream, source: Source, found: Found, work: W
     )
 
 
-def conclude(output: Output, checks: list[Check]) -> bool:
-    """Print each check and return whether all went well; what differs is said on stderr too."""
-    output.line("Against the source:", "bold")
-    for check in checks:
-        if check.well:
-            shown = {0: "none", True: "yes"}.get(check.expected) or count_text(check.expected)
-            output.line(f"  ✓ {check.what}: {shown}", "green")
-        else:
-            output.line(f"  MISMATCH {check.what}", "bold red")
-            output.say(
-                f"millstream: {check.what}: expected {check.expected}, read back {check.found}"
-            )
-    output.line()
-    return all(check.well for check in checks)
-
-
 def as_json(
     stream: Stream, source: Source, found: Found, work: Work, checks: list[Check]
 ) -> dict[str, object]:
@@ -305,16 +281,7 @@ def as_json(
         ],
         "busiest_aircraft": dict(busiest_aircraft(found)[:BUSIEST]),
         "mean_departure_delay_minutes": dict(mean_delays(found)),
-        "checks": [
-            {
-                "what": check.what,
-                "expected": check.expected,
-                "found": check.found,
-                "well": check.well,
-            }
-            for check in checks
-        ],
-        "well": all(check.well for check in checks),
+        **demo_checks.as_json(checks),
     }
 
 

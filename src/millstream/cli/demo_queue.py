@@ -18,8 +18,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli import departures
-from millstream.cli.departures import Check, Source
+from millstream.cli import demo_checks, departures
+from millstream.cli.demo_checks import Check
+from millstream.cli.departures import Source
 from millstream.cli.output import Column, Output, count_text, rate_text, seconds_text
 
 if TYPE_CHECKING:
@@ -59,22 +60,8 @@ class Outcome:
 
 def run(args: argparse.Namespace) -> int:
     """Run the pool and return 0, or 1 if a job was not done or was acknowledged twice."""
-    import millstream
-
     output = Output(args.json)
-    try:
-        archive = departures.find_source()
-    except departures.NoSource as error:
-        output.say(f"millstream: {error}")
-        return 3
-    with contextlib.ExitStack() as stack:
-        if args.keep is None:
-            store = stack.enter_context(millstream.temporary())
-        else:
-            store = stack.enter_context(millstream.open(args.keep))
-            if QUEUE in store.queues():
-                output.say(f"millstream: {args.keep}: has a queue {QUEUE!r}; name a new directory")
-                return 3
+    with departures.begun(args.keep, "queue", QUEUE) as (archive, store):
         output.line("Flights over two hours late, as jobs of four processes, one killed", "bold")
         output.line()
         totals, source = count_late(archive), load(output, archive)
@@ -90,7 +77,7 @@ def run(args: argparse.Namespace) -> int:
             output.json(as_json(outcome, checks, put_seconds, work_seconds))
         else:
             report(output, outcome, count, put_seconds, work_seconds)
-    return 0 if conclude(output, checks) else 1
+    return 0 if demo_checks.conclude(output, checks) else 1
 
 
 def count_late(archive: str) -> Totals:
@@ -285,13 +272,6 @@ def report(
     output.line()
 
 
-def conclude(output: Output, checks: list[Check]) -> bool:
-    """Print each check and return whether all went well."""
-    from millstream.cli import demo
-
-    return demo.conclude(output, checks)
-
-
 def as_json(
     outcome: Outcome, checks: list[Check], put_seconds: float, work_seconds: float
 ) -> dict[str, Any]:
@@ -304,14 +284,5 @@ def as_json(
         "by_worker": [by_worker[number] for number in range(WORKERS)],
         "killed": outcome.victim,
         "delivered_again": sum(note[3] > 1 for note in outcome.done),
-        "checks": [
-            {
-                "what": check.what,
-                "expected": check.expected,
-                "found": check.found,
-                "well": check.well,
-            }
-            for check in checks
-        ],
-        "well": all(check.well for check in checks),
+        **demo_checks.as_json(checks),
     }

@@ -7,17 +7,22 @@ timestamp is the scheduled departure, the value is `DEPARTURE`, 24 bytes with ev
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
+from millstream.cli.demo_checks import Check
+
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from millstream import Store
     from millstream.cli.output import Progress
 
 ROWS = 336_776
@@ -42,8 +47,8 @@ DEPARTURE = [
 ]
 
 
-class NoSource(Exception):
-    """The package with the departures is not installed."""
+class NotReady(Exception):
+    """The package with the departures is not installed, or the store has been used already."""
 
 
 @dataclass
@@ -85,22 +90,8 @@ class Found:
     partitions: NDArray[np.int32]
 
 
-@dataclass(frozen=True)
-class Check:
-    """One comparison of what was read back with the source."""
-
-    what: str
-    expected: int
-    found: int
-
-    @property
-    def well(self) -> bool:
-        """Whether both sides agree."""
-        return bool(self.expected == self.found)
-
-
 def find_source() -> str:
-    """Return the path of the departures, or raise NoSource."""
+    """Return the path of the departures, or raise NotReady."""
     import importlib.util
 
     # Importing the package would fail: it needs the old pkg_resources.
@@ -109,7 +100,27 @@ def find_source() -> str:
         path = os.path.join(directory, "data", "flights.csv.zip")
         if os.path.exists(path):
             return path
-    raise NoSource("the departures are not here; install them: pip install 'millstream[demo]'")
+    raise NotReady("the departures are not here; install them: pip install 'millstream[demo]'")
+
+
+@contextlib.contextmanager
+def begun(keep: str | None, kind: str, name: str) -> Iterator[tuple[str, Store]]:
+    """Find the source, and open a store that has no such stream or queue yet.
+
+    Args:
+        keep: where the store is to be, and to stay; None: a temporary one.
+        kind: "stream" or "queue".
+        name: of that.
+
+    Raises: NotReady.
+    """
+    import millstream
+
+    archive = find_source()
+    with millstream.temporary() if keep is None else millstream.open(keep) as store:
+        if name in (store.streams() if kind == "stream" else store.queues()):
+            raise NotReady(f"{keep}: has a {kind} {name!r}; name a new directory")
+        yield archive, store
 
 
 def installed(package: str) -> bool:
