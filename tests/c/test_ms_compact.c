@@ -1,49 +1,11 @@
 /* Compaction on plain memory: what stays is what has no later record of its key, producers keep
  * their last sequence, and no damage makes it leave the bytes that it was given. */
-#include "check.h"
 #include "ms_compact.h"
-#include "ms_xxh3.h"
+#include "segment_log.h"
+#include "xorshift.h"
 
-enum { SEGMENT_BYTES = 1 << 18, RECORDS = 900, KEYS = 50, PRODUCERS = 5, MUTANTS = 3000 };
+enum { RECORDS = 900, KEYS = 50, PRODUCERS = 5, MUTANTS = 3000 };
 enum { TABLE_KEYS = 256 };
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state;
-}
-
-static const ms_identity identity = {.stream_id = 7, .partition = 3, .number = 1};
-
-typedef struct log {
-  uint8_t *bytes;
-  ms_segment segment;
-  _Atomic uint32_t checked[64];
-  ms_mark end;
-} log;
-
-static void open_log(log *log, uint64_t salt) {
-  ms_segment_header header = {.magic = MS_MAGIC_SEGMENT,
-                              .version = MS_FORMAT_VERSION,
-                              .partition = identity.partition,
-                              .stream_id = identity.stream_id,
-                              .number = identity.number,
-                              .salt = salt,
-                              .size = SEGMENT_BYTES};
-  ms_segment_geometry(SEGMENT_BYTES, &header.index_count, &header.data_position);
-  header.checksum = ms_xxh3_64(&header, offsetof(ms_segment_header, checksum), 0);
-  if (salt != 0) {
-    log->bytes = aligned_alloc(4096, SEGMENT_BYTES);
-    memset(log->bytes, 0, SEGMENT_BYTES);
-    memcpy(log->bytes, &header, sizeof header);
-  }
-  memset((void *)log->checked, 0, sizeof log->checked);
-  CHECK(ms_segment_open(&log->segment, log->bytes, SEGMENT_BYTES, true, &identity, log->checked,
-                        NULL) == MS_OK);
-}
 
 /* What is appended: record by offset. */
 static uint32_t key_of[RECORDS + 64];
@@ -52,9 +14,7 @@ static uint64_t last_sequence[PRODUCERS + 1];
 
 static void build(log *log) {
   const ms_mark begin = {.timestamp_max = INT64_MIN, .offset = 1000, .position = 1 << 20};
-  open_log(log, 42);
-  ms_segment_activate(&log->segment, &begin, 0, 1, 1);
-  log->end = begin;
+  begin_log(log, 42, &begin);
   memset(last_sequence, 0, sizeof last_sequence);
   uint64_t values[64];
   char names[64][8];
@@ -138,7 +98,7 @@ static ms_status compact(log *log, bool drop, uint64_t capacity, struct log *tar
   MS_TRY(ms_compact_mark(&table, &log->segment, drop, survivors, NULL));
   (void)!ms_compact_leave(&table, &log->segment, survivors, NULL);
   MS_TRY(ms_compact_measure(&log->segment, survivors, &bytes, NULL));
-  open_log(target, 77 + next_random() % 1000);
+  make_log(target, 77 + next_random() % 1000);
   status = ms_compact_copy(&log->segment, survivors, &target->segment, NULL);
   if (status == MS_OK) {
     /* Measured is what was written: behind it lies the filler. */
@@ -288,7 +248,7 @@ static void test_what_would_not_be_smaller_is_refused(void) {
   CHECK_EQ_U64(survivors.records, original.end.offset - 1000);
   ms_status status = ms_compact_measure(&original.segment, &survivors, &bytes, NULL);
   CHECK(status == MS_OK || status == MS_FULL);
-  open_log(&copy, 3);
+  make_log(&copy, 3);
   ms_segment_activate(&copy.segment, &original.end, 0, 1, 1);
   CHECK(ms_compact_copy(&original.segment, &survivors, &copy.segment, NULL) == MS_INVALID);
   free(copy.bytes);

@@ -1,17 +1,9 @@
 /* The table of a view against a plain list: put, replace, remove, find, grow. */
 #include "check.h"
 #include "ms_latest.h"
+#include "xorshift.h"
 
 enum { KEYS = 3000, STEPS = 200000 };
-
-static uint64_t random_state = 0x2545f4914f6cdd1du;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state;
-}
 
 static uint8_t values[KEYS][40];
 static int32_t sizes[KEYS]; /* -1: not there */

@@ -1,50 +1,21 @@
 /* Tables of producers over segments on plain memory: what was read is the maximum of the headers,
  * however it is read; nothing that is there already is admitted; no header makes a table grow by
  * itself, or a reader leave its bytes (the sanitizers watch). */
-#include "check.h"
 #include "ms_producer.h"
-#include "ms_xxh3.h"
+#include "segment_log.h"
+#include "xorshift.h"
 
-enum { SEGMENT_BYTES = 1 << 18, PRODUCERS = 9, ROUNDS = 60, MUTANTS = 20000 };
+enum { PRODUCERS = 9, ROUNDS = 60, MUTANTS = 20000 };
 
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state;
-}
-
-static const ms_identity identity = {.stream_id = 7, .partition = 3, .number = 1};
-
-typedef struct log {
-  uint8_t *bytes;
-  ms_segment segment;
-  _Atomic uint32_t checked[64];
-  ms_mark end;
-  uint64_t last[PRODUCERS], whole[PRODUCERS]; /* the model; each + 1 */
-} log;
+/* Of each producer the last sequence, and that of the last whole call; each + 1. */
+static struct {
+  uint64_t last[PRODUCERS], whole[PRODUCERS];
+} model;
 
 static void build(log *log) {
   const ms_mark begin = {.timestamp_max = INT64_MIN};
-  ms_segment_header header = {.magic = MS_MAGIC_SEGMENT,
-                              .version = MS_FORMAT_VERSION,
-                              .partition = identity.partition,
-                              .stream_id = identity.stream_id,
-                              .number = identity.number,
-                              .salt = 42,
-                              .size = SEGMENT_BYTES};
-  memset(log, 0, sizeof *log);
-  log->bytes = aligned_alloc(4096, SEGMENT_BYTES);
-  memset(log->bytes, 0, SEGMENT_BYTES);
-  ms_segment_geometry(SEGMENT_BYTES, &header.index_count, &header.data_position);
-  header.checksum = ms_xxh3_64(&header, offsetof(ms_segment_header, checksum), 0);
-  memcpy(log->bytes, &header, sizeof header);
-  CHECK(ms_segment_open(&log->segment, log->bytes, SEGMENT_BYTES, true, &identity, log->checked,
-                        NULL) == MS_OK);
-  ms_segment_activate(&log->segment, &begin, 0, 1, 1);
-  log->end = begin;
+  begin_log(log, 42, &begin);
+  memset(&model, 0, sizeof model);
 }
 
 /* One batch behind the end; false when there is no room. */
@@ -69,17 +40,18 @@ static bool put(log *log, uint32_t producer, uint64_t sequence) {
   return true;
 }
 
-static void note(log *log, uint32_t producer, uint64_t sequence) {
+static void note(uint32_t producer, uint64_t sequence) {
   uint64_t value = (sequence & ~MS_SEQUENCE_MORE) + 1;
-  if (value > log->last[producer]) log->last[producer] = value;
-  if (!(sequence & MS_SEQUENCE_MORE) && value > log->whole[producer]) log->whole[producer] = value;
+  if (value > model.last[producer]) model.last[producer] = value;
+  if (!(sequence & MS_SEQUENCE_MORE) && value > model.whole[producer])
+    model.whole[producer] = value;
 }
 
 static void check_table(const log *log, const ms_producers *table) {
   CHECK(table->position == log->end.position);
   for (uint32_t i = 1; i < PRODUCERS; i++) {
-    CHECK(table->entries[i].last == log->last[i]);
-    CHECK(table->entries[i].whole == log->whole[i]);
+    CHECK(table->entries[i].last == model.last[i]);
+    CHECK(table->entries[i].whole == model.whole[i]);
   }
 }
 
@@ -95,7 +67,7 @@ static void test_tables_agree_with_the_headers(void) {
   uint32_t unknown = 0;
   for (bool room = true; room;) {
     uint32_t producer = (uint32_t)(next_random() % PRODUCERS);
-    uint64_t first = log.last[producer] + next_random() % 6, last = 0, begin = log.end.position;
+    uint64_t first = model.last[producer] + next_random() % 6, last = 0, begin = log.end.position;
     if (first >= 3) first -= 3;
     if (producer == 0) {
       room = put(&log, 0, next_random());
@@ -103,14 +75,14 @@ static void test_tables_agree_with_the_headers(void) {
       continue;
     }
     ms_status status = ms_producers_try_admit(&own, &log.segment, begin, producer, first, &last);
-    if (log.last[producer] > first) {
-      CHECK(status == MS_RESENT && last == log.last[producer] - 1);
+    if (model.last[producer] > first) {
+      CHECK(status == MS_RESENT && last == model.last[producer] - 1);
       resent++;
     } else if (CHECK(status == MS_OK)) {
       uint64_t sequence = (first + next_random() % 5) | (next_random() % 3 ? 0 : MS_SEQUENCE_MORE);
       room = put(&log, producer, sequence);
       if (!room) break;
-      note(&log, producer, sequence);
+      note(producer, sequence);
       /* Whoever forgets to say so reads it later. */
       if (next_random() % 2) ms_producers_passed(&own, begin, log.end.position, producer, sequence);
       admitted++;

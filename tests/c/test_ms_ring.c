@@ -10,6 +10,7 @@
 
 #include "check.h"
 #include "scheduler.h"
+#include "xorshift.h"
 
 enum {
   SCHEDULES = 100000,
@@ -25,15 +26,6 @@ enum {
 static ms_lane_hints ends;
 static _Atomic uint64_t cells[CELLS_MAX];
 static ms_ring ring = {&ends, cells, 0};
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state * 0x2545f4914f6cdd1du;
-}
 
 /* An empty ring at a position, as the laps before left it. */
 static void start(uint32_t cell_bits, uint64_t position) {

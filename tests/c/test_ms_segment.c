@@ -1,57 +1,14 @@
 /* Segments on plain memory: what is written is found again, and no damage makes a reader leave the
  * bytes that it was given (the sanitizers watch). */
-#include "check.h"
-#include "ms_segment.h"
-#include "ms_xxh3.h"
+#include "segment_log.h"
+#include "xorshift.h"
 
-enum { SEGMENT_BYTES = 1 << 18, RECORDS = 600, MUTANTS = 20000 };
-
-static uint64_t random_state = 0x9e3779b97f4a7c15u;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state;
-}
-
-static const ms_identity identity = {.stream_id = 7, .partition = 3, .number = 1};
-
-static void write_header(uint8_t *bytes) {
-  ms_segment_header header = {.magic = MS_MAGIC_SEGMENT,
-                              .version = MS_FORMAT_VERSION,
-                              .partition = identity.partition,
-                              .stream_id = identity.stream_id,
-                              .number = identity.number,
-                              .salt = 42,
-                              .size = SEGMENT_BYTES};
-  ms_segment_geometry(SEGMENT_BYTES, &header.index_count, &header.data_position);
-  header.checksum = ms_xxh3_64(&header, offsetof(ms_segment_header, checksum), 0);
-  memcpy(bytes, &header, sizeof header);
-}
-
-typedef struct log {
-  uint8_t *bytes;
-  ms_segment segment;
-  _Atomic uint32_t checked[64];
-  ms_mark end;
-} log;
-
-static void open_log(log *log) {
-  memset((void *)log->checked, 0, sizeof log->checked);
-  CHECK(ms_segment_open(&log->segment, log->bytes, SEGMENT_BYTES, true, &identity, log->checked,
-                        NULL) == MS_OK);
-}
+enum { RECORDS = 600, MUTANTS = 20000 };
 
 /* Batches of 1 to 30 records with every kind of column, values that say their offset. */
 static void build(log *log) {
   const ms_mark begin = {.timestamp_max = INT64_MIN};
-  log->bytes = aligned_alloc(4096, SEGMENT_BYTES);
-  memset(log->bytes, 0, SEGMENT_BYTES);
-  write_header(log->bytes);
-  open_log(log);
-  ms_segment_activate(&log->segment, &begin, 0, 1, 1);
-  log->end = begin;
+  begin_log(log, 42, &begin);
   uint64_t values[30];
   ms_slice value[30], key[30], name = {(const uint8_t *)"n", 1};
   int64_t timestamps[30];

@@ -2,17 +2,9 @@
  * order of due ticks; and damage never ends in a crash or an endless loop. */
 #include "check.h"
 #include "ms_wheel.h"
+#include "xorshift.h"
 
 enum { NODES = 300, STEPS = 60000, SEEDS = 12, DAMAGES = 3000 };
-
-static uint64_t random_state;
-
-static uint64_t next_random(void) {
-  random_state ^= random_state << 13;
-  random_state ^= random_state >> 7;
-  random_state ^= random_state << 17;
-  return random_state * 0x2545f4914f6cdd1du;
-}
 
 /* Below 2^bits, small ones as likely as large ones. */
 static uint64_t random_span(uint32_t bits) {

@@ -10,9 +10,7 @@ import os
 import random
 import shutil
 import signal
-import tempfile
 import time
-from pathlib import Path
 
 import crash_workers as workers
 import pytest
@@ -280,15 +278,6 @@ def test_full_disk_is_store_full_and_harms_nothing(small_disk):
         append(stream, 500)
     workers.verified(path)
     workers.report(total, 1, 0)
-
-
-@pytest.fixture
-def memory_directory():
-    """A directory in memory: many stores are made in it."""
-    root = "/dev/shm" if Path("/dev/shm").is_dir() else None
-    path = Path(tempfile.mkdtemp(prefix="millstream-compact-", dir=root))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 def test_power_cut_at_any_moment_keeps_what_was_durable(memory_directory, monkeypatch):

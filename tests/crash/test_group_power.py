@@ -2,8 +2,6 @@
 
 import random
 import shutil
-import tempfile
-from pathlib import Path
 
 import crash_workers as workers
 import pytest
@@ -14,15 +12,6 @@ from millstream import OffsetOutOfRange
 from millstream.background import Background
 
 STATES = 400
-
-
-@pytest.fixture
-def memory_directory():
-    """A directory in memory: hundreds of stores are made in it."""
-    shm = Path("/dev/shm")
-    path = Path(tempfile.mkdtemp(prefix="millstream-cut-", dir=shm if shm.is_dir() else None))
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 class Workload:

@@ -3,11 +3,8 @@
 import itertools
 import random
 import shutil
-import tempfile
-from pathlib import Path
 
 import crash_workers as workers
-import pytest
 from page_drop_disk import Disk
 
 import millstream
@@ -17,18 +14,6 @@ from millstream.background import Background
 STATES = 1500
 NAMES = ("p", "q", "r")
 ALPHABET = ("one", "one", "many", "roll", "roll", "plain", "sync", "one sync", "remove", "save")
-
-
-@pytest.fixture
-def memory_directory():
-    """A directory in memory: hundreds of stores are made in it."""
-    path = Path(
-        tempfile.mkdtemp(
-            prefix="millstream-cut-", dir="/dev/shm" if Path("/dev/shm").is_dir() else None
-        )
-    )
-    yield path
-    shutil.rmtree(path, ignore_errors=True)
 
 
 class Workload:

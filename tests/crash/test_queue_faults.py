@@ -9,7 +9,6 @@ import sys
 
 import crash_workers as workers
 import pytest
-from test_page_drop import memory_directory  # noqa: F401
 from test_store_full import fill_up, small_disk  # noqa: F401
 
 import millstream
@@ -131,7 +130,7 @@ class Work:
 
 
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE])
-def test_each_file_call_fails_once(memory_directory, monkeypatch, number):  # noqa: F811
+def test_each_file_call_fails_once(memory_directory, monkeypatch, number):
     ops = faults = 0
     said = set()
     calls = range(1, 1000) if os.environ.get("MILLSTREAM_FULL") else range(1 + number % 3, 1000, 3)

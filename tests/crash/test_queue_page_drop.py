@@ -7,7 +7,6 @@ from dataclasses import dataclass, replace
 
 import crash_workers as workers
 from page_drop_disk import Disk
-from test_page_drop import memory_directory  # noqa: F401
 
 import millstream
 from millstream import RetryPolicy
@@ -139,7 +138,7 @@ def judge(path, fates, capacity, last):
     return lost, torn
 
 
-def test_power_cut_at_any_moment_keeps_what_returned(memory_directory, monkeypatch):  # noqa: F811
+def test_power_cut_at_any_moment_keeps_what_returned(memory_directory, monkeypatch):
     seed = workers.seed_of("queue_power_cut")
     dice = random.Random(seed)
     states = lost = torn = ops = 0

@@ -8,7 +8,6 @@ from collections import Counter
 
 import crash_workers as workers
 from page_drop_disk import Disk
-from test_page_drop import memory_directory  # noqa: F401
 
 import millstream
 from millstream import journal as journal_module
@@ -155,7 +154,7 @@ def go_on(store):
     jobs._check()
 
 
-def test_power_cut_leaves_whole_transactions(memory_directory, monkeypatch):  # noqa: F811
+def test_power_cut_leaves_whole_transactions(memory_directory, monkeypatch):
     seed = workers.seed_of("transaction_power_cut")
     dice = random.Random(seed)
     for name in ("notice", "notice_group", "notice_queue"):
