@@ -362,13 +362,24 @@ static uint64_t copy_checksum(const ms_group *group, uint32_t partition, const c
   return ms_xxh3_64(bytes, sizeof(*bytes), group->header->salt + partition);
 }
 
+/* Acquire and release of all words of a copy: the checksum comes after what it is of; and whoever
+ * sees anything of a new copy sees the other one as it was when this was begun. */
+static uint64_t load_word(const _Atomic uint64_t *at) {
+  return atomic_load_explicit(at, memory_order_acquire);
+}
+
+static void store_word(_Atomic uint64_t *at, uint64_t value) {
+  MS_YIELD("group_store");
+  atomic_store_explicit(at, value, memory_order_release);
+}
+
 /* Is the copy one that was written whole? Also for who reads without the word. */
 static bool read_copy(const ms_group *group, uint32_t partition, uint32_t which, copy_bytes *out) {
   const ms_group_copy *copy = &group->partitions[partition].copies[which];
-  /* Acquire: pairs with the release of the checksum in write_copy. */
-  uint64_t checksum = atomic_load_explicit(&copy->checksum, memory_order_acquire);
-  *out = (copy_bytes){load(&copy->sequence), load(&copy->epoch), load(&copy->offset),
-                      load(&copy->transaction)};
+  MS_YIELD("group_read");
+  uint64_t checksum = load_word(&copy->checksum);
+  *out = (copy_bytes){load_word(&copy->sequence), load_word(&copy->epoch), load_word(&copy->offset),
+                      load_word(&copy->transaction)};
   return out->sequence != 0 && checksum == copy_checksum(group, partition, out);
 }
 
@@ -378,11 +389,13 @@ static bool is_unwritten(const ms_group *group, uint32_t partition) {
          load(&copies[1].checksum) == 0 && load(&copies[1].sequence) == 0;
 }
 
-/* Which copy is the position; -1: none is valid. */
+/* Which copy is the position; -1: none is valid, or, without the word, none held still. */
 static int newest_copy(const ms_group *group, uint32_t partition, copy_bytes *out) {
   copy_bytes copies[2];
   bool valid[2];
   for (uint32_t i = 0; i < 2; i++) valid[i] = read_copy(group, partition, i, &copies[i]);
+  /* The first may have been written since, and the second, newer than what we have, begun again. */
+  if (valid[0] && !valid[1]) valid[0] = read_copy(group, partition, 0, &copies[0]);
   if (!valid[0] && !valid[1]) return -1;
   int which = valid[1] && (!valid[0] || copies[1].sequence > copies[0].sequence) ? 1 : 0;
   *out = copies[which];
@@ -398,14 +411,12 @@ static void write_copy(ms_group *group, uint32_t partition, uint64_t epoch, uint
   bytes.offset = offset;
   if (transaction != 0) bytes.transaction = transaction;
   ms_group_copy *copy = &group->partitions[partition].copies[newest == 0 ? 1 : 0];
-  store(&copy->sequence, bytes.sequence);
-  store(&copy->epoch, bytes.epoch);
-  store(&copy->offset, bytes.offset);
-  store(&copy->transaction, bytes.transaction);
+  store_word(&copy->sequence, bytes.sequence);
+  store_word(&copy->epoch, bytes.epoch);
+  store_word(&copy->offset, bytes.offset);
+  store_word(&copy->transaction, bytes.transaction);
   MS_YIELD("group_copy");
-  /* Release: pairs with the acquire in read_copy. */
-  atomic_store_explicit(&copy->checksum, copy_checksum(group, partition, &bytes),
-                        memory_order_release);
+  store_word(&copy->checksum, copy_checksum(group, partition, &bytes));
 }
 
 ms_status ms_group_position_of(const ms_group *group, uint32_t partition, ms_group_position *out) {

@@ -257,8 +257,41 @@ static void test_group_killed_at_each_step_leaves_the_old_position_or_the_new(vo
   printf("  yield points of join, look and three commits: %u\n", points);
 }
 
+/* One commits, the others look without the word: what they see never goes back. */
+
+static void commit_or_look(uint32_t process) {
+  ms_group *group = &groups[process];
+  uint64_t seen = 0;
+  if (process == 0) {
+    uint32_t owner, slot, number, changes;
+    uint64_t found[PARTITIONS];
+    uint8_t flags[PARTITIONS];
+    CHECK(ms_group_try_join(group, NEVER, NEVER, &slot, &number, &owner) == MS_OK);
+    CHECK(ms_group_try_look(group, slot, number, found, flags, PARTITIONS, &changes, &owner) ==
+          MS_OK);
+    ms_group_claim claim = {slot, 2, found[2]};
+    for (uint64_t offset = 1; offset <= 8; offset++)
+      CHECK(ms_group_try_commit(group, &claim, 1, offset, false, &owner) == MS_OK);
+    return;
+  }
+  for (uint32_t look = 0; look < 20; look++) {
+    uint64_t found = position_of(group, 2);
+    CHECK(found >= seen);
+    seen = found;
+  }
+}
+
+static void test_group_position_that_is_seen_without_the_word_never_goes_back(void) {
+  for (uint64_t seed = 1; seed <= 20000; seed++) {
+    reset();
+    scheduler_options options = {.seed = seed, .process_count = 3, .run = commit_or_look};
+    (void)scheduler_run(&options);
+  }
+}
+
 static const check_test tests[] = {
     CHECK_TEST(test_group_any_schedule_with_kills_keeps_positions_and_shares),
     CHECK_TEST(test_group_killed_at_each_step_leaves_the_old_position_or_the_new),
+    CHECK_TEST(test_group_position_that_is_seen_without_the_word_never_goes_back),
 };
 CHECK_MAIN(tests)
