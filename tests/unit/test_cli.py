@@ -302,6 +302,31 @@ def test_append_interrupted_says_how_much_is_in(tmp_path):
     assert b"1 record appended" in err
 
 
+HIT = """
+import os, signal, sys
+from millstream.cli import main
+from millstream.stream import Stream
+
+unhit = Stream.append_many
+
+def hit(*arguments, **named):
+    spans = unhit(*arguments, **named)
+    os.kill(os.getpid(), signal.SIGINT)
+    return spans
+
+Stream.append_many = hit
+sys.exit(main(sys.argv[1:]))
+"""
+
+
+def test_append_interrupted_between_a_record_and_its_count_counts_it(tmp_path):
+    """Ctrl-C that came as a record was in, and not yet counted, made it "0 records appended"."""
+    command = [sys.executable, "-c", HIT, "append", tmp_path / "new", "s"]
+    done = subprocess.run(command, input=b"first\n", capture_output=True, timeout=60)
+    assert done.returncode == 130
+    assert b"1 record appended" in done.stderr
+
+
 # --- cat and tail -------------------------------------------------------------------------------
 
 

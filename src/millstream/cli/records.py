@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import errno
 import heapq
 import os
 import select
+import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import TYPE_CHECKING
@@ -213,20 +215,21 @@ def run_append(args: argparse.Namespace) -> int:
         try:
             for lines in ready_lines(0, b"\0" if args.null else b"\n"):
                 keys, values = split_keys(lines, args.key_separator, key)
-                try:
-                    spans = append_many(
-                        [value or None for value in values] if args.empty_null else values,
-                        keys=keys,
-                        headers=dict(args.header) or None,
-                        partition=args.partition,
-                        durability=args.durability,
-                        **({} if args.producer is None else {"first_sequence": sequence}),
-                    )
-                except millstream.StoreFull as full:  # in this partition; others have their part
-                    add_spans(counts, full.appended)
-                    raise
-                add_spans(counts, spans)
-                sequence += len(lines)
+                with interrupted_later():  # what is in is counted
+                    try:
+                        spans = append_many(
+                            [value or None for value in values] if args.empty_null else values,
+                            keys=keys,
+                            headers=dict(args.header) or None,
+                            partition=args.partition,
+                            durability=args.durability,
+                            **({} if args.producer is None else {"first_sequence": sequence}),
+                        )
+                    except millstream.StoreFull as full:  # here; other partitions have their part
+                        add_spans(counts, full.appended)
+                        raise
+                    add_spans(counts, spans)
+                    sequence += len(lines)
         finally:
             total = sum(counts.values())
             known = max(sequence - (args.first_sequence or 0) - total, 0)
@@ -238,6 +241,25 @@ def run_append(args: argparse.Namespace) -> int:
                 left = f", {plural(known, 're-send')} left out" if args.producer else ""
                 output.say(f"{plural(total, 'record')} appended{left}")
     return 0
+
+
+@contextlib.contextmanager
+def interrupted_later() -> Iterator[None]:
+    """Let Ctrl-C wait for the end of the block; a second one does not wait."""
+    came: list[int] = []
+
+    def note(number: int, _: object) -> None:
+        if came:
+            raise KeyboardInterrupt
+        came.append(number)
+
+    before = signal.signal(signal.SIGINT, note)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+    if came:
+        raise KeyboardInterrupt
 
 
 def add_spans(counts: dict[int, int], spans: Iterable[Span]) -> None:
