@@ -46,6 +46,7 @@ PYTHON_LAYERS = (
     "reserve",
     "producer_ids",
     "settings",
+    "publish",
     "control",
     "eras",
     "members",

@@ -13,6 +13,7 @@ import struct
 
 from millstream import _native, files
 from millstream.errors import StorageError
+from millstream.publish import published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -66,22 +67,10 @@ def create(
     parent: str, name: str, config: dict[str, Any], store_id: bytes, generation: int
 ) -> None:
     """Make the directory of a new stream and publish it whole; another process's may come first."""
-    making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
-    files.make_directory(making)
-    try:
+    with published(parent, name, "stream.json") as making:
         files.write_json(os.path.join(making, "stream.json"), config)
         data = fresh(config, store_id, generation)
         files.replace(os.path.join(making, "control"), data, length=len(data))
-        try:
-            files.rename(making, os.path.join(parent, name))
-        except StorageError:
-            if not os.path.lexists(os.path.join(parent, name, "stream.json")):
-                raise
-            # Another process created it at the same moment: theirs it is.
-    finally:
-        if os.path.lexists(making):
-            files.remove_tree(making)
-    files.sync_directory(parent)
 
 
 def rebuilt(directory: str, store_id: bytes, generation: int) -> bytes:

@@ -15,7 +15,8 @@ import struct
 from typing import Any, NamedTuple, NoReturn
 
 from millstream import _native, dedup, files
-from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
+from millstream.errors import CorruptBatch, NotFound, VersionMismatch
+from millstream.publish import published
 
 SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")
@@ -83,14 +84,12 @@ def _sealed(header: bytes) -> bytes:
 
 def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> None:
     """Make the directory of a new queue and publish it whole; another process's may come first."""
-    making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
     sizes, queue_id = sizes_of(config), int(config["queue_id"], 16)
     slots_bytes, blocks_bytes, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
     salt = int.from_bytes(os.urandom(8), "little")
     slots = SLOTS.pack(SLOTS_MAGIC, files.FORMAT, sizes.slot_bytes, store_id, queue_id, salt, 0)
     blocks = BLOCKS.pack(BLOCKS_MAGIC, files.FORMAT, sizes.block_max, store_id, queue_id, 0)
-    files.make_directory(making)
-    try:
+    with published(parent, name, "queue.json") as making:
         files.write_json(os.path.join(making, "queue.json"), config)
         _make(os.path.join(making, "slots"), _sealed(slots[:-8]), slots_bytes)
         if sizes.block_max:
@@ -98,16 +97,6 @@ def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> N
         if config["dedup_window"]:
             dedup.create(os.path.join(making, "dedup"), store_id, queue_id)
         files.sync_directory(making)
-        try:
-            files.rename(making, os.path.join(parent, name))
-        except StorageError:
-            if not os.path.lexists(os.path.join(parent, name, "queue.json")):
-                raise
-            # Another process created it at the same moment: theirs it is.
-    finally:
-        if os.path.lexists(making):
-            files.remove_tree(making)
-    files.sync_directory(parent)
 
 
 def _make(path: str, header: bytes, length: int) -> None:
