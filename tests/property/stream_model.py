@@ -13,7 +13,8 @@ class Log:
     """A stream: rows (key, value), and the sequences of its producers."""
 
     def __init__(self, partitions, *, compacted=False, tombstones_stay=True):
-        self.rows, self.newest, self.removable, self.sent = [], [], [], []
+        self.rows, self.firsts = [], []
+        self.newest, self.removable, self.sent = [], [], []
         self.whole = {}
         self.compacted, self.tombstones_stay = compacted, tombstones_stay
         self.grow(partitions)
@@ -21,6 +22,7 @@ class Log:
     def grow(self, count):
         for _ in range(count):
             self.rows.append([])
+            self.firsts.append(0)  # raised by who has segments removed
             self.newest.append({})
             self.removable.append(set())
             self.sent.append({})
@@ -64,11 +66,12 @@ class Log:
     def check_all(self, stream):
         last = {}
         for p, rows in enumerate(self.rows):
+            assert stream.first_offset(p) == self.firsts[p]
             found = rows_of(stream.read(partition=p))
-            self.check(p, stream.first_offset(p), len(rows), found)
+            self.check(p, self.firsts[p], len(rows), found)
             last.update((key, value) for _, key, value in found if key is not None)
         if self.compacted:  # no value comes back
-            wanted, _ = self.latest(stream)
+            wanted, _ = self.latest()
             assert {key: value for key, value in last.items() if value is not None} == wanted
 
     def check_producers(self, stream):
@@ -84,23 +87,22 @@ class Log:
                 last = len(rows) - 1
                 epoch = group.epoch_at(view.stream, p, last)
                 view.wait_for(Position(p, epoch, last), timeout=30)
-        wanted, maybe = self.latest(view.stream)
+        wanted, maybe = self.latest()
         found = dict(view.items())
         assert {key: found.get(key) for key in wanted} == wanted
         assert found.items() <= {**maybe, **wanted}.items()
 
-    def latest(self, stream):
+    def latest(self):
         """(keys and values that are there, those that may be in a view: retention took them)."""
         wanted, maybe = {}, {}
         for p, rows in enumerate(self.rows):
-            first = stream.first_offset(p)
             for offset, (key, value) in enumerate(rows):
                 if key is None:
                     continue
                 wanted.pop(key, None)
                 maybe.pop(key, None)
                 if value is not None:
-                    (wanted if offset >= first else maybe)[key] = value
+                    (wanted if offset >= self.firsts[p] else maybe)[key] = value
         return wanted, maybe
 
 

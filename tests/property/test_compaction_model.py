@@ -78,7 +78,8 @@ class Compacted(RuleBasedStateMachine):
         end = self.stream.next_offset(index)
         offset = int(part * end)
         first = self.stream.delete_before(millstream.Position(index, 1, offset))
-        assert first <= max(offset, self.stream.first_offset(index))
+        assert first <= max(offset, self.log.firsts[index])
+        self.log.firsts[index] = first
 
     @rule()
     def look_through_a_view(self):
