@@ -248,13 +248,14 @@ class StreamSteps(RuleBasedStateMachine):
             assert max(map(len, shares)) - min(map(len, shares)) <= 1
             assert shares == [sorted(member.at) for member in found]
 
-    @rule(which=some, of_batch=st.booleans(), number=some, backwards=st.booleans())
-    def commit_position(self, which, of_batch, number, backwards):
-        if of_batch:
-            self.commit_batch(which, number, backwards)
-            return
+    @rule(which=some, batches=st.lists(some, max_size=2), rest=st.booleans(),
+          backwards=st.booleans())  # fmt: skip
+    def commit_position(self, which, batches, rest, backwards):
+        """Of some batches, then of all that was handed out."""
         _, member = self.member(which, "at_least_once", "at_most_once")
-        if member is not None:
+        for number in batches if member else ():
+            self.commit_batch(member, number, backwards)
+        if member and (rest or not batches):
             self.commit_all(member)
 
     def commit_all(self, member):
@@ -271,9 +272,8 @@ class StreamSteps(RuleBasedStateMachine):
                 member.dirty.clear()
             member.commit()
 
-    def commit_batch(self, which, number, backwards):
-        _, member = self.member(which, "at_least_once")
-        if member is None or member.ended or not member.batches:
+    def commit_batch(self, member, number, backwards):
+        if member.ended or not member.batches:
             return
         batch = member.batches[number % len(member.batches)]
         p, end, committed = batch.partition, batch.next_offset, member.group.committed
@@ -290,7 +290,7 @@ class StreamSteps(RuleBasedStateMachine):
             member.clean(p)
 
     @rule(which=some, number=some, how=st.sampled_from(["earliest", "latest", "seek", "seek",
-          "pause", "resume", "leave"]), part=parts)  # fmt: skip
+          "pause", "resume", "rewind", "leave"]), part=parts)  # fmt: skip
     def change_a_member(self, which, number, how, part):
         name, member = self.member(which)
         if member is None or member.ended or not member.at:
@@ -302,6 +302,14 @@ class StreamSteps(RuleBasedStateMachine):
         if how == "leave":
             member.consumer.close()
             member.group.members.remove(member)
+        elif how == "rewind":
+            lost = False
+            try:
+                member.consumer.rewind()
+            except OffsetOutOfRange:
+                lost = True
+            member.rewind()
+            assert lost is any(at < stream.first_offset(q) for q, at in member.at.items())
         elif how == "pause":
             member.consumer.pause(p)
             member.paused.add(p)
