@@ -327,6 +327,14 @@ def test_append_interrupted_between_a_record_and_its_count_counts_it(tmp_path):
     assert b"1 record appended" in done.stderr
 
 
+def test_append_that_ignores_ctrl_c_goes_on_ignoring_it(tmp_path):
+    """As a shell starts what is to run in the background."""
+    ignoring = f"import signal; signal.signal(signal.SIGINT, signal.SIG_IGN){HIT}"
+    command = [sys.executable, "-c", ignoring, "append", tmp_path / "new", "s"]
+    done = subprocess.run(command, input=b"first\n", capture_output=True, timeout=60)
+    assert (done.returncode, done.stderr) == (0, b"1 record appended\n")
+
+
 # --- cat and tail -------------------------------------------------------------------------------
 
 

@@ -253,7 +253,9 @@ def interrupted_later() -> Iterator[None]:
             raise KeyboardInterrupt
         came.append(number)
 
-    before = signal.signal(signal.SIGINT, note)
+    before = signal.getsignal(signal.SIGINT)
+    if before is not signal.SIG_IGN:  # a job in the background goes on without it
+        signal.signal(signal.SIGINT, note)
     try:
         yield
     finally:
