@@ -1,6 +1,7 @@
 """Transactions as their users see them: all or nothing, over streams, queues and positions."""
 
 import contextlib
+import asyncio
 import gc
 import os
 import subprocess
@@ -419,6 +420,25 @@ def test_large_payloads_go_through_blocks_and_segments(any_store):
     assert log_of(s) == [large]
 
 
+def test_what_was_given_may_be_changed_before_the_commit(any_store):
+    q, s = any_store.queue("q"), any_store.stream("s")
+    headers, value, key, header = {}, bytearray(b"v0"), bytearray(b"k0"), bytearray(b"h0")
+    with any_store.transaction() as tx:
+        for digit in b"012":
+            value[1] = key[1] = header[1] = digit
+            headers["h"] = header
+            tx.append(s, value, key=key, headers=headers)
+            tx.append_many(s, [value], keys=[key], headers=[headers])
+            tx.put(q, value, key=key, headers=headers)
+    [rows] = list(s.read())
+    expected = [b"%d" % (i // 2) for i in range(6)]
+    assert list(rows.values) == [b"v" + one for one in expected]
+    assert list(rows.keys) == [b"k" + one for one in expected]
+    assert [dict(one) for one in rows.headers] == [{"h": b"h" + one} for one in expected]
+    found = [(m.value, m.key, m.headers) for m in q.get_many(9)]
+    assert found == [(b"v%d" % i, b"k%d" % i, {"h": b"h%d" % i}) for i in range(3)]
+
+
 def test_records_without_key_go_round_and_with_key_to_their_partition(store):
     s, plain = store.stream("s", partitions=4), store.stream("plain", partitions=4)
     keys = [b"%d" % i for i in range(100)]
@@ -453,6 +473,28 @@ def test_nested_and_reused_transactions_are_refused(store):
     assert log_of(s) == [b"a"]
 
 
+def test_tasks_of_one_thread_have_a_transaction_each(store):
+    s = store.stream("s")
+
+    async def work(n, others):
+        with store.transaction() as tx:
+            tx.append(s, b"%d" % n)
+            with pytest.raises(InvalidArgument, match="nest"), store.transaction():
+                pass
+            await asyncio.gather(*others)  # begun within, but not this task's
+        with store.transaction() as tx:
+            tx.append(s, b"%d again" % n)
+
+    async def main():
+        await asyncio.gather(*(work(n, [work(n + 10, [])]) for n in range(3)))
+
+    asyncio.run(main())
+    numbers = [*range(3), *range(10, 13)]
+    assert sorted(log_of(s)) == sorted([b"%d" % n for n in numbers] + [b"%d again" % n for n in numbers])
+    with store.transaction(), pytest.raises(InvalidArgument, match="nest"), store.transaction():
+        pass
+
+
 def test_too_large_a_transaction_is_refused_and_what_fits_goes_on(store):
     s, q = store.stream("s"), store.queue("q")
     with store.transaction(max_bytes="10KiB") as tx:
@@ -464,6 +506,25 @@ def test_too_large_a_transaction_is_refused_and_what_fits_goes_on(store):
         tx.append(s, b"fits")
     assert log_of(s) == [b"x" * 5000, b"fits"]
     assert len(q) == 0
+
+
+@pytest.mark.parametrize("what", ["key", "headers"])
+def test_bound_counts_keys_and_headers(store, what):
+    s, q = store.stream("s"), store.queue("q")
+    large = {"key": bytes(6000)} if what == "key" else {"headers": {"h": bytes(6000)}}
+    with store.transaction(max_bytes="10KiB") as tx:
+        tx.append(s, b"1", **large)
+        for refused in (
+            lambda: tx.append(s, b"2", **large),
+            lambda: tx.append_many(s, [b"2"], **{f"{what}s".replace("ss", "s"): [large[what]]}),
+            lambda: tx.put(q, b"2", **large),
+        ):
+            with pytest.raises(LimitExceeded, match="max_bytes"):
+                refused()
+    assert log_of(s) == [b"1"]
+    assert len(q) == 0
+    with pytest.raises(LimitExceeded, match="max_bytes"), store.transaction(max_bytes=9000) as tx:
+        tx.append_many(s, [b"x", b"y"], headers={"h": bytes(6000)})  # of each of them
 
 
 @pytest.mark.parametrize("size", [0, -1, "1 parsec", 1.5, True])
@@ -552,6 +613,21 @@ def test_transaction_left_open_when_the_store_closes_is_rolled_back_with_a_warni
             store.close()
     with millstream.open(tmp_path / "store") as again:
         assert log_of(again.stream("s")) == []
+
+
+def test_store_is_closed_where_that_warning_is_an_error(tmp_path):
+    store = millstream.open(tmp_path / "store")
+    s = store.stream("s")
+    s.append(b"kept")
+    store.transaction().__enter__().append(s, b"x")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with pytest.raises(ResourceWarning, match="never ended: rolled back"):
+            store.close()
+    assert store.closed
+    with millstream.open(tmp_path / "store") as again:
+        assert again._clean
+        assert log_of(again.stream("s")) == [b"kept"]
 
 
 def test_transaction_left_open_at_exit_is_rolled_back_with_a_warning(tmp_path):
@@ -665,6 +741,23 @@ def test_what_was_dropped_meanwhile_gets_nothing_and_the_rest_does(store, anew):
         assert log_of(store.stream("s")) == []
         assert [m.value for m in store.queue("q").get_many(9)] == [b"new"]
         assert store.stream("in").group("g").positions()[0] is None
+
+
+@pytest.mark.parametrize("anew", [False, True])
+def test_stream_that_is_dropped_before_the_commit_lets_nothing_happen(any_store, anew):
+    store = any_store
+    s, q = store.stream("s"), store.queue("q")
+    q.put(b"job")
+    message = q.get()
+    with pytest.raises(Closed), store.transaction() as tx:
+        tx.ack(message)
+        tx.append(s, b"x")
+        store.drop_stream("s")
+        if anew:
+            store.stream("s").append(b"new")
+    assert (q._counts()["leased"], q._counts()["acking"]) == (1, 0)
+    message.ack()
+    assert log_of(store.stream("s")) == ([b"new"] if anew else [])
 
 
 def test_effects_are_not_skipped_where_the_store_is_closed_under_the_applier(tmp_path):
