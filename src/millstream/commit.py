@@ -154,6 +154,8 @@ class Commit:
                 place = self._place(consumer.stream)
                 marks.append(Mark(place, group.name, group._group_id, partition, epoch, offset))
             self.marked.append((consumer, found_marks))
+        for stream in {stream for stream, _ in tx._shares}:
+            stream._check_live()
         shares = [
             share.finished(self._place(stream), partition)
             for (stream, partition), share in tx._shares.items()

@@ -212,7 +212,7 @@ class Store(StoreTransactions):
             if self._closed:
                 return
             failed: list[Exception] = []
-            self._abandon_transactions()
+            warned = self._abandon_transactions()
             if not self._remove_when_closed:
                 self._recover_the_rest()
                 failed = self._settle_journal() if self.writable else []
@@ -233,8 +233,8 @@ class Store(StoreTransactions):
                 self._let_go()
             if self._remove_when_closed:
                 files.remove_tree(self.path)
-            elif failed:
-                raise failed[0]
+            if failed or warned:
+                raise (failed + warned)[0]
 
     def _recover_the_rest(self) -> None:
         """Walk what nobody used since an unclean end, so that the store can be marked clean."""

@@ -185,10 +185,18 @@ class StoreTransactions(StoreGroups):
             finally:
                 self._replaying = False
 
-    def _abandon_transactions(self) -> None:
-        """Those that are open when the store is closed: nothing of them is done."""
+    def _abandon_transactions(self) -> list[Exception]:
+        """Those that are open when the store is closed: nothing of them is done.
+
+        Returns: the warnings of it that are errors.
+        """
+        raised: list[Exception] = []
         for transaction in list(self._transactions):
-            transaction._abandon()
+            try:
+                transaction._abandon()
+            except Warning as warning:
+                raised.append(warning)
+        return raised
 
     def _settle_journal(self) -> list[Exception]:
         """Before closing: what is committed is applied. What failed."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterable, Mapping
@@ -26,14 +27,14 @@ __all__ = ["Transaction"]
 RECORD_BYTES = 64
 """What a record counts beside its bytes."""
 DELAY_MOST = 100.0 * 365 * 86400
-_open = threading.local()
 
 
 class Transaction:
     """What is to be done at once; made by `Store.transaction`, used in a `with`.
 
     Everything is kept in memory until the end of the block, which commits it; an exception in the
-    block rolls it back, so that nothing of it was ever there. Used by one thread.
+    block rolls it back, so that nothing of it was ever there. Used by one thread, or one task of an
+    event loop, which has one of a store at a time.
     """
 
     def __init__(self, store: Store, durability: Durability | None, max_bytes: int | str) -> None:
@@ -50,6 +51,7 @@ class Transaction:
         self._messages: dict[int, Message] = {}
         """By identity."""
         self._consumers: list[Consumer] = []
+        self._user: tuple[int, object] | None = None
 
     def __repr__(self) -> str:
         return f"<Transaction of {self.store.path!r}: {self._state}>"
@@ -58,16 +60,16 @@ class Transaction:
         if self._state != "new":
             raise InvalidArgument(f"{self!r}: a transaction is used once; make another")
         self._check_alone()
-        self._others.append(self)
         self.store._transactions.add(self)
         self._state = "open"
         return self
 
     def _check_alone(self) -> None:
-        self._others: list[Transaction] = _open.__dict__.setdefault("transactions", [])
-        if any(other.store is self.store for other in self._others):
+        self.store._check_writable()
+        self._user = _current_user()
+        if any(other._user == self._user for other in list(self.store._transactions)):
             raise InvalidArgument(
-                f"{self.store.path}: a transaction is open in this thread; they do not nest"
+                f"{self.store.path}: a transaction is open in this thread or task; they do not nest"
             )
 
     def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
@@ -82,16 +84,14 @@ class Transaction:
         self._commit()
 
     def _let_go(self) -> None:
-        if self in self._others:
-            self._others.remove(self)
         self.store._transactions.discard(self)
+        self._user = None
 
     def _abandon(self) -> None:
-        """Its store is closed, maybe at exit."""
+        """Its store is closed, maybe at exit; with it go the consumers."""
         self._let_go()
-        warnings.warn(f"{self!r} was never ended: rolled back", ResourceWarning, stacklevel=2)
-        self._roll_back()
-        self._state = "abandoned"
+        what, self._state = repr(self), "abandoned"
+        warnings.warn(f"{what} was never ended: rolled back", ResourceWarning, stacklevel=2)
 
     def rollback(self) -> None:
         """Give it up: nothing of it happens, and the consumers it named read again."""
@@ -157,9 +157,9 @@ class Transaction:
             size += key_size
             if len(row_keys) != len(rows):
                 raise InvalidArgument(f"{len(row_keys)} keys for {len(rows)} values")
-        row_headers = _rows_of("headers", headers, len(rows), Mapping)
+        row_headers, header_size = _headers_of(headers, len(rows))
         times = _times_of(timestamps, len(rows))
-        self._take_room(size, len(rows))
+        self._take_room(size + header_size, len(rows))
         if partition is None and row_keys is not None:
             self._routed.setdefault(stream, stream.partitions)
         if partition is not None:
@@ -238,7 +238,9 @@ class Transaction:
                 f"{queue.path}: the queue was made without a dedup_window, so that a dedup_id would"
                 " do nothing"
             )
-        self._take_room(len(data))
+        kept_key = _content("key", key)
+        kept_headers, header_size = _kept(headers)
+        self._take_room(len(data) + len(kept_key or b"") + header_size)
         self._puts.append(
             (
                 queue,
@@ -247,9 +249,9 @@ class Transaction:
                     "priority": integer("priority", priority, 0, queue._config["priorities"] - 1),
                     "at": due,
                     "expires": expires,
-                    "key": _content("key", key),
+                    "key": kept_key,
                     "dedup": None if dedup_id is None else queue._dedup_key(dedup_id),
-                    "headers": None if headers is None else dict(headers),
+                    "headers": kept_headers,
                 },
             )
         )
@@ -322,6 +324,33 @@ def _content(what: str, value: Any) -> bytes | None:
         return memoryview(value).tobytes()
     except TypeError as error:
         raise InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}") from error
+
+
+def _kept(headers: Any) -> tuple[Any, int]:
+    """Headers as they are now, and their bytes; what are none, the commit refuses."""
+    if not isinstance(headers, Mapping):
+        return headers, 0
+    kept = {name: _content("header", value) for name, value in headers.items()}
+    return kept, sum(len(str(name)) + len(value or b"") for name, value in kept.items())
+
+
+def _headers_of(given: Any, count: int) -> tuple[list[Any] | None, int]:
+    """Those of each record as they are now, and their bytes."""
+    if isinstance(given, Mapping):
+        kept, size = _kept(given)
+        return [kept] * count, size * count
+    rows = _rows_of("headers", given, count, Mapping)
+    if rows is None:
+        return None, 0
+    pairs = [_kept(row) for row in rows]
+    return [kept for kept, _ in pairs], sum(size for _, size in pairs)
+
+
+def _current_user() -> tuple[int, object]:
+    """The thread, and the task that it runs, if any."""
+    asyncio: Any = sys.modules.get("asyncio")
+    runs = asyncio is not None and asyncio._get_running_loop() is not None
+    return threading.get_ident(), asyncio.current_task() if runs else None
 
 
 def _rows_of(what: str, given: Any, count: int, one: type) -> list[Any] | None:

@@ -490,7 +490,9 @@ def test_tasks_of_one_thread_have_a_transaction_each(store):
 
     asyncio.run(main())
     numbers = [*range(3), *range(10, 13)]
-    assert sorted(log_of(s)) == sorted([b"%d" % n for n in numbers] + [b"%d again" % n for n in numbers])
+    assert sorted(log_of(s)) == sorted(
+        [b"%d" % n for n in numbers] + [b"%d again" % n for n in numbers]
+    )
     with store.transaction(), pytest.raises(InvalidArgument, match="nest"), store.transaction():
         pass
 
