@@ -2,13 +2,16 @@
 
 import contextlib
 import asyncio
+import contextlib
 import gc
 import os
+import signal
 import subprocess
 import sys
 import threading
 import time
 import warnings
+from random import Random
 
 import pytest
 
@@ -27,6 +30,7 @@ from millstream import (
     compacted,
     files,
     inspect,
+    testing,
 )
 
 LEVELS = ("process", "interval", "sync")
@@ -157,6 +161,67 @@ def test_lost_lease_aborts_all_and_consumers_read_again(any_store):
         assert list(consumer.poll().values) == [b"a"]
         good.ack()
     jobs._check()
+
+
+def test_lease_that_is_over_aborts_also_where_nobody_has_the_message(any_store):
+    with testing.clock() as clock:
+        jobs, out = any_store.queue("jobs", lease=30.0), any_store.stream("out")
+        jobs.put(b"1")
+        message = jobs.get()
+        clock.advance(30.1)
+        with pytest.raises(Aborted, match="lease was lost"), any_store.transaction() as tx:
+            tx.append(out, b"x")
+            tx.ack(message)
+        assert log_of(out) == []
+        assert jobs.get(timeout=0).attempt == 2
+
+
+@pytest.mark.parametrize("how", ["dropped", "interrupted", "interrupted in between"])
+def test_what_is_prepared_is_undone_whatever_fails(any_store, how):
+    store = any_store
+    first, jobs = store.queue("first"), store.queue("jobs", lease=60)
+    source = store.stream("in")
+    source.append(b"a")
+    ids = jobs.put_many([b"1", b"2"])
+    prepare_put, prepare_ack = jobs._prepare_put, jobs._prepare_ack
+
+    def fails(*arguments, **named):
+        if how == "dropped":
+            store.drop_queue("first")
+            raise QueueFull("no room")
+        raise KeyboardInterrupt
+
+    def is_interrupted(*arguments):
+        prepare_ack(*arguments)
+        raise KeyboardInterrupt
+
+    if how == "interrupted in between":
+        jobs._prepare_ack = is_interrupted
+    jobs._prepare_put = fails
+    messages = jobs.get_many(2)
+    expected = QueueFull if how == "dropped" else KeyboardInterrupt
+    with source.consumer("g", delivery="exactly_once", timeout=0) as consumer:
+        consumer.poll()
+        with pytest.raises(expected), store.transaction() as tx:
+            tx.commit(consumer)
+            for message in messages:
+                tx.ack(message)
+            tx.put(first, b"x")
+            tx.put(jobs, b"y")
+        assert list(consumer.poll().values) == [b"a"]
+        jobs._prepare_put, jobs._prepare_ack = prepare_put, prepare_ack
+        for message in messages:
+            with contextlib.suppress(LeaseLost):
+                message.release()
+        found = [jobs.get(timeout=2) for _ in ids]
+        assert sorted(m.id for m in found) == ids
+        with store.transaction() as tx:
+            tx.commit(consumer)
+            for message in found:
+                tx.ack(message)
+        assert consumer.committed[0].offset == 1
+    jobs._check()
+    assert len(jobs) == 0
 
 
 def test_lease_that_is_given_back_by_an_abort_still_ends_in_time(store):
@@ -1004,6 +1069,42 @@ def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
         found = [q.get(timeout=2).value for _ in range(2)]
         assert sorted(found) == [b"behind", b"leased"]
         q._check()
+
+
+def test_interrupts_leave_neither_words_nor_halves(tmp_path):
+    """Ctrl-C at any moment of many commits: all or nothing, and the next one goes on."""
+    store = millstream.open(tmp_path / "store", durability="process")
+    s, q, other = store.stream("s"), store.queue("q", lease=600), store.stream("other")
+    random, interrupts, tried = Random(7), 0, 0
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    until = time.monotonic() + 2.0
+    try:
+        while time.monotonic() < until:
+            tried += 1
+            try:
+                signal.setitimer(signal.ITIMER_REAL, random.uniform(1e-5, 3e-4))
+                for _ in range(20):
+                    with store.transaction() as tx:
+                        tx.append(s, b"%d" % tried)
+                        tx.put(q, b"%d" % tried)
+                        tx.append(other, b"%d" % tried)
+                signal.setitimer(signal.ITIMER_REAL, 0)
+            except KeyboardInterrupt:
+                interrupts += 1
+            assert store._journal().holding().value == 0
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    with store.transaction() as tx:
+        tx.append(s, b"end")
+        tx.append(other, b"end")
+    q._settle_undecided()
+    print(f"transactions interrupted={interrupts} tried={tried} lost=0 seed=7")
+    assert interrupts > 50
+    assert log_of(s) == log_of(other)
+    assert [m.value for m in q.get_many(1 << 20)] == log_of(s)[:-1]
+    q._check()
+    store.close()
 
 
 # --- the files ------------------------------------------------------------------------------------
