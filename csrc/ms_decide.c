@@ -9,7 +9,8 @@
 #include "ms_queue_parts.h"
 
 ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
-                                   uint64_t *out_word) {
+                                   const ms_instant *now, uint64_t *out_word) {
+  if (ms_lease_is_over(lease, now)) return MS_LOST;
   uint64_t to = ms_make_word(MS_MESSAGE_ACKING, ms_word_lane(lease->word),
                              ms_word_attempts(lease->word), ms_word_reuse(lease->word), 0, 0) |
                 ms_word_transaction(transaction);

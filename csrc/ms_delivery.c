@@ -618,9 +618,7 @@ ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_inst
                            uint32_t *out_owner) {
   if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->poison, memory_order_relaxed)))
     return MS_POISONED;
-  /* Late: also where nobody has taken it back yet, so that who is late always knows. */
-  if (MS_UNLIKELY(ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(lease->word)) < 0))
-    return MS_LOST;
+  if (MS_UNLIKELY(ms_lease_is_over(lease, now))) return MS_LOST;
   return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);
 }
 

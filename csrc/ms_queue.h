@@ -241,9 +241,10 @@ static inline uint64_t ms_word_transaction(uint64_t word) {
   return word & ((UINT64_C(1) << 40) - 1);
 }
 
-/* LEASED -> ACKING; *out_word is what to decide. MS_LOST. */
+/* LEASED -> ACKING; *out_word is what to decide. MS_LOST, also where the lease is over. */
 MS_MUST_USE ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease,
-                                               uint64_t transaction, uint64_t *out_word);
+                                               uint64_t transaction, const ms_instant *now,
+                                               uint64_t *out_word);
 /* ACKING -> LEASED as it was: the transaction did not come to its record. */
 MS_MUST_USE ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word);
 /* As the first opener, alone: a message whose content is damaged never was; it is put again. First

@@ -519,7 +519,7 @@ cdef extern from "ms_queue.h" nogil:
     ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
                                    const ms_instant *now, uint32_t *out_owner)
     ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
-                                       uint64_t *out_word)
+                                       const ms_instant *now, uint64_t *out_word)
     ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
     void ms_queue_wipe(ms_queue *queue, uint32_t slot)
     void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)

@@ -85,13 +85,33 @@ class Commit:
         try:
             effects = self._prepare(self.journal.number_of(before))
             offset = self.journal.append(effects, wait=waits)
-        except BaseException:
+        except BaseException as error:
             self.is_recorded = self.journal.end != before
-            while self.undo and not self.is_recorded:
-                self.undo.pop()()
+            if not self.is_recorded:
+                self._undo(isinstance(error, Exception))
             raise
         self.is_recorded = True
         return offset, effects
+
+    def _undo(self, knows_all: bool) -> None:
+        """Let what was prepared be as before.
+
+        `knows_all`: no signal came between a step and the note of it.
+        """
+        if not knows_all:
+            self._leave_to_others()
+        while self.undo:
+            try:
+                self.undo.pop()()
+            except MillstreamError:  # dropped, and all in it; or poisoned
+                self._leave_to_others()
+
+    def _leave_to_others(self) -> None:
+        """Who looks at a queue next withdraws what is prepared there and not recorded."""
+        tx = self.transaction
+        for queue in {*(m.queue for m in tx._messages.values()), *(queue for queue, _ in tx._puts)}:
+            if not queue.closed:
+                queue._set_undecided(1)
 
     def _place(self, one: Stream | Queue) -> int:
         number = one._stream_id if isinstance(one, Stream) else one._queue_id

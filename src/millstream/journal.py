@@ -12,7 +12,6 @@ import contextlib
 import json
 import os
 import struct
-import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -50,22 +49,6 @@ def path_of(store_path: str) -> str:
     return os.path.join(store_path, "streams", NAME)
 
 
-class _Holding:
-    """Holding the word of the journal."""
-
-    def __init__(self, journal: Journal, timeout: float) -> None:
-        self.journal = journal
-        self.word = journal._page.word(journal.store._members, journal._what, timeout)
-
-    def __enter__(self) -> None:
-        self.word.__enter__()
-        self.journal._holder = threading.get_ident()
-
-    def __exit__(self, *raised: object) -> None:
-        self.journal._holder = 0
-        self.word.__exit__(*raised)
-
-
 class Journal:
     """The journal as one process has it open."""
 
@@ -84,7 +67,6 @@ class Journal:
         self.applier = Applier(store)
         self._waiting: dict[int, Effects] = {}
         """By offset: of this process, in the journal, to be applied when it is synced."""
-        self._holder = 0
         self._checked = 0
         self.is_stuck = False
         """What is committed could not be applied here: until that is done, nothing is committed."""
@@ -116,14 +98,12 @@ class Journal:
         self.applier.dispose()
         self.stream._dispose()
 
-    def holding(self, timeout: float = LOCK_SECONDS) -> _Holding:
-        """Hold the word in a `with`: nothing commits or is applied by others meanwhile."""
-        return _Holding(self, timeout)
+    def holding(self, timeout: float = LOCK_SECONDS) -> _native.Word:
+        """Hold the word in a `with`: nothing commits or is applied by others meanwhile.
 
-    @property
-    def is_held_here(self) -> bool:
-        """Does this thread hold the word?"""
-        return self._holder == threading.get_ident()
+        The word itself, whose `with` is C: Ctrl-C comes before it is taken or within the block.
+        """
+        return self._page.word(self.store._members, self._what, timeout)
 
     @property
     def end(self) -> int:
@@ -236,9 +216,8 @@ class Journal:
 
         What cannot be is left for the next look; a commit says why.
         """
-        if self.is_held_here:  # in a step of a commit: later
-            return
-        with contextlib.suppress(LockTimeout), self.holding(0.0):  # busy: at the next look
+        # Busy, maybe with a step of our own commit: at the next look.
+        with contextlib.suppress(LockTimeout), self.holding(0.0):
             try:
                 self.apply_pending()
             except MillstreamError:

@@ -335,16 +335,8 @@ class PartitionLog:
         """
         if self.native.durable >= self.native.tail:
             return
-        self.syncing.take(timeout)
-        self.lead(self.syncing.inherited, self._sealed_end() if sealed else None)
-
-    def lead(self, inherited: bool = False, mark: Mark | None = None) -> None:
-        """Sync, give the sync word back, and wake who waited for it."""
-        try:
-            self._sync_owned(inherited, mark)
-        finally:
-            self.syncing.release()
-            self.native.end_sync()
+        mark = self._sealed_end() if sealed else None
+        self.native.lead(self.syncing, timeout, lambda inherited: self._sync_owned(inherited, mark))
 
     def _sealed_end(self) -> Mark:
         """The mark at which the active segment begins."""
@@ -360,6 +352,7 @@ class PartitionLog:
         )
 
     def _sync_owned(self, inherited: bool, mark: Mark | None = None) -> None:
+        """Holder of the sync word."""
         self.check_poison()
         mark = mark or self.end()
         durable = self.native.durable
@@ -445,11 +438,11 @@ class PartitionLog:
                     "the sync behind the record failed; it may not survive a power cut",
                     self.path,
                 )
-            step = native.lead_or_wait(position, deadline - time.monotonic())
-            if step == "lead" or (step == "look" and self.syncing.try_take()):
-                # What a dead leader was at may have failed unseen: its pages are made dirty anew.
-                self.lead(step == "look" and self.syncing.inherited)
-            elif step == "look" and time.monotonic() >= deadline:
+            step = native.lead_or_wait(position, deadline - time.monotonic(), self._sync_owned)
+            # What a dead leader was at may have failed unseen: its pages are made dirty anew.
+            if step != "look" or native.lead(self.syncing, None, self._sync_owned):
+                continue
+            if time.monotonic() >= deadline:
                 if not late:
                     return
                 raise Indeterminate(

@@ -29,7 +29,7 @@ RECORD_BYTES = 64
 DELAY_MOST = 100.0 * 365 * 86400
 
 
-class Transaction:
+class Transaction(_native.TransactionCore):
     """What is to be done at once; made by `Store.transaction`, used in a `with`.
 
     Everything is kept in memory until the end of the block, which commits it; an exception in the
@@ -60,8 +60,12 @@ class Transaction:
         if self._state != "new":
             raise InvalidArgument(f"{self!r}: a transaction is used once; make another")
         self._check_alone()
-        self.store._transactions.add(self)
-        self._state = "open"
+        try:
+            self.store._transactions.add(self)
+            self._state = "open"
+        except BaseException:  # a signal: no `__exit__` follows
+            self._let_go()
+            raise
         return self
 
     def _check_alone(self) -> None:
@@ -72,7 +76,8 @@ class Transaction:
                 f"{self.store.path}: a transaction is open in this thread or task; they do not nest"
             )
 
-    def __exit__(self, kind: Any, error: Any, trace: Any) -> None:
+    def _end(self, kind: Any) -> None:
+        """Of the block; `kind`: of its exception."""
         self._let_go()
         if self._state == "abandoned" and kind is None:
             raise Closed(f"{self!r}: the store was closed within it, so nothing of it is done")
@@ -82,6 +87,12 @@ class Transaction:
             self._roll_back()
             return
         self._commit()
+
+    def _interrupted(self) -> None:
+        """The end raised, maybe before it came to anything."""
+        self._let_go()
+        if self._state == "open":
+            self._roll_back()
 
     def _let_go(self) -> None:
         self.store._transactions.discard(self)

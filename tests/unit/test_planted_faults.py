@@ -19,8 +19,7 @@ PLANTED = {
     ),
     "an acknowledgement does not ask whose lease it is": (
         "ms_delivery.c",
-        "if (MS_UNLIKELY(ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(lease->word))"
-        " < 0))\n    return MS_LOST;\n"
+        "if (MS_UNLIKELY(ms_lease_is_over(lease, now))) return MS_LOST;\n"
         "  return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);",
         "return ms_queue_finish(queue, lease->slot, *ms_word_at(queue, lease->slot), now,"
         " out_owner);",

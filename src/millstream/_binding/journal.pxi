@@ -33,6 +33,20 @@ cdef class JournalPage:
         ms_store64(<uint64_t *>self.at(80), offset)
 
 
+cdef class TransactionCore:
+    """The end of a `with` in C: a signal comes within it, where it is undone, and never before.
+
+    Hooks of the subclass: ``_end(kind)``, ``_interrupted()``.
+    """
+
+    def __exit__(self, kind, error, trace):
+        try:
+            self._end(kind)
+        except BaseException:
+            self._interrupted()
+            raise
+
+
 def contents(values, str what):
     """(list of bytes and None, bytes in all) of what a caller gave, to be kept."""
     cdef list found = values if type(values) is list else list(values)

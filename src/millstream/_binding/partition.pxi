@@ -172,10 +172,9 @@ cdef class Partition:
         PyErr_CheckSignals()
         return owner
 
-    def lead_or_wait(self, uint64_t position, double timeout):
-        """Group commit: "done" when the position is durable, "lead" when the caller now holds the
-        sync word and
-        must sync, "look" when the time-out or a slice passed, or the log is poisoned."""
+    def lead_or_wait(self, uint64_t position, double timeout, work):
+        """Group commit: "done" when the position is durable, "led" when the caller had to sync and
+        `work(False)` did, "look" when the time-out or a slice passed, or the log is poisoned."""
         cdef int64_t left = <int64_t>(timeout * 1e9)
         cdef ms_status status
         cdef cbool lead = False
@@ -186,9 +185,32 @@ cdef class Partition:
         with nogil:
             status = ms_partition_lead_or_wait(self.c.block, self.c.self, position, left, &lead)
         if lead:
-            return "lead"
+            self.led(work, False)
+            return "led"
         PyErr_CheckSignals()
         return "done" if status == MS_OK else "look"
+
+    def lead(self, Word word not None, timeout, work):
+        """Take the sync word, do `work(inherited)`, give it back. False: it is not free.
+
+        `timeout`: seconds to wait for it (`LockTimeout`); None: not at all.
+        """
+        if timeout is not None:
+            word.take(timeout)
+        elif not word.try_take():
+            return False
+        self.led(work, word.inherited)
+        return True
+
+    cdef int led(self, work, bint inherited) except -1:
+        """Holder of the sync word: sync, give it back, wake. A signal comes in `work` or not at all.
+        """
+        try:
+            work(inherited)
+        finally:
+            ms_owner_release(&self.c.block.sync)
+            ms_partition_end_sync(self.c.block)
+        return 0
 
     cdef ms_status await_durable(self, uint64_t position, cbool *lead) noexcept:
         """`lead_or_wait` for a slice, without a Python call: MS_OK is "done"."""
@@ -215,10 +237,6 @@ cdef class Partition:
     def begin_sync(self, uint64_t target):
         """The sync that the holder of the sync word begins will reach this position."""
         ms_partition_begin_sync(self.c.block, target)
-
-    def end_sync(self):
-        """The sync word is free again: wake whom the sync covered, and one to lead the next."""
-        ms_partition_end_sync(self.c.block)
 
     def word(self, str name, str what, double timeout):
         """A long word of the block: "sync", "maintenance", "walk" or "compact"."""

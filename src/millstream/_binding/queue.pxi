@@ -331,11 +331,13 @@ cdef class QueueCore(_QueueFiles):
     def _prepare_ack(self, uint64_t transaction, Message m):
         """The lease becomes an acknowledgement that is to be decided: (id, slot, word); None: lost.
         """
+        cdef ms_instant now
         cdef uint64_t word = 0
         self.alive()
         if m.keeper != NULL:
             m.claim()
-        if ms_queue_try_prepare_ack(&self.c, &m.lease, transaction, &word) != MS_OK:
+        ms_now(&now)
+        if ms_queue_try_prepare_ack(&self.c, &m.lease, transaction, &now, &word) != MS_OK:
             return None
         return m.lease.id, m.lease.slot, word
 

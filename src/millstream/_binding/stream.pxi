@@ -380,10 +380,11 @@ cdef class StreamCore:
         cdef cbool lead = False
         log = self.opened[partition.index]  # before: another thread may close the store meanwhile
         if timeout is None and log is not None:
+            work = log._sync_owned
             if partition.await_durable(end, &lead) == MS_OK:
                 return 0
             if lead:
-                log.lead()
+                partition.led(work, False)
                 if ms_load64(&partition.c.block.durable) >= end:
                     return 0
         self._make_durable(partition.index, end, timeout)
