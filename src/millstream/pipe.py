@@ -2,12 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream._native import Batch, Position
-from millstream.errors import Aborted, Closed, InvalidArgument, InvalidType
+from millstream.errors import (
+    Aborted,
+    Closed,
+    InvalidArgument,
+    InvalidType,
+    LeaseLost,
+    LimitExceeded,
+    QueueFull,
+)
 from millstream.options import check_timeout, integer
 from millstream.queue import Queue
 from millstream.stream import Stream
@@ -19,6 +29,9 @@ if TYPE_CHECKING:
 __all__ = ["Pipe"]
 
 FOREVER = 1e9
+SLICE_SECONDS = 0.2
+REFUSED = (InvalidArgument, InvalidType, LimitExceeded)
+"""What a commit raises where it cannot store what it was given."""
 
 
 class Record(NamedTuple):
@@ -46,6 +59,10 @@ def records_of(batch: Batch) -> list[Record]:
             strict=True,
         )
     ]
+
+
+def _puts_of(tx: Transaction) -> Counter[Queue]:
+    return Counter(queue for queue, _ in tx._puts)
 
 
 class Pipe:
@@ -81,8 +98,10 @@ class Pipe:
         self._source, self._function = source, function
         self._sinks = dict(sinks)
         self._named = isinstance(sink, Mapping)
-        self._batch = integer("batch", batch, 1)
+        self._batch = self._most = self._tried = integer("batch", batch, 1)
         self._stopped = self._closed = False
+        self._committing: Counter[Queue] | None = None
+        """What the transaction puts where, once it comes to its commit."""
         self._consumer = None
         if isinstance(source, Stream):
             self._consumer = source.consumer(
@@ -99,8 +118,12 @@ class Pipe:
         """Work until `stop`, or until nothing came for `timeout` seconds (None: for ever).
 
         Returns: how many records or messages were done. An exception of the function rolls the
-        transaction back and comes out of here: messages go back to their queue (a failure is
-        counted), records are read again by the next `run`.
+        transaction back and comes out of here: the message that it failed at goes back to its queue
+        with a failure counted, the others of the batch without; records are read again by the next
+        `run`.
+
+        Raises: QueueFull where a sink had no room for `timeout` seconds, or never will have; what
+        the function raises.
         """
         checked = check_timeout(timeout)
         before = self.count
@@ -108,8 +131,16 @@ class Pipe:
         idle = time.monotonic()
         while not self._stopped:
             wait = FOREVER if checked is None else checked - (time.monotonic() - idle)
-            done = self.step(timeout=max(min(wait, 0.2), 0.0))
-            if done:
+            seconds, aborted = max(min(wait, SLICE_SECONDS), 0.0), self.aborted
+            try:
+                done = self.step(timeout=seconds)
+            except QueueFull:
+                if self._committing is None:  # the function's own
+                    raise
+                if self._tried == 1 and (wait <= 0 or not self._await_room(seconds)):
+                    raise
+                continue
+            if done or self.aborted > aborted:
                 idle = time.monotonic()
             elif wait <= 0:
                 break
@@ -120,9 +151,14 @@ class Pipe:
         self._stopped = True
 
     def step(self, *, timeout: float | None = 0.0) -> int:
-        """One transaction: what is there, up to `batch`; how many records or messages it was."""
+        """One transaction: what is there, up to `batch`; how many records or messages it was.
+
+        Raises: QueueFull where a sink has no room. The next steps take one by one until one fits.
+        """
         if self._closed:
             raise Closed(f"{self._source.path}: the pipe is closed")
+        self._committing = None
+        self._tried = self._most
         tx = self.store.transaction()
         tx._check_alone()  # before anything is taken that it could not commit
         try:
@@ -133,49 +169,78 @@ class Pipe:
         except Aborted:
             self.aborted += 1
             return 0
+        except QueueFull:
+            self._take(1)
+            raise
+        if done and self._most < self._batch:
+            self._take(min(2 * self._most, self._batch))
         self.count += done
         return done
+
+    def _take(self, most: int) -> None:
+        """At most so many at once."""
+        self._most = most
+        if self._consumer is not None:
+            self._consumer._most = most
 
     def _records(self, tx: Transaction, timeout: float | None) -> int:
         consumer = self._consumer
         assert consumer is not None
-        batch = consumer.poll(timeout)
-        if batch is None:
-            return 0
         with tx:
-            tx.commit(consumer)
+            tx.commit(consumer)  # first: whatever fails from here on, it reads again
+            batch = consumer.poll(timeout)
+            if batch is None:
+                return 0
             for record in records_of(batch):
                 self._emit(tx, self._function(record))
+            self._committing = _puts_of(tx)
         return len(batch)
 
     def _messages(self, tx: Transaction, timeout: float | None) -> int:
         assert isinstance(self._source, Queue)
-        messages = self._source.get_many(self._batch, timeout=timeout)
+        messages = self._source.get_many(self._most, timeout=timeout)
         if not messages:
             return 0
+        at = None
         try:
             with tx:
                 for message in messages:
+                    at = message
                     self._emit(tx, self._function(message))
                     tx.ack(message)
-        except Aborted:
-            for message in messages:
-                if not message.finished and not message.lost:
-                    message.release()
-            raise
+                at = None
+                self._committing = _puts_of(tx)
         except BaseException as error:
-            self._give_back(messages, error)
+            self._give_back(messages, at, error)
             raise
         return len(messages)
 
-    def _give_back(self, messages: list[Any], error: BaseException) -> None:
+    def _give_back(self, messages: list[Any], failed: Any, error: BaseException) -> None:
+        """A failure is counted where the function failed, or of each that may be what is refused.
+
+        These come alone from then on.
+        """
+        all_may = self._committing is not None and isinstance(error, REFUSED)
         for message in messages:
             if message.finished or message.lost:
                 continue
-            if isinstance(error, Exception):
-                message.nack(reason=repr(error))
-            else:
-                message.release()
+            with contextlib.suppress(LeaseLost):  # another has it by now
+                if all_may or (message is failed and isinstance(error, Exception)):
+                    message.nack(reason=repr(error))
+                else:
+                    message.release()
+
+    def _await_room(self, seconds: float) -> bool:
+        """Return when a full sink has got room, or after so many seconds; False: it never will."""
+        for queue, count in (self._committing or Counter[Queue]()).items():
+            if count > queue.capacity:
+                return False
+            ticket = queue._announce("room")
+            queue._look()
+            if len(queue) + count > queue.capacity:
+                queue._sleep("room", ticket, seconds)
+                break
+        return True
 
     def _emit(self, tx: Transaction, result: Any) -> None:
         if not self._named:

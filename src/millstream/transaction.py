@@ -313,7 +313,8 @@ class Transaction(_native.TransactionCore):
 
     def _commit(self) -> None:
         """What the end of the block does."""
-        if not (self._shares or self._puts or self._messages or self._consumers):
+        moved = any(consumer.closed or consumer._member.unsettled for consumer in self._consumers)
+        if not (self._shares or self._puts or self._messages or moved):
             self._state = "committed"
             return
         commit = Commit(self, self.store._journal())

@@ -382,6 +382,11 @@ cdef class Membership:
         """How many partitions have a position that is not committed."""
         return self.dirty_count
 
+    @property
+    def unsettled(self):
+        """Was something handed out that is not committed, or lost before it was?"""
+        return self.dirty_count != 0 or bool(self.forfeited)
+
     def commit(self, bint backwards):
         """Set the positions of all that was handed out."""
         cdef ms_status status
