@@ -1,10 +1,11 @@
 """The work that nobody waits for, in one thread a store and process.
 
-Syncing by interval, spare segments, populated pages, sealed ends, retention; compaction has a
-thread of its own (`compactor.py`).
+Syncing by interval, spare segments, populated pages, sealed ends, retention, transactions whose
+committer died; compaction has a thread of its own (`compactor.py`).
 
-The thread starts with the first append, or stream with a retention, and sleeps while nothing is
-due. What it fails at is not lost: the next call that needs the same raises it.
+The thread starts with the first append, stream with a retention, or stream of a store that has
+transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
+needs the same raises it.
 """
 
 from __future__ import annotations
@@ -34,6 +35,7 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0
 SEALED_SECONDS = 5.0
+JOURNAL_SECONDS = 0.3  # a committer at "sync" takes less, so what waits for longer is a dead one's
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
@@ -70,6 +72,10 @@ class Background:
         self._synced_at = 0.0
         self._sealed_at = 0.0
         self._retained_at = 0.0
+        self._has_journal = False
+        self._journal_due = 0.0
+        """When to look for a journal, then when to look into it."""
+        self._journal_seen = -1
         self._compactor: Compactor | None = None
         self._tried: set[tuple[Stream, int]] = set()
         self._sealed: dict[PartitionLog, int] = {}
@@ -106,6 +112,20 @@ class Background:
         if self.store.writable and stream.compaction is not None:
             self._start_compactor()
         if self.store.writable and stream.retention != Retention():
+            self._wanted.set()
+            if self._thread is None:
+                self._start()
+
+    def watch_journal(self) -> None:
+        """Called wherever a reader finds nothing more: from now on, apply what the dead committed.
+
+        Whoever makes the first transaction may be another process, so it is looked for.
+        """
+        if self._has_journal or time.monotonic() < self._journal_due:
+            return
+        self._journal_due = time.monotonic() + JOURNAL_SECONDS
+        if self.store.writable and self.store._has_journal():
+            self._has_journal = True
             self._wanted.set()
             if self._thread is None:
                 self._start()
@@ -174,6 +194,9 @@ class Background:
                 self._sync_all()
             if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
                 self._sync_sealed()
+            if self._has_journal and now >= self._journal_due:
+                self._journal_due = now + JOURNAL_SECONDS
+                self._look_at_journal()
             if self._retention_due(now):
                 self._retained_at = now
                 for stream in {stream.name: stream for stream in self._streams()}.values():
@@ -192,6 +215,8 @@ class Background:
         due = [self._synced_at + SYNC_SECONDS - now] if unsynced else []
         if self._sealed_unsynced:
             due.append(self._sealed_at + SEALED_SECONDS - now)
+        if self._has_journal:
+            due.append(self._journal_due - now)
         if self._has_retention():
             due.append(self._retained_at + RETENTION_SECONDS - now)
         return max(0.0, min(due)) if due else None
@@ -216,6 +241,20 @@ class Background:
             _log().debug("%r: %s", stream, error)  # the next call that needs it raises the same
         for log in stream._opened():
             self._attempt("retention", log, stream._retire, log)
+
+    def _look_at_journal(self) -> None:
+        """Apply what waits since the last look."""
+        store = self.store
+        # Whoever closes the store has its lock, and waits for this thread.
+        if not store._lock.acquire(blocking=False):
+            return
+        try:
+            if not store.closed:
+                self._journal_seen = store._journal().look(self._journal_seen)
+        except (MillstreamError, OSError, ValueError) as error:
+            _log().debug("%r: %s", store, error)  # the next commit raises the same
+        finally:
+            store._lock.release()
 
     def _retention_due(self, now: float) -> bool:
         return now - self._retained_at >= RETENTION_SECONDS and self._has_retention()

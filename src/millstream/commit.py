@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
+from millstream.control import LIVE
 from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError
 from millstream.stream import Stream
@@ -174,8 +175,9 @@ class Commit:
                 place = self._place(consumer.stream)
                 marks.append(Mark(place, group.name, group._group_id, partition, epoch, offset))
             self.marked.append((consumer, found_marks))
-        for stream in {stream for stream, _ in tx._shares}:
-            stream._check_live()
+        for stream, _ in tx._shares:
+            if stream.closed or stream._state != LIVE:
+                stream._check_live()
         shares = [
             share.finished(self._place(stream), partition)
             for (stream, partition), share in tx._shares.items()

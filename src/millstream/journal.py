@@ -209,6 +209,25 @@ class Journal:
                     if following >= end:
                         return
 
+    def look(self, seen: int) -> int:
+        """Apply what has waited at `seen` since the last look: its committer is dead, or slow.
+
+        What cannot be applied waits for the next look; a commit says why.
+
+        Returns: what to pass as `seen` at the next look.
+        """
+        if self.applied == seen < self.end:
+            with contextlib.suppress(LockTimeout), self.holding(0.0):  # busy: it does this itself
+                self._try_pending()
+        return self.applied
+
+    def _try_pending(self) -> bool:
+        try:
+            self.apply_pending()
+        except MillstreamError:
+            self.is_stuck = True
+        return not self.is_stuck
+
     # --- what others left undecided ---------------------------------------------------------------
 
     def settle_queue(self, queue: QueueHandle) -> None:
@@ -218,10 +237,7 @@ class Journal:
         """
         # Busy, maybe with a step of our own commit: at the next look.
         with contextlib.suppress(LockTimeout), self.holding(0.0):
-            try:
-                self.apply_pending()
-            except MillstreamError:
-                self.is_stuck = True
+            if not self._try_pending():
                 return
             # All that is committed is applied, and nobody is committing: the rest never will be.
             queue._withdraw_undecided()

@@ -130,6 +130,7 @@ class Stream(StreamGroups):
         if self.closed:
             raise Closed(f"{self.path}: the stream is closed; open the store again")
         self._follow()
+        self.store._background.watch_journal()
 
     def _follow(self) -> None:
         """Take over the configuration where another process, or another handle, altered it."""

@@ -311,10 +311,13 @@ class Transaction(_native.TransactionCore):
                 consumer._rewind()
         self._state = "rolled back"
 
+    def _has_moved(self) -> bool:
+        """Has a consumer something to commit, or something to be told?"""
+        return any(one.closed or one._member.unsettled for one in self._consumers)
+
     def _commit(self) -> None:
         """What the end of the block does."""
-        moved = any(consumer.closed or consumer._member.unsettled for consumer in self._consumers)
-        if not (self._shares or self._puts or self._messages or moved):
+        if not (self._shares or self._puts or self._messages or self._has_moved()):
             self._state = "committed"
             return
         commit = Commit(self, self.store._journal())

@@ -1071,6 +1071,52 @@ def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
         q._check()
 
 
+DIES_BEHIND_ITS_RECORD = """
+import os
+from millstream import journal
+store = millstream.open(sys.argv[1], durability=sys.argv[2])
+s = store.stream('s', partitions=2)
+def dies(*arguments):
+    os._exit(0)
+for name in ('apply_own', 'apply_synced', *(['sync'] if sys.argv[3] == 'unsynced' else [])):
+    setattr(journal.Journal, name, dies)
+with store.transaction() as tx:
+    tx.append_many(s, [b'0', b'1'], partition=0)
+    tx.append(s, b'2', partition=1)
+"""
+
+
+@pytest.mark.parametrize("way", ["follow", "poll", "consumer"])
+@pytest.mark.parametrize("death", ["process unsynced", "sync unsynced", "sync synced"])
+def test_readers_see_soon_what_a_dead_committer_had_committed(tmp_path, way, death):
+    """Nobody commits, opens or closes: a process that has the store open applies it."""
+    level, when = death.split()
+    with millstream.open(tmp_path / "store", durability=level) as store:
+        s = store.stream("s", partitions=2)
+        assert log_of(s) == []
+        run(DIES_BEHIND_ITS_RECORD, store.path, level, when)
+        began = time.monotonic()
+        found = []
+        if way == "follow":
+            for batch in s.read(follow=True, timeout=5):
+                found += batch.values
+                if len(found) == 3:
+                    break
+        elif way == "poll":
+            while len(found) < 3 and time.monotonic() < began + 5:
+                time.sleep(0.02)
+                found = log_of(s)
+        else:
+            with s.consumer("g", timeout=5) as consumer:
+                for batch in consumer:
+                    found += batch.values
+                    if len(found) == 3:
+                        break
+        assert sorted(found) == [b"0", b"1", b"2"]
+        assert time.monotonic() - began < 3
+        assert store._journal().is_settled
+
+
 def test_interrupts_leave_neither_words_nor_halves(tmp_path):
     """Ctrl-C at any moment of many commits: all or nothing, and the next one goes on."""
     store = millstream.open(tmp_path / "store", durability="process")
