@@ -6,6 +6,7 @@ import contextlib
 import gc
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import threading
@@ -1069,6 +1070,111 @@ def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
         found = [q.get(timeout=2).value for _ in range(2)]
         assert sorted(found) == [b"behind", b"leased"]
         q._check()
+
+
+def test_reader_does_not_wait_for_a_committer_that_is_stopped(store):
+    source = store.stream("in", partitions=2)
+    for partition in range(2):
+        source.append(b"%d" % partition, partition=partition)
+    journal = store._journal()
+    stopped = source.consumer("g", delivery="exactly_once")
+    assert stopped.poll() is not None
+    with journal.holding():
+        stopped._member.prepare(journal.number_of(journal.end))
+        stopped.close()
+        with source.consumer("g", delivery="exactly_once") as consumer:
+            began = time.monotonic()
+            assert list(consumer.poll().values) == [b"1"]
+            assert consumer.poll() is None
+            assert time.monotonic() - began < 2
+            journal.holding().release()
+            assert list(consumer.poll(5).values) == [b"0"]
+            journal.holding().take(1)
+
+
+def test_position_in_a_database_is_not_committed_by_a_transaction(store):
+    source = store.stream("in")
+    source.append(b"a")
+    with source.consumer("g", delivery="exactly_once", timeout=0) as consumer:
+        consumer.position_in(sqlite3.connect(":memory:"))
+        consumer.poll()
+        refused = pytest.raises(InvalidArgument, match="database")
+        with refused, store.transaction() as tx:
+            tx.commit(consumer)
+        assert store._has_journal() is False
+
+
+def test_stream_that_is_dropped_while_all_is_synced_does_not_fail_the_commit(tmp_path, monkeypatch):
+    from millstream import journal as module
+
+    monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
+    monkeypatch.setattr(module, "CHECKED_RECORDS", 1)
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        kept = store.stream("kept")
+        names, dropped = store._names, []
+
+        def meanwhile():
+            """As another process, right behind the look at what there is."""
+            found = names()
+            if "going" in found:
+                store._names = names
+                store.drop_stream("going")
+                store.drop_queue("gone")
+                store._names = meanwhile
+                dropped.append(True)
+            return found
+
+        for i in range(3):
+            store.stream("going").append(b"x")
+            store.queue("gone").put(b"x")
+            store._names = meanwhile
+            with store.transaction() as tx:
+                tx.append(kept, b"%d" % i)
+            store._names = names
+        assert dropped == [True] * 3
+        assert log_of(kept) == [b"0", b"1", b"2"]
+        assert "going" not in store.streams()
+        store.stream("going").append(b"x")
+        store._names = meanwhile
+        store.flush()
+        store._names = names
+
+
+def test_closing_does_not_wait_for_a_thread_that_waits_for_it(tmp_path):
+    """It has the journal, and opens what its transaction names: the store's lock is next."""
+    store = millstream.open(tmp_path / "store", durability="process")
+    s, other = store.stream("s"), store.stream("other")
+    journal, raised = store._journal(), []
+    at_it, opened = threading.Event(), journal.applier.stream
+
+    def waits(place):
+        at_it.set()
+        time.sleep(0.3)  # meanwhile the store is being closed
+        return opened(place)
+
+    journal.applier.stream = waits
+
+    def work():
+        try:
+            with store.transaction() as tx:
+                tx.append(s, b"1")
+                tx.append(other, b"2")
+        except Exception as error:
+            raised.append(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    assert at_it.wait(10)
+    began = time.monotonic()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", ResourceWarning)
+        with contextlib.suppress(millstream.LockTimeout):
+            store.close()
+    assert time.monotonic() - began < 10
+    thread.join(10)
+    assert not thread.is_alive()
+    with millstream.open(tmp_path / "store") as again:
+        assert [log_of(again.stream(name)) for name in ("s", "other")] == [[b"1"], [b"2"]]
 
 
 DIES_BEHIND_ITS_RECORD = """
