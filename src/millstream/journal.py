@@ -22,6 +22,7 @@ from millstream.errors import (
     CorruptBatch,
     LockTimeout,
     MillstreamError,
+    NotFound,
     Poisoned,
     StorageError,
 )
@@ -39,6 +40,7 @@ MAGIC = b"MSJOURN1"
 PAGE = 4096
 OFFSET_BITS = 40
 LOCK_SECONDS = 30.0
+SETTLE_SECONDS = 0.05
 SEGMENT_BYTES = 16 << 20
 CHECKPOINT_BYTES = 64 << 20
 CHECKED_RECORDS = 4096
@@ -247,7 +249,8 @@ class Journal:
 
     def settle_position(self, one: Group, partition: int) -> None:
         """A transaction has marked the position of a partition: apply it, or undo the mark."""
-        with self.holding():
+        # Busy, maybe with a process that is stopped: at the next batch.
+        with contextlib.suppress(LockTimeout), self.holding(SETTLE_SECONDS):
             self.apply_pending()
             pending = one._pending(partition)
             if pending is not None:
@@ -304,8 +307,9 @@ class Journal:
         """Sync all that was applied, and let go of its records. Holder."""
         self.store.flush()
         for name in self.store._names():
-            if not group.settle(self.store._stream_path(name)):
-                raise Poisoned(5, "a sync of one of its groups failed", name)
+            with contextlib.suppress(NotFound):  # dropped meanwhile
+                if not group.settle(self.store._stream_path(name)):
+                    raise Poisoned(5, "a sync of one of its groups failed", name)
         end = self._page.applied
         self._page.set_checkpoint(end)
         self.stream.delete_before(_native.Position(0, self.store._generation, end))

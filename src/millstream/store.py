@@ -208,14 +208,13 @@ class Store(StoreTransactions):
             OPEN.discard(self)
             self._members.abandon()
             return
+        failed = self._settle_journal()
         with self._lock:
             if self._closed:
                 return
-            failed: list[Exception] = []
             warned = self._abandon_transactions()
             if not self._remove_when_closed:
                 self._recover_the_rest()
-                failed = self._settle_journal() if self.writable else []
             self._closed = True
             OPEN.discard(self)
             self._background.stop()

@@ -6,7 +6,7 @@ import contextlib
 import os
 
 from millstream import settings
-from millstream.errors import MillstreamError, Unsupported
+from millstream.errors import Closed, MillstreamError, NotFound, Unsupported
 from millstream.store_groups import StoreGroups
 
 TYPE_CHECKING = False
@@ -36,6 +36,7 @@ class StoreTransactions(StoreGroups):
 
     _open_journal: Journal | None
     _replaying: bool
+    _remove_when_closed: bool
     _transactions: set[Transaction]
     """Those that are open."""
     _cache: SegmentCache
@@ -117,9 +118,14 @@ class StoreTransactions(StoreGroups):
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was stored here before this call survives a power cut."""
         for name in self._names():
-            self._handle(name).flush(timeout=timeout)
+            with contextlib.suppress(Closed, NotFound):  # dropped meanwhile
+                if name in self._names():
+                    self._handle(name).flush(timeout=timeout)
         for name in self._queue_names():
-            self.queue(name).flush(timeout=timeout)
+            with contextlib.suppress(Closed, NotFound):
+                if name in self._queue_names():
+                    self.queue(name).flush(timeout=timeout)
+        self._check_open()
 
     def advice(self, *, large: int | str | None = None) -> list[Advice]:
         """Look for common mistakes in how streams and queues are used, as the files show them.
@@ -199,11 +205,16 @@ class StoreTransactions(StoreGroups):
         return raised
 
     def _settle_journal(self) -> list[Exception]:
-        """Before closing: what is committed is applied. What failed."""
-        if not self._has_journal():
+        """Before closing: what is committed is applied. What failed.
+
+        Without the lock, which whoever has the journal may wait for to open what he applies to.
+        """
+        if not self.writable or self._remove_when_closed or not self._has_journal():
             return []
         try:
-            journal = self._journal()
+            with self._lock:
+                self._check_open()
+                journal = self._journal()
             if not journal.is_settled:  # also where a dead process had committed
                 with journal.holding():
                     journal.apply_pending()

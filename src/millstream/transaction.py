@@ -292,6 +292,11 @@ class Transaction(_native.TransactionCore):
         if not isinstance(consumer, Consumer):
             raise InvalidType(f"expected a consumer, found {type(consumer).__name__}")
         self._require(consumer.stream, Stream, "consumer")
+        if consumer._sql is not None:
+            raise InvalidArgument(
+                f"{consumer!r} keeps its position in a database: commit it there, with what"
+                " position_in gave"
+            )
         if not any(consumer is known for known in self._consumers):
             self._consumers.append(consumer)
 
