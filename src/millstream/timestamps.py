@@ -18,8 +18,9 @@ SMALLEST, LARGEST = -(1 << 62), 1 << 62
 
 def is_datetime(value: object) -> TypeGuard[datetime]:
     """Is it a datetime? Without importing what takes a tenth of the package's import."""
-    module = sys.modules.get("datetime")
-    return module is not None and isinstance(value, module.datetime)
+    # Another thread may be importing it, so that it is there and has nothing in it yet.
+    kind = getattr(sys.modules.get("datetime"), "datetime", None)
+    return kind is not None and isinstance(value, kind)
 
 
 def is_time(value: object) -> bool:

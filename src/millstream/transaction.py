@@ -369,8 +369,10 @@ def _headers_of(given: Any, count: int) -> tuple[list[Any] | None, int]:
 def _current_user() -> tuple[int, object]:
     """The thread, and the task that it runs, if any."""
     asyncio: Any = sys.modules.get("asyncio")
-    runs = asyncio is not None and asyncio._get_running_loop() is not None
-    return threading.get_ident(), asyncio.current_task() if runs else None
+    # Another thread may be importing it, so that it is there and has nothing in it yet.
+    running = getattr(asyncio, "_get_running_loop", None)
+    has_loop = running is not None and running() is not None
+    return threading.get_ident(), asyncio.current_task() if has_loop else None
 
 
 def _rows_of(what: str, given: Any, count: int, one: type) -> list[Any] | None:

@@ -13,6 +13,7 @@ import threading
 import time
 import warnings
 from random import Random
+from types import ModuleType
 
 import pytest
 
@@ -132,6 +133,16 @@ def test_rolled_back_nothing_was_there_and_consumers_read_again(any_store, how):
         assert list(consumer.poll().values) == [b"b"]
         message.ack()
     assert not store._has_journal() or store._journal().is_settled
+
+
+def test_commits_while_another_thread_imports_what_it_looks_at(any_store, monkeypatch):
+    monkeypatch.setitem(sys.modules, "datetime", ModuleType("datetime"))
+    monkeypatch.setitem(sys.modules, "asyncio", ModuleType("asyncio"))
+    s = any_store.stream("s")
+    with any_store.transaction() as tx:
+        tx.append(s, b"x", timestamp=7)
+    s.append(b"y", timestamp=8)
+    assert log_of(s) == [b"x", b"y"]
 
 
 def test_empty_transaction_does_nothing(store):
