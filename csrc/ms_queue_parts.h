@@ -84,7 +84,7 @@ static inline int64_t ms_ticks_until(uint64_t now, uint64_t tick) {
   return (int64_t)((tick - now) << (64 - MS_TICK_BITS)) >> (64 - MS_TICK_BITS);
 }
 
-/* Is a lease over? Also where nobody has taken the message back, so that who is late always knows. */
+/* Is a lease over? Also where nobody has taken the message back: who is late always knows. */
 static inline bool ms_lease_is_over(const ms_lease *lease, const ms_instant *now) {
   return ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(lease->word)) < 0;
 }

@@ -1,6 +1,5 @@
 """Transactions as their users see them: all or nothing, over streams, queues and positions."""
 
-import contextlib
 import asyncio
 import contextlib
 import gc

@@ -203,8 +203,7 @@ cdef class Partition:
         return True
 
     cdef int led(self, work, bint inherited) except -1:
-        """Holder of the sync word: sync, give it back, wake. A signal comes in `work` or not at all.
-        """
+        """Holder of the sync word: sync, give it back, wake. A signal comes in `work` or never."""
         try:
             work(inherited)
         finally:
