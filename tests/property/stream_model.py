@@ -141,6 +141,7 @@ class Member:
         self.batches = []
 
     def assigned(self, came):
+        self.ended = False
         for p in came:
             others = (one for one in self.group.members if one is not self and not one.ended)
             assert not any(p in one.at for one in others), f"partition {p} has two owners"
@@ -148,6 +149,7 @@ class Member:
             self.at[p] = self.group.committed.get(p, 0)
 
     def revoked(self, gone):
+        self.ended = False
         for p in gone:
             assert p in self.at, f"partition {p} was not there"
             del self.at[p]
@@ -160,8 +162,8 @@ class Member:
 
     def joins_again(self):
         """It is about to ask for a batch, or to rewind."""
-        if self.ended:
-            self.ended, self.forfeited = False, self.forfeited or bool(self.dirty)
+        if self.ended:  # until its callbacks have told it
+            self.forfeited = self.forfeited or bool(self.dirty)
             self.dirty.clear()
             self.sought.clear()
             self.batches.clear()

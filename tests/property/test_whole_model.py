@@ -48,6 +48,7 @@ class Tx:
 
     def __init__(self, real):
         self.real, self.shares, self.puts, self.acks, self.members = real, [], [], {}, []
+        self.spread = []  # streams with keys in it, and over how many partitions these went
 
 
 class WholeMachine(StreamSteps, QueueSteps):
@@ -143,6 +144,8 @@ class WholeMachine(StreamSteps, QueueSteps):
             values = [row[2] for row in made]
             tx.real.append_many(self.stream(name, second), values, keys=keys, partition=p)
             tx.shares += [(log, *row) for row in made]
+            if keyed:
+                tx.spread.append((log, len(log.rows)))
         elif kind == "put":
             name, put = given
             m, named = self.new_message(name, *put)
@@ -167,6 +170,8 @@ class WholeMachine(StreamSteps, QueueSteps):
             if dedup is None or (self.first_of(dedup) is None and dedup not in claimed):
                 fresh.append((name, m, dedup))
             claimed.add(dedup)
+        if any(len(log.rows) != count for log, count in tx.spread):
+            return Aborted, fresh
         if not all(
             self.is_live(name, known, lease) for name, _, known, lease, _ in tx.acks.values()
         ):
