@@ -295,7 +295,7 @@ class WholeMachine(StreamSteps, QueueSteps):
         done["piped from a queue"] += len(seen)
         for m in [model.take(message, side) for message in seen]:
             if failed:
-                model.ended(m, "nack")
+                model.ended(m, "nack" if m.id == seen[-1].id else "release")
             else:
                 log.append(1, m.key, m.value)
                 model.finish(m)
