@@ -75,7 +75,7 @@ class StreamGroups(_native.StreamCore):
             max_processing: seconds after which a member is ended that does not ask for a batch.
             on_lost: where the group's position is not there any more: "raise" `OffsetOutOfRange`,
                 or go on at the "earliest" record that the group has not seen.
-            on_assign: called with a list of partitions that came, while a batch is asked for.
+            on_assign: called with a list of partitions that came, by `poll` and `rewind`.
             on_revoke: likewise with those that are about to go (it may commit), or are lost. What a
                 callback raises comes out of the `poll` or `close` that called it, which has then
                 done its part all the same: it is not called again for these partitions, and the
