@@ -89,7 +89,7 @@ class Commit:
         except BaseException as error:
             self.is_recorded = self.journal.end != before
             if not self.is_recorded:
-                self._undo(isinstance(error, Exception))
+                self._undo(isinstance(error, MillstreamError))
             raise
         self.is_recorded = True
         return offset, effects

@@ -331,6 +331,7 @@ class Transaction(_native.TransactionCore):
         except BaseException:
             if commit.is_recorded:  # also where a signal came between record and effects
                 self._state = "committed"
+                commit.journal.is_stuck = True  # until it is applied: the next commit begins there
             else:
                 self._roll_back()
             raise

@@ -1189,6 +1189,29 @@ def test_closing_does_not_wait_for_a_thread_that_waits_for_it(tmp_path):
         assert [log_of(again.stream(name)) for name in ("s", "other")] == [[b"1"], [b"2"]]
 
 
+@pytest.mark.parametrize("level", ["interval", "sync"])
+def test_interrupted_behind_its_record_it_is_committed_and_the_next_goes_on(tmp_path, level):
+    with millstream.open(tmp_path / "store", durability=level) as store:
+        source, out = store.stream("in"), store.stream("out")
+        source.append_many([b"a", b"b"])
+        with source.consumer("g", delivery="exactly_once", timeout=0, max_records=1) as consumer:
+            journal = store._journal()
+            sync = journal.sync
+
+            def interrupted(end):
+                journal.sync = sync
+                raise KeyboardInterrupt
+
+            journal.sync = interrupted
+            for expected in (KeyboardInterrupt, None):
+                refused = pytest.raises(expected) if expected else contextlib.nullcontext()
+                with refused, store.transaction() as tx:
+                    tx.commit(consumer)
+                    tx.append_many(out, consumer.poll().values)
+            assert consumer.committed[0].offset == 2
+        assert log_of(out) == [b"a", b"b"]
+
+
 DIES_BEHIND_ITS_RECORD = """
 import os
 from millstream import journal
