@@ -168,6 +168,7 @@ class Journal:
         if self._page.applied < end:
             self.sync(end)
             self.apply_until(end)
+        self.is_stuck = False
 
     def apply_until(self, end: int) -> None:
         """Apply what is committed before an offset, and is synced. Holder."""
