@@ -690,7 +690,8 @@ def test_retention_that_overtook_a_group_is_an_error_or_goes_on_when_asked(store
         for _ in range(4):
             stream.append(b"y" * 700_000)
         stream.alter(retention=millstream.Retention(records=1))
-        assert stream.enforce_retention() > 0
+        stream.enforce_retention()  # or the background thread was faster
+        assert stream.first_offset(0) > 1
         with pytest.raises(OffsetOutOfRange):
             taken(consumer)
     first = stream.first_offset(0)
