@@ -167,7 +167,8 @@ def test_store_on_a_full_disk_opens_and_can_be_emptied(small_disk, clean):
     with millstream.open(path) as store:
         stream = store.stream("s")
         stream.alter(retention=millstream.Retention(bytes="1MiB"))
-        assert stream.enforce_retention() > 0
+        stream.enforce_retention()  # or the background thread was faster
+        assert stream.first_offset(0) > 0
         stream.append_many([b"room again"] * 10)
         store.drop_stream("other")
         assert stream.next_offset(0) == 1510
