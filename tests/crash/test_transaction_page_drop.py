@@ -7,6 +7,7 @@ import shutil
 from collections import Counter
 
 import crash_workers as workers
+import pytest
 from page_drop_disk import Disk
 
 import millstream
@@ -154,6 +155,7 @@ def go_on(store):
     jobs._check()
 
 
+@pytest.mark.timeout(7200)
 def test_power_cut_leaves_whole_transactions(memory_directory, monkeypatch):
     seed = workers.seed_of("transaction_power_cut")
     dice = random.Random(seed)
