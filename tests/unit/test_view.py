@@ -395,6 +395,26 @@ def test_key_that_comes_back_to_a_partition_has_its_latest_value(store, value):
         os.unlink(os.path.join(stream.path, "view"))
 
 
+def test_tombstone_stays_while_a_late_record_of_the_old_partition_does_however_far_behind(store):
+    """Writers that had not heard of the new partitions yet went on for segments."""
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", partitions=1, segment_bytes=1 << 16, compact=keep)
+    key = moving_key(1, 2, (0, 1))
+    stream.append(b"before", key=b"other")
+    stream.add_partitions(1)
+    for i in range(3):
+        stream.append(b"1" * 60_000, key=b"late %d" % i, partition=0)
+    stream.append(b"late", key=key, partition=0)
+    stream.append(None, key=key)
+    for _ in range(3):
+        for partition in range(2):
+            stream.append(b"1" * 60_000, partition=partition)
+        stream.compact()
+        with stream.view() as view:
+            assert key not in view
+        os.unlink(os.path.join(stream.path, "view"))
+
+
 def test_record_put_into_another_partition_by_hand(store):
     stream = store.stream("s", partitions=2)
     home = stream.partition_for(b"k")
