@@ -154,9 +154,8 @@ def _due(record: tuple[int, int, int, int, int, int], keep: Compaction, now: flo
     return tombstones > 0 and first > 0 and last < old <= now
 
 
-def _up_to(log: PartitionLog, offset: int) -> Iterator[tuple[_native.Segment, int]]:
-    """Segments with records before an offset, and the next one: who was late wrote a bit behind."""
-    late = 0
+def _up_to(log: PartitionLog, offset: int, late: int) -> Iterator[tuple[_native.Segment, int]]:
+    """(segment, its end) of those with records before an offset, or begun before `late`."""
     for number, following in pairwise([*log.current(), None]):
         assert number is not None
         try:
@@ -166,8 +165,7 @@ def _up_to(log: PartitionLog, offset: int) -> Iterator[tuple[_native.Segment, in
             if not log.not_found(error):
                 raise
             continue
-        late += segment.base_offset >= offset
-        if late > 1:
+        if segment.base_offset >= offset and segment.activated_at > late:
             return
         yield segment, end
 
@@ -268,9 +266,9 @@ class Run:
         if not any(self._drops(self._segment(number)) for number, _ in found):
             return
         stream = self.log.stream
-        for index, offset in eras.left_elsewhere(stream, self.log.index):
+        for index, offset, late in eras.left_elsewhere(stream, self.log.index):
             log = stream._log(index)
-            for segment, end in _up_to(log, offset):
+            for segment, end in _up_to(log, offset, late):
                 position = segment.base_position
                 while position < end:
                     reached = table.hold(segment, position, end, SCAN_BYTES)

@@ -6,6 +6,7 @@ Of a key, what a later era has counts; of one era, what the partition has to whi
 from __future__ import annotations
 
 import os
+import time
 
 from millstream import control, files, reserve, settings
 
@@ -16,18 +17,22 @@ if TYPE_CHECKING:
     from millstream.stream import Stream
 
 
+LATE_SECONDS = 60.0  # a writer that has chosen a partition waits for it for half of that at most
+
+
 class Era:
     """A time without a change of the partitions.
 
     `ends` has of each partition the offset at which the next era begins; None: it is the present
-    one.
+    one, which began at `since`, microseconds since 1970.
     """
 
-    __slots__ = ("ends", "partitions")
+    __slots__ = ("ends", "partitions", "since")
 
-    def __init__(self, partitions: int, ends: list[int] | None = None) -> None:
+    def __init__(self, partitions: int, ends: list[int] | None = None, since: int = 0) -> None:
         self.partitions = partitions
         self.ends = ends
+        self.since = since
 
     def end(self, partition: int) -> int:
         """The offset behind what a partition has of it."""
@@ -39,7 +44,7 @@ class Era:
 def of(config: dict[str, Any]) -> tuple[Era, ...]:
     """All eras that a `stream.json` has, oldest first."""
     ended = [Era(len(ends), ends) for ends in config.get("eras", [])]
-    return (*ended, Era(int(config["partitions"])))
+    return (*ended, Era(int(config["partitions"]), None, config.get("since", 0)))
 
 
 def up_to(stream: Stream, partitions: int) -> list[Era]:
@@ -67,6 +72,7 @@ def begin(stream: Stream, count: int) -> int:
         stream.flush()
         _end_present(config, [stream._log(i).native.durable_offset for i in range(before)])
         config["partitions"] = partitions
+        config["since"] = int(time.time() * 1e6)
         control.grow(stream.path, partitions)
         reserve.lend(stream.store.path, files.write_json, path, config)
         stream._set_partitions(partitions)
@@ -81,10 +87,14 @@ def _end_present(config: dict[str, Any], ends: list[int]) -> None:
         eras.append(ends)
 
 
-def left_elsewhere(stream: Stream, partition: int) -> list[tuple[int, int]]:
-    """(partition, end) of where another partition may have what one has the later word about."""
+def left_elsewhere(stream: Stream, partition: int) -> list[tuple[int, int, int]]:
+    """(partition, end, time) of where another partition may have what one has the later word about.
+
+    It lies before the end, or, from who had not heard of the new era yet, in a segment that was
+    begun before the time.
+    """
     eras = up_to(stream, stream.partitions)
     if len(eras) < 2:
         return []
-    last = eras[-2]
-    return [(one, last.end(one)) for one in range(last.partitions) if one != partition]
+    last, late = eras[-2], stream._eras[-1].since + int(LATE_SECONDS * 1e6)
+    return [(one, last.end(one), late) for one in range(last.partitions) if one != partition]
