@@ -1,5 +1,7 @@
 """Compaction: what stays is what has no successor, at its offset; nobody notices but the disk."""
 
+import gc
+import itertools
 import json
 import os
 import random
@@ -244,6 +246,57 @@ def test_reader_in_the_middle_goes_on_in_what_it_has_and_in_what_is_new(store):
         by_key = {place: record for place, record in appended.items() if record[0] is not None}
         assert latest(read) == latest(by_key)
     assert all(list(map(bytes, batch.keys[:3])) == keys for batch, keys in kept)
+
+
+def test_file_that_is_replaced_while_it_is_mapped_does_not_come_back(store, monkeypatch):
+    """A reader is slow to map a segment; meanwhile runs take a record, and then its tombstone."""
+    stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
+    gone = b"gone" * 1_000
+    for key in (gone, b"kept", None):
+        stream.append(b"v" * 16_000, key=key)
+    stream.append(b"v" * 16_000)
+    stream.append(None, key=gone)
+    stream.append(b"2", key=b"kept")
+    for _ in range(3):
+        stream.append(b"v" * 60_000)
+    log, map_file = stream._log(0), files.map_file
+    number = log.current()[0]
+
+    def slow(*arguments, **how):
+        monkeypatch.setattr(files, "map_file", map_file)
+        found = map_file(*arguments, **how)
+        assert [stream.compact().tombstones_removed for _ in range(2)] == [0, 1]
+        return found
+
+    log.store._cache.drop(log, number)
+    monkeypatch.setattr(files, "map_file", slow)
+    log.segment(number)
+    stream.append_many([b"v" * 60_000, b"v" * 60_000])
+    stream.compact()
+    assert {key for key, _ in contents(stream).values()} == {None, b"kept"}
+
+
+def test_maps_may_come_while_replaced_ones_are_let_go(store):
+    """Another thread maps a segment, since collecting garbage lets it run."""
+    stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
+    fill(stream, 500, 50)
+    stream.append_many([b"v" * 60_000] * 2)
+    stream.compact()
+    log = stream._log(0)
+    log._inodes.update(dict.fromkeys(range(1_000, 6_000), 1))  # more than tuples that were kept
+    threshold, other = gc.get_threshold(), itertools.count(10_000)
+
+    def maps(*_):
+        log._inodes[next(other)] = 0
+
+    gc.callbacks.append(maps)
+    gc.set_threshold(1, 1 << 30, 1 << 30)
+    try:
+        log.refresh()
+    finally:
+        gc.set_threshold(*threshold)
+        gc.callbacks.remove(maps)
+    assert not set(range(1_000, 6_000)) & set(log._inodes)
 
 
 def test_cursor_of_a_replaced_file_goes_on_by_offset(store):
