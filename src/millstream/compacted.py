@@ -19,7 +19,7 @@ def drop_replaced(log: PartitionLog) -> None:
     """
     if not log.native.compacted:
         return
-    for number, inode in list(log._inodes.items()):
+    for number, inode in log._inodes.copy().items():  # which others add to
         if files.inode(log.file(number)) != inode:
             log._inodes.pop(number, None)
             log.store._cache.drop(log, number)

@@ -119,7 +119,7 @@ class PartitionLog:
         descriptor = files.open_file(path, write=write)
         try:
             length = files.size(descriptor)
-            self._inodes[number] = files.inode(descriptor)
+            inode = self._inodes[number] = files.inode(descriptor)
             mapping = files.map_file(descriptor, length, path, write=write)
         finally:
             files.close(descriptor)
@@ -127,6 +127,9 @@ class PartitionLog:
             mapping, self.store._store_id, self.stream._stream_id, self.index, number, write, path
         )
         self.store._cache.put(self, segment)
+        if self._inodes.get(number) != inode:  # compaction has put another in its place meanwhile
+            self.store._cache.drop(self, number)
+            return self.segment(number, write=write)
         return segment
 
     def let_go(self, segment: _native.Segment) -> None:
