@@ -509,6 +509,20 @@ def test_damage_ends_the_run_before_anything_is_changed(store):
     assert before == after
 
 
+def test_stream_is_dropped_while_the_background_looks_at_another(store):
+    stream = store.stream("s", compact=NOW)
+    compactor = store._background._compactor
+
+    class Looked:
+        @property
+        def stream(self):
+            compactor._seen[object()] = 0.0, (0, 0, 0)
+
+    compactor._seen[Looked()] = 0.0, (0, 0, 0)
+    store.drop_stream("s")
+    assert stream.closed and not store.streams()
+
+
 def test_two_that_compact_at_once_take_turns(store):
     stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
     appended = fill(stream, 4000, 100)
