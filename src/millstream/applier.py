@@ -129,7 +129,7 @@ class Applier:
 
     def queue(self, place: Place) -> Queue | None:
         """The queue of a place; None: it was dropped."""
-        for (name, _, _), queue in list(self.store._queues.items()):
+        for (name, _, _), queue in self.store._queues.copy().items():
             if name == place.name and not queue.closed and queue._state == slots.LIVE:
                 return queue if queue._queue_id == place.id else None
         if place.name not in self.store._queue_names():

@@ -103,7 +103,7 @@ class Background:
             for counted in (self._asked, self._sealed):
                 counted.pop(log, None)
             self._pace.pop(log, None)
-        self._tried = {one for one in self._tried if one[0] is not stream}
+        self._tried = {one for one in self._tried.copy() if one[0] is not stream}
         if self._compactor is not None:
             self._compactor.forget(stream)
 

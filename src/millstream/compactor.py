@@ -47,8 +47,9 @@ class Compactor:
 
     def forget(self, stream: Stream) -> None:
         """A stream was dropped or closed: hold nothing of it."""
-        self._seen = {log: seen for log, seen in self._seen.items() if log.stream is not stream}
-        self._tried = {one for one in self._tried if one[0] is not stream}
+        seen, tried = self._seen.copy(), self._tried.copy()  # to which the thread adds
+        self._seen = {log: what for log, what in seen.items() if log.stream is not stream}
+        self._tried = {one for one in tried if one[0] is not stream}
 
     def _run(self) -> None:
         while not self._stopping.wait(LOOK_SECONDS):
