@@ -16,6 +16,7 @@ import millstream
 from millstream import _native, files, view_snapshot
 from millstream import view as view_module
 from millstream._native import Latest
+from millstream.segments import PartitionLog
 from millstream.view import Replay
 
 
@@ -413,6 +414,31 @@ def test_tombstone_stays_while_a_late_record_of_the_old_partition_does_however_f
         with stream.view() as view:
             assert key not in view
         os.unlink(os.path.join(stream.path, "view"))
+
+
+def test_partition_that_rolls_while_the_records_of_moved_keys_are_looked_for(store, monkeypatch):
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", partitions=1, segment_bytes=1 << 16, compact=keep)
+    key = moving_key(1, 2, (0, 1))
+    stream.append(b"before", key=key)
+    stream.add_partitions(1)
+    stream.append(None, key=key)
+    stream.append_many([b"1" * 60_000] * 3, partition=1)
+    stream.compact()
+    end, asked = PartitionLog.end, []
+
+    def rolls(log):
+        if log.index == 0 and not asked:
+            asked.append(log)
+            for _ in range(2):
+                stream.append(b"1" * 60_000, partition=0)
+        return end(log)
+
+    monkeypatch.setattr(PartitionLog, "end", rolls)
+    stream.compact(partition=1)
+    assert asked
+    with stream.view() as view:
+        assert key not in view
 
 
 def test_record_put_into_another_partition_by_hand(store):
