@@ -156,11 +156,12 @@ def _due(record: tuple[int, int, int, int, int, int], keep: Compaction, now: flo
 
 def _up_to(log: PartitionLog, offset: int, late: int) -> Iterator[tuple[_native.Segment, int]]:
     """(segment, its end) of those with records before an offset, or begun before `late`."""
+    tail = log.end()[0]  # first, since the log may go on to another segment
     for number, following in pairwise([*log.current(), None]):
         assert number is not None
         try:
             segment = log.activated(number)
-            end = log.end()[0] if following is None else log.base(following)[0]
+            end = tail if following is None else log.base(following)[0]
         except NotFound as error:
             if not log.not_found(error):
                 raise
