@@ -13,7 +13,9 @@ import time
 import pytest
 
 import millstream
-from millstream import _native, cli, files, inspect
+from millstream import _native, cli, compaction, files, inspect
+from millstream._native import Position
+from millstream.segments import PartitionLog
 
 SMALL = 1 << 16
 NOW = millstream.Compaction(tombstone_age=0)
@@ -507,6 +509,33 @@ def test_damage_ends_the_run_before_anything_is_changed(store):
         stream.compact()
     after = sorted(os.stat(entry.path).st_ino for entry in os.scandir(os.path.dirname(path)))
     assert before == after
+
+
+@pytest.mark.parametrize(
+    "where, name",
+    [
+        (compaction, "dirt"),
+        (compaction.Run, "_look_elsewhere"),
+        (compaction.Run, "_stamp"),
+        (PartitionLog, "segment"),
+    ],
+)
+def test_retention_may_take_any_segment_while_it_runs(store, monkeypatch, where, name):
+    stream = store.stream("s", segment_bytes=SMALL, compact=NOW)
+    fill(stream, 1_000, 100)
+    last = stream.append_many([b"v" * 60_000] * 3)[0]
+    call, done = getattr(where, name), []
+
+    def late(*arguments, **how):
+        if not done and (name != "segment" or how.get("write")):
+            done.append(True)
+            stream.delete_before(Position(0, last.epoch, last.first_offset))
+        return call(*arguments, **how)
+
+    monkeypatch.setattr(where, name, late)
+    stream.compact(memory=_native.KEY_BYTES * 10)
+    assert done
+    assert {value for _, value in contents(stream).values()} == {b"v" * 60_000}
 
 
 def test_stream_is_dropped_while_the_background_looks_at_another(store):
