@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -194,15 +195,28 @@ class Run:
         self._horizon = (time.time() - keep.tombstone_age) * 1e6
 
     def run(self) -> CompactionResult:
-        """Compact what may be; its tombstones are as old as this from now on."""
+        """Compact what may be; its tombstones are as old as this from now on.
+
+        Where retention takes a segment that it is to go through, it begins again.
+        """
+        while True:
+            try:
+                return self._run()
+            except NotFound as error:
+                if not self.log.not_found(error):
+                    raise
+
+    def _run(self) -> CompactionResult:
         log = self.log
+        self._round = 0
         log.refresh()  # only who has the word replaces files: what is mapped now stays the newest
         found = sealed(log, self.keep)
         if not found:
             return NOTHING
         _, before = dirt(log, self.keep, found)
         base = log.base(found[0][0])[1]
-        records = log.base(log.current()[log.current().index(found[-1][0]) + 1])[1] - base
+        numbers = log.current()
+        records = log.base(numbers[bisect_right(numbers, found[-1][0])])[1] - base
         keys = max(1, min(self.memory // _native.KEY_BYTES, records, (1 << 31) - 1))
         table = _native.KeyTable(keys, os.urandom(16))
         begin: int | None = base
