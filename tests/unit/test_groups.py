@@ -24,6 +24,7 @@ from millstream import (
     Position,
     Unsupported,
 )
+from millstream.segments import PartitionLog
 from millstream.testing import clock
 
 
@@ -531,6 +532,35 @@ def test_positions_outlive_the_store_and_memberships_do_not(tmp_path):
         store.stream("s").append(b"x", partition=1)
         with store.stream("s").consumer(group="g") as consumer:
             assert taken(consumer) == [b"x"]
+
+
+@pytest.mark.parametrize("on_lost", ["earliest", "raise"])
+def test_retention_while_a_consumer_looks_for_its_position(store, monkeypatch, on_lost):
+    stream = store.stream("r", segment_bytes="64KiB")
+    stream.append(b"a")
+    with stream.consumer(group="g") as consumer:
+        assert taken(consumer) == [b"a"]
+        consumer.commit()
+    last = [stream.append(b"x" * 60_000) for _ in range(6)][-1]
+    log, base, done = stream._log(0), PartitionLog.base, []
+    log._bases.clear()
+    for number in log.listed():
+        store._cache.drop(log, number)
+
+    def late(self, number):
+        if not done:
+            done.append(number)
+            stream.delete_before(last)
+        return base(self, number)
+
+    with stream.consumer(group="g", on_lost=on_lost) as consumer:
+        monkeypatch.setattr(PartitionLog, "base", late)
+        if on_lost == "raise":
+            with pytest.raises(OffsetOutOfRange):
+                consumer.poll()
+        else:
+            assert taken(consumer) == [b"x" * 60_000]
+    assert done
 
 
 def test_what_retention_took_from_a_group_that_never_committed_is_not_passed_over(store):
