@@ -18,6 +18,7 @@ from millstream import (
     Position,
     Span,
 )
+from millstream.segments import PartitionLog
 
 
 def values(stream, **options):
@@ -420,3 +421,26 @@ def test_readers_and_retention_at_once(store):
         thread.join()
     assert not failed, failed[0]
     assert stream.first_offset(0) > 0
+
+
+@pytest.mark.parametrize("on_lost", ["earliest", "raise"])
+def test_retention_between_the_check_of_an_offset_and_the_look_for_it(monkeypatch, on_lost):
+    with millstream.temporary() as store:
+        stream = store.stream("s", segment_bytes="64KiB")
+        last = [stream.append(b"%d" % i + b"x" * 60_000) for i in range(6)][-1]
+        locate, done = PartitionLog.locate_offset, []
+
+        def late(self, offset):
+            if not done:
+                done.append(offset)
+                stream.delete_before(last)
+            return locate(self, offset)
+
+        monkeypatch.setattr(PartitionLog, "locate_offset", late)
+        if on_lost == "raise":
+            with pytest.raises(millstream.OffsetOutOfRange):
+                list(stream.read(start=1))
+        else:
+            batches = list(stream.read(start=1, on_lost="earliest"))
+            assert [batch.first_offset for batch in batches] == [last.offset]
+        assert done
