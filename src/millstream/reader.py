@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
 
 from millstream import recovery, timestamps
@@ -71,14 +72,13 @@ def _offset_at(log: PartitionLog, timestamp: int) -> int:
 def epoch_end(log: PartitionLog, epoch: int) -> int | None:
     """The offset behind all that an epoch, and those before it, have kept; None: it goes on."""
     numbers = log.current()
-    low, high = 0, len(numbers)
-    while low < high:
-        middle = (low + high) // 2
-        if log.activated(numbers[middle]).epoch <= epoch:
-            low = middle + 1
-        else:
-            high = middle
-    return log.base(numbers[low])[1] if low < len(numbers) else None
+    try:
+        at = bisect_right(numbers, epoch, key=lambda number: log.activated(number).epoch)
+        return log.base(numbers[at])[1] if at < len(numbers) else None
+    except NotFound as error:
+        if not log.not_found(error):
+            raise
+    return epoch_end(log, epoch)
 
 
 def is_held(log: PartitionLog, epoch: int, offset: int) -> bool:

@@ -10,6 +10,7 @@ import errno
 import os
 import threading
 import time
+from bisect import bisect_right
 
 from millstream import _native, compacted, files, recovery, segment_file, sequences
 from millstream.errors import (
@@ -170,17 +171,16 @@ class PartitionLog:
         # Before the numbers: what was appended later may lie in a segment they do not have
         tail = self.native.tail
         numbers = self.current()
-        low, high = 0, len(numbers)
-        while low < high:
-            middle = (low + high) // 2
-            if self.base(numbers[middle])[which] <= wanted:
-                low = middle + 1
-            else:
-                high = middle
-        if low == 0:
-            return None
-        end = self.base(numbers[low])[0] if low < len(numbers) else tail
-        return self.activated(numbers[low - 1]), end
+        try:
+            at = bisect_right(numbers, wanted, key=lambda number: self.base(number)[which])
+            if at == 0:
+                return None
+            end = self.base(numbers[at])[0] if at < len(numbers) else tail
+            return self.activated(numbers[at - 1]), end
+        except NotFound as error:
+            if not self.not_found(error):
+                raise
+        return self._last_at_or_before(which, wanted)
 
     def locate(self, position: int) -> tuple[_native.Segment, int] | None:
         """The segment that holds a position below the tail, and the position where it ends."""
