@@ -168,23 +168,24 @@ class PartitionReader:
         while True:
             try:
                 found = log.locate_offset(offset)
-                if found is None:
+                if found is None and offset >= log.first_offset:
                     self.cursor.move(
                         0 if not log.current() else log.activated(log.current()[0]).base_position,
                         offset,
                     )
                     return
-                segment, end = found
-                if self.cursor.seek(segment, offset, end):
-                    self._segment, self._end, self._salt = segment, end, segment.salt
-                return
+                if found is not None:
+                    segment, end = found
+                    if self.cursor.seek(segment, offset, end):
+                        self._segment, self._end, self._salt = segment, end, segment.salt
+                    return
             except NotFound as error:
                 if not log.not_found(error):
                     raise
-                if offset < log.first_offset:
-                    if self.on_lost != "earliest":
-                        raise log.out_of_range(offset) from error
-                    offset = log.first_offset
+            if offset < log.first_offset:  # retention came between
+                if self.on_lost != "earliest":
+                    raise log.out_of_range(offset)
+                offset = log.first_offset
 
     def limit(self) -> int:
         """Position to read up to."""
