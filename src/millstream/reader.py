@@ -236,12 +236,7 @@ class PartitionReader:
         """Find the segment of the position; False where retention came first: the cursor moved."""
         log = self.log
         log.stream._check_live()
-        try:
-            found = log.locate(position)
-        except NotFound as error:
-            if not log.not_found(error):
-                raise
-            found = log.locate(position)
+        found = log.locate(position)
         if found is None:
             if self.on_lost == "earliest":
                 self._go_to(log.first_offset)
