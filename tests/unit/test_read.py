@@ -444,3 +444,23 @@ def test_retention_between_the_check_of_an_offset_and_the_look_for_it(monkeypatc
             batches = list(stream.read(start=1, on_lost="earliest"))
             assert [batch.first_offset for batch in batches] == [last.offset]
         assert done
+
+
+@pytest.mark.parametrize("start", ["earliest", "latest", datetime.now(UTC)])
+def test_what_is_appended_and_removed_while_a_place_is_looked_for_is_no_error(monkeypatch, start):
+    """An offset was not asked for, so it need not be there."""
+    with millstream.temporary() as store:
+        stream = store.stream("s", segment_bytes="64KiB")
+        stream.append(b"x" * 60_000, timestamp=1)
+        locate, done = PartitionLog.locate_offset, []
+
+        def late(self, offset):
+            if not done:
+                done.append(offset)
+                stream.delete_before([stream.append(b"x" * 60_000) for _ in range(3)][-1])
+            return locate(self, offset)
+
+        monkeypatch.setattr(PartitionLog, "locate_offset", late)
+        found = sum(len(batch) for batch in stream.read(start=start))
+        assert found == (start != "latest")
+        assert done
