@@ -124,8 +124,9 @@ class PartitionReader:
                 self._go_to(self._offset_of(start))
                 return
             except OffsetOutOfRange:
-                if start != "earliest" or log.stream.closed:
-                    raise  # retention came between the look and the going
+                named = isinstance(start, str) or timestamps.is_time(start)
+                if not named or log.stream.closed:
+                    raise  # else retention came between the look and the going
 
     def _offset_of(self, start: Any) -> int:
         log = self.log
