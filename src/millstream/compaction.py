@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from itertools import pairwise
 
 from millstream import _native, eras, files, reserve, segment_file, sequences
-from millstream.errors import InvalidArgument, InvalidType, NotFound
+from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, NotFound
 from millstream.options import Compaction, parse_bytes
 
 TYPE_CHECKING = False
@@ -280,6 +280,12 @@ class Run:
         """Where a key that belongs here now was before, its record may be: its tombstone stays."""
         if not any(self._drops(self._segment(number)) for number, _ in found):
             return
+        try:
+            self._hold_moved(table)
+        except CorruptBatch:  # what cannot be read may be of any key: all tombstones stay
+            self._horizon = 0.0
+
+    def _hold_moved(self, table: _native.KeyTable) -> None:
         stream = self.log.stream
         for index, offset, late in eras.left_elsewhere(stream, self.log.index):
             log = stream._log(index)

@@ -441,6 +441,29 @@ def test_partition_that_rolls_while_the_records_of_moved_keys_are_looked_for(sto
         assert key not in view
 
 
+def test_damage_in_the_partition_of_before_keeps_tombstones_and_stops_no_compaction(store):
+    keep = millstream.Compaction(tombstone_age=0)
+    stream = store.stream("s", partitions=1, segment_bytes=1 << 16, compact=keep)
+    key = moving_key(1, 2, (0, 1))
+    stream.append(b"before", key=key)
+    stream.append(b"1" * 60_000, partition=0)
+    stream.add_partitions(1)
+    stream.append(b"now", key=key)
+    stream.append(None, key=key)
+    for i in range(2):
+        stream.append(b"%d" % i * 60_000, key=b"other", partition=1)
+    segment = stream._log(0).activated(1)
+    with open(segment.path, "r+b") as file:
+        file.seek(segment.size - segment.data_bytes + 80)
+        file.write(b"\xff" * 8)
+    store._cache.clear()
+    with pytest.raises(millstream.CorruptBatch):
+        list(stream.read(partition=0))
+    removed = [stream.compact(partition=1) for _ in range(3)]
+    assert sum(result.records_removed for result in removed) >= 1
+    assert sum(result.tombstones_removed for result in removed) == 0
+
+
 def test_record_put_into_another_partition_by_hand(store):
     stream = store.stream("s", partitions=2)
     home = stream.partition_for(b"k")
