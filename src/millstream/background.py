@@ -5,7 +5,7 @@ committer died; compaction has a thread of its own (`compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
-needs the same raises it.
+needs the same raises it. It imports nothing: who forks meanwhile would keep the import's lock.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-from millstream import _native
+from millstream import _native, growth
 from millstream.errors import Closed, Indeterminate, MillstreamError, NotFound, StorageError
 from millstream.options import Retention
 
@@ -306,8 +306,6 @@ class Background:
 
     @staticmethod
     def _look_after_growth(log: PartitionLog) -> None:
-        from millstream import growth
-
         growth.look_after(log.stream)
 
     def _populate(self, log: PartitionLog) -> None:

@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import textwrap
 
 import pytest
 
@@ -54,3 +55,29 @@ def test_what_is_imported_late_is_there_when_asked_for(tmp_path):
     with pytest.raises(subprocess.CalledProcessError) as caught:
         python(tmp_path, "-c", "import millstream; millstream.nothing")
     assert "has no attribute 'nothing'" in caught.value.stderr
+
+
+def test_background_thread_imports_nothing(tmp_path):
+    """A process that was forked meanwhile waited for ever for the lock of that import."""
+    program = textwrap.dedent("""
+        import sys, threading, millstream
+        from millstream.background import Background
+        found, looked = [], threading.Event()
+        class Finder:
+            def find_spec(self, name, path=None, target=None):
+                if threading.current_thread() is not threading.main_thread():
+                    found.append(name)
+        sys.meta_path.insert(0, Finder())
+        look_after = Background._look_after_growth
+        def looked_after(log):
+            look_after(log)
+            looked.set()
+        Background._look_after_growth = staticmethod(looked_after)
+        with millstream.open(sys.argv[1]) as store:
+            store.stream("s").append(b"x")
+            assert looked.wait(30)
+        print(found)
+    """)
+    command = [sys.executable, "-c", program, str(tmp_path / "s")]
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
