@@ -231,7 +231,7 @@ class Storm:
         left = []
         with millstream.open(self.path, durability="process") as store:
             q = store.queue("q")
-            while ms := q.get_many(1000, timeout=2.0):  # a lost hint is found within a second
+            while ms := q.get_many(1000, timeout=2.5):  # a lost hint is found within 2 s
                 left += [(*named(m.value), m.id) for m in ms]
                 assert q.ack_many(ms) == []
             q._check()

@@ -86,7 +86,7 @@ def test_kills_lose_nothing_and_deliver_nothing_twice_that_was_acknowledged(tmp_
             kill(process)
         left = []
         while True:
-            messages = q.get_many(1000, timeout=1.0)  # a lost hint is found within a second
+            messages = q.get_many(1000, timeout=2.5)  # a lost hint is found within two seconds
             if not messages:
                 break
             left += [int(m.value) for m in messages]
