@@ -54,12 +54,32 @@ def _log() -> Any:
     return logging.getLogger("millstream")
 
 
+class _Bell:
+    """Wakes one thread. An Event whose `set` is cut short by Ctrl-C may stay locked for ever.
+
+    Here both ends are one call of C. Rung before it is waited for, it ends that wait.
+    """
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._lock.acquire()
+
+    def ring(self) -> None:
+        try:
+            self._lock.release()
+        except RuntimeError:
+            return  # it was rung already
+
+    def wait(self, seconds: float | None) -> None:
+        self._lock.acquire(timeout=-1 if seconds is None else seconds)
+
+
 class Background:
     """The thread, and what it was asked to do."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._wanted = threading.Event()
+        self._wanted = _Bell()
         self._asked: dict[PartitionLog, int] = {}
         self._unsynced: set[PartitionLog] = set()
         self._queues: set[QueueHandle | Group] = set()
@@ -112,7 +132,7 @@ class Background:
         if self.store.writable and stream.compaction is not None:
             self._start_compactor()
         if self.store.writable and stream.retention != Retention():
-            self._wanted.set()
+            self._wanted.ring()
             if self._thread is None:
                 self._start()
 
@@ -126,7 +146,7 @@ class Background:
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
         if self.store.writable and self.store._has_journal():
             self._has_journal = True
-            self._wanted.set()
+            self._wanted.ring()
             if self._thread is None:
                 self._start()
 
@@ -135,21 +155,21 @@ class Background:
         if events & WRITTEN:
             self._wrote.add(log)
         self._asked[log] = self._asked.get(log, 0) | events
-        self._wanted.set()
+        self._wanted.ring()
         if self._thread is None:
             self._start()
 
     def notice_queue(self, queue: QueueHandle) -> None:
         """Something was changed in a queue of level "interval"."""
         self._queues.add(queue)
-        self._wanted.set()
+        self._wanted.ring()
         if self._thread is None:
             self._start()
 
     def notice_group(self, group: Group) -> None:
         """A position was committed at level "interval"."""
         self._queues.add(group)
-        self._wanted.set()
+        self._wanted.ring()
         if self._thread is None:
             self._start()
 
@@ -173,7 +193,7 @@ class Background:
             self._stopping = True
         if self._compactor is not None:
             self._compactor.stop()
-        self._wanted.set()
+        self._wanted.ring()
         if self._thread is not None and self._thread is not threading.current_thread():
             self._thread.join()
         self._thread = None
@@ -181,7 +201,6 @@ class Background:
     def _run(self) -> None:
         while True:
             self._wanted.wait(self._pause())
-            self._wanted.clear()
             if self._stopping:
                 return
             for log, events in self._take():
