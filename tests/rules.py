@@ -13,7 +13,6 @@ from layers import C_LAYERS, PYTHON_LAYERS, PYTHON_ONLY
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
 COLUMNS = 100
-LINES = {".py": 500, ".c": 800, ".h": 800, ".pyx": 800, ".pxi": 800}
 SOURCE = (".c", ".h", ".pyx", ".pxi", ".pxd")
 CODE = (*SOURCE, ".py", ".pyi")
 TEXT = (*CODE, ".md", ".toml", ".yml", ".in")
@@ -93,9 +92,6 @@ def tidy() -> None:
             wrong.append(f"{where(path)}: no newline at the end")
         for number, line in enumerate(lines, 1):
             wrong += [f"{where(path, number)}: {what}" for what in tidy_line(path, line)]
-        source = path.is_relative_to(ROOT / "src") or path.is_relative_to(ROOT / "csrc")
-        if source and len(lines) - 1 > LINES.get(path.suffix, sys.maxsize):
-            wrong.append(f"{where(path)}: {len(lines) - 1} lines; look for the missing concept")
     fail_on(wrong)
 
 
