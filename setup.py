@@ -4,6 +4,7 @@ Switches, all read from the environment and all for developers:
     MILLSTREAM_WERROR=1                      warnings in csrc/ are errors
     MILLSTREAM_DEBUG=1                       MS_DEBUG: assertions and invariant checks
     MILLSTREAM_SANITIZE=address,undefined    or thread
+    MILLSTREAM_COVERAGE=1                    count the lines that run, for gcov
 """
 
 import os
@@ -21,6 +22,7 @@ CYTHON = [BINDING, *sorted(glob("src/millstream/*.pxd") + glob("src/millstream/_
 HEADERS = sorted(glob("csrc/*.h"))
 SOURCES = sorted(glob("csrc/*.c"))
 
+COVERAGE = os.environ.get("MILLSTREAM_COVERAGE") == "1"
 DEBUG = os.environ.get("MILLSTREAM_DEBUG") == "1"
 SANITIZE = os.environ.get("MILLSTREAM_SANITIZE", "")
 WERROR = os.environ.get("MILLSTREAM_WERROR") == "1"
@@ -40,7 +42,10 @@ def flags() -> tuple[list[str], list[str], list[str]]:
     """Return the flags of the core, of the binding, and of the linker."""
     both = ["-fPIC", "-fvisibility=hidden", "-pthread"]
     link = ["-pthread", "-Wl,-z,relro,-z,now"]
-    if DEBUG or SANITIZE:
+    if COVERAGE:
+        both += ["-O0", "-g", "--coverage", "-fprofile-update=atomic"]
+        link += ["--coverage"]
+    elif DEBUG or SANITIZE:
         both += ["-O1", "-g", "-UNDEBUG", "-DMS_DEBUG", "-fno-omit-frame-pointer"]
     else:
         both += ["-O3"]

@@ -1,4 +1,4 @@
-"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|bench`.
+"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|cover|bench`.
 
 A step prints its time, then what is wrong. A step without its subject (no harness, no package yet)
 says so and passes; a missing tool fails. The tools come with `pip install '.[dev]'`.
@@ -13,11 +13,13 @@ import tempfile
 import time
 import zipfile
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+import reached
 from rules import (
     PACKAGE,
     ROOT,
@@ -160,18 +162,32 @@ def wheel_from_sdist() -> None:
         shell(python, "-m", "pytest", cwd=unpacked, live=True)
 
 
-def sanitized() -> None:
-    """tests/unit with the core and the binding under AddressSanitizer and UBSan."""
+@contextmanager
+def built_copy(env: dict[str, str]) -> Iterator[Path]:
+    """Give a copy of the tree, its extension built in place with these switches of setup.py."""
     files(".pyx", under="src")
-    files(".py", under="tests/unit")
     with tempfile.TemporaryDirectory() as name:
-        copy = Path(name) / "copy"
+        copy = Path(name).resolve() / "copy"
         for path in tree():
             goal = copy / path.relative_to(ROOT)
             goal.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, goal)
-        env = {"MILLSTREAM_SANITIZE": "address,undefined"}
         shell(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, env=env)
+        yield copy
+
+
+def is_under_test(copy: Path, env: dict[str, str]) -> None:
+    """Fail where what `import millstream` loads is not the extension of the copy."""
+    where_from = "import millstream._native as native; print(native.__file__)"
+    loaded = shell(sys.executable, "-c", where_from, cwd=copy.parent, env=env).strip()
+    if not Path(loaded).is_relative_to(copy):
+        raise Failed(f"the extension under test is {loaded}, not that of {copy}")
+
+
+def sanitized() -> None:
+    """The whole suite with the core and the binding under AddressSanitizer and UBSan."""
+    env = {"MILLSTREAM_SANITIZE": "address,undefined"}
+    with built_copy(env) as copy:
         libraries = ["libasan.so", "libubsan.so"]
         env["LD_PRELOAD"] = " ".join(
             shell("gcc", f"-print-file-name={library}").strip() for library in libraries
@@ -180,13 +196,34 @@ def sanitized() -> None:
         env["PYTHONMALLOC"] = "malloc"
         env["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=1:handle_segv=0"
         env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
-        where_from = "import millstream._native as native; print(native.__file__)"
-        loaded = shell(sys.executable, "-c", where_from, cwd=name, env=env).strip()
-        if not Path(loaded).is_relative_to(copy):
-            raise Failed(f"the extension under test is {loaded}, not the sanitized one")
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests/unit"]
+        is_under_test(copy, env)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests"]
         command += ["--capture=sys"]  # or a report dies with the process
         shell(*command, cwd=copy, env=env, live=True)
+
+
+def covered() -> None:
+    """The whole suite, counting lines of C and Python: each runs, or unreached.py says why not."""
+    env = {"MILLSTREAM_COVERAGE": "1"}
+    with built_copy(env) as copy:
+        # The programs of tests/c, too, under gcov instead of sanitizers.
+        env |= {"PYTHONPATH": str(copy / "src"), "CC": "gcc --coverage"}
+        is_under_test(copy, env)
+        command = [
+            sys.executable,
+            "-m",
+            "coverage",
+            "run",
+            "-m",
+            "pytest",
+            "-p",
+            "no:cacheprovider",
+        ]
+        command += [f"--basetemp={copy.parent / 'pytest'}", "tests"]
+        try:
+            shell(*command, cwd=copy, env=env, live=True)
+        finally:
+            reached.report(copy)
 
 
 def thread_programs() -> None:
@@ -288,9 +325,10 @@ VERBS = {
         Step("pytest", pytest, alone=True),
         Step("wheel from the sdist", wheel_from_sdist, alone=True),
     ],
-    "asan": [Step("tests/unit under ASan and UBSan", sanitized, alone=True)],
+    "asan": [Step("the suite under ASan and UBSan", sanitized, alone=True)],
     "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
     "fuzz": [Step("fuzz harnesses", fuzz_harnesses, alone=True)],
+    "cover": [Step("lines that the suite runs", covered, alone=True)],
     "bench": [Step("benchmarks", benchmarks, alone=True)],
 }
 
