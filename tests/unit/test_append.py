@@ -195,6 +195,10 @@ def test_one_timestamp_a_record(stream, column):
         -(1 << 63),
         (1 << 62) + 1,
         np.datetime64("NaT", "us"),
+        *(np.datetime64(1 << 62, unit) for unit in ("Y", "M", "W", "D", "h", "m", "s", "ms")),
+        np.datetime64(-(1 << 62), "s"),
+        np.ma.masked,
+        np.ma.masked_array(np.datetime64(1, "s"), mask=True),
         np.float64(3),
         np.timedelta64(3, "us"),
         object(),
@@ -226,6 +230,11 @@ def test_timestamps_that_are_none_are_refused(stream, wrong):
         np.array([1, 2, 1 << 62]) + 1,
         np.array([1.0, 2.0, 3.0]),
         np.array(["NaT"] * 3, "M8[us]"),
+        np.array([1, 1 << 62, 2]).view("M8[s]"),
+        np.array([1, 1 << 62, 2]).view("M8[25s]"),
+        np.ma.masked_array(np.array([1, 2, 3], "M8[s]"), mask=[0, 1, 0]),
+        np.ma.masked_array([1, 2, 3], mask=[0, 0, 1]),
+        np.ma.masked_array([1, 2, 3], mask=[1, 0, 0]).astype(object),
         5.5,
     ],
 )
@@ -563,3 +572,25 @@ def test_threads_append_at_once(store):
     for number in range(6):
         mine = [v for v in values(stream) if v.startswith(b"%d:" % number)]
         assert mine == [b"%d:%d" % (number, i) for i in range(300)]
+
+
+def test_what_a_time_and_a_mask_cannot_change_is_stored_as_it_was_given(stream):
+    unmasked = np.ma.masked_array(np.array([3, 4], "M8[25s]"), mask=False)
+    stream.append_many([b"c", b"d"], timestamps=unmasked)
+    stream.append(b"e", timestamp=np.datetime64("146000", "Y"))  # about as far as they reach
+    found = [int(row[3]) for row in rows(stream)]
+    assert found == [75_000_000, 100_000_000, 4_545_147_772_800_000_000]
+
+
+def test_a_masked_array_is_no_value(stream, store):
+    masked = np.ma.masked_array(np.array([1, 2], "u1"), mask=[0, 1])
+    for call in (
+        lambda: stream.append(masked),
+        lambda: stream.append(b"v", key=masked),
+        lambda: stream.append_many([masked]),
+        lambda: stream.append_many([b"v"], keys=[masked]),
+        lambda: store.queue("q").put(masked),
+    ):
+        with pytest.raises(InvalidType, match="mask"):
+            call()
+    assert stream.next_offset(0) == 0
