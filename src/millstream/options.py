@@ -138,7 +138,7 @@ def parse_seconds(age: float | str | object) -> float:
     elif hasattr(age, "total_seconds"):
         seconds = float(age.total_seconds())
     elif isinstance(age, (int, float)) and not isinstance(age, bool):
-        seconds = float(age)
+        seconds = float("inf") if age > 1e300 else float(age)  # of an int: no float may have it
     else:
         raise InvalidType(f"age {age!r}: expected a number of seconds, a str or a timedelta")
     if not 0 <= seconds < float("inf"):

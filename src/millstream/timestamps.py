@@ -14,6 +14,8 @@ if TYPE_CHECKING:
     from typing import Any, TypeGuard
 
 SMALLEST, LARGEST = -(1 << 62), 1 << 62
+COARSER = ("Y", "M", "W", "D", "h", "m", "s", "ms")
+"""Units of numpy from which a time may have no microseconds within 64 bits."""
 
 
 def is_datetime(value: object) -> TypeGuard[datetime]:
@@ -46,7 +48,7 @@ def microseconds(value: Any) -> int:
         except (OverflowError, OSError, TypeError, ValueError) as error:
             raise InvalidArgument(f"timestamp {value!r}: {error}") from error
     if getattr(getattr(value, "dtype", None), "kind", "") == "M" and value.ndim == 0:
-        value = value.astype("M8[us]").astype("i8")
+        value = int(_of_numpy(value))
     number = as_index(value)
     if number is None:
         raise InvalidType(
@@ -56,6 +58,39 @@ def microseconds(value: Any) -> int:
     if not SMALLEST <= number <= LARGEST:
         raise InvalidArgument(f"timestamp {number}: out of range (microseconds since 1970)")
     return number
+
+
+def _unmasked(values: Any) -> Any:
+    """Of an array of numpy: it, unless a mask says that one of its elements is none."""
+    mask = getattr(values, "mask", None)
+    if mask is not None and mask.any():
+        at = "it" if values.ndim == 0 else f"element {int(mask.argmax())}"
+        raise InvalidArgument(f"timestamps: {at} is masked; give each record a time")
+    return values
+
+
+def _of_numpy(values: Any) -> Any:
+    """Times of numpy, of any unit, as int64 of microseconds."""
+    import numpy
+
+    values = numpy.asarray(_unmasked(values))
+    if numpy.isnat(values).any():
+        raise InvalidArgument("timestamps: one of them is NaT")
+    try:
+        converted = values.astype("M8[us]")
+        # A conversion that overflows gives another time, in most versions of numpy without a word;
+        # from microseconds back to a coarser unit it does not overflow.
+        if numpy.datetime_data(values.dtype)[0] in COARSER:
+            same = (converted.astype(values.dtype) == values).all()
+        else:
+            same = True
+    except OverflowError:
+        same = False
+    if not same:
+        raise InvalidArgument(
+            f"timestamps of {values.dtype}: one of them is out of range (microseconds since 1970)"
+        )
+    return converted.view("i8")
 
 
 def column(values: Any, count: int) -> Any:
@@ -68,16 +103,13 @@ def column(values: Any, count: int) -> Any:
     elif hasattr(values, "__array_interface__") and values.dtype.kind in "Miu":
         import numpy
 
-        values = numpy.asarray(values)
         if values.ndim != 1:
             raise InvalidArgument(f"timestamps: an array of {values.ndim} dimensions, expected 1")
+        values = numpy.asarray(_unmasked(values))
         if values.dtype.kind == "u" and len(values) and values.max() > LARGEST:
             raise InvalidArgument("timestamps: out of range (microseconds since 1970)")
         if values.dtype.kind == "M":
-            values = values.astype("M8[us]")
-            if numpy.isnat(values).any():
-                raise InvalidArgument("timestamps: one of them is NaT")
-            values = values.view("i8")
+            values = _of_numpy(values)
         made = numpy.ascontiguousarray(values, dtype="<i8")
         length = len(made)
         if length and not (made.min() >= SMALLEST and made.max() <= LARGEST):

@@ -15,10 +15,18 @@ cdef object index_of(str what, object value):
         raise _errors.InvalidType(f"{what} {value!r}: expected an int") from error
 
 
+cdef int refuse_mask(object value, str what) except -1:
+    """A masked array of NumPy would give what lies under its mask."""
+    if hasattr(value, "mask") and hasattr(value, "filled"):
+        raise _errors.InvalidType(f"{what}: a masked array; pass a list with None, or Arrow")
+    return 0
+
+
 cdef bytes as_bytes(object value, str what):
     """Bytes of anything bytes-like."""
     if type(value) is bytes:
         return value
+    refuse_mask(value, what)
     if not PyObject_CheckBuffer(value):
         raise _errors.InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}")
     return memoryview(value).tobytes()

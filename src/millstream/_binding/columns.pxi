@@ -32,6 +32,8 @@ cdef SliceColumn new_column(Py_ssize_t count):
 cdef int slice_buffer(SliceColumn column, object item, ms_slice *out, str what,
         Py_ssize_t row) except -1:
     """A bytes-like object that is not bytes: hold its buffer."""
+    if type(item) is not bytearray and type(item) is not memoryview:
+        refuse_mask(item, what)
     if not PyObject_CheckBuffer(item):
         raise _errors.InvalidType(
             f"{what} of element {row}: expected bytes-like or None, found {type(item).__name__}")
@@ -75,8 +77,7 @@ cdef SliceColumn column_of_array(object array, str what, bint strip):
     """A NumPy array: one element (or row, of more dimensions) a slice. `strip`: 'S' without
     padding."""
     import numpy
-    if hasattr(array, "mask") and hasattr(array, "filled"):
-        raise _errors.InvalidType(f"{what}: a masked array; pass a list with None, or Arrow")
+    refuse_mask(array, what)
     array = numpy.asarray(array)
     interface = array.__array_interface__
     shape = interface["shape"]
