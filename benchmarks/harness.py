@@ -388,15 +388,11 @@ def disk() -> str:
 
 def file_system(path: str) -> str:
     """Return the type of the file system that a directory is on."""
-    best, kind = "", "unknown"
-    real = os.path.realpath(path)
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8") as mounts:
-        for line in mounts:
-            _, point, name, *_ = line.split()
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, name
-    return kind
+    command = ["stat", "--file-system", "--format=%T", path]
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
 
 
 def machine(path: str) -> dict[str, Any]:

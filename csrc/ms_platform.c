@@ -10,6 +10,7 @@
 #include <stdlib.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <time.h>
 #include <unistd.h>
 
@@ -83,6 +84,13 @@ int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_
 
 void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t bits) {
   (void)syscall(SYS_futex, word, FUTEX_WAKE_BITSET, count, NULL, NULL, bits);
+}
+
+int ms_file_system(int descriptor, uint32_t *magic) {
+  struct statfs found;
+  if (fstatfs(descriptor, &found) != 0) return errno;
+  *magic = (uint32_t)found.f_type; /* a signed word on some machines; magics have 32 bits */
+  return 0;
 }
 
 /* --- zeros: [k] has 2^k bytes, made when first asked for and never given back --- */

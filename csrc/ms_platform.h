@@ -70,6 +70,10 @@ void ms_futex_wake_class(const _Atomic uint32_t *word, int32_t count, uint32_t b
 /* Wake up to count sleepers (INT32_MAX: all); how many slept. */
 int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
 
+/* What kind of file system an open file (O_PATH is enough) lies on: f_type of statfs(2), the same
+ * wherever it is mounted. Returns 0 or an errno. */
+int ms_file_system(int descriptor, uint32_t *magic);
+
 /* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
  * pages in, writable or not, without touching their bytes; EFAULT where a store would raise
  * SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead.

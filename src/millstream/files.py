@@ -41,8 +41,24 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
 
-LOCAL = ("ext2", "ext3", "ext4", "f2fs", "overlay", "tmpfs", "xfs")
+LOCAL = ("ext4", "f2fs", "overlay", "tmpfs", "xfs")
 COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
+# f_type of statfs(2), from linux/magic.h; ext2 and ext3 say what ext4 does
+FILE_SYSTEMS = {
+    0x0000EF53: "ext4",
+    0x00006969: "nfs",
+    0x01021994: "tmpfs",
+    0x01021997: "9p",
+    0x2FC12FC1: "zfs",
+    0x58465342: "xfs",
+    0x65735546: "fuse",
+    0x794C7630: "overlay",
+    0x9123683E: "btrfs",
+    0xCA451A4E: "bcachefs",
+    0xF2F52010: "f2fs",
+    0xFE534D42: "cifs",
+    0xFF534D42: "cifs",
+}
 
 
 def storage_error(error: OSError, path: str, doing: str) -> StorageError:
@@ -157,19 +173,32 @@ def remove_tree(path: str) -> None:
 
 
 def file_system(path: str) -> str:
-    """Name of the file system that a path lies on, as the kernel's mount table has it."""
-    path = os.path.realpath(path)
-    best, name = "", "unknown"
-    with (
-        reporting("/proc/self/mountinfo", "reading the mount table"),
-        open("/proc/self/mountinfo") as table,
-    ):
+    """Name of the file system that a path lies on: itself is asked, whatever its mount is called.
+
+    Of a kind that is not ours to judge, the name is what the kernel's mount table has.
+    """
+    with reporting(path, "asking for its file system"):
+        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        try:
+            found = FILE_SYSTEMS.get(_native.file_system_magic(descriptor))
+            return found or _mounted_as(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _mounted_as(descriptor: int) -> str:
+    """What the mount table calls the file system of an open file; "unknown" if it is not there.
+
+    The table is bytes: names in it may be in any encoding, or none.
+    """
+    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as facts:
+        numbers = [line.split()[1] for line in facts if line.startswith(b"mnt_id:")]
+    with open("/proc/self/mountinfo", "rb") as table:
         for line in table:
-            before, _, after = line.partition(" - ")
-            mount = before.split()[4].encode().decode("unicode_escape")
-            if len(mount) >= len(best) and (path + "/").startswith(mount.rstrip("/") + "/"):
-                best, name = mount, after.split()[0]
-    return name
+            before, _, after = line.partition(b" - ")
+            if before.split()[:1] == numbers:
+                return after.split()[0].decode("ascii", "backslashreplace")
+    return "unknown"
 
 
 def check_file_system(path: str, *, force: bool) -> None:

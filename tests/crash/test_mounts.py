@@ -9,7 +9,15 @@ import pytest
 import millstream
 
 NAMESPACE = ("unshare", "--mount")
-NAMES = (b"latin-\xe9", "öäü".encode(), "名前".encode(), b"a b\tc\nd", b"back\\040slash\\", b" - ", b"#")
+NAMES = (
+    b"latin-\xe9",
+    "öäü".encode(),
+    "名前".encode(),
+    b"a b\tc\nd",
+    b"back\\040slash\\",
+    b" - ",
+    b"#",
+)
 
 
 def mount(kind, target, *options):
@@ -21,9 +29,7 @@ def mount(kind, target, *options):
 def test_kind_of_file_system_is_seen_whatever_mounts_are_called(tmp_path):
     """Names that are not UTF-8 made every open fail; other letters hid what was mounted there."""
     workers.need("unshare", "mount", root=True)
-    assert "seen" in workers.run(
-        "test_mounts.open_on_odd_mounts", str(tmp_path), prefix=NAMESPACE
-    )
+    assert "seen" in workers.run("test_mounts.open_on_odd_mounts", str(tmp_path), prefix=NAMESPACE)
 
 
 def open_on_odd_mounts(path):

@@ -1,6 +1,7 @@
 # ms_platform.h and ms_xxh3.h
 cdef extern from "ms_platform.h" nogil:
     void ms_clock_set(cbool is_virtual, int64_t skew_ns)
+    int ms_file_system(int descriptor, uint32_t *magic)
 
 
 def xxh3_64(data, uint64_t seed=0):
@@ -28,6 +29,15 @@ def fork_release(int descriptor):
 def fork_count():
     """A number that differs between a process and its forked child."""
     return ms_fork_count()
+
+
+def file_system_magic(int descriptor):
+    """The number that statfs(2) has for the kind of file system that an open file lies on."""
+    cdef uint32_t magic = 0
+    cdef int error = ms_file_system(descriptor, &magic)
+    if error:
+        raise OSError(error, "statfs")
+    return magic
 
 
 def wall_us():

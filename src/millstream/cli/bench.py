@@ -314,12 +314,10 @@ def cpu_name() -> str:
 
 def file_system(directory: str) -> str:
     """Return the type of the file system that a directory is on."""
-    best, kind = "", "unknown"
-    real = os.path.realpath(directory)
-    with contextlib.suppress(OSError), open("/proc/self/mounts", encoding="utf-8") as file:
-        for line in file:
-            _, point, name, *_ = line.split()
-            inside = real == point or real.startswith(point.rstrip("/") + "/")
-            if inside and len(point) >= len(best):
-                best, kind = point, name
-    return kind
+    import subprocess
+
+    command = ["stat", "--file-system", "--format=%T", directory]
+    try:
+        return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
