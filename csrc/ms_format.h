@@ -205,7 +205,7 @@ typedef struct ms_slots_header {
   _Atomic uint32_t slot_count;
   _Atomic uint32_t paused;
   _Atomic uint32_t poison;
-  uint32_t reserved1;
+  _Atomic uint32_t config;
   _Atomic int64_t wall_of_boot;
   uint64_t reserved3[5];
   _Atomic uint64_t next_id;
@@ -552,6 +552,7 @@ typedef struct ms_group_partition {
   XX(ms_slots_header, slot_count, 128)      \
   XX(ms_slots_header, paused, 132)          \
   XX(ms_slots_header, poison, 136)          \
+  XX(ms_slots_header, config, 140)          \
   XX(ms_slots_header, wall_of_boot, 144)    \
   XX(ms_slots_header, next_id, 192)         \
   XX(ms_slot, hash, 0)                      \

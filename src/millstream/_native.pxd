@@ -118,6 +118,7 @@ cdef extern from "ms_format.h" nogil:
         uint32_t slot_count
         uint32_t paused
         uint32_t poison
+        uint32_t config
         uint64_t next_id
     ctypedef struct ms_slot:
         uint64_t id

@@ -107,6 +107,12 @@ def follow(queue: QueueHandle) -> None:
             raise
 
 
+def join(queue: QueueHandle) -> None:
+    """Where only the slots were looked at, since nobody had made hints: map what is there now."""
+    queue_files, config, hints = _newest(queue)
+    _use(queue, queue_files, config, queue_files.private_hints() if hints is None else hints)
+
+
 def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
     """The hints that are there, whatever their state, with what fits them."""
     path, store = os.path.join(queue.path, "queue.json"), queue.store

@@ -12,6 +12,7 @@ from millstream import control, files, reserve, settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
     from millstream.stream import Stream
@@ -61,22 +62,25 @@ def cut(config: dict[str, Any], partitions: int) -> None:
         config["eras"] = [ends for ends in config["eras"] if len(ends) < partitions]
 
 
-def begin(stream: Stream, count: int) -> int:
-    """`Stream.add_partitions`: so many partitions there are now."""
+def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
+    """Have as many partitions as `wanted` makes of how many there are; how many it is then."""
     with stream._log(0).maintaining:
         path = os.path.join(stream.path, "stream.json")
         config = files.read_json(path)
         before = int(config["partitions"])
-        partitions = settings.check_partitions(before + count)
+        partitions = wanted(before)
+        settings.require_more(stream.name, before, partitions)
+        if partitions == before:
+            return before
         # What lies before an era's end is never lost: later records must not come to lie there.
         stream.flush()
         _end_present(config, [stream._log(i).native.durable_offset for i in range(before)])
         config["partitions"] = partitions
         config["since"] = int(time.time() * 1e6)
         control.grow(stream.path, partitions)
-        reserve.lend(stream.store.path, files.write_json, path, config)
-        stream._set_partitions(partitions)
-        stream._add_config()
+        with settings.changing(stream):
+            reserve.lend(stream.store.path, files.write_json, path, config)
+            stream._set_partitions(partitions)
     return partitions
 
 

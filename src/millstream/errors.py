@@ -7,7 +7,7 @@ MillstreamError
 │   ├── Poisoned                      an earlier sync failed: refused until all have closed
 │   └── CorruptBatch                  bytes in a file are not what was written
 ├── VersionMismatch                   a newer format
-├── ConfigMismatch (ValueError)       a store or stream exists with other settings
+├── ConfigMismatch (ValueError)       a stream or queue exists with other settings
 ├── NotFound (LookupError)            no such store, stream or partition
 ├── InvalidArgument (ValueError)      an argument that makes no sense
 ├── InvalidType (TypeError)           an argument of a wrong type
@@ -144,7 +144,7 @@ class VersionMismatch(MillstreamError):
 
 
 class ConfigMismatch(MillstreamError, ValueError):
-    """The store or stream exists with other settings that cannot be changed by opening it."""
+    """The stream or queue is there with other settings than its opener named: see `on_mismatch`."""
 
 
 class NotFound(MillstreamError, LookupError):

@@ -9,11 +9,13 @@ from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from millstream import capacity as capacity_of_queue
-from millstream import codecs, files, queue_settings, slots
+from millstream import codecs, dedup, files, queue_settings, settings, slots
 from millstream._native import Message
 from millstream.dead_letters import DeadLetters, message_id
 from millstream.errors import (
+    ConfigMismatch,
     Empty,
+    InvalidArgument,
     NotFound,
     QueueFull,
     WaitTimeout,
@@ -43,9 +45,6 @@ class Queue(QueueHandle):
     Attributes:
         store: the store.
         name: the name.
-        capacity: how many messages may be not finished.
-        lease: seconds that a lease lasts.
-        retry: the `RetryPolicy`.
         dead: the dead letters.
     """
 
@@ -287,15 +286,30 @@ class Queue(QueueHandle):
         retry: RetryPolicy | Literal["unchanged"] = "unchanged",
         ttl: float | Literal["unchanged"] | None = "unchanged",
         durability: Durability | Literal["unchanged"] | None = "unchanged",
+        payload_max: int | str = "unchanged",
+        dedup_window: float | Literal["unchanged"] = "unchanged",
+        ageing: bool | Literal["unchanged"] = "unchanged",
     ) -> None:
         """Change the stored configuration.
 
-        Of `capacity`, which can be raised, all processes that have the queue open know at their
-        next call; who waits for room goes on. The others they follow when they open the queue
-        again. Killed on the way, it is as before or as asked for.
+        Every process that has the queue open follows at its next call, without opening it again;
+        who waits for room goes on. Killed on the way, it is as before or as asked for. What was put
+        or leased before keeps its time to live and its lease.
 
-        Raises: InvalidArgument for a smaller `capacity`, StoreFull where the disk has no room for
-        the larger one's hints (nothing has changed then).
+        Args:
+            capacity: how many messages may be not finished: it can be raised, never lowered.
+            lease: seconds for which a message is leased from now on.
+            retry: how often, and when.
+            ttl: seconds after which a message is not delivered any more; None: never.
+            durability: the stored level; None: the store's.
+            payload_max: the longest payload.
+            dedup_window: seconds within which a `dedup_id` is stored once; a queue that had none
+                gets one, and keeps one.
+            ageing: let the longest waiting message come first now and then, whatever its priority.
+
+        Raises: InvalidArgument for a smaller `capacity`, or a `dedup_window` of 0 where there is
+        one; StoreFull where the disk has no room for a larger one's hints (nothing has changed
+        then).
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -309,26 +323,38 @@ class Queue(QueueHandle):
         self._check_writable()
         asked = {
             "capacity": capacity, "lease": lease, "retry": retry, "ttl": ttl,
-            "durability": durability,
+            "durability": durability, "payload_max": payload_max, "dedup_window": dedup_window,
+            "ageing": ageing,
         }  # fmt: skip
         given = {
             name: value
             for name, value in asked.items()
             if not (isinstance(value, str) and value == "unchanged")
         }
-        checked = queue_settings.check(given)
+        try:
+            self._alter(queue_settings.check(given))
+        except ConfigMismatch as error:
+            raise InvalidArgument(str(error)) from None
+
+    def _alter(self, asked: dict[str, Any]) -> None:
+        """Have settings stored. Raises ConfigMismatch for what cannot be changed."""
         with self._maintaining("altering"):
             path = os.path.join(self.path, "queue.json")
             config = files.read_json(path)
-            if checked.get("capacity", config["capacity"]) == config["capacity"]:
-                config.update(checked)
-                files.write_json(path, config)
-                self._config = config
-                self._configure()
-            else:
-                config.update(checked)
+            queue_settings.require_alterable(self.path, config, asked)
+            before = config.copy()
+            config.update(asked)
+            if config != before:
                 queue_settings.check_together(config)
-                capacity_of_queue.raise_to(self, config)
+                with settings.changing(self):
+                    if config["dedup_window"] and not before["dedup_window"]:
+                        table = self._files.path("dedup")
+                        dedup.create(table, self.store._store_id, self._files.queue_id)
+                    if config["capacity"] == before["capacity"]:
+                        files.write_json(path, config)
+                    else:
+                        capacity_of_queue.raise_to(self, config)
+        self._check_live()
 
     # --- working ----------------------------------------------------------------------------------
 

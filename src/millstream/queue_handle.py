@@ -129,25 +129,76 @@ class QueueHandle(_native.QueueCore):
 
     def _configure(self) -> None:
         config = self._config
-        self.capacity = int(config["capacity"])
-        self.lease = float(config["lease"])
-        self.retry = RetryPolicy(**config["retry"])
+        self._retry = RetryPolicy(**config["retry"])
         self._durability: Durability = (
             self._override or config["durability"] or self.store._override or self.store.durability
         )
         self._configure_core(
-            self.lease,
+            float(config["lease"]),
             config["ttl"],
             config["payload_max"],
             codecs.resolve(self._codec),
             self._durability,
         )
-        self._set_policy(self.retry.max_attempts, config["ageing"], config["on_dead"] == "stop")
+        self._set_policy(
+            self._retry.max_attempts,
+            config["ageing"],
+            config["on_dead"] == "stop",
+            int(config["dedup_window"] * 1e6),
+        )
+
+    def _follow(self) -> None:
+        """Take over the settings where another process, or another handle, altered them."""
+        number = self._config_number
+        if number == self._config_seen:
+            return
+        self._take_over(files.read_json(os.path.join(self.path, "queue.json")))
+        if number % 2:
+            self._config_seen = number
+        elif self.store.writable:  # while it is even, it is read again at the next call
+            word = self._word("maintenance", self.path, LOCK_SECONDS)
+            if word.try_take():  # who altered them was killed
+                try:
+                    self._end_config()
+                finally:
+                    word.release()
+
+    def _take_over(self, config: dict[str, Any]) -> None:
+        if config["capacity"] != self._config["capacity"]:
+            if self._files.hints_inode == 0:  # nobody else's hints say so
+                capacity.join(self)
+            # Else the state of the hints says when: then those of the other capacity are there.
+            config["capacity"] = self._config["capacity"]
+        self._config = config
+        if config["dedup_window"] and self._dedup is None and self.store.writable:
+            self._use_dedup(dedup.open_table(self._files))
+        self._configure()
+
+    def _settled(self) -> QueueHandle:
+        """Itself, with the settings as they are stored now; a closed one keeps what it had."""
+        if not self.closed and self._state in (slots.LIVE, slots.OUTGROWN):
+            self._check_live()
+        return self
+
+    @property
+    def capacity(self) -> int:
+        """How many messages may be not finished."""
+        return int(self._settled()._config["capacity"])
+
+    @property
+    def lease(self) -> float:
+        """Seconds that a lease lasts."""
+        return float(self._settled()._config["lease"])
+
+    @property
+    def retry(self) -> RetryPolicy:
+        """How often a message is tried, and how long it waits in between."""
+        return self._settled()._retry
 
     @property
     def durability(self) -> Durability:
         """What a put or an acknowledgement through this handle has survived when it returns."""
-        return self._durability
+        return self._settled()._durability
 
     # --- hooks of the core ------------------------------------------------------------------------
 
@@ -163,6 +214,7 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
+        self._follow()
 
     def _check_writable(self) -> None:
         self._check_live()
@@ -217,7 +269,7 @@ class QueueHandle(_native.QueueCore):
             from random import random
 
             self._random = random
-        return self.retry.delay(attempt, self._random())
+        return self._retry.delay(attempt, self._random())
 
     def _due(self, at: Any) -> int:
         return timestamps.microseconds(at)

@@ -12,8 +12,8 @@ from millstream.settings import check_durability
 
 LONG = 100.0 * 365 * 86400
 PAYLOAD_MAX = 16 << 20
-FIXED = ("priorities", "slot_bytes", "payload_bytes", "ordering", "dead_limit", "dedup_window")
-"""What `alter` cannot change."""
+FIXED = ("priorities", "slot_bytes", "payload_bytes", "ordering", "dead_limit", "on_dead")
+"""What `alter` cannot change: the files are laid out for it, or messages lie as it says."""
 
 DEFAULTS: dict[str, Any] = {
     "capacity": 100_000,
@@ -92,11 +92,31 @@ def new(checked: dict[str, Any]) -> dict[str, Any]:
     return {"format": FORMAT, "queue_id": os.urandom(8).hex(), **config}
 
 
-def check_config(name: str, stored: dict[str, Any], checked: dict[str, Any]) -> None:
-    """Raise `ConfigMismatch` where what was given is not what is stored."""
-    for field, value in checked.items():
-        if field != "durability" and stored[field] != value:
-            advice = "it cannot be changed" if field in FIXED else "change it with alter()"
+def differing(
+    stored: dict[str, Any], checked: dict[str, Any], *, durability: bool
+) -> dict[str, Any]:
+    """What the caller named, where something else is stored; `durability`: that as well."""
+    return {
+        field: value
+        for field, value in checked.items()
+        if stored[field] != value and (durability or field != "durability")
+    }
+
+
+def require_alterable(what: str, stored: dict[str, Any], asked: dict[str, Any]) -> None:
+    """Raise `ConfigMismatch` where one of the settings cannot become what is asked for."""
+    for field, value in asked.items():
+        if stored[field] == value:
+            continue
+        why = ""
+        if field in FIXED:
+            why = "it cannot be changed"
+        elif field == "capacity" and value < stored[field]:
+            why = "it can be raised, never lowered"
+        elif field == "dedup_window" and not value:
+            why = "it can be another one, but not none"
+        if why:
             raise ConfigMismatch(
-                f"queue {name!r} has {field} {stored[field]}, not {value}; {advice}"
+                f"{what} has {field} {stored[field]}, not {value}; {why}: leave it out, or make"
+                " another queue"
             )

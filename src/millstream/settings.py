@@ -2,17 +2,29 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator
 
-from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
+from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType, NotFound
 from millstream.files import FORMAT
 from millstream.options import DURABILITIES, Compaction, Retention, integer, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from collections.abc import Sequence
+    from typing import Any, Literal, Protocol, TypeAlias
 
     from millstream.options import Durability
+
+    OnMismatch: TypeAlias = Literal["raise", "alter", "keep"]
+
+    class Numbered(Protocol):
+        """A handle of what has a number of its configuration in shared memory."""
+
+        def _begin_config(self) -> None: ...
+        def _end_config(self) -> None: ...
+
 
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 PARTITIONS_MAX = 4096
@@ -82,18 +94,73 @@ def compaction_of(config: dict[str, Any]) -> Compaction | None:
     return None if stored is None else Compaction(**stored)
 
 
-def check_config(name: str, stored: dict[str, Any], given: dict[str, Any]) -> None:
-    """Raise `ConfigMismatch` where what was given is not what is stored."""
-    for field, value in given.items():
-        if value is not None and stored.get(field) != value:
-            advice = (
-                "it can only grow, by add_partitions()"
-                if field == "partitions"
-                else "change it with alter()"
-            )
-            raise ConfigMismatch(
-                f"stream {name!r} has {field} {stored.get(field)}, not {value}; {advice}"
-            )
+@contextlib.contextmanager
+def changing(handle: Numbered) -> Iterator[None]:
+    """Write a configuration file in the block; every process takes it over at its next call.
+
+    For the holder of maintenance. The number in shared memory is even meanwhile: whoever sees that
+    reads the file again at each call, until it is odd. Where the writer was killed, the next one to
+    see it and to get the word makes it odd.
+    """
+    handle._begin_config()
+    try:
+        yield
+    finally:
+        handle._end_config()
+
+
+def check_on_mismatch(value: object) -> None:
+    """One of the three ways to deal with other settings than those that are stored."""
+    if not isinstance(value, str) or value not in ("raise", "alter", "keep"):
+        raise InvalidArgument(f'on_mismatch {value!r}: expected "raise", "alter" or "keep"')
+
+
+def mismatch(what: str, stored: dict[str, Any], differing: dict[str, Any]) -> ConfigMismatch:
+    """The error that names the first setting which is another one than the caller named."""
+    field, value = next(iter(differing.items()))
+    return ConfigMismatch(
+        f"{what} has {field} {stored.get(field)}, not {value}; leave it out, change it with"
+        ' alter(), or open with on_mismatch="alter" (change it) or "keep" (as it is)'
+    )
+
+
+def differing(
+    stored: dict[str, Any], given: dict[str, Any], durability: Durability | None
+) -> dict[str, Any]:
+    """What the caller named, where something else is stored."""
+    named = {**given, "durability": durability}
+    return {
+        field: value
+        for field, value in named.items()
+        if value is not None and stored.get(field) != value
+    }
+
+
+def require_more(name: str, stored: int, partitions: int) -> None:
+    """Raise `ConfigMismatch` for fewer partitions than there are."""
+    if partitions < stored:
+        raise ConfigMismatch(
+            f"stream {name!r} has {stored} partitions, not {partitions}: they can be added, never"
+            " removed; leave it out"
+        )
+
+
+SHOWN = 10
+
+
+def missing(where: str, kind: str, name: str, there: Sequence[str]) -> NotFound:
+    """The error for a name that is not there, with those that are, and those that look like it."""
+    import difflib
+
+    text = f"{where}: there is no {kind} {name!r}"
+    if close := difflib.get_close_matches(name, there, 3):
+        text += f"; did you mean {' or '.join(map(repr, close))}?"
+    elif there:
+        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+        text += f"; there is {', '.join(map(repr, there[:SHOWN]))}{more}"
+    else:
+        text += "; there is none at all"
+    return NotFound(text)
 
 
 def given(

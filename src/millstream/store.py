@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
     from millstream.options import Compaction, Durability, Retention
+    from millstream.settings import OnMismatch
 
     Mode: TypeAlias = Literal["rw", "r"]
 
@@ -312,24 +313,42 @@ class Store(StoreTransactions):
         segment_bytes: int | str | None = None,
         durability: Durability | None = None,
         compact: Compaction | None = None,
+        on_mismatch: OnMismatch = "raise",
     ) -> Stream:
         """Open a stream, creating it where it is not there.
+
+        Of a stream that is there only the settings that are named here are looked at. So a process
+        that names none can be deployed beside one that does, whichever comes first.
 
         Args:
             name: 1 to 128 characters of ``A-Z a-z 0-9 . _ -``, no leading dot.
             partitions: how many, 1 to 4,096; default 1. They can be added later, never removed.
             retention: how much is kept; default everything.
             segment_bytes: size that segment files grow to, default 128 MiB.
-            durability: of a new stream: stored with it; of one that is there: for this handle.
+            durability: of a new stream: stored with it; of one that is there: for this handle,
+                with on_mismatch="alter" stored as well.
             compact: keep the last record of each key (see `Compaction`); default all of them.
+            on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
+                "alter" it, for every process, as `alter` and `add_partitions` do (fewer partitions
+                still raise); "keep" what is stored.
 
         Raises: ConfigMismatch where the stream is there with other settings than given; NotFound
-        when it is not there and the store is read-only; InvalidArgument, StorageError.
+        when it is not there and the store is read-only; InvalidArgument, StorageError; Unsupported
+        where the store is read-only and something is to be altered.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     _ = store.stream("s", retention=millstream.Retention(age="7d"))
+        ...     keep = millstream.Retention(age="30d")
+        ...     store.stream("s", retention=keep, on_mismatch="alter").retention.age
+        2592000.0
         """
         self._check_open()
         settings.check_name(name)
         given = settings.given(partitions, retention, segment_bytes, compact)
         settings.check_durability(durability)
+        settings.check_on_mismatch(on_mismatch)
+        alters = on_mismatch == "alter"
         with self._lock:
             path = os.path.join(self._stream_path(name), "stream.json")
             made = not os.path.lexists(path)
@@ -339,15 +358,21 @@ class Store(StoreTransactions):
                 config = settings.new(given, durability)
                 parent = os.path.join(self.path, "streams")
                 control.create(parent, name, config, self._store_id, self._generation)
-            key = name, None if made else durability
+            key = name, None if made or alters else durability
             if (known := self._streams.get(key)) and (known.closed or known._state != control.LIVE):
                 self._forget(name)
                 known = None
             config = files.read_json(path)
-            settings.check_config(name, config, given)
+            differing = settings.differing(config, given, durability if alters else None)
+            if "partitions" in differing and on_mismatch != "keep":
+                settings.require_more(name, config["partitions"], differing["partitions"])
+            if differing and on_mismatch == "raise":
+                raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._streams[key] = Stream(self, name, config, key[1])
-            return known
+        if differing and alters:
+            known._alter(differing)
+        return known
 
     def _forget(self, name: str) -> None:
         """Give up the handles of a stream that was dropped."""

@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from millstream.options import Durability, RetryPolicy
     from millstream.queue import Queue
+    from millstream.settings import OnMismatch
     from millstream.store import Store
 
 __all__ = ["StoreQueues"]
@@ -57,8 +58,12 @@ class StoreQueues:
         ageing: bool | None = None,
         codec: object = None,
         durability: Durability | None = None,
+        on_mismatch: OnMismatch = "raise",
     ) -> Queue:
         """Open a queue, creating it where it is not there.
+
+        Of a queue that is there only the settings that are named here are looked at. So a worker
+        that names `retry` can be deployed beside a web process that names nothing.
 
         Args:
             name: 1 to 128 characters of ``A-Z a-z 0-9 . _ -``, no leading dot.
@@ -78,10 +83,15 @@ class StoreQueues:
             ageing: let the longest waiting message come first now and then, whatever its priority.
             codec: "json", "pickle" (only where all writers are trusted), or an object with `encode`
                 and `decode`; default: values are bytes. Not stored: each handle has its own.
-            durability: of a new queue: stored with it; of one that is there: for this handle.
+            durability: of a new queue: stored with it; of one that is there: for this handle, with
+                on_mismatch="alter" stored as well.
+            on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
+                "alter" it, for every process, as `alter` does (what that cannot change still
+                raises); "keep" what is stored.
 
         Raises: ConfigMismatch where the queue is there with other settings than given; NotFound
-        when it is not there and the store is read-only; InvalidArgument, StorageError.
+        when it is not there and the store is read-only; InvalidArgument, StorageError; Unsupported
+        where the store is read-only and something is to be altered.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -97,6 +107,8 @@ class StoreQueues:
         self._check_open()
         settings.check_name(name)
         codecs.resolve(codec)
+        settings.check_on_mismatch(on_mismatch)
+        alters = on_mismatch == "alter"
         options = {
             "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
             "payload_bytes": payload_bytes, "payload_max": payload_max, "lease": lease,
@@ -122,17 +134,25 @@ class StoreQueues:
                 files.make_directory(parent)
                 slots.create(parent, name, queue_settings.new(asked), self._store_id)
             hashable = type(codec).__hash__ is not None
-            key = name, None if made else durability, codec if hashable else id(codec)
+            level = None if made or alters else durability
+            key = name, level, codec if hashable else id(codec)
             known = self._queues.get(key)
-            if known is not None and (known.closed or known._state != slots.LIVE):
+            usable = slots.LIVE, slots.OUTGROWN
+            if known is not None and (known.closed or known._state not in usable):
                 self._forget_queue(name)
                 known = None
             config = files.read_json(path)
-            queue_settings.check_config(name, config, asked)
+            differing = queue_settings.differing(config, asked, durability=alters)
+            if differing and on_mismatch != "keep":
+                queue_settings.require_alterable(f"queue {name!r}", config, differing)
+            if differing and on_mismatch == "raise":
+                raise settings.mismatch(f"queue {name!r}", config, differing)
             if known is None:
                 store: Store = self  # type: ignore[assignment]
-                known = self._queues[key] = Queue(store, name, config, key[1], codec)
-            return known
+                known = self._queues[key] = Queue(store, name, config, level, codec)
+        if differing and alters:
+            known._alter(differing)
+        return known
 
     def queues(self) -> list[str]:
         """Names of the queues, sorted."""

@@ -8,6 +8,7 @@ import weakref
 
 from millstream import (
     _native,
+    control,
     eras,
     files,
     reader,
@@ -68,7 +69,6 @@ class Stream(StreamGroups):
         self._stream_id = int(config["stream_id"], 16)
         self._override = durability
         self._durability: Durability = "interval"
-        self._config_seen = 0
         self._producer_ids: ProducerIds | None = None
         self._map_control()
         self._reload()
@@ -90,16 +90,19 @@ class Stream(StreamGroups):
 
     def _reload(self) -> None:
         """Take over what is stored now."""
-        seen = self._config_number  # before reading: who alters writes, then raises it
-        self._configure(files.read_json(os.path.join(self.path, "stream.json")))
-        self._config_seen = seen
+        number = self._config_number  # before reading
+        config = files.read_json(os.path.join(self.path, "stream.json"))
+        self._config_seen = number  # before, since what follows asks for the settings
+        self._configure(config)
+        if number % 2 == 0:  # it is being altered: read again at the next call
+            self._config_seen = number - 1
 
     def _configure(self, config: dict[str, Any]) -> None:
         before = self._durability
         self._segment_bytes = int(config["segment_bytes"])
         kept = config["retention"]
-        self.retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
-        self.compaction = settings.compaction_of(config)
+        self._retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
+        self._compaction = settings.compaction_of(config)
         self._eras = eras.of(config)
         self._durability = (
             self._override or config["durability"] or self.store._override or self.store.durability
@@ -134,18 +137,44 @@ class Stream(StreamGroups):
 
     def _follow(self) -> None:
         """Take over the configuration where another process, or another handle, altered it."""
-        if self._config_number != self._config_seen:
-            self._reload()
+        number = self._config_number
+        if number == self._config_seen:
+            return
+        self._reload()
+        if number % 2 == 0 and self.store.writable:
+            native = self._new_partition(0, self.store._members, self.store._generation)
+            word = native.word("maintenance", self.path, LOCK_SECONDS)
+            if word.try_take():  # who altered it was killed
+                try:
+                    self._end_config()
+                finally:
+                    word.release()
+
+    def _settled(self) -> Stream:
+        """Itself, with the settings as they are stored now; a closed one keeps what it had."""
+        if not self.closed and self._state == control.LIVE:
+            self._follow()
+        return self
+
+    @property
+    def retention(self) -> Retention:
+        """How much is kept."""
+        return self._settled()._retention
+
+    @property
+    def compaction(self) -> Compaction | None:
+        """How it is compacted; None: not at all."""
+        return self._settled()._compaction
 
     @property
     def durability(self) -> Durability:
         """What an append through this handle has survived when it returns."""
-        return self._durability
+        return self._settled()._durability
 
     @property
     def segment_bytes(self) -> int:
         """Size that segments grow to."""
-        return self._segment_bytes
+        return self._settled()._segment_bytes
 
     # --- hooks of the core ------------------------------------------------------------------------
 
@@ -440,24 +469,60 @@ class Stream(StreamGroups):
     ) -> None:
         """Change the stored configuration.
 
-        Other processes follow at their next call on a cold path.
+        Every process that has the stream open follows at its next call. What has not changed when
+        this returns, or raises, stays as it was; killed on the way, it is as before or as asked
+        for.
+
+        Args:
+            retention: how much is kept; None: everything.
+            segment_bytes: size that segments grow to.
+            durability: the stored level; None: the store's.
+            compact: keep the last record of each key; None: all of them.
+
+        Raises: InvalidArgument, InvalidType, StoreFull, StorageError, Unsupported (read-only).
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     stream.alter(retention=millstream.Retention(age="30d"))
+        ...     stream.retention.age
+        2592000.0
         """
+        asked: dict[str, Any] = {}
+        if not _unchanged(retention):
+            asked["retention"] = settings.retention_config(retention)
+        if not _unchanged(segment_bytes):
+            asked["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
+        if not _unchanged(compact):
+            asked["compact"] = settings.compaction_config(compact)
+        if not _unchanged(durability):
+            asked["durability"] = settings.check_durability(durability)
+        self._alter(asked)
+
+    def _alter(self, asked: dict[str, Any]) -> None:
+        """Have settings stored, and partitions added up to the number that is asked for."""
         self.store._check_writable()
         self._check_live()
+        partitions = asked.pop("partitions", None)
+        if partitions is not None:
+            settings.require_more(self.name, self.partitions, partitions)
         with self._log(0).maintaining:
             path = os.path.join(self.path, "stream.json")
             config = files.read_json(path)
-            if not _unchanged(retention):
-                config["retention"] = settings.retention_config(retention)
-            if not _unchanged(segment_bytes):
-                config["segment_bytes"] = settings.check_segment_bytes(segment_bytes)
-            if not _unchanged(compact):
-                config["compact"] = settings.compaction_config(compact)
-            if not _unchanged(durability):
-                config["durability"] = settings.check_durability(durability)
-            reserve.lend(self.store.path, files.write_json, path, config)
-            self._add_config()
-            self._reload()
+            if any(config.get(field) != value for field, value in asked.items()):
+                config.update(asked)
+                with settings.changing(self):
+                    reserve.lend(self.store.path, files.write_json, path, config)
+        if partitions is not None:
+            self._grow(lambda before: partitions)
+        self._check_live()
+
+    def _grow(self, wanted: Callable[[int], int]) -> int:
+        """Have as many partitions as `wanted` makes of how many there are; how many it is."""
+        found = eras.begin(self, wanted)
+        self._refresh()
+        self._wake()
+        return found
 
     def add_partitions(self, count: int) -> int:
         """Add `count` partitions and return how many there are now. They cannot be removed.
@@ -469,10 +534,8 @@ class Stream(StreamGroups):
         """
         self.store._check_writable()
         self._check_live()
-        found = eras.begin(self, integer("count", count, 1))
-        self._refresh()
-        self._wake()
-        return found
+        more = integer("count", count, 1)
+        return self._grow(lambda before: settings.check_partitions(before + more))
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""

@@ -55,6 +55,9 @@ def streams(store: Store) -> Stream:
     assert_type(keep.bytes, int | None)
     assert_type(keep.age, float | None)
     flights = store.stream("flights", partitions=8, retention=keep, segment_bytes=128 << 20)
+    store.stream("flights", partitions=9, on_mismatch="alter")
+    store.queue("mail", retry=millstream.RetryPolicy(), on_mismatch="keep")
+    store.queue("mail", on_mismatch="yes")  # type: ignore[arg-type]
     flights.alter(retention=None, segment_bytes=1 << 20, durability="sync")
     assert_type(flights.add_partitions(2), int)
     assert_type(flights.partition_for(b"N14228"), int)

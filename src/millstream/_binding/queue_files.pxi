@@ -18,6 +18,7 @@ cdef class _QueueFiles:
     cdef bint is_closed
     cdef bint changed
     cdef uint32_t fork
+    cdef public uint32_t _config_seen  # number of the settings that were read last
     cdef int level
     cdef int64_t lease_ms
     cdef int64_t ttl_us
@@ -115,10 +116,12 @@ cdef class _QueueFiles:
         self.codec = codec
         self.level = LEVELS[durability]
 
-    def _set_policy(self, uint32_t max_attempts, bint ageing, bint block_key):
+    def _set_policy(self, uint32_t max_attempts, bint ageing, bint block_key,
+                    int64_t dedup_window_us):
         self.c.max_attempts = max_attempts
         self.c.ageing = ageing
         self.c.block_key = block_key
+        self.c.dedup_window_us = dedup_window_us
 
     def _recover(self, bint verify):
         """As the one who makes the hints, which nobody else has yet."""
@@ -257,6 +260,19 @@ cdef class _QueueFiles:
         ms_store32(&self.c.slots.poison, poison)
 
     @property
+    def _config_number(self):
+        return ms_load32(&self.c.slots.config)
+
+    def _begin_config(self):
+        """The settings are being changed: their number is even. Holder of maintenance."""
+        cdef uint32_t number = ms_load32(&self.c.slots.config)
+        ms_store32(&self.c.slots.config, (number + 2) & ~<uint32_t>1)
+
+    def _end_config(self):
+        """They are changed: their number is odd."""
+        ms_store32(&self.c.slots.config, ms_load32(&self.c.slots.config) | 1)
+
+    @property
     def _syncs(self):
         """(syncs begun, the last that ended well)."""
         return ms_load64(&self.c.hints.sync_begun), ms_load64(&self.c.hints.sync_ended)
@@ -280,13 +296,16 @@ cdef class _QueueFiles:
     cdef inline int alive(self) except -1:
         """May this process change the queue?"""
         if self.is_closed or self.fork != ms_fork_count() or not self.writable or \
-                ms_load32(&self.c.hints.state) != 1 or ms_load32(&self.c.slots.poison) != 0:
+                ms_load32(&self.c.hints.state) != 1 or ms_load32(&self.c.slots.poison) != 0 or \
+                ms_load32(&self.c.slots.config) != self._config_seen:
             self._check_writable()
         return 0
 
     cdef int visible(self) except -1:
         """May this process look at the queue?"""
-        if self.is_closed or self.fork != ms_fork_count() or ms_load32(&self.c.hints.state) != 1:
+        if self.is_closed or self.fork != ms_fork_count() or \
+                ms_load32(&self.c.hints.state) != 1 or \
+                ms_load32(&self.c.slots.config) != self._config_seen:
             self._check_live()
         return 0
 

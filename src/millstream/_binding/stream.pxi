@@ -127,7 +127,7 @@ cdef class StreamCore:
     deadline)``,
     ``_after_append(index, events, end)``, ``_make_durable(index, end, deadline)``,
     ``_timestamp(value)``,
-    ``_timestamps(values, count)``, ``_refresh()``.
+    ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``.
     """
     cdef object map
     cdef Py_buffer control
@@ -139,6 +139,7 @@ cdef class StreamCore:
     cdef uint32_t turn
     cdef uint32_t fork
     cdef int level
+    cdef public uint32_t _config_seen  # number of the configuration that was read last
     cdef bint is_closed
     cdef list natives
     cdef object opening
@@ -249,6 +250,8 @@ cdef class StreamCore:
         if self.fork != ms_fork_count():
             raise _errors.Closed(
                 "the stream was inherited through a fork; open the store again in the child")
+        if ms_load32(&self.header.config) != self._config_seen:
+            self._check_live()
         return 0
 
     @property
@@ -276,8 +279,14 @@ cdef class StreamCore:
         ms_add32(&self.header.wake, 1)
         ms_futex_wake(&self.header.wake, 0x7fffffff)
 
-    def _add_config(self):
-        ms_add32(&self.header.config, 1)
+    def _begin_config(self):
+        """The configuration is being changed: its number is even. Holder of maintenance."""
+        cdef uint32_t number = ms_load32(&self.header.config)
+        ms_store32(&self.header.config, (number + 2) & ~<uint32_t>1)
+
+    def _end_config(self):
+        """It is changed: its number is odd."""
+        ms_store32(&self.header.config, ms_load32(&self.header.config) | 1)
 
     def _set_partitions(self, uint32_t count):
         ms_store32(&self.header.partitions, count)
