@@ -22,9 +22,12 @@ from millstream.cli.output import (
     Column,
     Output,
     age_text,
-    plain_table,
+    fields_of,
+    fit,
+    fold,
     plural,
     rate_text,
+    rows_of,
     seconds_text,
     size_text,
 )
@@ -660,9 +663,42 @@ def test_bars_have_eighths_and_never_overflow():
     assert output.bar(0.5, 4) == "##"
 
 
-def test_plain_table_aligns():
-    lines = plain_table([Column("a"), Column("n", right=True)], [("xyz", "1"), ("", "10")], "T")
-    assert list(lines) == ["T", "a     n", "xyz   1", "     10", ""]
+def texts(lines):
+    """The lines of a table, without their styles."""
+    return ["".join(text for text, _ in line) for line in lines]
+
+
+def test_a_table_aligns_folds_its_prose_and_becomes_fields_where_it_does_not_fit():
+    columns = [Column("a", prose=True), Column("n", right=True)]
+    cells = [["xyz uvw", "1"], ["", "1,000"]]
+
+    def rows(width):
+        widths = fit(columns, cells, width)
+        return None if widths is None else texts(rows_of(columns, cells, widths, rule=False))
+
+    assert rows(None) == rows(14) == ["a            n", "xyz uvw      1", "         1,000"]
+    assert rows(13) == [
+        "a           n",
+        "xyz         1",
+        "uvw",
+        "        1,000",
+    ]
+    assert rows(10) == ["a        n", "xyz      1", "uvw", "     1,000"]
+    assert rows(9) is None
+    assert texts(fields_of(columns, cells, 9)) == [
+        "a    xyz",
+        "     uvw",
+        "  n  1",
+        "a",
+        "  n  1,000",
+    ]
+    assert fit([Column("宽")], [["好好"]], None) == [4]
+
+
+def test_lines_are_folded_between_words_and_keep_their_indent():
+    assert fold("", 5) == [""]
+    assert fold("  one two three", 9) == ["  one two", "  three"]
+    assert fold("1234567890 1", 5) == ["1234567890", "1"]
 
 
 def test_timestamps_of_any_year_are_written():
