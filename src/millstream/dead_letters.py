@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from millstream.errors import (
     InvalidArgument,
     InvalidType,
+    MillstreamError,
     NotFound,
 )
 from millstream.options import as_index, integer
@@ -24,6 +26,14 @@ class DeadLetters:
 
     def __init__(self, queue: Queue) -> None:
         self._queue = queue
+
+    def __repr__(self) -> str:
+        state = "closed"
+        with contextlib.suppress(MillstreamError):
+            if not self._queue.closed:
+                count = len(self)
+                state = f"{count} message{'s' * (count != 1)}"
+        return f"<DeadLetters of queue {self._queue.name!r}: {state}>"
 
     def __len__(self) -> int:
         return int(self._queue._counts()["dead"])

@@ -158,7 +158,7 @@ class Group(_native.GroupCore):
         self._configure_level(stream.durability)
 
     def __repr__(self) -> str:
-        return f"<Group {self.name!r} of {self.stream!r}>"
+        return f"<Group {self.name!r} of {self.stream!r}{' (closed)' if self.closed else ''}>"
 
     # --- the file ---------------------------------------------------------------------------------
 

@@ -108,6 +108,13 @@ class Pipe:
                 group, start=start, delivery="exactly_once", max_records=self._batch
             )
 
+    def __repr__(self) -> str:
+        kind = "stream" if isinstance(self._source, Stream) else "queue"
+        sinks = ", ".join(repr(one.name) for one in self._sinks.values())
+        state = "closed, " if self._closed else "stopped, " if self._stopped else ""
+        counts = f"{self.count} done, {self.aborted} aborted"
+        return f"<Pipe from {kind} {self._source.name!r} to {sinks}: {state}{counts}>"
+
     def __enter__(self) -> Pipe:
         return self
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import heapq
 import os
 import time
@@ -16,6 +17,7 @@ from millstream.errors import (
     ConfigMismatch,
     Empty,
     InvalidArgument,
+    MillstreamError,
     NotFound,
     QueueFull,
     WaitTimeout,
@@ -74,7 +76,11 @@ class Queue(QueueHandle):
             raise
 
     def __repr__(self) -> str:
-        return f"<Queue {self.name!r} of {self.store.path!r}{' (closed)' if self.closed else ''}>"
+        state = "closed"
+        with contextlib.suppress(MillstreamError):
+            if not self.closed:
+                state = f"{len(self)} of {self.capacity} messages{', paused' * self.paused}"
+        return f"<Queue {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.store, self.name, self._override, self._codec))

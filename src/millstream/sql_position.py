@@ -50,6 +50,9 @@ class SqlPosition:
         connection.execute(TABLE)
         connection.commit()
 
+    def __repr__(self) -> str:
+        return f"<SqlPosition of {self._consumer!r}>"
+
     def _check_outside(self) -> None:
         if self._connection.in_transaction:
             raise InvalidArgument(

@@ -270,7 +270,8 @@ class Store(StoreTransactions):
                 self.close()
 
     def __repr__(self) -> str:
-        return f"<Store {self.path!r}{' (closed)' if self._closed else ''}>"
+        state = " (closed)" if self.closed else "" if self.writable else " (read-only)"
+        return f"<Store {self.path!r}{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (shared, (self.path, self._mode, self._force, self._override))

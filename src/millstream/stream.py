@@ -74,7 +74,8 @@ class Stream(StreamGroups):
         self._reload()
 
     def __repr__(self) -> str:
-        state = "closed" if self.closed else f"{self.partitions} partitions"
+        many = "s" * (self.partitions != 1)
+        state = "closed" if self.closed else f"{self.partitions} partition{many}"
         return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:

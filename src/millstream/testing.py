@@ -26,6 +26,10 @@ class Clock:
     def __init__(self) -> None:
         self._skew_ns = 0
 
+    def __repr__(self) -> str:
+        state = f"{self._skew_ns / 1e9:g} s ahead" if self in _running else "ended"
+        return f"<Clock: {state}>"
+
     @property
     def now(self) -> float:
         """Seconds since 1970 of the virtual clock."""

@@ -367,7 +367,8 @@ class Worker:
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
-        return f"<Worker of {self.queue.name!r}: {name}, {self.options.mode}>"
+        state = "not running" if self._running is None else f"running, {self.counts}"
+        return f"<Worker of queue {self.queue.name!r}: {name}, {self.options.mode}, {state}>"
 
 
 def check_function(function: object, mode: Mode) -> None:

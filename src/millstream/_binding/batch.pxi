@@ -421,6 +421,10 @@ cdef class ArrowSelection:
     cdef Batch batch
     cdef uint32_t columns
 
+    def __repr__(self):
+        names = ", ".join(name for name, bit in ARROW_COLUMNS.items() if self.columns & bit)
+        return f"<Arrow columns {names} of {self.batch!r}>"
+
     def __arrow_c_schema__(self):
         return export_schema(self.columns)
 

@@ -10,6 +10,7 @@ cdef enum:
     OWNER_NS = 30000000000   # how long the owner of a short word may live and hold it
     COPY_BYTES = 65536       # from here on a copy is worth giving up the GIL
     FAILURE_TEXT = 108
+    REPR_KEY = 40            # bytes of a key that a repr shows
     DEAD_MOST = 1024
 
 cdef object _ZERO = 0
@@ -171,8 +172,10 @@ cdef class Message:
         return "" if self.outcome is None else self.outcome
 
     def __repr__(self):
-        state = "finished" if self.outcome else "lost" if self.lost else "leased"
-        return f"<Message {self.lease.id} of {self.queue!r}: attempt {self.attempt}, {state}>"
+        state = self.outcome or ("lost" if self.lost else "leased")
+        key = "" if self.key is None else f"key {bytes(self.key)[:REPR_KEY]!r}, "
+        return (f"<Message {self.lease.id} of queue {self.queue.name!r}: "
+                f"{len(self.content)} bytes, {key}attempt {self.attempt}, {state}>")
 
     cdef inline int claim(self) except -1:
         """Before the end of the lease: nobody renews it any more, and its token stands."""
