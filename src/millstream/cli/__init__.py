@@ -60,10 +60,25 @@ class Version(argparse.Action):
         parser.exit()
 
 
+class Defaults(argparse.HelpFormatter):
+    """Help that says the default of each option that has one."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        default = action.default
+        unsaid = default is None or default is False or default in ([], argparse.SUPPRESS)
+        if unsaid or not action.option_strings:
+            return action.help
+        shown = f"{default:g}" if isinstance(default, float) else default
+        return f"{action.help} (default: {shown})"
+
+
 class Parser(argparse.ArgumentParser):
     """A parser that takes options also between optional arguments: `put STORE QUEUE -P 1 VALUE`."""
 
     mixing = False
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **{"formatter_class": Defaults, **options})
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options first, then what is left, where nothing stands in the way."""

@@ -42,7 +42,11 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Append records to a temporary store and read them back, in several ways.",
     )
     parser.add_argument(
-        "--processes", type=positive, default=1, metavar="N", help="that append to one partition"
+        "--processes",
+        type=positive,
+        default=1,
+        metavar="N",
+        help="how many append to one partition",
     )
     add_arguments(parser, "records", 1_000_000, "value", 1_000)
     parser.set_defaults(run=run)
@@ -52,15 +56,22 @@ def add_arguments(
     parser: argparse.ArgumentParser, unit: str, count: int, content: str, batch: int
 ) -> None:
     """Add how much is to be done, and where: so many of a unit, each of which has a content."""
-    parser.add_argument(f"--{unit}", type=positive, default=count, metavar="N")
+    parser.add_argument(
+        f"--{unit}", type=positive, default=count, metavar="N", help="how many in all"
+    )
     parser.add_argument(
         "--size", type=size_argument, default=100, metavar="B", help=f"of a {content}"
     )
     parser.add_argument("--batch", type=positive, default=batch, metavar="N", help=f"{unit} a call")
     parser.add_argument(
-        "--durability", choices=("process", "interval", "sync"), default="process", metavar="LEVEL"
+        "--durability",
+        choices=("process", "interval", "sync"),
+        default="process",
+        help="what each call has survived when it returns",
     )
-    parser.add_argument("--dir", metavar="DIR", help="make the temporary store below DIR")
+    parser.add_argument(
+        "--dir", metavar="DIR", help="make the temporary store below DIR, not in $TMPDIR"
+    )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 
 
@@ -137,7 +148,7 @@ def carry_out(
         f"{machine['cpu']}, {machine['cores']} cores; Linux {machine['kernel']}, "
         f"{machine['file_system']}; Python {machine['python']}"
     )
-    output.line()
+    output.gap()
     titles = (unit.capitalize(), "Time", "Rate", "Each", f"{content.capitalize()}s")
     output.table(
         [Column("Work"), *(Column(title, right=True) for title in titles)],

@@ -68,7 +68,7 @@ def through_a_stream(args: argparse.Namespace) -> int:
     output = Output(args.json)
     with departures.begun(args.keep, "stream", STREAM) as (archive, store):
         output.line("Every departure from New York City in 2013, through a stream and back", "bold")
-        output.line()
+        output.gap()
         work = Work(output)
         source = work.load(archive)
         stream = store.stream(STREAM, partitions=PARTITIONS)
@@ -223,7 +223,7 @@ def report(output: Output, stream: Stream, source: Source, found: Found, work: W
         f"values and times ({size_text(facts['csv_bytes'])} as CSV). "
         f"Durability: {facts['durability']}."
     )
-    output.line()
+    output.gap()
     counts = partition_counts(found)
     most = max(count for count, _ in counts)
     output.table(

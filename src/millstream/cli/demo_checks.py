@@ -34,7 +34,7 @@ def conclude(output: Output, checks: list[Check]) -> bool:
             output.say(
                 f"millstream: {check.what}: expected {check.expected}, read back {check.found}"
             )
-    output.line()
+    output.gap()
     return all(check.well for check in checks)
 
 

@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> int:
     output = Output(args.json)
     with departures.begun(args.keep, "queue", QUEUE) as (archive, store):
         output.line("Flights over two hours late, as jobs of four processes, one killed", "bold")
-        output.line()
+        output.gap()
         totals, source = count_late(archive), load(output, archive)
         queue = store.queue(QUEUE, priorities=len(LANES) + 1, ordering="key")
         began = time.perf_counter()
@@ -269,7 +269,7 @@ def report(
     )
     again = sum(note[3] > 1 for note in outcome.done)
     output.line(f"Delivered again, after the kill: {count_text(again)}.")
-    output.line()
+    output.gap()
 
 
 def as_json(

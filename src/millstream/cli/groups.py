@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.cli.formats import timestamp_text
 from millstream.cli.output import Column, Output, count_text, plural
 from millstream.cli.records import count_argument, start_argument
-from millstream.cli.stores import existing, opened
+from millstream.cli.stores import existing, opened, unknown
 
 if TYPE_CHECKING:
     from millstream import Group, Store, Stream
@@ -64,13 +64,10 @@ def add(
 
 def group_of(store: Store, args: argparse.Namespace) -> Group:
     """Return the group that the arguments name."""
-    from millstream.errors import NotFound
-
     stream = existing(store, args.stream)
     names = stream.groups()
     if args.group not in names:
-        there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
-        raise NotFound(f"no group {args.group!r} of stream {args.stream!r}; there are: {there}")
+        raise unknown(f"group {args.group!r} of stream {args.stream!r}", args.group, names)
     return stream.group(args.group)
 
 
@@ -92,6 +89,7 @@ def run_ls(args: argparse.Namespace) -> int:
             Column("Lag", right=True),
         ],
         [(one["stream"], one["group"], one["members"], count_text(one["lag"])) for one in found],
+        nothing="no consumer groups",
     )
     return 0
 
@@ -122,7 +120,12 @@ def run_info(args: argparse.Namespace) -> int:
     output.line(f"{plural(len(members), 'member')}")
     if members:
         output.table(
-            [Column("Member", right=True), Column("Process"), Column("Joined"), Column("Has")],
+            [
+                Column("Member", right=True),
+                Column("Process", prose=True),
+                Column("Joined"),
+                Column("Has", prose=True),
+            ],
             [member_row(member) for member in members],
         )
     titles = ("Partition", "Position", "End", "Lag", "Member")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import os
 from collections.abc import Iterable, Iterator
 from typing import TYPE_CHECKING, Any
 
 from millstream.cli.output import Output, plural, size_text
 from millstream.cli.records import count_argument
-from millstream.cli.stores import find_store
+from millstream.cli.stores import find_store, unknown
 
 if TYPE_CHECKING:
     from millstream.inspect import Note
@@ -56,12 +57,23 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 
+def find_named(args: argparse.Namespace) -> None:
+    """Raise NotFound where there is no such store, stream or queue, by the names on disk alone."""
+    find_store(args.store)
+    for what, name in (("stream", args.stream), ("queue", args.queue)):
+        directory = os.path.join(args.store, f"{what}s")
+        names = sorted(os.listdir(directory)) if os.path.isdir(directory) else []
+        if name is not None and name not in names:
+            shown = [one for one in names if not one.startswith(".")]
+            raise unknown(f"{what} {name!r} in this store", name, shown)
+
+
 def run_verify(args: argparse.Namespace) -> int:
     """Verify a store; 1 if there are problems."""
     from millstream import inspect
 
     output = Output(args.json)
-    find_store(args.store)
+    find_named(args)
     with output.progress("verify", None, "bytes", chatter=False) as progress:
         report = inspect.verify(args.store, args.stream, queue=args.queue, progress=progress.reach)
     counts = {name: getattr(report, name) for name in COUNTS}
@@ -87,7 +99,7 @@ def run_repair(args: argparse.Namespace) -> int:
     from millstream import inspect
 
     output = Output(args.json)
-    find_store(args.store)
+    find_named(args)
     actions = inspect.repair(args.store, args.stream, queue=args.queue, dry_run=args.dry_run)
     if args.json:
         output.json({"dry_run": args.dry_run, "actions": fields(actions)})
@@ -105,7 +117,7 @@ def run_dump(args: argparse.Namespace) -> int:
     from millstream import inspect
 
     output = Output(args.json)
-    find_store(args.store)
+    find_named(args)
     wanted = {"queue": args.queue, "json": args.json}
     for line in inspect.dump(args.store, args.stream, args.partition, **wanted):
         if args.json:

@@ -1,30 +1,41 @@
 """What the verbs print: data on stdout, chatter on stderr, rich where it is installed and seen.
 
-With `--json` nothing but JSON reaches stdout. Tables use rich only when stdout is a terminal, the
-progress bar only when stderr is one; everything else is plain text that a pipe can take.
+With `--json` nothing but JSON reaches stdout. Into a pipe goes plain text, one line a row and no
+blank one, so that `wc -l` counts; on a terminal tables and lines are laid out for its width, and
+painted where rich is installed. The progress bar is shown only when stderr is a terminal.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import unicodedata
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import zip_longest
 from typing import Any, Protocol, TextIO
 
 BINARY = ("KiB", "MiB", "GiB", "TiB")
 DECIMAL = ("", " k", " M", " G")
+GAP = 2  # columns of the terminal between two of a table
+LEAST_WIDTH = 20
 
 
 @dataclass(frozen=True)
 class Column:
-    """One column of a table: its title, its side, and how rich paints it."""
+    """One column of a table: its title, its side, how it is painted, and whether it is prose.
+
+    On a narrow terminal only prose is folded, and only between words: half a number is another
+    number.
+    """
 
     title: str
     right: bool = False
     style: str = ""
+    prose: bool = False
 
 
 class Progress(Protocol):
@@ -61,15 +72,28 @@ class Output:
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
 
-    def line(self, text: str = "", style: str = "") -> None:
-        """Print one line of text for people; nothing with `--json`."""
+    def line(self, text: str, style: str = "") -> None:
+        """Print one line of text for people, folded on a terminal; nothing with `--json`."""
         if self.json_only:
             return
-        if style and can_paint(sys.stdout):
+        width = terminal_width()
+        for part in [text] if width is None else fold(text, width):
+            self.print([(part, style)])
+
+    def gap(self) -> None:
+        """Print a blank line between two parts, where somebody looks; never into a pipe."""
+        if not self.json_only and terminal_width() is not None:
+            print()
+
+    def print(self, parts: Sequence[tuple[str, str]]) -> None:
+        """Print texts with their styles as one line, however long it is."""
+        text = "".join(part for part, _ in parts)
+        if any(style for _, style in parts) and can_paint(sys.stdout):
             from rich.console import Console
             from rich.text import Text
 
-            Console(highlight=False).print(Text(text, style=style))
+            painted = Text.assemble(*((part, style) for part, style in parts))
+            Console(highlight=False).print(painted, soft_wrap=True)
         else:
             print(text if self.blocks else text.replace("·", "-").replace("✓", "ok"))
 
@@ -78,17 +102,29 @@ class Output:
         print(to_json(value).decode("utf-8", "backslashreplace"))
 
     def table(
-        self, columns: Sequence[Column], rows: Sequence[Sequence[object]], title: str = ""
+        self, columns: Sequence[Column], rows: Sequence[Sequence[object]], nothing: str = ""
     ) -> None:
-        """Print a table; nothing with `--json`."""
+        """Print a table; nothing with `--json`.
+
+        Without rows stdout stays empty, and `nothing` is said instead. A table that is too wide for
+        the terminal is folded in its prose; where that is not enough, each row becomes lines of
+        one field each.
+        """
         if self.json_only:
             return
+        if not rows:
+            self.say(nothing)
+            return
         cells = [[str(cell) for cell in row] for row in rows]
-        if can_paint(sys.stdout):
-            rich_table(columns, cells, title)
-        else:
-            for line in plain_table(columns, cells, title):
-                print(line)
+        width = terminal_width()
+        widths = fit(columns, cells, width)
+        if widths is None:
+            assert width is not None
+            for line in fields_of(columns, cells, width):
+                self.print(line)
+            return
+        for line in rows_of(columns, cells, widths, rule=can_paint(sys.stdout)):
+            self.print(line)
 
     def bar(self, share: float, width: int) -> str:
         """Return a bar of up to `width` characters for a share from 0 to 1."""
@@ -149,9 +185,15 @@ class PlainProgress:
         percent = min(100, self.done * 100 // self.total) if self.total else 0
         if percent != self.drawn:
             self.drawn = percent
-            bar = "#" * (percent * 3 // 10)
-            sys.stderr.write(f"\r{self.title:<32.32} [{bar:<30}] {percent:3d} %")
+            sys.stderr.write(f"\r{self.shown(percent)}")
             sys.stderr.flush()
+
+    def shown(self, percent: int) -> str:
+        """Return the line: it must fit, or each redrawing would begin one more."""
+        room = shutil.get_terminal_size().columns - len("[] 100 %") - 2
+        wide = max(0, min(30, room - 12))
+        title = f"{self.title:<{32}.{32}}"[: max(0, min(32, room - wide))]
+        return f"{title} [{'#' * (percent * wide // 100):<{wide}}] {percent:3d} %"
 
     def finish(self) -> None:
         """End the line, so that what follows starts on its own."""
@@ -184,41 +226,113 @@ def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress
         yield Task()
 
 
-def rich_table(columns: Sequence[Column], rows: list[list[str]], title: str) -> None:
-    """Print a table through rich."""
-    from rich import box
-    from rich.console import Console
-    from rich.table import Table
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, show_edge=False, pad_edge=False, title_justify="left")
-    table.title = Text(title, style="bold") if title else None
-    for column in columns:
-        side: Any = "right" if column.right else "left"
-        table.add_column(column.title, justify=side, style=column.style, overflow="fold")
-    for row in rows:
-        table.add_row(*(Text(cell) for cell in row))
-    console = Console(highlight=False)
-    console.print(table)
-    console.print()
+def terminal_width() -> int | None:
+    """Return how many columns there are on stdout; None where it is no terminal."""
+    if sys.stdout is None or not sys.stdout.isatty():
+        return None
+    return max(shutil.get_terminal_size().columns, LEAST_WIDTH)
 
 
-def plain_table(
-    columns: Sequence[Column], rows: Sequence[Sequence[str]], title: str
-) -> Iterator[str]:
-    """Yield the lines of a table as aligned text."""
-    widths = [len(column.title) for column in columns]
-    for row in rows:
-        widths = [max(width, len(cell)) for width, cell in zip(widths, row, strict=True)]
-    if title:
-        yield title
-    for row in [[column.title for column in columns], *rows]:
-        cells = [
-            cell.rjust(width) if column.right else cell.ljust(width)
-            for cell, width, column in zip(row, widths, columns, strict=True)
-        ]
-        yield "  ".join(cells).rstrip()
-    yield ""
+def cell_width(text: str) -> int:
+    """Return how many columns of a terminal a text takes."""
+    if text.isascii():
+        return len(text)
+    return sum(
+        0 if unicodedata.combining(char) else 2 if unicodedata.east_asian_width(char) in "WF" else 1
+        for char in text
+    )
+
+
+def fold(text: str, width: int) -> list[str]:
+    """Fold a text between words, keeping its indent; a word that is too long stays whole."""
+    body = text.lstrip(" ")
+    indent = text[: len(text) - len(body)]
+    first, *words = body.split(" ")
+    lines = [indent + first]
+    for word in words:
+        if cell_width(lines[-1]) + 1 + cell_width(word) <= width:
+            lines[-1] += f" {word}"
+        else:
+            lines.append(indent + word)
+    return lines
+
+
+def cut(text: str, width: int) -> Iterator[str]:
+    """Yield a text folded, and words that are too long for a line in pieces."""
+    for line in fold(text, width):
+        while cell_width(line) > width > 1:
+            at = next(at for at in range(len(line), 0, -1) if cell_width(line[:at]) <= width)
+            yield line[:at]
+            line = line[at:]
+        yield line
+
+
+def fit(columns: Sequence[Column], cells: list[list[str]], width: int | None) -> list[int] | None:
+    """Return the widths of columns that fit into a line, folding prose; None where none do."""
+    filled = list(zip(*cells, strict=True))
+    widths = [
+        max(cell_width(text) for text in (column.title, *texts))
+        for column, texts in zip(columns, filled, strict=True)
+    ]
+    if width is None:
+        return widths
+    least = [
+        max(cell_width(word) for text in (column.title, *texts) for word in text.split(" "))
+        if column.prose
+        else wide
+        for column, texts, wide in zip(columns, filled, widths, strict=True)
+    ]
+    over = sum(widths) + GAP * (len(widths) - 1) - width
+    while over > 0:
+        room = [wide - few for wide, few in zip(widths, least, strict=True)]
+        if not any(room):
+            return None
+        widest = max((at for at, left in enumerate(room) if left), key=lambda at: widths[at])
+        widths[widest] -= 1
+        over -= 1
+    return widths
+
+
+def rows_of(
+    columns: Sequence[Column], cells: list[list[str]], widths: list[int], *, rule: bool
+) -> Iterator[list[tuple[str, str]]]:
+    """Yield the lines of a table, as parts with their styles."""
+    titles = [column.title for column in columns]
+    for number, row in enumerate([titles, *cells]):
+        folded = [fold(text, wide) for text, wide in zip(row, widths, strict=True)]
+        for line in zip_longest(*folded, fillvalue=""):
+            parts: list[tuple[str, str]] = []
+            for text, wide, column in zip(line, widths, columns, strict=True):
+                space = " " * (wide - cell_width(text))
+                shown = space + text if column.right else text + space
+                parts += [(shown, column.style if number else "bold"), (" " * GAP, "")]
+            yield stripped(parts)
+        if rule and number == 0:
+            yield [("─" * (sum(widths) + GAP * (len(widths) - 1)), "")]
+
+
+def stripped(parts: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    """Return the parts of a line without the spaces at its end."""
+    while len(parts) > 1 and not parts[-1][0].rstrip(" "):
+        parts = parts[:-1]
+    return [*parts[:-1], (parts[-1][0].rstrip(" "), parts[-1][1])]
+
+
+def fields_of(
+    columns: Sequence[Column], cells: list[list[str]], width: int
+) -> Iterator[list[tuple[str, str]]]:
+    """Yield a line for each field of each row, for a terminal too narrow for the table."""
+    wide = max(cell_width(column.title) for column in columns)
+    for row in cells:
+        for number, (column, text) in enumerate(zip(columns, row, strict=True)):
+            if number and not text:
+                continue
+            title = f"{'  ' if number else ''}{column.title}"
+            title += " " * (wide + 2 + GAP - cell_width(title))
+            room = width - cell_width(title)
+            for line in cut(text, room) if column.prose else fold(text, room):
+                yield stripped([(title, "bold"), (line, column.style)])
+                title = " " * cell_width(title)
 
 
 def can_encode(text: str, encoding: str) -> bool:

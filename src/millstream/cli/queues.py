@@ -15,14 +15,16 @@ from typing import TYPE_CHECKING, Any
 from millstream.cli import queue_bench
 from millstream.cli.output import Column, Output, count_text, plural, text_or_base64
 from millstream.cli.records import count_argument, header_argument, ready_lines
-from millstream.cli.stores import Mode, opened
+from millstream.cli.stores import Mode, existing_queue, opened
 
 if TYPE_CHECKING:
-    from millstream import Queue, Store
+    from millstream import Queue
 
 PEEKED = 10
 BATCH = 1_000  # messages that one call puts or takes
 SHOWN_BYTES = 60  # of a payload, in tables
+NUMBERS = ("id", "priority", "attempts")
+PROSE = ("value", "key", "reason", "last_error")
 COUNTS = ("ready", "delayed", "leased", "dead", "capacity")
 
 
@@ -39,9 +41,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = add(below, "ls", run_ls, "list queues", queue=False)
     parser = add(below, "info", run_info, "show a queue in detail")
     parser = add(below, "peek", run_peek, "show the next messages without taking them")
-    parser.add_argument(
-        "-n", metavar="N", type=count_argument, default=PEEKED, help=f"how many (default: {PEEKED})"
-    )
+    parser.add_argument("-n", metavar="N", type=count_argument, default=PEEKED, help="how many")
     parser = add(below, "cancel", run_cancel, "remove messages that nobody has taken")
     parser.add_argument("ids", metavar="ID", nargs="+", type=count_argument, help="of a message")
     add(below, "pause", run_pause, "deliver nothing more until `resume`; what is taken goes on")
@@ -56,7 +56,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         ("purge", run_dead_purge, "delete dead letters for good"),
     ):
         parser = add(dead, name, run, text)
-        parser.add_argument("ids", metavar="ID", nargs="*", type=count_argument)
+        parser.add_argument(
+            "ids", metavar="ID", nargs="*", type=count_argument, help="of a dead letter"
+        )
         parser.add_argument("--all", action="store_true", help="all of them")
     queue_bench.register(below)
 
@@ -111,7 +113,11 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="a header of every message; may be given again",
     )
     parser.add_argument(
-        "--timeout", type=seconds_argument, metavar="S", help="wait for room that long (default: 0)"
+        "--timeout",
+        type=seconds_argument,
+        default=0.0,
+        metavar="S",
+        help="wait for room that long",
     )
     parser.add_argument("-0", "-z", "--null", action="store_true", help="lines of stdin end in NUL")
     new = parser.add_argument_group("if the queue is new")
@@ -158,18 +164,7 @@ def moment_argument(text: str) -> datetime:
 def queue_of(args: argparse.Namespace, mode: Mode = "rw") -> Iterator[Queue]:
     """Open a queue that exists."""
     with opened(args.store, mode) as store:
-        yield existing(store, args.queue)
-
-
-def existing(store: Store, name: str) -> Queue:
-    """Return a queue that exists."""
-    from millstream.errors import NotFound
-
-    names = list(store.queues())
-    if name not in names:
-        there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
-        raise NotFound(f"no queue {name!r} in this store; there are: {there}")
-    return store.queue(name)
+        yield existing_queue(store, args.queue)
 
 
 # --- messages -------------------------------------------------------------------------------------
@@ -189,7 +184,7 @@ def run_put(args: argparse.Namespace) -> int:
         queue = store.queue(args.queue, **given)
         try:
             for values in payloads(args):
-                put = queue.put_many(items_of(args, values), timeout=args.timeout or 0)
+                put = queue.put_many(items_of(args, values), timeout=args.timeout)
                 count += len(put)
                 ids += put if args.values else []
                 if len(put) < len(values):
@@ -313,6 +308,7 @@ def run_ls(args: argparse.Namespace) -> int:
             )
             for stats in found
         ],
+        nothing="no queues in this store",
     )
     return 0
 
@@ -349,14 +345,20 @@ def print_messages(
         return 0
     present = [name for name in names if any(name in fields for fields in found)]
     output.table(
-        [Column(name.replace("_", " ").capitalize(), right=name == "id") for name in present],
-        [[cell(fields.get(name)) for name in present] for fields in found],
+        [
+            Column(name.replace("_", " ").capitalize(), right=name in NUMBERS, prose=name in PROSE)
+            for name in present
+        ],
+        [[cell(name, fields.get(name)) for name in present] for fields in found],
+        nothing=f"{args.queue}: no {'dead letters' if 'reason' in names else 'messages'}",
     )
     return 0
 
 
-def cell(value: object) -> str:
-    """Return one field of a message for a table."""
+def cell(name: str, value: object) -> str:
+    """Return one field of a message for a table; its times to the second."""
+    if name.endswith("_at") and isinstance(value, str):
+        return f"{value[:19]}Z"
     if isinstance(value, dict):
         return f"base64 {str(value.get('base64'))[:SHOWN_BYTES]}"
     return "" if value is None else shown(str(value).encode("utf-8", "surrogateescape"))
@@ -369,12 +371,11 @@ def run_cancel(args: argparse.Namespace) -> int:
     """Cancel messages; 3 if one of them could not be."""
     output = Output(args.json)
     with queue_of(args) as queue:
-        done = {one: bool(queue.cancel(one)) for one in args.ids}
+        done = {one: bool(queue.cancel(one)) for one in dict.fromkeys(args.ids)}
     if args.json:
-        output.json({"cancelled": [one for one in args.ids if done[one]]})
-    count = sum(done.values())
-    output.say(f"{plural(count, 'message')} cancelled")
-    for one in args.ids:
+        output.json({"cancelled": [one for one in done if done[one]]})
+    output.say(f"{plural(sum(done.values()), 'message')} cancelled")
+    for one in done:
         if not done[one]:
             output.say(f"millstream: {one}: not there, finished, or taken by somebody")
     return 0 if all(done.values()) else 3
@@ -384,24 +385,23 @@ def run_pause(args: argparse.Namespace) -> int:
     """Pause a queue."""
     with queue_of(args) as queue:
         queue.pause()
-    return say_done(args, "paused", True)
+    return say_done(args, "paused")
 
 
 def run_resume(args: argparse.Namespace) -> int:
     """Resume a queue."""
     with queue_of(args) as queue:
         queue.resume()
-    return say_done(args, "resumed", True)
+    return say_done(args, "resumed")
 
 
-def say_done(args: argparse.Namespace, what: str, value: object) -> int:
-    """Say what was done."""
+def say_done(args: argparse.Namespace, what: str) -> int:
+    """Say what was done with the queue."""
     output = Output(args.json)
     if args.json:
-        output.json({what: value})
+        output.json({what: True})
     else:
-        text = what if value is True else f"{plural(int(str(value)), 'dead letter')} {what}"
-        output.say(f"{args.queue}: {text}")
+        output.say(f"{args.queue}: {what}")
     return 0
 
 
@@ -422,18 +422,43 @@ def needs_all(args: argparse.Namespace) -> bool:
 
 
 def run_dead_redrive(args: argparse.Namespace) -> int:
-    """Put dead letters back."""
-    if needs_all(args):
-        return 2
-    with queue_of(args) as queue:
-        done = queue.dead.redrive(None if args.all else args.ids)
-    return say_done(args, "redriven", done)
+    """Put dead letters back; 3 if one of them is none."""
+    return with_letters(args, "redriven", lambda queue, ids: queue.dead.redrive(ids))
 
 
 def run_dead_purge(args: argparse.Namespace) -> int:
-    """Delete dead letters."""
+    """Delete dead letters; 3 if one of them is none."""
+    return with_letters(args, "purged", lambda queue, ids: queue.dead.purge(ids))
+
+
+def with_letters(
+    args: argparse.Namespace, what: str, do: Callable[[Queue, int | None], int]
+) -> int:
+    """Do something with all dead letters or with some, and say with how many of them."""
+    import millstream
+
     if needs_all(args):
         return 2
+    output = Output(args.json)
+    unknown = []
+    count = 0
     with queue_of(args) as queue:
-        done = queue.dead.purge(None if args.all else args.ids)
-    return say_done(args, "purged", done)
+        before = len(queue.dead)
+        try:
+            for one in [None] if args.all else dict.fromkeys(args.ids):
+                done = do(queue, one)
+                count += done
+                if one is not None and not done:
+                    unknown.append(one)
+        except millstream.QueueFull:
+            if args.all:
+                count = before - len(queue.dead)
+            raise
+        finally:
+            if args.json:
+                output.json({what: count})
+            else:
+                output.say(f"{args.queue}: {plural(count, 'dead letter')} {what}")
+    for one in unknown:
+        output.say(f"millstream: {one}: no dead letter of queue {args.queue!r}")
+    return 3 if unknown else 0

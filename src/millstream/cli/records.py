@@ -55,7 +55,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         type=start_argument,
         default="earliest",
         help="where to start: an offset, -N for the last N records, earliest, latest, or a time "
-        "such as 2013-07-01T12:00 (local) or 2013-07-01T12:00Z (default: earliest)",
+        "such as 2013-07-01T12:00 (local) or 2013-07-01T12:00Z",
     )
     parser.add_argument("-e", "--exit", action="store_true", help="leave at the end (as ever)")
     parser.add_argument(
@@ -75,7 +75,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         metavar="N",
         type=count_argument,
         default=TAIL_RECORDS,
-        help=f"how many records (default: {TAIL_RECORDS})",
+        help="how many records",
     )
     parser.add_argument("-f", "--follow", action="store_true", help="wait for more")
     parser.set_defaults(run=run_tail)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from contextlib import contextmanager
@@ -9,23 +10,52 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterable, Iterator, Sequence
 
-    from millstream import Store, Stream
+    from millstream import NotFound, Queue, Store, Stream
     from millstream.stream import Start
 
 Mode = Literal["r", "rw"]
 PARTS = {"members", "queues", "store.json", "streams"}
+SHOWN = 8  # names, where one is not among them
 
 
 def find_store(path: str) -> None:
-    """Raise NotFound where there is nothing of a store, so that no verb but `append` makes one."""
+    """Raise NotFound where there is nothing of a store: only verbs that say so make one."""
     from millstream.errors import NotFound
 
     if not os.path.isdir(path):
-        raise NotFound(f"{path}: no such store")
+        raise NotFound(f"{path}: no such store{like_it(path)}")
     if not PARTS.intersection(os.listdir(path)):
         raise NotFound(f"{path}: not a store: it has none of {', '.join(sorted(PARTS))}")
+
+
+def like_it(path: str) -> str:
+    """Return the name of a store beside a path that may have been meant."""
+    parent, name = os.path.split(os.path.abspath(path))
+    with contextlib.suppress(OSError), os.scandir(parent) as found:
+        near = closest(name, [one.name for one in found if one.is_dir()])
+        place = os.path.join(os.path.dirname(path), near)
+        if near and PARTS.intersection(os.listdir(place)):
+            return f"; did you mean {place}?"
+    return ""
+
+
+def closest(name: str, names: Iterable[str]) -> str:
+    """Return the one of some names that is most like another, "" where none is."""
+    import difflib
+
+    return next(iter(difflib.get_close_matches(name, names, n=1)), "")
+
+
+def unknown(what: str, name: str, names: Sequence[str]) -> NotFound:
+    """Return the error of a name that is not there: it says what is, and what may be meant."""
+    from millstream.errors import NotFound
+
+    there = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "") or "none"
+    near = closest(name, names)
+    hint = f"; did you mean {near!r}?" if near else ""
+    return NotFound(f"no {what}; there are: {there}{hint}")
 
 
 @contextmanager
@@ -40,13 +70,18 @@ def opened(path: str, mode: Mode = "r") -> Iterator[Store]:
 
 def existing(store: Store, name: str) -> Stream:
     """Return a stream that exists."""
-    from millstream.errors import NotFound
-
     names = list(store.streams())
     if name not in names:
-        there = ", ".join(names[:8]) + (", ..." if len(names) > 8 else "") or "none"
-        raise NotFound(f"no stream {name!r} in this store; there are: {there}")
+        raise unknown(f"stream {name!r} in this store", name, names)
     return store.stream(name)
+
+
+def existing_queue(store: Store, name: str) -> Queue:
+    """Return a queue that exists."""
+    names = list(store.queues())
+    if name not in names:
+        raise unknown(f"queue {name!r} in this store", name, names)
+    return store.queue(name)
 
 
 def parse_start(text: str) -> Start:

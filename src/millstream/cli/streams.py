@@ -56,6 +56,7 @@ def run_ls(args: argparse.Namespace) -> int:
             )
             for one in found
         ],
+        nothing="no streams in this store",
     )
     return 0
 
@@ -118,9 +119,9 @@ def run_info(args: argparse.Namespace) -> int:
     output.line(f"{about['path']}: durability {about['durability']}", "bold")
     if about["needs_recovery"]:
         output.line("not closed cleanly; the next open for writing recovers it")
-    output.line()
     titles = ("Partition", "First", "Next", "Durable", "Segments", "Log", "Files")
     for stats in found:
+        output.gap()
         kept = stats.retention
         rules = [
             f"{name} {text}"

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.cli.bench import positive
 from millstream.cli.output import Output
-from millstream.cli.queues import existing, seconds_argument
-from millstream.cli.stores import opened
+from millstream.cli.queues import seconds_argument
+from millstream.cli.stores import existing_queue, opened
 
 if TYPE_CHECKING:
     from millstream import Queue
@@ -28,18 +28,49 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "With STORE and QUEUE the function need not know of millstream; without them it is one "
         "that the module registered with @queue.worker(...), or the queue itself.",
     )
-    parser.add_argument("target", metavar="MODULE:FUNCTION", type=target_argument)
+    parser.add_argument(
+        "target",
+        metavar="MODULE:FUNCTION",
+        type=target_argument,
+        help="what to call, found as Python imports it, here or installed",
+    )
     parser.add_argument("store", metavar="STORE", nargs="?", help="directory of the store")
     parser.add_argument("queue", metavar="QUEUE", nargs="?", help="name of the queue")
     parser.add_argument(
         "--concurrency", type=positive, default=1, metavar="N", help="calls at once"
     )
-    parser.add_argument("--mode", choices=("thread", "process"), default="thread")
-    parser.add_argument("--batch", type=positive, metavar="N", help="call with lists of up to N")
-    parser.add_argument("--linger", type=seconds_argument, default=0.0, metavar="S")
-    parser.add_argument("--time-limit", type=seconds_argument, default=300.0, metavar="S")
     parser.add_argument(
-        "--grace", type=seconds_argument, default=30.0, metavar="S", help="for what is under way"
+        "--mode",
+        choices=("thread", "process"),
+        default="thread",
+        help="what calls: threads of this process, or processes of their own",
+    )
+    parser.add_argument(
+        "--batch",
+        type=positive,
+        metavar="N",
+        help="call with lists of up to N, not with one message",
+    )
+    parser.add_argument(
+        "--linger",
+        type=seconds_argument,
+        default=0.0,
+        metavar="S",
+        help="with --batch: how long to wait for a list to fill, in seconds or as 5m",
+    )
+    parser.add_argument(
+        "--time-limit",
+        type=seconds_argument,
+        default=300.0,
+        metavar="S",
+        help="for one call: so long its lease is renewed",
+    )
+    parser.add_argument(
+        "--grace",
+        type=seconds_argument,
+        default=30.0,
+        metavar="S",
+        help="for the calls under way, once it is to end",
     )
     parser.add_argument("--until-empty", action="store_true", help="leave when all is done")
     parser.add_argument("--json", action="store_true", help="print the counts as JSON on stdout")
@@ -58,6 +89,8 @@ def run(args: argparse.Namespace) -> int:
     """Find the function, work, and say what became of the messages."""
     output = Output(args.json)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(name)s: %(message)s")
+    # What was done is ours to say, once.
+    logging.getLogger("millstream.worker").setLevel(logging.WARNING)
     if args.store is not None and args.queue is None:
         output.say("millstream: name a QUEUE of the store")
         return 2
@@ -70,7 +103,7 @@ def run(args: argparse.Namespace) -> int:
     if args.store is None:
         return drain(args, output, registered(args, found))
     with opened(args.store, "rw") as store:
-        queue = existing(store, args.queue)
+        queue = existing_queue(store, args.queue)
         decorate(args, queue, found)
         return drain(args, output, queue)
 
