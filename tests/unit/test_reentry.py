@@ -1,0 +1,28 @@
+"""Calls from signal handlers and finalizers, in the middle of other calls of the same thread."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import reentry_calls
+
+SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
+POINTS = int(os.environ.get("MILLSTREAM_REENTRY_POINTS", "12"))
+
+
+@pytest.mark.parametrize("outer", reentry_calls.CALLS)
+def test_any_call_may_interrupt_any_call(outer):
+    """At lines all over a call every other one is made: it works, or says why not, at once."""
+    print("seed", SEED)
+    ended = subprocess.run(
+        [sys.executable, Path(__file__).with_name("reentry_calls.py"), outer, str(POINTS),
+         str(SEED)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-6000:]
