@@ -175,9 +175,11 @@ static void install_handlers(void) {
   pthread_atfork(before_fork, after_fork_parent, after_fork_child);
 }
 
+void ms_fork_watch(void) { pthread_once(&guard_once, install_handlers); }
+
 int ms_fork_guard(int descriptor) {
   int error = 0;
-  pthread_once(&guard_once, install_handlers);
+  ms_fork_watch();
   pthread_mutex_lock(&guard_lock);
   if (guarded_count == GUARDED_MAX) {
     error = ENOSPC;

@@ -35,9 +35,9 @@ C_LAYERS = (
 # One entry per module or subpackage of millstream; `__init__` re-exports and is above all rules.
 PYTHON_LAYERS = (
     "errors",
+    "_native",
     "options",
     "codecs",
-    "_native",
     "loops",
     "worker",
     "timestamps",

@@ -17,6 +17,7 @@ cdef extern from "ms_platform.h" nogil:
     void ms_pages_dirty(void *start, size_t size)
     int ms_fork_guard(int descriptor)
     void ms_fork_release(int descriptor)
+    void ms_fork_watch()
     uint32_t ms_fork_count()
 
 cdef extern from "ms_status.h" nogil:

@@ -5,6 +5,7 @@
 include "_binding/status.pxi"
 include "_binding/platform.pxi"
 include "_binding/arguments.pxi"
+include "_binding/lock.pxi"
 include "_binding/owner.pxi"
 include "_binding/columns.pxi"
 include "_binding/batch.pxi"

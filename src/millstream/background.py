@@ -49,8 +49,8 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 
 
 def _log() -> Any:
-    import logging
-
+    with _native.loading:
+        import logging
     return logging.getLogger("millstream")
 
 
@@ -86,7 +86,7 @@ class Background:
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
-        self._starting = threading.Lock()
+        self._starting = _native.Lock(f"{store.path}: starting a thread")
         self._thread: threading.Thread | None = None
         self._sealed_unsynced: set[PartitionLog] = set()
         self._synced_at = 0.0
@@ -174,6 +174,8 @@ class Background:
             self._start()
 
     def _start(self) -> None:
+        if self._starting.mine:
+            return  # a handler in the middle of this very call
         with self._starting:
             if self._thread is None and not self._stopping:
                 thread = threading.Thread(target=self._run, name="millstream", daemon=True)
@@ -181,8 +183,10 @@ class Background:
                 self._thread = thread
 
     def _start_compactor(self) -> None:
-        from millstream.compactor import Compactor
-
+        if self._starting.mine:
+            return
+        with _native.loading:
+            from millstream.compactor import Compactor
         with self._starting:
             if self._compactor is None and not self._stopping:
                 self._compactor = Compactor(self.store)
@@ -195,7 +199,7 @@ class Background:
             self._compactor.stop()
         self._wanted.ring()
         if self._thread is not None and self._thread is not threading.current_thread():
-            self._thread.join()
+            _native.join(self._thread)
         self._thread = None
 
     def _run(self) -> None:

@@ -9,11 +9,10 @@ import contextlib
 import os
 from typing import TYPE_CHECKING
 
-from millstream import eras, files, group, members, sequences
+from millstream import _native, eras, files, group, members, sequences
 from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:
-    from millstream import _native
     from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
@@ -62,8 +61,8 @@ def _capture(
             for stream in streams
         ]
         if store.queues():
-            from millstream import queue_backup
-
+            with _native.loading:
+                from millstream import queue_backup
             files.make_directory(os.path.join(target, "queues"))
             for name in store.queues():
                 queue_backup.copy(store.queue(name), os.path.join(target, "queues", name))

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import resource
-import threading
 from collections import OrderedDict
+
+from millstream import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream import _native
     from millstream.segments import PartitionLog
 
 
@@ -24,7 +24,7 @@ class SegmentCache:
         self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
             OrderedDict()
         )
-        self._lock = threading.RLock()
+        self._lock = _native.Lock("the maps of segments", reentrant=True)
 
     def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
         """The segment, where it is mapped."""

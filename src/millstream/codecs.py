@@ -16,10 +16,12 @@ a queue names its codec; nothing in the data chooses one. Without a codec, value
 from __future__ import annotations
 
 import importlib
+import sys
 import types
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
 
+from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType
 
 __all__ = ["Codec", "json", "pickle", "resolve"]
@@ -157,6 +159,9 @@ def resolve(codec: object) -> Codec | None:
         known: dict[str, Codec] = {"json": json, "pickle": pickle}
         if codec not in known:
             raise InvalidArgument(f'codec {codec!r}: expected "json", "pickle" or an object')
+        if codec not in sys.modules:
+            with _native.loading:  # now, so that no call of the codec is in the middle of it
+                importlib.import_module(codec)
         return known[codec]
     if isinstance(codec, types.ModuleType):
         return _Module(codec.__name__)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import threading
 import time
 
-from millstream import compaction
+from millstream import _native, compaction
 from millstream.control import LIVE
 from millstream.errors import Closed, MillstreamError
 
@@ -43,7 +43,7 @@ class Compactor:
         """End the thread; a run that it is at ends before its next segment."""
         self._stopping.set()
         if self._thread is not threading.current_thread():
-            self._thread.join()
+            _native.join(self._thread)
 
     def forget(self, stream: Stream) -> None:
         """A stream was dropped or closed: hold nothing of it."""
@@ -66,8 +66,8 @@ class Compactor:
             return
         except (MillstreamError, OSError, ValueError) as error:
             if not self._stopping.is_set() and not self._is_gone(stream):
-                import logging
-
+                with _native.loading:
+                    import logging
                 text = "%r: compaction in the background failed: %s"
                 logging.getLogger("millstream").warning(text, stream, error)
 

@@ -29,7 +29,6 @@ import contextlib
 import itertools
 import os
 import queue as standard
-import threading
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
@@ -66,7 +65,7 @@ else:
 
 # --- where queues without a path live -------------------------------------------------------------
 
-_lock = threading.Lock()
+_lock = _native.Lock("opening a temporary store", reentrant=True)
 _numbers = itertools.count(1)
 _own: tuple[int, Store] | None = None
 """The temporary store of this process, and which process that is."""
@@ -75,10 +74,16 @@ _own: tuple[int, Store] | None = None
 def _temporary_store() -> Store:
     global _own
     with _lock:
-        process = _native.fork_count()
-        if _own is None or _own[0] != process or _own[1].closed:
-            _own = process, temporary(durability="process")
+        if not _is_here(_own):
+            made = _native.fork_count(), temporary(durability="process")
+            if not _is_here(_own):  # a handler may have come between
+                _own = made
+        assert _own is not None
         return _own[1]
+
+
+def _is_here(own: tuple[int, Store] | None) -> bool:
+    return own is not None and own[0] == _native.fork_count() and not own[1].closed
 
 
 # --- the classes ----------------------------------------------------------------------------------

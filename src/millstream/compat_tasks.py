@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import queue
-import threading
 from typing import TYPE_CHECKING
 
 from millstream import _native
@@ -18,7 +17,7 @@ if TYPE_CHECKING:
 SLICE_SECONDS = 0.1
 """How often a waiting call looks whether the queue was shut down."""
 
-_lock = threading.Lock()
+_lock = _native.Lock("counting tasks", reentrant=True)
 
 
 class Tasks:
@@ -34,17 +33,20 @@ class Tasks:
             f"{name}.tasks", capacity=1024, lease=30 * 86400.0, priorities=1, payload_bytes=0,
             dead_limit=1024, retry=RetryPolicy(max_attempts=62),
         )  # fmt: skip
-        self._lock = threading.Lock()
-        self.gate = threading.Lock()
+        self._lock = _native.Lock(f"{name}: counting tasks", reentrant=True)
+        self.gate = _native.Lock(f"{name}: putting", reentrant=True)
         self._count = 0
         self._mark: Message | None = None
 
     def begin(self) -> None:
         """One more."""
         with self._lock:
+            mark = None if self._count else self._take_mark()
             if self._count == 0:
-                self._mark = self._take_mark()
+                self._mark, mark = mark, None
             self._count += 1
+            if mark is not None:  # a handler has come between
+                mark.ack()
 
     def _take_mark(self) -> Message:
         while True:
@@ -64,9 +66,9 @@ class Tasks:
                 raise ValueError("task_done() called too many times")
             self._count -= 1
             if self._count == 0 and self._mark is not None:
+                mark, self._mark = self._mark, None
                 with contextlib.suppress(LeaseLost):
-                    self._mark.ack()
-                self._mark = None
+                    mark.ack()
 
     def join(self) -> None:
         """Wait until no process has any."""
@@ -98,6 +100,4 @@ def tasks_of(store: Store, name: str) -> Tasks:
     """Those of a queue: all handles of it in this process count together."""
     key = _native.fork_count(), store.path, name
     with _lock:
-        if key not in _tasks:
-            _tasks[key] = Tasks(store, name)
-        return _tasks[key]
+        return _tasks.get(key) or _tasks.setdefault(key, Tasks(store, name))

@@ -304,8 +304,8 @@ class Consumer(Assignment):
 
         Raises: InvalidArgument; what sqlite3 raises.
         """
-        from millstream.sql_position import SqlPosition
-
+        with _native.loading:
+            from millstream.sql_position import SqlPosition
         self._sql = SqlPosition(self, connection)
         self.rewind()
         return self._sql

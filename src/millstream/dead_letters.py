@@ -6,6 +6,7 @@ import contextlib
 from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
+from millstream import _native
 from millstream.errors import (
     InvalidArgument,
     InvalidType,
@@ -39,8 +40,8 @@ class DeadLetters:
         return int(self._queue._counts()["dead"])
 
     def _letter(self, slot: int, word: int) -> DeadLetter | None:
-        from millstream.queue_records import REASONS, DeadLetter, moment
-
+        with _native.loading:
+            from millstream.queue_records import REASONS, DeadLetter, moment
         queue = self._queue
         found = queue._record(slot, word)
         if found is None:

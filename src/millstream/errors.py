@@ -13,6 +13,7 @@ MillstreamError
 ├── InvalidType (TypeError)           an argument of a wrong type
 ├── LimitExceeded (ValueError)        larger than the format allows
 ├── LockTimeout (TimeoutError)        a wait for another process ended; names the holder
+│   └── Reentered                     a signal handler or finalizer called in the middle of a call
 ├── WaitTimeout (TimeoutError)        a wait for an event ended
 ├── Closed (ValueError)               the handle is closed, dropped, or from before a fork
 ├── OffsetOutOfRange (IndexError)     no record there; carries the valid range
@@ -54,6 +55,7 @@ __all__ = [
     "OffsetOutOfRange",
     "Poisoned",
     "QueueFull",
+    "Reentered",
     "Reject",
     "Retry",
     "Snooze",
@@ -165,6 +167,16 @@ class LimitExceeded(MillstreamError, ValueError):
 
 class LockTimeout(MillstreamError, TimeoutError):
     """Another process held what this call needs for too long; the message names it."""
+
+
+class Reentered(LockTimeout):
+    """A call in the middle of a call of the same thread, which holds what this one needs.
+
+    So it is where a signal handler, a finalizer (``__del__``, a callback of ``weakref``) or a
+    callback of a call (a codec, ``progress``) uses the store at the wrong moment. Waiting would
+    never end, so it was not waited for, and nothing was done. Have the handler set a flag, and do
+    the work where no call is under way.
+    """
 
 
 class WaitTimeout(MillstreamError, TimeoutError):

@@ -431,15 +431,15 @@ def replace(path: str, data: bytes, *, length: int = 0) -> None:
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
-    import json
-
+    with _native.loading:
+        import json
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
 def write_json(path: str, body: dict[str, Any]) -> None:
     """Replace a JSON file with its checksum."""
-    import json
-
+    with _native.loading:
+        import json
     checksum = f"{_native.xxh3_64(_canonical(body)):016x}"
     text = json.dumps({"body": body, "checksum": checksum}, sort_keys=True, indent=1)
     replace(path, text.encode("ascii") + b"\n")
@@ -447,8 +447,8 @@ def write_json(path: str, body: dict[str, Any]) -> None:
 
 def read_json(path: str) -> dict[str, Any]:
     """Read a JSON file and hold it to its checksum and format."""
-    import json
-
+    with _native.loading:
+        import json
     descriptor = open_file(path, write=False)
     try:
         data = read(descriptor, 1 << 20, 0, path)

@@ -15,6 +15,7 @@ from millstream.errors import (
     Indeterminate,
     InvalidArgument,
     InvalidType,
+    LockTimeout,
     NotFound,
     Poisoned,
     StorageError,
@@ -151,7 +152,8 @@ class Group(_native.GroupCore):
         try:
             self._map()
             if write and self._generation != stream.store._generation:
-                self._void_earlier()
+                with _native.lock_of(f"{self.path}: voiding"):
+                    self._void_earlier()
         except BaseException:
             self._dispose()
             raise
@@ -256,9 +258,22 @@ class Group(_native.GroupCore):
             log.wait_durable(log.native.tail, time.monotonic() + LOCK_SECONDS)
 
     def _make_durable(self) -> None:
+        """`_sync_all` behind a commit, which is there also where the wait for others ends."""
+        try:
+            self._sync_all()
+        except LockTimeout as error:
+            raise Indeterminate(
+                0, f"the position is set, but its sync did not end in time ({error})", self.path
+            ) from error
+
+    def _sync_all(self) -> None:
         """Return when all positions that were committed before this call survive a power cut."""
         begun, _ = self._syncs
-        with self._sync_word(f"{self.path}: syncing", LOCK_SECONDS):
+        word = self._sync_word(f"{self.path}: syncing", LOCK_SECONDS)
+        if word.mine:  # in the middle of a sync of this thread, which may have begun before
+            self._sync_now()
+            return
+        with word:
             if self._syncs[1] <= begun:  # a sync that began after our change covers it
                 self._sync_now()
 
@@ -299,8 +314,8 @@ class Group(_native.GroupCore):
 
     def _damaged(self, partition: int) -> CorruptBatch:
         """The error for a position of which no copy is whole."""
-        import shlex
-
+        with _native.loading:
+            import shlex
         words = self.stream.store.path, self.stream.name, self.name, "earliest", "-p"
         command = shlex.join(["millstream", "groups", "seek", *words, str(partition)])
         return CorruptBatch(
@@ -339,8 +354,8 @@ class Group(_native.GroupCore):
 
     def members(self) -> list[GroupMember]:
         """Who reads for the group now, and what of it."""
-        from millstream.stats import GroupMember
-
+        with _native.loading:
+            from millstream.stats import GroupMember
         self._check_live()
         self._follow()
         shares: dict[int, list[int]] = {}
@@ -357,8 +372,8 @@ class Group(_native.GroupCore):
 
     def partitions(self) -> list[GroupPartition]:
         """Position, end, lag and owner of each partition, as of now."""
-        from millstream.stats import GroupPartition
-
+        with _native.loading:
+            from millstream.stats import GroupPartition
         self._check_live()
         self._follow()
         found = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 
-from millstream import compacted, files, settings
+from millstream import _native, compacted, files, settings
 from millstream.options import Retention
 
 TYPE_CHECKING = False
@@ -59,6 +59,6 @@ def look_after(stream: Stream) -> None:
     try:
         warnings.warn(f"{stream.path}: {describe(log_bytes)}", MillstreamWarning, stacklevel=2)
     except MillstreamWarning as raised:  # the filters say "error", and here is nobody to catch it
-        import logging
-
+        with _native.loading:
+            import logging
         logging.getLogger("millstream").warning("%s", raised)

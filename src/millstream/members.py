@@ -17,7 +17,7 @@ import time
 from collections.abc import Callable
 
 from millstream import _native, files
-from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
+from millstream.errors import CorruptBatch, LockTimeout, NotFound, StorageError, VersionMismatch
 
 COUNT = 1024
 HEADER = struct.Struct("<8sII16s32x")
@@ -41,15 +41,22 @@ class Members:
         self.index = -1
         self.word = 0
         self._descriptors: list[int] = []
+        self._gate: _native.Lock | None = None
         self._directory = self._open_directory(directory)
         try:
             if write and not os.path.lexists(self.path):
-                self._create(directory)
+                with self._of_process("making the file"):
+                    self._create(directory)
             self._lock = self._guarded(files.open_file(self.path, write=write))
             self._probe = self._guarded(files.open_file(self.path, write=write))
         except BaseException:
             self.close()
             raise
+
+    def _of_process(self, what: str) -> _native.Lock:
+        """What the handles of this process that open or close the same store have in common."""
+        found = os.fstat(self._directory)
+        return _native.lock_of(f"{what} of store {found.st_dev}:{found.st_ino}")
 
     def _guarded(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)
@@ -91,11 +98,29 @@ class Members:
 
         Read-only openers share the gate among themselves.
         """
-        files.lock(self._lock, GATE, self.path, timeout=timeout, shared=not self.write)
+        gate = self._of_process("the gate")
+        begun = time.monotonic()
+        if not gate.acquire(timeout=timeout):
+            raise LockTimeout(
+                f"{self.path}: another thread opens or closes the store for {timeout:g} s"
+            )
+        try:
+            left = max(0.0, timeout - (time.monotonic() - begun))
+            files.lock(self._lock, GATE, self.path, timeout=left, shared=not self.write)
+        except BaseException:
+            gate.release()
+            raise
+        self._gate = gate
 
     def leave_gate(self) -> None:
         """Let others open and close."""
         files.unlock(self._lock, GATE)
+        self._release_gate()
+
+    def _release_gate(self) -> None:
+        gate, self._gate = self._gate, None
+        if gate is not None:
+            gate.release()
 
     def anyone(self) -> bool:
         """Is any other process (or store of this process) a member?"""
@@ -206,6 +231,7 @@ class Members:
             descriptor = self._descriptors.pop()
             _native.fork_release(descriptor)
             files.close(descriptor)
+        self._release_gate()
 
     def abandon(self) -> None:
         """In a forked child: the descriptors are the parent's and were closed by the fork guard."""

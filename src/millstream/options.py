@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import operator
 
+from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType
 
 TYPE_CHECKING = False
@@ -101,8 +102,8 @@ def parse_bytes(size: int | str) -> int:
     (1536, 2000000, 7)
     """
     if isinstance(size, str):
-        import re
-
+        with _native.loading:
+            import re
         match = re.fullmatch(_SIZE, size, re.IGNORECASE)
         if match is None:
             raise InvalidArgument(
@@ -127,8 +128,8 @@ def parse_seconds(age: float | str | object) -> float:
     """
     seconds: float
     if isinstance(age, str):
-        import re
-
+        with _native.loading:
+            import re
         match = re.fullmatch(_AGE, age, re.IGNORECASE)
         if match is None:
             raise InvalidArgument(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 
 from millstream import _native, files
 from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, LimitExceeded, NotFound
@@ -58,7 +57,7 @@ class ProducerIds:
         self._numbers: dict[str, int] = {}
         self._end = HEADER.size  # of the entries that were read
         self._synced = HEADER.size  # of those that this process synced
-        self._lock = threading.Lock()
+        self._lock = _native.lock_of(f"{self.path}: registering")
 
     @property
     def known(self) -> int:

@@ -9,8 +9,8 @@ import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
+from millstream import _native, codecs, dedup, files, queue_settings, settings, slots
 from millstream import capacity as capacity_of_queue
-from millstream import codecs, dedup, files, queue_settings, settings, slots
 from millstream._native import Message
 from millstream.dead_letters import DeadLetters, message_id
 from millstream.errors import (
@@ -88,8 +88,8 @@ class Queue(QueueHandle):
     # --- asyncio ----------------------------------------------------------------------------------
 
     def _wait_in_loop(self) -> Waiter:
-        from millstream.queue_waiter import Waiter
-
+        with _native.loading:
+            from millstream.queue_waiter import Waiter
         if self._waiter is None or not self._waiter.usable():
             self._waiter = Waiter(self)
         return self._waiter
@@ -160,8 +160,8 @@ class Queue(QueueHandle):
     # --- looking ----------------------------------------------------------------------------------
 
     def _stored(self, slot: int, word: int) -> StoredMessage | None:
-        from millstream.queue_records import StoredMessage, moment
-
+        with _native.loading:
+            from millstream.queue_records import StoredMessage, moment
         found = self._record(slot, word)
         if found is None:
             return None
@@ -206,8 +206,8 @@ class Queue(QueueHandle):
 
     def stats(self) -> QueueStats:
         """The queue in numbers, as of now."""
-        from millstream.queue_records import QueueStats
-
+        with _native.loading:
+            from millstream.queue_records import QueueStats
         counts, counters = self._counts(), self._counters()
         in_states = ("ready", "delayed", "held", "leased", "prepared", "acking")
         return QueueStats(
@@ -382,8 +382,8 @@ class Queue(QueueHandle):
             batch: call it with a list of up to so many messages.
             linger: seconds to wait for a batch to fill.
         """
-        from millstream.worker import register
-
+        with _native.loading:
+            from millstream.worker import register
         return register(
             self,
             concurrency=concurrency,

@@ -11,6 +11,7 @@ from millstream import _native, capacity, codecs, dedup, files, slots, timestamp
 from millstream.errors import (
     Closed,
     Indeterminate,
+    LockTimeout,
     MillstreamError,
     Poisoned,
     StorageError,
@@ -259,6 +260,10 @@ class QueueHandle(_native.QueueCore):
                 most, grow = self._files.sizes.block_max, self._files.allocate_blocks
                 self._publish_blocks(_grown(seen, slots.EXTENT_BLOCKS, most, grow))
 
+    def _check_undecided(self) -> None:
+        """Something waits for a transaction: raise where that is one of this thread, under way."""
+        self.store._check_undecided()
+
     def _settle_undecided(self) -> None:
         """Somebody died, and a transaction has prepared something here: maybe that one's."""
         if self.store._has_journal():
@@ -266,8 +271,8 @@ class QueueHandle(_native.QueueCore):
 
     def _retry_delay(self, attempt: int) -> float:
         if self._random is None:
-            from random import random
-
+            with _native.loading:
+                from random import random
             self._random = random
         return self._retry.delay(attempt, self._random())
 
@@ -284,10 +289,24 @@ class QueueHandle(_native.QueueCore):
         if self._durability == "interval":
             self.store._background.notice_queue(self)
 
-    def _make_durable(self, timeout: float = LOCK_SECONDS) -> None:
+    def _make_durable(self) -> None:
+        """`_sync_all` behind a change, which is there also where the wait for others ends."""
+        try:
+            self._sync_all(LOCK_SECONDS)
+        except LockTimeout as error:
+            raise Indeterminate(
+                0, f"the change is stored, but its sync did not end in time ({error})", self.path
+            ) from error
+
+    def _sync_all(self, timeout: float) -> None:
         """Return when all that was changed before this call survives a power cut."""
         begun, _ = self._syncs
         word = self._word("sync", f"{self.path}: syncing", timeout)
+        if word.mine:  # in the middle of a sync of this thread, which may have begun before
+            if word.inherited:
+                self._dirty()
+            self._sync_now()
+            return
         with word:
             if word.inherited:  # the sync of its dead holder may have failed unseen
                 self._dirty()
@@ -321,7 +340,7 @@ class QueueHandle(_native.QueueCore):
         """
         checked = check_timeout(timeout)
         self._check_writable()
-        self._make_durable(LOCK_SECONDS if checked is None else checked)
+        self._sync_all(LOCK_SECONDS if checked is None else checked)
 
     # --- the end ----------------------------------------------------------------------------------
 

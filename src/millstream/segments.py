@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import os
-import threading
 import time
 from bisect import bisect_right
 
@@ -20,6 +19,7 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
     Poisoned,
+    Reentered,
     StorageError,
 )
 
@@ -59,10 +59,11 @@ class PartitionLog:
         self._bases: dict[int, tuple[int, int]] = {}
         self._inodes: dict[int, int] = {}
         """Of the maps: compaction may have put another file in the place of one."""
-        self._lock = threading.RLock()
-        self._making = threading.Lock()
+        self._lock = _native.Lock(f"{self}: its segments", reentrant=True)
+        # Between processes `link` lets one of several makers win; so it is within one of a call.
+        self._making = _native.Lock(f"{self}: making a segment", reentrant=True)
         self.sequences: PartitionSequences | None = None
-        self.opening_sequences = threading.Lock()
+        self.opening_sequences = _native.Lock(f"{self}: opening sequences", reentrant=True)
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()
@@ -441,7 +442,12 @@ class PartitionLog:
                     "the sync behind the record failed; it may not survive a power cut",
                     self.path,
                 )
-            step = native.lead_or_wait(position, deadline - time.monotonic(), self._sync_owned)
+            try:
+                step = native.lead_or_wait(position, deadline - time.monotonic(), self._sync_owned)
+            except Reentered as error:
+                raise Indeterminate(
+                    0, f"the record is stored, but not synced: {error}", self.path
+                ) from error
             # What a dead leader was at may have failed unseen: its pages are made dirty anew.
             if step != "look" or native.lead(self.syncing, None, self._sync_owned):
                 continue

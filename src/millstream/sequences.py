@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import os
 import struct
-import threading
 
 from millstream import _native, files, reserve
 from millstream.errors import CorruptBatch, NotFound
@@ -34,7 +33,7 @@ class PartitionSequences:
         self.log = log
         self.table = _native.Sequences()
         self.saved_at = 0
-        self._lock = threading.Lock()
+        self._lock = _native.Lock(f"{log}: reading sequences")
         with log.maintaining:
             if not os.path.lexists(_file(log)):
                 # No producer was ever here, so what is there needs no reading.
@@ -79,7 +78,9 @@ def sequences_of(log: PartitionLog) -> PartitionSequences:
     if log.sequences is None:
         with log.opening_sequences:
             if log.sequences is None:
-                log.sequences = PartitionSequences(log)
+                made = PartitionSequences(log)
+                if log.sequences is None:  # a handler may have come between
+                    log.sequences = made
     return log.sequences
 
 

@@ -291,12 +291,13 @@ class Files:
     def making_hints(self) -> Any:
         """Let nobody else make the hints meanwhile."""
         path = self.path("slots")
-        descriptor = files.open_file(path, write=True)
-        try:
-            files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
-            yield
-        finally:
-            files.close(descriptor)
+        with _native.lock_of(f"{path}: making hints"):
+            descriptor = files.open_file(path, write=True)
+            try:
+                files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+                yield
+            finally:
+                files.close(descriptor)
 
     def make_hints(self) -> tuple[mmap.mmap, str]:
         """Zeros behind a header, mapped, under a name that nobody looks for yet."""

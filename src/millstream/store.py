@@ -7,7 +7,6 @@ import contextlib
 import mmap
 import os
 import stat
-import threading
 import warnings
 import weakref
 
@@ -20,6 +19,7 @@ from millstream.errors import (
     InvalidArgument,
     MillstreamError,
     NotFound,
+    Reentered,
     StorageError,
     StoreFull,
     Unsupported,
@@ -77,7 +77,7 @@ class Store(StoreTransactions):
         self._transactions = set()
         self._replaying = False
         self._cache = SegmentCache()
-        self._lock = threading.RLock()
+        self._lock = _native.Lock(f"{path}: the store", reentrant=True)
         self._closed = True  # until it is open: what did not open has nothing to close
         self._fork = _native.fork_count()
         self._background = Background(self)
@@ -100,7 +100,7 @@ class Store(StoreTransactions):
             self._let_go()
             raise
         self._closed = False
-        OPEN.add(self)
+        OPEN[id(self)] = weakref.ref(self)
 
     @property
     def _config_path(self) -> str:
@@ -204,11 +204,15 @@ class Store(StoreTransactions):
         The last process to close marks the store clean, so that the next open recovers nothing.
         """
         if self._fork != _native.fork_count():
-            # Before the lock, which a thread of the parent may have held when it forked.
             self._closed = True
-            OPEN.discard(self)
+            OPEN.pop(id(self), None)
             self._members.abandon()
             return
+        if not self._closed and _native.held():
+            raise Reentered(
+                f"{self.path}: closed in the middle of a call of this thread, by a signal handler,"
+                " finalizer or callback; nothing was done. Close it when that call has returned"
+            )
         failed = self._settle_journal()
         with self._lock:
             if self._closed:
@@ -217,7 +221,7 @@ class Store(StoreTransactions):
             if not self._remove_when_closed:
                 self._recover_the_rest()
             self._closed = True
-            OPEN.discard(self)
+            OPEN.pop(id(self), None)
             self._background.stop()
             well = not failed
             try:
@@ -266,8 +270,14 @@ class Store(StoreTransactions):
         if not getattr(self, "_closed", True) and self._fork == _native.fork_count():
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self._gate_seconds = 0.0  # the collector may run in a thread that has the gate
-            with contextlib.suppress(Exception):
+            try:
                 self.close()
+            except Reentered:  # it may run in the middle of any call
+                self._closed = True
+                OPEN.pop(id(self), None)
+                self._let_go()
+            except Exception:  # there is nobody to tell
+                return
 
     def __repr__(self) -> str:
         state = " (closed)" if self.closed else "" if self.writable else " (read-only)"
@@ -423,21 +433,27 @@ class Store(StoreTransactions):
 
         Raises: StorageError where the target is there and not empty; StoreFull.
         """
-        from millstream import backup
-
+        with _native.loading:
+            from millstream import backup
         self._check_open()
         backup.backup(self, files.absolute(target))
 
 
-OPEN: weakref.WeakSet[Store] = weakref.WeakSet()
+OPEN: dict[int, weakref.ref[Store]] = {}
+"""Every change of it, and `_all_open`, is one call of C: others open and close meanwhile."""
 _shared: dict[tuple[str, str, Durability | None], Store] = {}
-_sharing = threading.Lock()
+_sharing = _native.Lock("opening a store that handles share")
+
+
+def _all_open() -> list[Store]:
+    found = (one() for one in list(OPEN.values()))
+    return [store for store in found if store is not None]
 
 
 @atexit.register
 def _close_all() -> None:
     """At exit: sync and leave, so that an orderly end is a clean one."""
-    for store in list(OPEN):
+    for store in _all_open():
         with contextlib.suppress(Exception):
             store.close()
 
@@ -497,7 +513,7 @@ def shared(path: str, mode: Mode, force: bool, durability: Durability | None = N
     """The store behind handles that were unpickled in this process: one for each path."""
     key = path, mode, durability
     with _sharing:
-        for known in [_shared.get(key), *OPEN]:
+        for known in [_shared.get(key), *_all_open()]:
             if known and not known.closed and (known.path, known._mode, known._override) == key:
                 return known
         store = _shared[key] = open(path, mode=mode, force=force, durability=durability)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from millstream import _native
 from millstream.store_queues import StoreQueues
 
 TYPE_CHECKING = False
@@ -28,7 +29,7 @@ class StoreGroups(StoreQueues):
         return failed + super()._sync_queues()
 
     def _settle_queues(self) -> bool:
-        from millstream import group
-
+        with _native.loading:
+            from millstream import group
         settled = [group.settle(self._stream_path(name)) for name in self._names()]
         return all(settled) and super()._settle_queues()

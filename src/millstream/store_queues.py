@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import os
 
-from millstream import files, settings
+from millstream import _native, files, settings
 from millstream.errors import CorruptBatch, NotFound, StorageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import threading
     from typing import Literal
 
     from millstream.options import Durability, RetryPolicy
@@ -26,7 +25,7 @@ class StoreQueues:
     path: str
     writable: bool
     _store_id: bytes
-    _lock: threading.RLock
+    _lock: _native.Lock
     _queues: dict[tuple[str, Durability | None, object], Queue]
     """By name, level and codec: a handle with a level or a codec of its own is another one."""
 
@@ -101,9 +100,9 @@ class StoreQueues:
         ...         m.value
         b'hello'
         """
-        from millstream import codecs, queue_settings, slots
-        from millstream.queue import Queue
-
+        with _native.loading:
+            from millstream import codecs, queue_settings, slots
+            from millstream.queue import Queue
         self._check_open()
         settings.check_name(name)
         codecs.resolve(codec)
@@ -164,8 +163,8 @@ class StoreQueues:
 
         Handles to it, in every process, raise `Closed` from now on.
         """
-        from millstream import slots
-
+        with _native.loading:
+            from millstream import slots
         self._check_writable()
         with self._lock:
             settings.check_name(name)
@@ -201,8 +200,8 @@ class StoreQueues:
         directory = os.path.join(self.path, "queues")
         files.require_directory(directory)
         for name in files.names(directory):
-            from millstream import slots
-
+            with _native.loading:
+                from millstream import slots
             if name.startswith("."):
                 files.remove_tree(os.path.join(directory, name))  # it was not made, or was dropped
             else:
@@ -216,8 +215,8 @@ class StoreQueues:
     def _settle_queues(self) -> bool:
         """As the last: sync all queues; False: a sync of one failed earlier."""
         for name in self._queue_names():
-            from millstream import slots
-
+            with _native.loading:
+                from millstream import slots
             if not slots.is_sound(self._queue_path(name)):
                 return False
             slots.sync(self._queue_path(name))

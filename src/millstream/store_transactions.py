@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import os
 
-from millstream import settings
-from millstream.errors import Closed, MillstreamError, NotFound, Unsupported
+from millstream import _native, settings
+from millstream.errors import Closed, MillstreamError, NotFound, Reentered, Unsupported
+from millstream.options import parse_bytes
 from millstream.store_groups import StoreGroups
 
 TYPE_CHECKING = False
@@ -71,8 +72,8 @@ class StoreTransactions(StoreGroups):
         ...     len(jobs), done.next_offset(0)
         (0, 1)
         """
-        from millstream.transaction import Transaction
-
+        with _native.loading:
+            from millstream.transaction import Transaction
         self._check_open()
         store: Store = self  # type: ignore[assignment]
         return Transaction(store, settings.check_durability(durability), max_bytes)
@@ -109,8 +110,8 @@ class StoreTransactions(StoreGroups):
         ...     [m.value for m in squares.get_many(10)]
         [b'4', b'9']
         """
-        from millstream.pipe import Pipe
-
+        with _native.loading:
+            from millstream.pipe import Pipe
         self._check_writable()
         store: Store = self  # type: ignore[assignment]
         return Pipe(store, source, function, sink, group=group, batch=batch, start=start)
@@ -146,9 +147,8 @@ class StoreTransactions(StoreGroups):
         ...     [(one.kind, one.where, one.figure) for one in store.advice()]
         [('back-pressure ignored', 'queue small', 1.0)]
         """
-        from millstream import advice
-        from millstream.options import parse_bytes
-
+        with _native.loading:
+            from millstream import advice
         self._check_open()
         store: Store = self  # type: ignore[assignment]
         return advice.of_store(store, None if large is None else parse_bytes(large))
@@ -159,10 +159,20 @@ class StoreTransactions(StoreGroups):
         """The journal, made by the first transaction."""
         with self._lock:
             if self._open_journal is None:
-                from millstream.journal import Journal
-
-                self._open_journal = Journal(self)  # type: ignore[arg-type]
+                with _native.loading:
+                    from millstream.journal import Journal
+                made = Journal(self)  # type: ignore[arg-type]
+                if self._open_journal is None:  # a handler may have come between
+                    self._open_journal = made
             return self._open_journal
+
+    def _check_undecided(self) -> None:
+        """Raise where this thread is in the middle of a commit, for which it would wait."""
+        if self._open_journal is not None and self._open_journal.holding().mine:
+            raise Reentered(
+                f"{self.path}: needs what a transaction of this thread is about to commit: a signal"
+                " handler, finalizer or callback calls in the middle of it"
+            )
 
     def _has_journal(self) -> bool:
         return os.path.lexists(self._stream_path(JOURNAL))
@@ -234,8 +244,8 @@ class StoreTransactions(StoreGroups):
 
     def _settle_queues(self) -> bool:
         if self._has_journal():
-            from millstream import slots
-
+            with _native.loading:
+                from millstream import slots
             if not self._journal().is_settled:  # who committed last was killed before it applied
                 return False
 

@@ -212,8 +212,8 @@ class Stream(StreamGroups):
         elif kind == "MOVED":
             log.follow_active()
         elif kind == "BEHIND":
-            from millstream import producer_ids, sequences
-
+            with _native.loading:
+                from millstream import producer_ids, sequences
             sequences.sequences_of(log).catch_up(producer_ids.ids_of(self).known)
         else:
             log.ensure_walked()
@@ -233,8 +233,8 @@ class Stream(StreamGroups):
 
         Raises: InvalidArgument, InvalidType, Unsupported where the store is read-only; StoreFull.
         """
-        from millstream.producer import Producer
-
+        with _native.loading:
+            from millstream.producer import Producer
         return Producer(self, id)
 
     # --- reading ----------------------------------------------------------------------------------
@@ -316,8 +316,8 @@ class Stream(StreamGroups):
 
         Returns when all that was appended before is in it.
         """
-        from millstream.view import View
-
+        with _native.loading:
+            from millstream.view import View
         self._check_live()
         return View(self)
 
@@ -354,8 +354,8 @@ class Stream(StreamGroups):
 
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
-        from millstream import stats
-
+        with _native.loading:
+            from millstream import stats
         return stats.of_stream(self)
 
     # --- durability -------------------------------------------------------------------------------
@@ -453,8 +453,8 @@ class Stream(StreamGroups):
         ...     stream.compact().records_removed > 500
         True
         """
-        from millstream import compaction
-
+        with _native.loading:
+            from millstream import compaction
         self.store._check_writable()
         limit = check_timeout(timeout)
         seconds = LOCK_SECONDS if limit is None else limit

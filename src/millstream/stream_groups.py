@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 
 from millstream import _native, settings
-from millstream.errors import NotFound
+from millstream.errors import MillstreamError, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -94,8 +94,8 @@ class StreamGroups(_native.StreamCore):
         ...             consumer.commit()
         1 [b'a', b'b']
         """
-        from millstream.consumer import Consumer
-
+        with _native.loading:
+            from millstream.consumer import Consumer
         stream: Stream = self  # type: ignore[assignment]
         return Consumer(
             stream, group, start=start, delivery=delivery, auto_commit=auto_commit,
@@ -106,8 +106,8 @@ class StreamGroups(_native.StreamCore):
 
     def groups(self) -> list[str]:
         """Names of the consumer groups, sorted."""
-        from millstream import group
-
+        with _native.loading:
+            from millstream import group
         self._check_live()
         return group.names(self.path)
 
@@ -120,8 +120,8 @@ class StreamGroups(_native.StreamCore):
 
     def _group(self, name: str, *, make: Any = None) -> Group:
         """Open a group; with `make`, where it begins, also one that is not there."""
-        from millstream import group
-
+        with _native.loading:
+            from millstream import group
         self._check_live()
         stream: Stream = self  # type: ignore[assignment]
         known: Group | None = self._groups.get(settings.check_name(name))
@@ -145,8 +145,6 @@ class StreamGroups(_native.StreamCore):
 
     def _close_groups(self) -> list[Exception]:
         """Leave the groups, and sync what was committed here; what failed."""
-        from millstream.errors import MillstreamError
-
         failed: list[Exception] = []
         for consumer in list(self._consumers):
             try:

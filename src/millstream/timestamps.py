@@ -5,6 +5,7 @@ from __future__ import annotations
 import array
 import sys
 
+from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType
 from millstream.options import as_index
 
@@ -40,8 +41,8 @@ def microseconds(value: Any) -> int:
     1000000
     """
     if is_datetime(value):
-        from datetime import UTC, datetime, timedelta
-
+        with _native.loading:
+            from datetime import UTC, datetime, timedelta
         epoch = datetime(1970, 1, 1, tzinfo=UTC)
         try:
             return int((value.astimezone(UTC) - epoch) // timedelta(microseconds=1))
@@ -101,8 +102,8 @@ def column(values: Any, count: int) -> Any:
         made = values
         length = len(memoryview(values).cast("B")) // 8
     elif hasattr(values, "__array_interface__") and values.dtype.kind in "Miu":
-        import numpy
-
+        with _native.loading:
+            import numpy
         if values.ndim != 1:
             raise InvalidArgument(f"timestamps: an array of {values.ndim} dimensions, expected 1")
         values = numpy.asarray(_unmasked(values))
@@ -115,8 +116,6 @@ def column(values: Any, count: int) -> Any:
         if length and not (made.min() >= SMALLEST and made.max() <= LARGEST):
             raise InvalidArgument("timestamps: out of range (microseconds since 1970)")
     elif hasattr(values, "__arrow_c_array__") or hasattr(values, "__arrow_c_stream__"):
-        from millstream import _native
-
         made = _native.arrow_timestamps(values)
         length = len(made)
     else:

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
 
-from millstream import eras, view_snapshot
+from millstream import _native, eras, view_snapshot
 from millstream._native import Latest, Position, Span
 from millstream.errors import (
     Closed,
@@ -58,7 +59,7 @@ class View(Latest):
 
     def __init__(self, stream: Stream) -> None:
         self.stream = stream
-        self._changed = threading.Condition()
+        self._changed = _native.Bell()
         self._stopping = False
         self._saved_at = time.monotonic()
         replay = self._loaded(self, view_snapshot.load(stream, self))
@@ -131,12 +132,17 @@ class View(Latest):
                 raise log.out_of_range(last, " was not appended")
         if not self.closed:
             check_record(self.stream._log(index), position.epoch, last)
-        with self._changed:
-            came = self._changed.wait_for(lambda: self.closed or self._has(index, last), seconds)
-        if self.ended is not None:
-            raise self.ended.with_traceback(None)
-        if not came:
-            raise WaitTimeout(f"{self!r}: offset {last} of partition {index} did not come in time")
+        deadline = math.inf if seconds is None else time.monotonic() + seconds
+        while True:
+            seen = self._changed.rung
+            if self.ended is not None:
+                raise self.ended.with_traceback(None)
+            if self._has(index, last):
+                return
+            if (left := deadline - time.monotonic()) <= 0:
+                break
+            self._changed.wait(seen, left)
+        raise WaitTimeout(f"{self!r}: offset {last} of partition {index} did not come in time")
 
     def _has(self, index: int, offset: int) -> bool:
         following = self._replay.following
@@ -147,7 +153,7 @@ class View(Latest):
         self._stopping = True
         if not self.stream.closed and self.stream.store.writable:
             self.stream._wake()
-        self._thread.join()
+        _native.join(self._thread)
         if not self.closed:
             if not self.stream.closed:
                 self._save()
@@ -201,16 +207,14 @@ class View(Latest):
         replay = self._replay
         while not self._stopping and replay.lasts:
             some = replay.step()
-            with self._changed:
-                self._changed.notify_all()
+            self._changed.ring()
             if not some:
                 self._save_now_and_then()
                 replay.wait()
 
     def _finish(self, error: Exception) -> None:
         self._end(error)
-        with self._changed:
-            self._changed.notify_all()
+        self._changed.ring()
 
     def _save_now_and_then(self) -> None:
         enough = max(SNAPSHOT_RECORDS, len(self))
@@ -227,8 +231,8 @@ class View(Latest):
             view_snapshot.save(self.stream, self, replay.place())
             replay.applied = 0
         except StorageError as error:
-            import logging
-
+            with _native.loading:
+                import logging
             text = "%r: its snapshot could not be written: %s"
             logging.getLogger("millstream").warning(text, self, error)
 

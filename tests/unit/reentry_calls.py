@@ -8,6 +8,7 @@ the imports that a call does are among them.
 
 import contextlib
 import faulthandler
+import importlib
 import os
 import pickle
 import queue
@@ -156,8 +157,8 @@ class World:
         self.store.close()
 
 
-CALLS = [name for name in vars(World) if not name.startswith("_") and name not in (
-    "next", "have", "stream", "queue", "message", "consumer", "producer", "view", "compat")]  # fmt: skip
+NEEDS = ("next", "have", "stream", "queue", "message", "consumer", "producer", "view", "compat")
+CALLS = [name for name in vars(World) if not name.startswith("_") and name not in NEEDS]
 
 
 class Interrupt:
@@ -174,18 +175,25 @@ class Interrupt:
             self.count += 1
             if self.count == self.at:
                 sys.settrace(None)
-                self.where = f"{frame.f_code.co_filename[len(PACKAGE):]}:{frame.f_lineno}"
+                self.where = f"{frame.f_code.co_filename[len(PACKAGE) :]}:{frame.f_lineno}"
                 self.handler()
         return self
 
 
 def prepare(world, outer):
     """What makes the lines of OUTER its own, not those of what it needs."""
-    for need in {"append_many": "stream", "get": "queue", "ack": "queue", "commit": "consumer",
-                 "compat_get": "compat", "transaction": "queue"}.get(outer, "").split():  # fmt: skip
-        getattr(world, need)()
-    if outer.startswith("compat"):
-        import millstream.compat  # by the user: what interrupts their own imports is theirs
+    needs = {
+        "append_many": "stream",
+        "get": "queue",
+        "ack": "queue",
+        "commit": "consumer",
+        "compat_get": "compat",
+        "transaction": "queue",
+    }
+    if outer in needs:
+        getattr(world, needs[outer])()
+    if outer.startswith("compat"):  # by the user: what interrupts their own imports is theirs
+        importlib.import_module("millstream.compat")
     if outer in ("close", "flush"):
         world.append()
         world.put()
@@ -234,7 +242,8 @@ def check(world):
     report = inspect.verify(world.path)
     assert report.ok, report.findings
     with millstream.open(world.path) as store:
-        found = {value for batch in store.stream("s", partitions=2).read() for value in batch.values}
+        batches = store.stream("s", partitions=2).read()
+        found = {value for batch in batches for value in batch.values}
         assert found.issuperset(world.stored), set(world.stored) - found
 
 

@@ -6,11 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
-
 import reentry_calls
 
 SEED = int(os.environ.get("MILLSTREAM_SEED", "1"))
-POINTS = int(os.environ.get("MILLSTREAM_REENTRY_POINTS", "12"))
+POINTS = int(os.environ.get("MILLSTREAM_REENTRY_POINTS", "5"))
 
 
 @pytest.mark.parametrize("outer", reentry_calls.CALLS)

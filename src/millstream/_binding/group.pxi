@@ -186,7 +186,8 @@ cdef class GroupCore:
         ms_store32(&self.c.header.poison, poison)
 
     def _sync_word(self, str what, double timeout):
-        return make_word(&self.c.header.sync, self, self.members, what, timeout)
+        return make_word(&self.c.header.sync, self, self.members, what, timeout,
+                         f"{self.path}: the sync word")
 
     @property
     def _syncs(self):
@@ -201,7 +202,8 @@ cdef class GroupCore:
         return number
 
     def _end_sync(self, uint64_t number):
-        ms_store64(&self.c.header.sync_ended, number)
+        if ms_load64(&self.c.header.sync_ended) < number:  # or one within it has ended
+            ms_store64(&self.c.header.sync_ended, number)
 
     def _take_changed(self):
         """Did this process change a position since the last call?"""

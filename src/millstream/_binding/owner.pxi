@@ -13,14 +13,15 @@ def owner_parts(uint32_t word):
 cdef class Word:
     """A long owner word: `with word:` holds it. `inherited` says that it came from a dead owner.
 
-    `members` proves deaths (`is_dead(word)`, `describe(word)`, `.word`).
+    `members` proves deaths (`is_dead(word)`, `describe(word)`, `.word`). To take it in the middle
+    of a call that has it raises `Reentered`.
     """
     cdef void *word
     cdef object keep
+    cdef _Seat seat
     cdef readonly object members
     cdef readonly str name
     cdef public double timeout
-    cdef readonly bint inherited
 
     def __enter__(self):
         self.take(self.timeout)
@@ -29,17 +30,26 @@ cdef class Word:
     def __exit__(self, *exc):
         self.release()
 
+    @property
+    def inherited(self):
+        """Did the holder of now take it from a dead owner?"""
+        return self.seat.inherited
+
+    @property
+    def mine(self):
+        """Does this thread have it?"""
+        return self.seat.is_mine(ms_load32(self.word) & 0x7fffffff)
+
     def try_take(self):
         """Take the word if it is free, or its owner is dead; False otherwise. Never waits."""
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
-        # `inherited` is set by who has the word alone: threads that fail leave it as it is.
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
-            self.inherited = False
+            self.seat.sit(me, False)
             return True
         if self.members.is_dead(owner & 0x7fffffff):
             if ms_owner_take_over(self.word, me, owner, &owner) == MS_OK:
-                self.inherited = True
+                self.seat.sit(me, True)
                 return True
         return False
 
@@ -47,6 +57,18 @@ cdef class Word:
         """Take the word, waiting at most `timeout` seconds; `LockTimeout` names the holder."""
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
+        if ms_owner_try_take(self.word, me, &owner) == MS_OK:
+            self.seat.sit(me, False)
+            return
+        self.seat.check(owner & 0x7fffffff)
+        before = wait_begins(self.seat)
+        try:
+            self.outwait(me, timeout)
+        finally:
+            wait_ends(before)
+
+    cdef int outwait(self, uint32_t me, double timeout) except -1:
+        cdef uint32_t owner = 0
         cdef int64_t deadline = ms_clock_monotonic_ns() + <int64_t>(timeout * 1e9)
         cdef int64_t left
         cdef ms_status status
@@ -55,20 +77,23 @@ cdef class Word:
             with nogil:
                 status = ms_owner_wait(self.word, me, left if left > 0 else 0, &owner)
             if status == MS_OK:
-                self.inherited = False
-                return
+                self.seat.sit(me, False)
+                return 0
             PyErr_CheckSignals()
             if self.members.is_dead(owner):
                 if ms_owner_take_over(self.word, me, owner, &owner) == MS_OK:
-                    self.inherited = True
-                    return
-            elif left <= 0:
+                    self.seat.sit(me, True)
+                    return 0
+                continue
+            self.seat.check(owner & 0x7fffffff)
+            if left <= 0:
                 raise _errors.LockTimeout(
                     f"{self.name}: held by {self.members.describe(owner)} for {timeout:g} s")
 
     def release(self):
         """Give the word back."""
-        ms_owner_release(self.word)
+        if self.seat.leave():  # before: then another thread may sit there
+            ms_owner_release(self.word)
 
     @property
     def value(self):
@@ -76,11 +101,14 @@ cdef class Word:
         return ms_load32(self.word) & 0x7fffffff
 
 
-cdef Word make_word(void *word, object keep, object members, str name, double timeout):
+cdef Word make_word(void *word, object keep, object members, str name, double timeout,
+                    str seat=None):
+    """`seat`: how the word is called where `name` says what it is wanted for."""
     cdef Word self = Word.__new__(Word)
     self.word = word
     self.keep = keep
     self.members = members
     self.name = name
+    self.seat = seat_of(name if seat is None else seat, False, False)
     self.timeout = timeout
     return self

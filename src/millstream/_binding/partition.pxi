@@ -13,6 +13,7 @@ cdef class Partition:
     cdef readonly uint32_t index
     cdef readonly object members
     cdef object sequences
+    cdef _Seat syncing
 
     def settle(self):
         """Follow a roll that the core did: what was next is active."""
@@ -182,8 +183,15 @@ cdef class Partition:
             left = DURABLE_SLICE_NS
         if ms_load64(&self.c.block.durable) >= position:
             return "done"
-        with nogil:
-            status = ms_partition_lead_or_wait(self.c.block, self.c.self, position, left, &lead)
+        if self.leads_already(work):
+            return "led"
+        self.syncing.check(ms_load32(&self.c.block.sync) & 0x7fffffff)
+        before = wait_begins(self.syncing)
+        try:
+            with nogil:
+                status = ms_partition_lead_or_wait(self.c.block, self.c.self, position, left, &lead)
+        finally:
+            wait_ends(before)
         if lead:
             self.led(work, False)
             return "led"
@@ -195,20 +203,32 @@ cdef class Partition:
 
         `timeout`: seconds to wait for it (`LockTimeout`); None: not at all.
         """
+        if self.leads_already(work):
+            return True
         if timeout is not None:
             word.take(timeout)
         elif not word.try_take():
             return False
-        self.led(work, word.inherited)
+        self.led(work, word.inherited, True)
         return True
 
-    cdef int led(self, work, bint inherited) except -1:
+    cdef bint leads_already(self, work) except -1:
+        """In the middle of a sync of this thread: what was asked for is done within it."""
+        if not self.syncing.is_mine(ms_load32(&self.c.block.sync) & 0x7fffffff):
+            return False
+        work(self.syncing.inherited)
+        return True
+
+    cdef int led(self, work, bint inherited, bint seated=False) except -1:
         """Holder of the sync word: sync, give it back, wake. A signal comes in `work` or never."""
+        if not seated:
+            self.syncing.sit(self.c.self, inherited)
         try:
             work(inherited)
         finally:
-            ms_owner_release(&self.c.block.sync)
-            ms_partition_end_sync(self.c.block)
+            if self.syncing.leave():
+                ms_owner_release(&self.c.block.sync)
+                ms_partition_end_sync(self.c.block)
         return 0
 
     cdef ms_status await_durable(self, uint64_t position, cbool *lead) noexcept:
@@ -240,9 +260,13 @@ cdef class Partition:
     def word(self, str name, str what, double timeout):
         """A long word of the block: "sync", "maintenance", "walk" or "compact"."""
         cdef void *word
+        cdef Word made
         if name == "sync":
-            word = &self.c.block.sync
-        elif name == "maintenance":
+            made = make_word(&self.c.block.sync, self, self.members, f"{what}: the sync word",
+                             timeout)
+            self.syncing = made.seat
+            return made
+        if name == "maintenance":
             word = &self.c.block.maintenance
         elif name == "walk":
             word = &self.c.block.walk

@@ -1,4 +1,8 @@
 # ms_queue.h but for putting and taking: the files of a queue as this process has mapped them.
+cdef enum:
+    OUTWAIT_PAUSE_NS = 50000000
+    OUTWAIT_NS = 500000000  # no thread of this process has a short word for so long
+
 # --- the queue ------------------------------------------------------------------------------------
 
 cdef class _QueueFiles:
@@ -6,7 +10,7 @@ cdef class _QueueFiles:
     leased. Base of `QueueCore`, which puts and takes.
 
     Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
-    ``_make_durable()``, ``_check_live()``, ``_check_writable()``.
+    ``_make_durable()``, ``_check_live()``, ``_check_writable()``, ``_check_undecided()``.
     """
     cdef ms_queue c
     cdef list keep
@@ -25,6 +29,8 @@ cdef class _QueueFiles:
     cdef int64_t payload_max
     cdef int64_t turned_at
     cdef int64_t looked_at
+    cdef int64_t outwaited_at    # when something of this process was last waited for,
+    cdef int64_t outwaits_since  # and since when, without a pause
     cdef int64_t next_due
 
     # --- what the subclass builds on --------------------------------------------------------------
@@ -182,7 +188,7 @@ cdef class _QueueFiles:
             word = &self.c.hints.maintenance
         else:
             word = &self.c.hints.sync
-        return make_word(word, self, self.members, what, timeout)
+        return make_word(word, self, self.members, what, timeout, f"{self.path}: the {name} word")
 
     def _begin_sync(self):
         """Number of the sync that begins now. Holder of the word."""
@@ -192,7 +198,8 @@ cdef class _QueueFiles:
         return number
 
     def _end_sync(self, uint64_t number):
-        ms_store64(&self.c.hints.sync_ended, number)
+        if ms_load64(&self.c.hints.sync_ended) < number:  # or one within it has ended
+            ms_store64(&self.c.hints.sync_ended, number)
 
     def _dirty(self):
         """Have the next sync write all that is in use: a failed one left its pages clean."""
@@ -390,6 +397,11 @@ cdef class _QueueFiles:
         PyErr_CheckSignals()
         if dead == self.c.self:  # a transaction that is not decided: maybe of a dead process
             ms_now(&now)
+            if now.mono_ns - self.outwaited_at > <int64_t>OUTWAIT_PAUSE_NS:
+                self.outwaits_since = now.mono_ns
+            self.outwaited_at = now.mono_ns
+            if now.mono_ns - self.outwaits_since > <int64_t>OUTWAIT_NS:
+                self._check_undecided()
             self.look(&now)
         elif self.members.is_dead(dead):
             ms_now(&now)

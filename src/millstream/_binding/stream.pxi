@@ -1,7 +1,5 @@
 # The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through
 # the hooks.
-from threading import RLock
-
 
 @cython.final
 @cython.freelist(64)
@@ -170,7 +168,7 @@ cdef class StreamCore:
         if self.opened is None:
             self.opened = []
             self.natives = []
-            self.opening = RLock()
+            self.opening = Lock(f"{self.path}: opening a partition", reentrant=True)
             self.turn = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
         self.natives.extend([None] * (self.count - len(self.natives)))
@@ -191,6 +189,7 @@ cdef class StreamCore:
         partition.c.self = members.word
         partition.members = members
         partition.index = index
+        partition.syncing = _Seat.__new__(_Seat)
         return partition
 
     def _partition(self, index):
@@ -210,8 +209,9 @@ cdef class StreamCore:
             with self.opening:
                 if self.opened[i] is None:
                     log = self._open_partition(i)
-                    self.natives[i] = log.native
-                    self.opened[i] = log
+                    if self.opened[i] is None:  # a handler may have come between
+                        self.natives[i] = log.native
+                        self.opened[i] = log
         return self.opened[i]
 
     def _opened(self):

@@ -1,0 +1,305 @@
+# Which thread of this process has what: locks, and the seats of owner words.
+#
+# A handler of a signal, a finalizer or a callback may call anything in the middle of a call of its
+# own thread. So whoever has to wait looks first whether what it waits for can ever come: not where
+# this thread has it, nor where who has it waits, over any number of others, for this thread.
+import os as _os
+from _weakref import ref as _ref
+from functools import partial as _partial
+
+cdef extern from "pythread.h":
+    unsigned long PyThread_get_thread_ident()
+
+cdef extern from *:
+    """
+    static _Thread_local int ms_held; /* locks and words that this thread has */
+    """
+    int ms_held
+
+cdef enum:
+    LOCK_SLICE_NS = 50000000  # 50 ms, then look whether the wait can end
+    FORK_WAIT_NS = 10000000000
+    CHAIN_MOST = 64
+
+cdef dict waiting = {}  # by thread, the seat that it waits for
+cdef dict seats = {}    # by name, weakly
+
+
+cdef class _Seat:
+    """Of what one thread of this process can have: which one has it."""
+    cdef object __weakref__
+    cdef readonly str name
+    cdef unsigned long holder
+    cdef uint32_t fork
+    cdef uint32_t owner      # of a word: what it holds then; else 0
+    cdef bint inherited      # of a word: from a dead owner
+
+    cdef inline bint is_mine(self, uint32_t owner) noexcept:
+        return (self.holder == PyThread_get_thread_ident() and self.fork == ms_fork_count()
+                and self.owner == owner)
+
+    cdef inline void sit(self, uint32_t owner, bint inherited) noexcept:
+        self.holder = PyThread_get_thread_ident()
+        self.fork = ms_fork_count()
+        self.owner = owner
+        self.inherited = inherited
+        global ms_held
+        ms_held += 1
+
+    cdef inline bint leave(self) noexcept:
+        """False: a forked child comes out of a block that its parent is in."""
+        global ms_held
+        if self.fork != ms_fork_count():
+            return False
+        self.holder = 0
+        ms_held -= 1
+        return True
+
+    cdef bint leads_here(self, uint32_t owner):
+        """Does whoever has it wait for what this thread has?"""
+        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef _Seat at = self
+        cdef int steps
+        for steps in range(CHAIN_MOST):
+            if at.holder == 0 or at.fork != ms_fork_count() or (at is self and at.owner != owner):
+                return False
+            if at.holder == me:
+                return True
+            at = waiting.get(at.holder)
+            if at is None:
+                return False
+        return False
+
+    cdef int check(self, uint32_t owner) except -1:
+        """Raise where to wait for it would never end."""
+        if self.leads_here(owner):
+            raise _errors.Reentered(
+                f"{self.name}: is held by the call of this thread that a signal handler, finalizer"
+                " or callback is in the middle of; it was not waited for. Let that call end first:"
+                " have the handler set a flag, say, and look at it where nothing is under way")
+        return 0
+
+
+cdef object wait_begins(_Seat seat):
+    """Note what this thread waits for; returns what it waited for before."""
+    me = PyThread_get_thread_ident()
+    before = waiting.get(me)
+    waiting[me] = seat
+    return before
+
+
+cdef int wait_ends(object before) except -1:
+    me = PyThread_get_thread_ident()
+    if before is None:
+        waiting.pop(me, None)
+    else:
+        waiting[me] = before
+    return 0
+
+
+def _forget_seat(str name, gone):
+    if seats.get(name) is gone:
+        del seats[name]
+
+
+cdef _Seat seat_of(str name, bint is_lock, bint reentrant):
+    """The seat of a name: one in this process, however many handles there are."""
+    cdef _Seat seat
+    known = seats.get(name)
+    seat = None if known is None else known()
+    if seat is None:
+        seat = Lock(name, reentrant=reentrant) if is_lock else _Seat.__new__(_Seat)
+        seat.name = name
+        seats[name] = _ref(seat, _partial(_forget_seat, name))
+    return seat
+
+
+@cython.final
+cdef class Lock(_Seat):
+    """The lock of threads that all of the package uses; `with lock:` holds it.
+
+    To take it in the middle of a call that has it raises `Reentered`, or enters it again where it
+    is `reentrant`. So does a wait that would never end. A forked child has a free one. Ctrl-C comes
+    before it is taken or within the block.
+    """
+    cdef uint32_t word
+    cdef uint32_t depth
+    cdef uint32_t sleepers
+    cdef bint reentrant
+
+    def __init__(self, str name, *, bint reentrant=False):
+        self.name = name
+        self.reentrant = reentrant
+
+    def __enter__(self):
+        self.acquire()
+        return self
+
+    def __exit__(self, *exc):
+        self.release()
+
+    @property
+    def mine(self):
+        """Does this thread have it?"""
+        return self.is_mine(0)
+
+    def acquire(self, bint blocking=True, double timeout=-1):
+        """Take it; False where it is not free, at once or after `timeout` seconds."""
+        if self.fork != ms_fork_count():
+            self.holder = self.sleepers = 0
+        if self.holder != 0:
+            if self.is_mine(0):
+                if self.reentrant:
+                    self.depth += 1
+                    return True
+                if not blocking:
+                    return False
+            elif not blocking:
+                return False
+            self.check(0)
+            if not self.outwait(timeout):
+                return False
+        self.sit(0, False)
+        self.depth = 1
+        return True
+
+    cdef bint outwait(self, double timeout) except -1:
+        """Sleep until it is free; False: the time is over."""
+        cdef int64_t deadline = INT64_MAX
+        cdef int64_t left
+        cdef uint32_t seen
+        if timeout >= 0:
+            deadline = ms_clock_monotonic_ns() + <int64_t>(timeout * 1e9)
+        before = wait_begins(self)
+        try:
+            while self.holder != 0:
+                self.check(0)
+                left = deadline - ms_clock_monotonic_ns()
+                if left <= 0:
+                    return False
+                left = min(left, <int64_t>LOCK_SLICE_NS)
+                seen = self.word
+                self.sleepers += 1
+                with nogil:
+                    ms_futex_wait(<const void *>&self.word, seen, left)
+                self.sleepers -= 1
+                PyErr_CheckSignals()
+        finally:
+            wait_ends(before)
+        return True
+
+    def release(self):
+        """Give it back."""
+        if self.fork != ms_fork_count():
+            return
+        self.depth -= 1
+        if self.depth == 0 and self.leave():
+            self.word += 1
+            if self.sleepers:
+                ms_futex_wake(<const void *>&self.word, 1)
+
+
+def lock_of(str name, *, bint reentrant=False):
+    """The lock of a name: one in this process, for what several handles have in common."""
+    return seat_of(name, True, reentrant)
+
+
+def held():
+    """How many locks and words this thread has: not 0 in the middle of a call."""
+    return ms_held
+
+
+def join(thread, double timeout=-1):
+    """Wait until a thread ended; False: it did not in `timeout` seconds.
+
+    Raises: Reentered where it waits for what this thread has.
+    """
+    cdef _Seat seat = _Seat.__new__(_Seat)
+    cdef int64_t deadline = INT64_MAX
+    if timeout >= 0:
+        deadline = ms_clock_monotonic_ns() + <int64_t>(timeout * 1e9)
+    seat.name = f"thread {thread.name}"
+    seat.holder = thread.ident
+    seat.fork = ms_fork_count()
+    before = wait_begins(seat)
+    try:
+        while thread.is_alive():
+            seat.check(0)
+            if ms_clock_monotonic_ns() >= deadline:
+                return False
+            thread.join(0.05)
+    finally:
+        wait_ends(before)
+    return True
+
+
+@cython.final
+cdef class Bell:
+    """Wakes all who wait: `seen = bell.rung`, look, then `bell.wait(seen, seconds)`.
+
+    Has no lock, so that any call may be interrupted by any other.
+    """
+    cdef uint32_t word
+
+    @property
+    def rung(self):
+        """How often it was rung."""
+        return self.word
+
+    def ring(self):
+        """Wake all."""
+        self.word += 1
+        ms_futex_wake(<const void *>&self.word, INT32_MAX)
+
+    def wait(self, uint32_t seen, double seconds):
+        """Return when it was rung since, after `seconds`, or earlier."""
+        cdef int64_t left = <int64_t>(max(0.0, min(seconds, 1.0)) * 1e9)
+        with nogil:
+            ms_futex_wait(<const void *>&self.word, seen, left)
+        PyErr_CheckSignals()
+
+
+# Imports of the package at their first use: `with loading:`. What interrupts one could meet modules
+# that are half there. A fork waits for one of another thread, of which the child would keep the
+# lock for ever.
+loading = Lock("an import of millstream")
+cdef unsigned long forking = 0
+
+
+def _before_fork():
+    """Does not look for signals: what a handler raises here would be lost."""
+    global forking
+    cdef int64_t deadline = ms_clock_monotonic_ns() + <int64_t>FORK_WAIT_NS
+    cdef Lock lock = loading
+    cdef uint32_t seen
+    if lock.is_mine(0):
+        return
+    while lock.holder != 0 and lock.fork == ms_fork_count():
+        if ms_clock_monotonic_ns() > deadline:
+            return
+        seen = lock.word
+        lock.sleepers += 1
+        with nogil:
+            ms_futex_wait(<const void *>&lock.word, seen, LOCK_SLICE_NS)
+        lock.sleepers -= 1
+    forking = PyThread_get_thread_ident()
+    lock.acquire()
+
+
+def _after_fork_in_parent():
+    global forking
+    if forking == PyThread_get_thread_ident():
+        forking = 0
+        (<Lock>loading).release()
+
+
+def _after_fork_in_child():
+    global ms_held, forking
+    ms_held = 0
+    forking = 0
+    waiting.clear()
+
+
+ms_fork_watch()
+_os.register_at_fork(before=_before_fork, after_in_parent=_after_fork_in_parent,
+                     after_in_child=_after_fork_in_child)
