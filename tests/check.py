@@ -1,4 +1,4 @@
-"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|cover|bench`.
+"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|cover|docs|bench`.
 
 A step prints its time, then what is wrong. A step without its subject (no harness, no package yet)
 says so and passes; a missing tool fails. The tools come with `pip install '.[dev]'`.
@@ -297,6 +297,14 @@ def fuzz_harnesses() -> None:
         print("     (corpus replayed; clang is not here, so nothing new was looked for)")
 
 
+def site() -> None:
+    """The site builds without a warning, and the pictures are those of their sources."""
+    shell(sys.executable, "docs/pictures/draw.py", "--check")
+    goal = ROOT / "build" / "site"
+    env = {"NO_MKDOCS_2_WARNING": "1"}
+    shell(sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-d", goal, env=env)
+
+
 def benchmarks() -> None:
     """Every benchmarks/bench_*.py."""
     files(".py", under="benchmarks")
@@ -329,6 +337,7 @@ VERBS = {
     "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
     "fuzz": [Step("fuzz harnesses", fuzz_harnesses, alone=True)],
     "cover": [Step("lines that the suite runs", covered, alone=True)],
+    "docs": [Step("the site", site)],
     "bench": [Step("benchmarks", benchmarks, alone=True)],
 }
 

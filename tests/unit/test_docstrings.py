@@ -7,6 +7,8 @@ import doctest
 import importlib
 import inspect
 import pkgutil
+import re
+from pathlib import Path
 
 import pytest
 
@@ -77,3 +79,10 @@ def test_public_names_and_their_methods_are_documented(name):
     for attribute, found in vars(value).items():
         if not attribute.startswith("_") and (callable(found) or isinstance(found, property)):
             assert getattr(found, "__doc__", None), f"{name}.{attribute}"
+
+
+def test_reference_has_every_public_name_once():
+    pages = Path(__file__).resolve().parents[2] / "docs" / "reference"
+    lines = "\n".join(page.read_text(encoding="utf-8") for page in pages.glob("*.md"))
+    named = re.findall(r"^::: millstream\.(\w+)$", lines, re.M)
+    assert sorted(named) == sorted(set(millstream.__all__) - {"__version__"})
