@@ -2,6 +2,7 @@
 
 import base64
 import fcntl
+import itertools
 import json
 import os
 import re
@@ -713,3 +714,82 @@ def test_format_with_a_lone_percent_or_backslash_is_refused():
         with pytest.raises(ValueError, match="unknown token"):
             compile_format(text, "s")
     assert compile_format("é%s", "s")(record) == "é".encode() + b"v"
+
+
+# --- what retention was faster than ---------------------------------------------------------------
+
+
+@pytest.fixture
+def short(tmp_path):
+    """A store whose stream `s` of two partitions has lost its first records of partition 0."""
+    path = tmp_path / "short"
+    with millstream.open(path) as opened:
+        stream = opened.stream("s", partitions=2, segment_bytes="64KiB")
+        for number in range(40):
+            stream.append_many([b"%02d" % number + b"x" * 1000] * 10, partition=0)
+        stream.append_many([b"other"] * 5, partition=1)
+        stream.delete_before(millstream.Position(0, 1, 390))
+        first = stream.first_offset(0)
+    assert 0 < first < 390
+    return path, first
+
+
+def test_cat_of_an_offset_beyond_the_range_ends_with_3(short):
+    path, _ = short
+    assert "401" in refusal("cat", path, "s", "-p", "0", "-o", "401")
+    assert "401" in refusal("cat", path, "s", "-o", "401")
+    assert "401" in refusal("cat", path, "s", "-o", "401", "--on-lost", "earliest")
+    assert run("cat", path, "s", "-o", "400").stdout == b""
+    run("create", path, "empty")
+    assert "there is no record, the next will be 0" in refusal("cat", path, "empty", "-o", "1")
+    assert run("cat", path, "s", "-p", "1", "-o", "4").stdout == b"other\n"
+    assert run("cat", path, "s", "-o", "399").stdout.startswith(b"39x")
+
+
+def test_cat_says_what_retention_took(short):
+    path, first = short
+    for options in (["-p", "0"], []):
+        assert f"there are offsets {first} to 399" in refusal("cat", path, "s", "-o", "1", *options)
+    done = run("cat", path, "s", "-o", "1", "--on-lost", "earliest", "-f", "%p %o\n")
+    lines = done.stdout.decode().splitlines()
+    assert lines == [f"0 {n}" for n in range(first, 400)] + [f"1 {n}" for n in range(1, 5)]
+    assert done.stderr.decode() == (
+        f"millstream: partition 0: retention removed offsets 1 to {first - 1} before they were"
+        " read\n"
+    )
+    assert run("cat", path, "s").stderr == b""
+
+
+@pytest.mark.parametrize("on_lost", ["earliest", "raise"])
+def test_tail_that_retention_overtakes_says_so_and_goes_on(tmp_path, on_lost):
+    path = tmp_path / "new"
+    options = [] if on_lost == "earliest" else ["--on-lost", "raise"]
+    with millstream.open(path) as opened:
+        stream = opened.stream("s", segment_bytes="64KiB")
+        stream.append(b"begin")
+        process = start("tail", "-f", path, "s", *options, "--format", "%o %s\n")
+        assert process.stdout.readline() == b"0 begin\n"
+        for _ in range(60):  # far more than its pipe holds
+            stream.append_many([b"x" * 1000] * 60)
+        stream.delete_before(millstream.Position(0, 1, stream.next_offset(0)))
+        first = stream.first_offset(0)
+        stream.append(b"end")
+        offsets = [0]
+        for line in process.stdout:
+            offsets.append(int(line.split()[0]))
+            if line.endswith(b" end\n"):
+                process.send_signal(signal.SIGINT)
+        _, err = end(process)
+    gaps = [(a, b) for a, b in itertools.pairwise(offsets) if b != a + 1]
+    if on_lost == "raise":
+        assert process.returncode == 3
+        assert gaps == []
+        assert b"was removed by retention" in err
+        return
+    assert process.returncode == 130
+    [(last, next_)] = gaps
+    assert next_ == first
+    assert err.decode() == (
+        f"millstream: partition 0: retention removed offsets {last + 1} to {first - 1} before they"
+        " were read\n"
+    )

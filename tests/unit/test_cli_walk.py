@@ -30,7 +30,7 @@ POSITIONALS = {
     for words, parser in COMMANDS.items()
 }
 OF_A_STORE = [words for words, dests in POSITIONALS.items() if "store" in dests]
-MAKE = {"append", "queue put"}  # a store, and a stream or queue in it
+MAKE = {"append", "create", "queue put", "queue create"}  # a store, and what is named in it
 NAMES = {
     "stream": ("letters", "lettres"),
     "queue": ("mail", "mial"),
@@ -39,6 +39,13 @@ NAMES = {
 NAMING = [(w, n) for w in OF_A_STORE for n in NAMES if n in POSITIONALS[w] and w not in MAKE]
 
 VALID = {
+    "create": ["STORE", "letters", "--if-not-exists"],
+    "alter": ["STORE", "letters", "--retention-age", "7d"],
+    "add-partitions": ["STORE", "letters", "2"],
+    "drop": ["STORE", "letters", "--yes"],
+    "queue create": ["STORE", "mail", "--if-not-exists"],
+    "queue alter": ["STORE", "mail", "--lease", "1m"],
+    "queue drop": ["STORE", "mail", "--yes"],
     "ls": ["STORE"],
     "info": ["STORE"],
     "append": ["STORE", "letters"],
@@ -73,6 +80,7 @@ VALID = {
 UNTABLED = {
     *("append", "cat", "tail", "groups rm", "groups seek", "groups lag", "queue put", "queue get"),
     *("queue cancel", "queue pause", "queue resume", "queue dead redrive", "queue dead purge"),
+    *("create", "alter", "add-partitions", "drop", "queue create", "queue alter", "queue drop"),
     *("work", "advise", "backup", "compact", "queue bench", "bench", "repair"),
 }
 UNWALKED = {"demo"}  # has tests of its own: a year of departures takes its time
@@ -206,7 +214,7 @@ def test_a_pipe_gets_no_blank_line_and_with_json_nothing_but_json(path, capfd, w
         out, _ = run(capfd, [*arguments, "--json"], 0)
         for line in out.splitlines():
             json.loads(line)
-    if words in ("backup", "groups rm", "queue cancel", "queue dead purge"):
+    if words in ("backup", "groups rm", "queue cancel", "queue dead purge", "drop", "queue drop"):
         return
     out, err = run(capfd, arguments, 0)
     assert all(line.strip() for line in (*out.splitlines(), *err)), (out, err)
