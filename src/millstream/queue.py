@@ -33,6 +33,10 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 FOREVER = 1e9
+SETTINGS = (
+    *("priorities", "lease", "ordering", "ttl", "dedup_window", "dead_limit", "on_dead", "ageing"),
+    *("slot_bytes", "payload_bytes", "payload_max"),
+)
 COUNTERS = ("redelivered", "expired", "evicted", "corrupt", "refused")
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
@@ -209,6 +213,11 @@ class Queue(QueueHandle):
         with _native.loading:
             from millstream.queue_records import QueueStats
         counts, counters = self._counts(), self._counters()
+        numbers: dict[str, Any] = {
+            **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
+            **{name: counters[name] for name in COUNTERS},
+            **{name: self._config[name] for name in SETTINGS},
+        }
         in_states = ("ready", "delayed", "held", "leased", "prepared", "acking")
         return QueueStats(
             name=self.name,
@@ -220,8 +229,8 @@ class Queue(QueueHandle):
             slots=self._slot_count,
             blocks=self._block_count,
             health="sync failed" if self._poison else "sound",
-            **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
-            **{name: counters[name] for name in COUNTERS},
+            **numbers,
+            retry=self.retry,
         )
 
     def join(self, *, timeout: float | None = None) -> None:

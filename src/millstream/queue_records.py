@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from millstream.options import RetryPolicy
+
 __all__ = ["DeadLetter", "QueueStats", "StoredMessage"]
 
 REASONS = {
@@ -42,6 +44,8 @@ class QueueStats:
             that gave way to newer ones, messages found damaged.
         refused: puts of this session that found the queue full, and waited or gave up (of `aput`
             each try).
+        priorities, lease, ordering, retry, ttl, dedup_window, dead_limit, on_dead, ageing,
+        slot_bytes, payload_bytes, payload_max: settings, as `Store.queue` explains them.
     """
 
     name: str
@@ -63,6 +67,18 @@ class QueueStats:
     slots: int
     blocks: int
     health: str
+    priorities: int
+    lease: float
+    ordering: str | None
+    retry: RetryPolicy
+    ttl: float | None
+    dedup_window: float
+    dead_limit: int
+    on_dead: str
+    ageing: bool
+    slot_bytes: int
+    payload_bytes: int
+    payload_max: int
 
 
 @dataclass(frozen=True, slots=True)

@@ -218,9 +218,9 @@ class PartitionLog:
     def out_of_range(self, offset: int, why: str = "") -> OffsetOutOfRange:
         """The error for an offset that is not there; it carries the valid range."""
         first, following = self.first_offset, self.next_offset
+        held = f"are offsets {first} to {following - 1}" if first < following else "is no record"
         return OffsetOutOfRange(
-            f"{self}: offset {offset}{why}; there are offsets {first} to {following - 1}, the next"
-            f" will be {following}",
+            f"{self}: offset {offset}{why}; there {held}, the next will be {following}",
             partition=self.index,
             first=first,
             next=following,

@@ -26,6 +26,7 @@ from millstream.cli import (
     backup,
     bench,
     compact,
+    configure,
     demo,
     groups,
     integrity,
@@ -107,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", required=True)
     shown = (
         demo,
+        configure,
         streams,
         records,
         groups,

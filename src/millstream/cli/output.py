@@ -72,6 +72,12 @@ class Output:
         if sys.stderr is not None:
             print(text, file=sys.stderr, flush=True)
 
+    def confirm(self, question: str) -> bool:
+        """Ask whoever is at the terminal, and return whether the answer was yes."""
+        if sys.stderr is not None:
+            print(f"{question} [y/N] ", end="", file=sys.stderr, flush=True)
+        return sys.stdin.readline().strip().lower() in ("y", "yes")
+
     def line(self, text: str, style: str = "") -> None:
         """Print one line of text for people, folded on a terminal; nothing with `--json`."""
         if self.json_only:
@@ -377,6 +383,18 @@ def text_or_base64(data: bytes) -> object:
 def count_text(count: int) -> str:
     """Return a count with separators: 336,776."""
     return f"{count:,}"
+
+
+def text_of(value: object) -> str:
+    """Return a setting or a figure for people."""
+    if isinstance(value, dict):
+        parts = [f"{name} {text_of(one)}" for name, one in value.items() if one is not None]
+        return ", ".join(parts) or "none"
+    if value is None or isinstance(value, bool):
+        return {None: "none", True: "yes", False: "no"}[value]
+    if isinstance(value, tuple):
+        return " ".join(map(text_of, value))
+    return f"{value:g}" if isinstance(value, float) else str(value)
 
 
 def plural(count: int, noun: str) -> str:

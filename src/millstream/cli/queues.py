@@ -12,13 +12,20 @@ from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli import queue_bench
-from millstream.cli.output import Column, Output, count_text, plural, text_or_base64
-from millstream.cli.records import count_argument, header_argument, ready_lines
-from millstream.cli.stores import Mode, existing_queue, opened
+from millstream.cli import configure, queue_bench
+from millstream.cli.output import Column, Output, count_text, plural, text_of, text_or_base64
+from millstream.cli.records import (
+    add_create,
+    count_argument,
+    header_argument,
+    note_similar,
+    ready_lines,
+    seconds_argument,
+)
+from millstream.cli.stores import Mode, existing_queue, find_store, opened
 
 if TYPE_CHECKING:
-    from millstream import Queue
+    from millstream import Queue, QueueStats
 
 PEEKED = 10
 BATCH = 1_000  # messages that one call puts or takes
@@ -61,6 +68,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         )
         parser.add_argument("--all", action="store_true", help="all of them")
     queue_bench.register(below)
+    configure.register_queue(below)
 
 
 def add(
@@ -88,7 +96,8 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser = add(verbs, "put", run_put, text)
     parser.description = (
         "Put each VALUE, or each line of stdin, as one message. Store and queue are made if they "
-        "do not exist. The ids of VALUEs are printed. Ends with 3 when the queue is full."
+        "do not exist, unless --no-create forbids it. The ids of VALUEs are printed. Ends with 3 "
+        "when the queue is full."
     )
     parser.add_argument("values", metavar="VALUE", nargs="*", help="a payload (default: stdin)")
     parser.add_argument(
@@ -120,6 +129,7 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="wait for room that long",
     )
     parser.add_argument("-0", "-z", "--null", action="store_true", help="lines of stdin end in NUL")
+    add_create(parser)
     new = parser.add_argument_group("if the queue is new")
     new.add_argument("--capacity", type=count_argument, metavar="N", help="messages not finished")
     new.add_argument("--priorities", type=count_argument, metavar="N", help="1 to 8")
@@ -139,17 +149,6 @@ def register_get(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--timeout", type=seconds_argument, default=0.0, metavar="S", help="wait for one that long"
     )
     parser.add_argument("-0", "-z", "--null", action="store_true", help="end payloads with NUL")
-
-
-def seconds_argument(text: str) -> float:
-    """Read seconds, plain or as 90m."""
-    from millstream.errors import MillstreamError
-    from millstream.options import parse_seconds
-
-    try:
-        return float(text) if text.replace(".", "", 1).isdigit() else parse_seconds(text)
-    except MillstreamError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def moment_argument(text: str) -> datetime:
@@ -180,7 +179,13 @@ def run_put(args: argparse.Namespace) -> int:
     given = {name: value for name, value in options.items() if value is not None}
     ids: list[int] = []
     count = 0
+    if not args.create:
+        find_store(args.store)
     with millstream.open(args.store) as store:
+        if not args.create:
+            existing_queue(store, args.queue)
+        else:
+            note_similar(output, "queue", args.queue, store.queues())
         queue = store.queue(args.queue, **given)
         try:
             for values in payloads(args):
@@ -296,7 +301,7 @@ def run_ls(args: argparse.Namespace) -> int:
     with opened(args.store) as store:
         found = [store.queue(name).stats() for name in store.queues()]
     if args.json:
-        output.json([dataclasses.asdict(stats) for stats in found])
+        output.json([numbers_of(stats) for stats in found])
         return 0
     output.table(
         [Column("Queue"), *(Column(name.capitalize(), right=True) for name in COUNTS), Column("")],
@@ -313,16 +318,22 @@ def run_ls(args: argparse.Namespace) -> int:
     return 0
 
 
+def numbers_of(stats: QueueStats) -> dict[str, Any]:
+    """Return a queue in numbers, with its settings, as a dictionary."""
+    names = [field.name for field in dataclasses.fields(stats)]
+    return {**{name: getattr(stats, name) for name in names}, "retry": stats.retry.as_dict()}
+
+
 def run_info(args: argparse.Namespace) -> int:
     """Show a queue in detail."""
     output = Output(args.json)
     with queue_of(args, "r") as queue:
-        fields = dataclasses.asdict(queue.stats())
+        fields = numbers_of(queue.stats())
     if args.json:
         output.json(fields)
         return 0
     for name, value in fields.items():
-        text = count_text(value) if type(value) is int else str(value)
+        text = count_text(value) if type(value) is int else text_of(value)
         output.line(f"{name.replace('_', ' ')}: {text}")
     return 0
 

@@ -10,8 +10,8 @@ import os
 import select
 import signal
 import sys
-from collections.abc import Callable, Iterable, Iterator
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal
 
 from millstream.cli.formats import (
     Record,
@@ -22,7 +22,7 @@ from millstream.cli.formats import (
     records_of,
 )
 from millstream.cli.output import Output, plural
-from millstream.cli.stores import existing, find_store, opened, parse_start
+from millstream.cli.stores import closest, existing, find_store, opened, parse_start
 
 if TYPE_CHECKING:
     from millstream import Batch, Span, Stream
@@ -43,11 +43,12 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="print records",
         description="Print the records of a stream, from the first one on, and leave at the end. "
         "Values are written as they are, each followed by a newline. The records of one partition "
-        "come in order; with -o -N those of all partitions are merged by time.",
+        "come in order; with -o -N those of all partitions are merged by time. An offset goes for "
+        "each partition: those that end before it are passed over; if all do, it ends with 3.",
         epilog="FORMAT: %s value, %S its length, %k key, %K its length, %h headers, %o offset, "
         "%p partition, %t stream, %T timestamp in ms, %% percent, and \\n \\t \\r \\0 \\\\ \\xHH.",
     )
-    add_reading(parser, "-f")
+    add_reading(parser, "raise", "-f")
     parser.add_argument(
         "-o",
         "--offset",
@@ -66,9 +67,10 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "tail",
         help="print the last records, and with -f those to come",
         description="Print the last records of a stream, merged by time; with -f wait for more "
-        "until Ctrl-C.",
+        "until Ctrl-C. Where retention removes records before they were read, that is said on "
+        "stderr, and it goes on.",
     )
-    add_reading(parser)
+    add_reading(parser, "earliest")
     parser.add_argument(
         "-n",
         "--lines",
@@ -87,7 +89,8 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "append",
         help="append the lines of stdin",
         description="Append each line of stdin as one record, in batches: whatever there is, as "
-        "soon as stdin has no more ready. Store and stream are made if they do not exist.",
+        "soon as stdin has no more ready. Store and stream are made if they do not exist, unless "
+        "--no-create forbids it.",
     )
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument("stream", metavar="STREAM", help="name of the stream")
@@ -102,7 +105,13 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     )
     keys.add_argument("--key", help="the key of every record")
     parser.add_argument("-p", "--partition", type=count_argument, help="the partition to append to")
-    parser.add_argument("--partitions", type=count_argument, help="how many, if the stream is new")
+    parser.add_argument(
+        "--partitions",
+        type=count_argument,
+        metavar="N",
+        help="how many, if the stream is new (default: 1)",
+    )
+    add_create(parser)
     parser.add_argument(
         "--durability",
         choices=("process", "interval", "sync"),
@@ -136,11 +145,33 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run_append)
 
 
-def add_reading(parser: argparse.ArgumentParser, *format_options: str) -> None:
+def add_create(parser: argparse.ArgumentParser) -> None:
+    """Add whether what is not there is made: a typo, where it should not be."""
+    parser.add_argument(
+        "--create",
+        action=argparse.BooleanOptionalAction,
+        default=True,
+        help="make what is not there, or end with 3",
+    )
+
+
+def note_similar(output: Output, what: str, name: str, names: Sequence[str]) -> None:
+    """Say what may have been meant, where something of another name is about to be made."""
+    if name not in names and (near := closest(name, names)):
+        output.say(f"note: {what} {name!r} is new; there is {near!r}, too")
+
+
+def add_reading(parser: argparse.ArgumentParser, on_lost: str, *format_options: str) -> None:
     """Add what `cat` and `tail` share; -f means what it does in kcat and in tail(1)."""
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument("stream", metavar="STREAM", help="name of the stream")
     parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "--on-lost",
+        choices=("raise", "earliest"),
+        default=on_lost,
+        help="where retention was faster: end with 3, or say so and go on at what is left",
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument(
         *format_options,
@@ -158,6 +189,17 @@ def count_argument(text: str) -> int:
     if not text.isascii() or not text.isdigit():
         raise argparse.ArgumentTypeError(f"{text!r} is not a count")
     return int(text)
+
+
+def seconds_argument(text: str) -> float:
+    """Read seconds, plain or as 90m."""
+    from millstream.errors import MillstreamError
+    from millstream.options import parse_seconds
+
+    try:
+        return float(text) if text.replace(".", "", 1).isdigit() else parse_seconds(text)
+    except MillstreamError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
 
 
 def separator_argument(text: str) -> bytes:
@@ -207,7 +249,13 @@ def run_append(args: argparse.Namespace) -> int:
     key = None if args.key is None else os.fsencode(args.key)
     sequence = args.first_sequence or 0
     counts: dict[int, int] = {}
+    if not args.create:
+        find_store(args.store)
     with millstream.open(args.store) as store:
+        if not args.create:
+            existing(store, args.stream)
+        else:
+            note_similar(output, "stream", args.stream, store.streams())
         stream = store.stream(args.stream, partitions=args.partitions)
         append_many: Callable[..., list[Span]] = stream.append_many
         if args.producer is not None:
@@ -328,12 +376,12 @@ def run_cat(args: argparse.Namespace) -> int:
     """Print records from a start to the end."""
     sink = Sink(args)
     with opened(args.store) as store:
-        stream = existing(store, args.stream)
+        source = Source(existing(store, args.stream), args)
         if isinstance(args.offset, int) and args.offset < 0:
-            ends = tails(stream, args.partition)
-            sink.records(merged(stream, last_of(stream, ends, -args.offset), ends))
+            ends = source.tails()
+            sink.records(source.merged(source.last(ends, -args.offset), ends))
             return 0
-        for batch in from_start(stream, args.partition, args.offset):
+        for batch in source.batches(args.offset):
             if not sink.batch(batch):
                 break
         sink.flush()
@@ -349,13 +397,16 @@ def run_tail(args: argparse.Namespace) -> int:
     member = args.follow and os.access(args.store, os.W_OK)
     with opened(args.store, "rw" if member else "r") as store:
         stream = existing(store, args.stream)
+        source = Source(stream, args)
         # The reader stands at the end before we look where that is: nothing falls in between.
-        reader = stream.read(partition=args.partition, start="latest", follow=args.follow)
-        ends = tails(stream, args.partition)
-        sink.records(merged(stream, last_of(stream, ends, args.lines), ends))
+        reader = stream.read(
+            partition=args.partition, start="latest", follow=args.follow, on_lost=args.on_lost
+        )
+        ends = source.tails()
+        sink.records(source.merged(source.last(ends, args.lines), ends))
         sink.flush()
         if args.follow:
-            for batch in reader:
+            for batch in source.noticed(reader, dict(ends)):
                 seen = ends.get(batch.partition, 0) - batch.first_offset
                 if seen < len(batch):
                     sink.batch(batch[seen:] if seen > 0 else batch)
@@ -404,61 +455,98 @@ class Sink:
         self.out.flush()
 
 
-def from_start(stream: Stream, partition: int | None, start: Start) -> Iterator[Batch]:
-    """Yield batches from one start; without a partition, an offset is cut to each one's range."""
-    if partition is not None or not isinstance(start, int):
-        yield from stream.read(partition=partition, start=start)
-        return
-    for number, end in tails(stream, None).items():
-        if start < end:
-            first = max(start, stream.first_offset(number))
-            yield from stream.read(partition=number, start=first, on_lost="earliest")
+class Source:
+    """What `cat` and `tail` read of a stream, as the arguments say; what is lost is told."""
 
+    def __init__(self, stream: Stream, args: argparse.Namespace) -> None:
+        self.stream = stream
+        self.partition: int | None = args.partition
+        self.on_lost: Literal["raise", "earliest"] = args.on_lost
+        self.output = Output()
 
-def tails(stream: Stream, partition: int | None) -> dict[int, int]:
-    """Return the next offset of each partition, or of one."""
-    numbers = range(stream.partitions) if partition is None else [partition]
-    return {number: stream.next_offset(number) for number in numbers}
+    def batches(self, start: Start) -> Iterator[Batch]:
+        """Yield batches from one start.
 
+        An offset is one of each partition: those that end before it are passed over, if not all do.
+        """
+        if not isinstance(start, int):
+            yield from self.noticed(self.read(self.partition, start), {})
+            return
+        ends = self.tails()
+        within = [number for number, end in ends.items() if start <= end] or list(ends)
+        for number in within:  # what is refused is refused before anything is printed
+            if start > ends[number] or start < self.stream.first_offset(number):
+                self.read(number, start)
+        for number in within:
+            yield from self.noticed(self.read(number, start), {number: start})
 
-def last_of(stream: Stream, ends: dict[int, int], count: int) -> dict[int, int]:
-    """Return where to start in each partition for the last `count` records of them all, by time.
+    def read(self, partition: int | None, start: Start) -> Iterator[Batch]:
+        """Read on from a start, or, as was asked for, from what retention has left."""
+        if self.on_lost == "earliest" and isinstance(start, int) and partition is not None:
+            end = self.stream.next_offset(partition)
+            if start > end:  # was never there: not lost
+                return self.stream.read(partition=partition, start=start)
+        return self.stream.read(partition=partition, start=start, on_lost=self.on_lost)
 
-    A partition keeps its order, whatever the timestamps: a record counts as late as the latest
-    before it.
-    """
-    import numpy as np
+    def noticed(self, batches: Iterator[Batch], due: dict[int, int]) -> Iterator[Batch]:
+        """Yield batches, and say where retention removed what would have come; `due` comes next."""
+        for batch in batches:
+            number, first = batch.partition, batch.first_offset
+            expected = due.get(number, first)
+            # A gap may be of compaction or of repair, too.
+            if expected < first and (left := self.stream.first_offset(number)) > expected:
+                self.output.say(
+                    f"millstream: partition {number}: retention removed offsets {expected} to"
+                    f" {min(left, first) - 1} before they were read"
+                )
+            due[number] = batch.next_offset
+            yield batch
 
-    starts = {p: max(stream.first_offset(p), end - count) for p, end in ends.items()}
-    if len(ends) == 1 or count == 0:
-        return starts
-    times, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
-    for number, end in ends.items():
-        found = [
-            batch.timestamps[batch.offsets < end]
-            for batch in stream.read(partition=number, start=starts[number], on_lost="earliest")
-            if batch.first_offset < end
-        ]
-        if found:
-            times.append(np.maximum.accumulate(np.concatenate(found)))
-            owners.append(np.full(len(times[-1]), number))
-    order = np.argsort(np.concatenate(times), kind="stable")[-count:]
-    kept = np.concatenate(owners)[order]
-    return {number: end - int((kept == number).sum()) for number, end in ends.items()}
+    def tails(self) -> dict[int, int]:
+        """Return the next offset of each partition, or of one."""
+        one = self.partition
+        numbers = range(self.stream.partitions) if one is None else [one]
+        return {number: self.stream.next_offset(number) for number in numbers}
 
+    def last(self, ends: dict[int, int], count: int) -> dict[int, int]:
+        """Return where to start in each partition for the last `count` records of all, by time.
 
-def merged(stream: Stream, starts: dict[int, int], ends: dict[int, int]) -> Iterator[Record]:
-    """Yield the records of several partitions by time, those of each in its order."""
+        A partition keeps its order, whatever the timestamps: a record counts as late as the latest
+        before it.
+        """
+        import numpy as np
 
-    def partition(number: int) -> Iterator[tuple[int, int, Record]]:
-        latest = -(1 << 63)
-        for batch in stream.read(partition=number, start=starts[number], on_lost="earliest"):
-            for record in records_of(batch):
-                if record.offset >= ends[number]:
-                    return
-                latest = max(latest, record.timestamp)
-                yield latest, number, record
+        stream = self.stream
+        starts = {p: max(stream.first_offset(p), end - count) for p, end in ends.items()}
+        if len(ends) == 1 or count == 0:
+            return starts
+        times, owners = [np.empty(0, np.int64)], [np.empty(0, np.int64)]
+        for number, end in ends.items():
+            found = [
+                batch.timestamps[batch.offsets < end]
+                for batch in stream.read(partition=number, start=starts[number], on_lost="earliest")
+                if batch.first_offset < end
+            ]
+            if found:
+                times.append(np.maximum.accumulate(np.concatenate(found)))
+                owners.append(np.full(len(times[-1]), number))
+        order = np.argsort(np.concatenate(times), kind="stable")[-count:]
+        kept = np.concatenate(owners)[order]
+        return {number: end - int((kept == number).sum()) for number, end in ends.items()}
 
-    parts = [partition(number) for number in starts if starts[number] < ends[number]]
-    for _, _, record in heapq.merge(*parts, key=lambda part: part[:2]):
-        yield record
+    def merged(self, starts: dict[int, int], ends: dict[int, int]) -> Iterator[Record]:
+        """Yield the records of several partitions by time, those of each in its order."""
+
+        def partition(number: int) -> Iterator[tuple[int, int, Record]]:
+            latest = -(1 << 63)
+            due = {number: starts[number]}
+            for batch in self.noticed(self.read(number, starts[number]), due):
+                for record in records_of(batch):
+                    if record.offset >= ends[number]:
+                        return
+                    latest = max(latest, record.timestamp)
+                    yield latest, number, record
+
+        parts = [partition(number) for number in starts if starts[number] < ends[number]]
+        for _, _, record in heapq.merge(*parts, key=lambda part: part[:2]):
+            yield record

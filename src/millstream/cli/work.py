@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.cli.bench import positive
 from millstream.cli.output import Output
-from millstream.cli.queues import seconds_argument
+from millstream.cli.records import seconds_argument
 from millstream.cli.stores import existing_queue, opened
 
 if TYPE_CHECKING:
