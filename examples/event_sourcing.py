@@ -13,6 +13,7 @@ import contextlib
 import json
 import os
 import random
+import signal
 import subprocess
 import sys
 import tempfile
@@ -27,6 +28,7 @@ import millstream
 ACCOUNTS = 10
 ORDERS = 4_000
 SNAPSHOT_EVERY = 500
+KILLS = 8  # about
 
 
 @dataclass
@@ -110,7 +112,22 @@ def work(scratch: Path) -> None:
             )
             if number % SNAPSHOT_EVERY == 0:
                 ledger.save(scratch / "snapshot.json")
+            print(number, flush=True)  # it has got on: now it may be killed
             time.sleep(0.0002)
+
+
+def run_teller(scratch: Path, orders: int) -> bool:
+    """Kill a teller after so many orders, unless it was done before; was it killed?"""
+    command = [sys.executable, __file__, scratch]
+    with subprocess.Popen(command, stdout=subprocess.PIPE) as teller:
+        assert teller.stdout is not None
+        for done, _ in enumerate(teller.stdout, 1):
+            if done == orders:
+                teller.kill()
+                break
+    if teller.returncode not in (0, -signal.SIGKILL):
+        raise SystemExit("the teller failed")
+    return teller.returncode != 0
 
 
 def main() -> None:
@@ -121,16 +138,8 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         kills = 0
-        while True:
-            teller = subprocess.Popen([sys.executable, __file__, scratch])
-            try:
-                if teller.wait(dice.uniform(0.25, 0.45)):
-                    raise SystemExit("the teller failed")
-                break
-            except subprocess.TimeoutExpired:
-                teller.kill()
-                teller.wait()
-                kills += 1
+        while run_teller(scratch, orders=dice.randrange(1, 2 * ORDERS // KILLS)):
+            kills += 1
         with millstream.open(scratch / "store") as store:
             stream = store.stream("ledger")
             fast = Ledger.load(scratch / "snapshot.json")

@@ -7,6 +7,7 @@ relay are killed with SIGKILL at random; afterwards there is one event for each 
 Run it: `python examples/transactional_outbox.py`.
 """
 
+import itertools
 import json
 import random
 import sqlite3
@@ -38,7 +39,7 @@ def take_orders(scratch: Path) -> None:
     """The application: an order and its event are one transaction. One in ten is rolled back."""
     dice = random.Random()
     with connect(scratch / "shop.db") as shop:
-        while True:
+        for number in itertools.count(1):
             customer, cents = f"customer-{dice.randrange(20)}", dice.randrange(100, 10_000)
             shop.execute("BEGIN")
             done = shop.execute(
@@ -52,6 +53,7 @@ def take_orders(scratch: Path) -> None:
                 shop.rollback()  # the card was declined
             else:
                 shop.commit()
+            print(number, flush=True)
             time.sleep(0.0005)
 
 
@@ -74,17 +76,19 @@ def relay(scratch: Path) -> None:
             )
             with shop:
                 shop.execute("DELETE FROM outbox WHERE id <= ?", (found[-1][0],))
+            print(found[-1][0], flush=True)
 
 
 def start(role: str, scratch: Path) -> subprocess.Popen[bytes]:
-    """Run the application or the relay in a process of its own."""
-    return subprocess.Popen([sys.executable, __file__, role, scratch])
+    """Run the application or the relay in a process of its own; its lines count what it did."""
+    command = [sys.executable, __file__, role, scratch]
+    return subprocess.Popen(command, stdout=subprocess.PIPE)
 
 
 def stop(process: subprocess.Popen[bytes]) -> None:
     """SIGKILL, as a crash does."""
     process.kill()
-    process.wait()
+    process.communicate()
 
 
 def main() -> None:
@@ -97,7 +101,9 @@ def main() -> None:
             shop.executescript(SCHEMA)
         for _ in range(ROUNDS):
             processes = [start(role, scratch) for role in ("take_orders", "relay")]
-            time.sleep(dice.uniform(0.4, 0.7))
+            for process in processes:  # kill both in the middle of their work
+                for _ in range(dice.randrange(30, 60) if process is processes[0] else 1):
+                    process.stdout.readline()
             for process in dice.sample(processes, 2):
                 stop(process)
         with connect(scratch / "shop.db") as shop:
