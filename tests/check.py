@@ -1,4 +1,4 @@
-"""Every check of this project: `python tests/check.py fast|full|asan|tsan|fuzz|cover|docs|bench`.
+"""Every check: `python tests/check.py fast|full|compilers|asan|tsan|fuzz|cover|docs|bench`.
 
 A step prints its time, then what is wrong. A step without its subject (no harness, no package yet)
 says so and passes; a missing tool fails. The tools come with `pip install '.[dev]'`.
@@ -9,6 +9,7 @@ import os
 import re
 import shutil
 import sys
+import sysconfig
 import tempfile
 import time
 import zipfile
@@ -108,6 +109,35 @@ def strict_c() -> None:
             command = [sys.executable, "setup.py", "-q", "build_clib", "--force"]
             command += ["--build-temp", scratch, "--build-clib", scratch]
             shell(*command, env={"MILLSTREAM_WERROR": "1", "MILLSTREAM_DEBUG": debug})
+
+
+REFUSED = [  # what GCC 14 and clang 16 refuse, and what else is ours to mend in generated C
+    "incompatible-pointer-types", "int-conversion", "implicit-function-declaration", "implicit-int",
+    "return-type", "sign-compare", "unused-result", "address-of-packed-member", "uninitialized",
+]  # fmt: skip
+ONLY_GCC = ["discarded-qualifiers"]
+ONLY_CLANG = ["incompatible-function-pointer-types", "incompatible-pointer-types-discards-qualifiers"]
+
+
+def new_clang() -> list[str]:
+    """A clang that refuses what clang 16 and later refuse: of the machine, or PyPI's ziglang."""
+    for name in ("clang-22", "clang-21", "clang-20", "clang-19", "clang"):
+        if shutil.which(name):
+            version = re.search(r"version (\d+)", shell(name, "--version"))
+            if version and int(version[1]) >= 19:
+                return [name]
+    return [sys.executable, "-m", "ziglang", "cc", "-fno-sanitize=all"]
+
+
+def every_compiler() -> None:
+    """The generated binding compiles with the machine's GCC and with a current clang."""
+    with tempfile.TemporaryDirectory() as scratch:
+        generated = Path(scratch) / "_native.c"
+        shell(sys.executable, "-m", "cython", "-3", "-o", generated, PACKAGE / "_native.pyx")
+        include = ["-I", "csrc", "-I", sysconfig.get_path("include"), "-I", PACKAGE, "-o", os.devnull]
+        for compiler, names in ((["gcc"], ONLY_GCC), (new_clang(), ONLY_CLANG)):
+            errors = [f"-Werror={name}" for name in [*REFUSED, *names]]
+            shell(*compiler, "-O0", "-fPIC", "-c", *errors, *include, generated)
 
 
 def workflows() -> None:
@@ -330,9 +360,11 @@ VERBS = {
     "fast": FAST,
     "full": [
         *FAST,
+        Step("generated C with GCC and a current clang", every_compiler),
         Step("pytest", pytest, alone=True),
         Step("wheel from the sdist", wheel_from_sdist, alone=True),
     ],
+    "compilers": [Step("generated C with GCC and a current clang", every_compiler)],
     "asan": [Step("the suite under ASan and UBSan", sanitized, alone=True)],
     "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
     "fuzz": [Step("fuzz harnesses", fuzz_harnesses, alone=True)],
