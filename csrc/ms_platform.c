@@ -67,6 +67,11 @@ int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeo
   return errno;
 }
 
+void ms_rest(int64_t rest_ns) {
+  static _Atomic uint32_t never; /* changed by nobody */
+  (void)ms_futex_wait(&never, 0, rest_ns);
+}
+
 int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count) {
   long woken = syscall(SYS_futex, word, FUTEX_WAKE, count, NULL, NULL, 0);
   return woken > 0 ? (int32_t)woken : 0;

@@ -116,7 +116,10 @@ REFUSED = [  # what GCC 14 and clang 16 refuse, and what else is ours to mend in
     "return-type", "sign-compare", "unused-result", "address-of-packed-member", "uninitialized",
 ]  # fmt: skip
 ONLY_GCC = ["discarded-qualifiers"]
-ONLY_CLANG = ["incompatible-function-pointer-types", "incompatible-pointer-types-discards-qualifiers"]
+ONLY_CLANG = [
+    "incompatible-function-pointer-types",
+    "incompatible-pointer-types-discards-qualifiers",
+]
 
 
 def new_clang() -> list[str]:
@@ -134,10 +137,10 @@ def every_compiler() -> None:
     with tempfile.TemporaryDirectory() as scratch:
         generated = Path(scratch) / "_native.c"
         shell(sys.executable, "-m", "cython", "-3", "-o", generated, PACKAGE / "_native.pyx")
-        include = ["-I", "csrc", "-I", sysconfig.get_path("include"), "-I", PACKAGE, "-o", os.devnull]
+        options = ["-O0", "-fPIC", "-c", "-I", "csrc", "-I", sysconfig.get_path("include")]
         for compiler, names in ((["gcc"], ONLY_GCC), (new_clang(), ONLY_CLANG)):
             errors = [f"-Werror={name}" for name in [*REFUSED, *names]]
-            shell(*compiler, "-O0", "-fPIC", "-c", *errors, *include, generated)
+            shell(*compiler, *options, *errors, "-o", os.devnull, generated)
 
 
 def workflows() -> None:

@@ -9,6 +9,7 @@ cdef extern from "ms_platform.h" nogil:
     int64_t ms_clock_wall_us()
     int64_t ms_clock_monotonic_ns()
     int ms_futex_wait(const void *word, uint32_t expected, int64_t timeout_ns)
+    void ms_rest(int64_t rest_ns)
     int32_t ms_futex_wake(const void *word, int32_t count)
     int ms_futex_wait_class(const void *word, uint32_t expected, uint32_t bits, int64_t timeout_ns)
     int ms_pages_populate(void *start, size_t size, bint writable)

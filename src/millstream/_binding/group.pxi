@@ -248,7 +248,8 @@ cdef class GroupCore:
             return True
         PyErr_CheckSignals()
         if self.members.is_dead(owner):
-            ms_group_take_over(&self.c, owner, &owner)
+            if ms_group_take_over(&self.c, owner, &owner) != MS_OK:
+                return True  # another was faster
         elif left <= 0:
             raise _errors.LockTimeout(
                 f"{self.path}: the word of the group is held by {self.members.describe(owner)}")
@@ -278,7 +279,7 @@ cdef class GroupCore:
         """(slot, owner word, number, joined) of each member."""
         cdef uint32_t i, process
         cdef list found = []
-        for i in range(GROUP_MEMBERS_MOST):
+        for i in range(<uint32_t>GROUP_MEMBERS_MOST):
             process = ms_load32(&self.c.members[i].process)
             if process != 0:
                 found.append((i, process, ms_load32(&self.c.members[i].number),
@@ -305,7 +306,7 @@ cdef class GroupCore:
         self.alive()
         if not ms_group_claim_watch(&self.c, now, WATCH_NS) and not at_once:
             return 0
-        for i in range(GROUP_MEMBERS_MOST):
+        for i in range(<uint32_t>GROUP_MEMBERS_MOST):
             word = ms_load32(&self.c.members[i].process)
             if word == 0 or word == self.c.self:
                 continue

@@ -139,7 +139,7 @@ cdef class Membership:
         self.now = ms_clock_monotonic_ns()
         if not self.joined:
             return True
-        if self.now - self.watched >= WATCH_NS:
+        if self.now - self.watched >= <int64_t>WATCH_NS:
             self.watched = self.now
             return True
         return ms_load32(&self.group.c.header.changes) != self.changes
@@ -148,7 +148,7 @@ cdef class Membership:
     def others(self):
         """Has the group other members?"""
         cdef uint32_t i
-        for i in range(GROUP_MEMBERS_MOST):
+        for i in range(<uint32_t>GROUP_MEMBERS_MOST):
             if i != self.slot and ms_load32(&self.group.c.members[i].process) != 0:
                 return True
         return False
@@ -240,7 +240,9 @@ cdef class Membership:
     cdef void push(self, uint64_t to) noexcept:
         # Lost: the membership was ended, which the next look finds out.
         if self.joined and self.processing != to:
-            ms_group_renew(&self.group.c.members[self.slot].processing, &self.processing, to)
+            if ms_group_renew(&self.group.c.members[self.slot].processing, &self.processing,
+                              to) == MS_LOST:
+                return
 
     # --- positions --------------------------------------------------------------------------------
 

@@ -63,7 +63,7 @@ cdef dict unpack_headers(bytes packed):
 cdef bytes failure_text(object reason):
     """What a failure record has room for, cut between characters."""
     cdef bytes text = str(reason).encode("utf-8", "replace")
-    if len(text) <= FAILURE_TEXT:
+    if len(text) <= <Py_ssize_t>FAILURE_TEXT:
         return text
     return text[:FAILURE_TEXT].decode("utf-8", "ignore").encode("utf-8")
 

@@ -125,7 +125,7 @@ cdef class QueueCore(_QueueFiles):
             self._grow_dedup()
         elif status == MS_BUSY:
             self.outwait(owner)
-            if ms_clock_monotonic_ns() - started > OWNER_NS:
+            if ms_clock_monotonic_ns() - started > <int64_t>OWNER_NS:
                 raise _errors.LockTimeout(f"{self.path}: held by {self.members.describe(owner)}")
         else:
             ms_now(&now)
@@ -342,8 +342,8 @@ cdef class QueueCore(_QueueFiles):
         return m.lease.id, m.lease.slot, word
 
     def _undo_ack(self, Message m, uint64_t word):
-        """It is a lease again, as before `_prepare_ack`."""
-        ms_queue_try_undo_ack(&self.c, &m.lease, word)
+        """It is a lease again, as before `_prepare_ack`; False: somebody settled it already."""
+        return ms_queue_try_undo_ack(&self.c, &m.lease, word) == MS_OK
 
     def _acked(self, Message m):
         """The transaction that acknowledges it is committed."""
@@ -476,8 +476,8 @@ cdef class QueueCore(_QueueFiles):
         if timeout is not None:
             deadline_of(timeout)  # checked also where nothing is waited for
         ms_now_near(&self.c, &now)
-        if now.mono_ns - self.turned_at >= TURN_NS:
-            if now.mono_ns - self.looked_at >= LOOK_NS:
+        if now.mono_ns - self.turned_at >= <int64_t>TURN_NS:
+            if now.mono_ns - self.looked_at >= <int64_t>LOOK_NS:
                 self.look(&now)
             else:
                 self.turn(&now)
@@ -557,8 +557,8 @@ cdef class QueueCore(_QueueFiles):
         most = min(wanted, 1 << 24)  # more slots there are not
         self.alive()
         ms_now_near(&self.c, &now)
-        if now.mono_ns - self.turned_at >= TURN_NS:
-            if now.mono_ns - self.looked_at >= LOOK_NS:
+        if now.mono_ns - self.turned_at >= <int64_t>TURN_NS:
+            if now.mono_ns - self.looked_at >= <int64_t>LOOK_NS:
                 self.look(&now)
             else:
                 self.turn(&now)

@@ -90,7 +90,7 @@ cdef class _QueueFiles:
         """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance."""
         cdef ms_queue to
         cdef ms_instant now
-        cdef uint32_t owner = 0, taken = 0, dead, never = 0
+        cdef uint32_t owner = 0, taken = 0, dead
         cdef int64_t deadline = ms_clock_monotonic_ns() + OWNER_NS
         self.prepare(&to, slots, blocks, hints, numbers, self.members, True)
         cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
@@ -101,7 +101,7 @@ cdef class _QueueFiles:
             while ms_queue_move_hints(&self.c, &to, &now, &taken, scratch, &owner) == MS_BUSY:
                 dead = owner & 0x7fffffff
                 with nogil:
-                    ms_futex_wait(&never, 0, 100000)
+                    ms_rest(100000)
                 PyErr_CheckSignals()
                 ms_now(&now)
                 if self.members.is_dead(dead):
@@ -362,7 +362,7 @@ cdef class _QueueFiles:
         cdef uint32_t count = 0, i, word
         cdef ms_instant then = now[0]
         cdef ms_queue c = self.c
-        for i in range(DEAD_MOST):
+        for i in range(<uint32_t>DEAD_MOST):
             word = ms_load32(&self.c.participants[i])
             if word != 0 and word != self.c.self and self.members.is_dead(word):
                 dead[count] = word
@@ -378,7 +378,7 @@ cdef class _QueueFiles:
     cdef bint alone(self) noexcept:
         """Has no other process put or taken here, of those that live?"""
         cdef uint32_t i, word
-        for i in range(DEAD_MOST):
+        for i in range(<uint32_t>DEAD_MOST):
             word = ms_load32(&self.c.participants[i])
             if word != 0 and word != self.c.self:
                 return False
@@ -387,13 +387,13 @@ cdef class _QueueFiles:
     cdef int outwait(self, uint32_t owner) except -1:
         """Another holds a short word: wait a moment, mend what a dead one held."""
         cdef ms_instant now
-        cdef uint32_t dead = owner & 0x7fffffff, never = 0
+        cdef uint32_t dead = owner & 0x7fffffff
         cdef ms_queue c
         if owner == 0:
             self._follow_dedup()
             return 0
         with nogil:
-            ms_futex_wait(&never, 0, 100000)
+            ms_rest(100000)
         PyErr_CheckSignals()
         if dead == self.c.self:  # a transaction that is not decided: maybe of a dead process
             ms_now(&now)

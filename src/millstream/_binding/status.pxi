@@ -31,7 +31,8 @@ cdef dict ERRORS = _build_errors()
 
 cdef int fail(int status, const ms_error *err, object path) except -1:
     cls = ERRORS[status]
-    text = err.text.decode("utf-8", "replace") if err.text[0] else "unknown status %d" % status
+    cdef char *said = <char *>err.text
+    text = said.decode("utf-8", "replace") if said[0] else "unknown status %d" % status
     if path:
         text = f"{path}: {text}"
     if cls is _errors.CorruptBatch:
