@@ -483,6 +483,275 @@ if __name__ == "__main__":
     until(is_gone)
 
 
+START = """
+import sys, threading
+sys.path.insert(0, {jobs!r})
+import millstream, worker_jobs
+from millstream.worker import Worker
+"""
+
+
+def run_script(tmp_path, body, name="script.py"):
+    """Run a program that has a store with one message in a queue; what it printed."""
+    script = tmp_path / name
+    script.write_text(START.format(jobs=str(JOBS.parent)) + body)
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    return done.stdout, done.stderr
+
+
+class NoPickle:
+    """A codec that cannot be sent to another process."""
+
+    encode = staticmethod(bytes)
+    decode = staticmethod(bytes)
+
+    def __init__(self):
+        self.lock = threading.Lock()
+
+
+@pytest.mark.parametrize("how", ["run", "start", "with"])
+def test_codec_that_does_not_pickle_is_said_at_once(store, how):
+    queue = store.queue("q", codec=NoPickle())
+    queue.put(b"x")
+    worker = Worker(queue, worker_jobs.note, mode="process")
+    queue.worker(mode="process")(worker_jobs.note)
+    with pytest.raises(millstream.WorkerError, match=r"pickle.*TypeError.*lock") as caught:
+        if how == "run":
+            millstream.run(queue, until_empty=True)
+        elif how == "start":
+            worker.start()
+        else:
+            with worker:
+                queue.join(timeout=60)
+    assert caught.value.kind == "TypeError"
+    assert isinstance(caught.value.__cause__, TypeError)
+    assert len(queue) == 1
+    assert not worker.alive
+
+
+@pytest.mark.parametrize("how", ["run", "start", "with"])
+def test_module_that_children_cannot_import_is_raised_with_their_traceback(
+    queue, tmp_path, monkeypatch, how
+):
+    """Their interpreter finds another module of that name than ours."""
+    (tmp_path / "gone_jobs.py").write_text("def work(message): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import gone_jobs
+
+    (tmp_path / "gone_jobs.py").write_text("import nothing_of_this_name\n")
+    queue.put(b"x")
+    queue.worker(mode="process", concurrency=2)(gone_jobs.work)
+    worker = Worker(queue, gone_jobs.work, mode="process", concurrency=2)
+    with pytest.raises(millstream.WorkerError, match="nothing_of_this_name") as caught:
+        if how == "run":
+            millstream.run(queue)
+        elif how == "start":
+            worker.start()
+        else:
+            with worker:
+                queue.join(timeout=60)
+    error = caught.value
+    assert error.kind == "ModuleNotFoundError"
+    assert "Traceback" in error.traceback and "gone_jobs.py" in error.traceback
+    assert error.traceback in error.__notes__[0]
+    assert not worker.alive
+    with queue.get(timeout=5) as message:
+        assert message.attempt == 1  # nobody had it
+
+
+def test_children_that_die_without_a_word_are_told_by_their_exit_code(queue, tmp_path, monkeypatch):
+    (tmp_path / "dead_jobs.py").write_text("def work(message): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import dead_jobs
+
+    (tmp_path / "dead_jobs.py").write_text("import os; os._exit(41)\n")
+    with pytest.raises(millstream.WorkerError, match="exit code 41") as caught:
+        Worker(queue, dead_jobs.work, mode="process").start()
+    assert (caught.value.kind, caught.value.traceback) == ("", "")
+
+
+def test_missing_guard_of_the_main_module_is_said(tmp_path):
+    body = """
+queue = millstream.open(sys.argv[1]).queue("q")
+queue.put(b"x")
+queue.worker(mode="process")(worker_jobs.note)
+try:
+    millstream.run(queue, until_empty=True)
+except millstream.WorkerError as error:
+    print(error.kind, error)
+    if "__mp_main__" in sys.modules:
+        raise
+"""
+    out, _ = run_script(tmp_path, body)
+    assert out.splitlines()[-1].startswith("WorkerError ")
+    assert 'if __name__ == "__main__"' in out.splitlines()[-1]
+
+
+def test_daemonic_process_is_told_that_it_may_have_no_children(tmp_path):
+    body = """
+import multiprocessing
+def work(path):
+    queue = millstream.open(path).queue("q")
+    queue.put(b"x")
+    queue.worker(mode="process")(worker_jobs.note)
+    try:
+        millstream.run(queue, until_empty=True)
+    except millstream.WorkerError as error:
+        print(error, flush=True)
+if __name__ == "__main__":
+    process = multiprocessing.Process(target=work, args=(sys.argv[1],), daemon=True)
+    process.start()
+    process.join()
+"""
+    out, _ = run_script(tmp_path, body)
+    assert "daemonic" in out and 'mode="thread"' in out
+
+
+@pytest.mark.parametrize("method", ["fork", "spawn", "forkserver"])
+def test_start_method_of_the_program_does_not_matter(tmp_path, method):
+    body = """
+import multiprocessing
+def work(message):
+    import os
+    assert os.getppid() > 1
+if __name__ == "__main__":
+    multiprocessing.set_start_method("METHOD")
+    with millstream.open(sys.argv[1]) as store:
+        queue = store.queue("q")
+        queue.put(b"x")
+        queue.worker(mode="process")(work)
+        print(millstream.run(queue, until_empty=True))
+""".replace("METHOD", method)
+    out, err = run_script(tmp_path, body)
+    assert out == "1 done, 0 failed, 0 released\n", err
+
+
+def test_function_of_a_program_without_a_file_is_said(tmp_path):
+    body = (
+        START.format(jobs=str(JOBS.parent))
+        + """
+def work(message): pass
+with millstream.open(sys.argv[1]) as store:
+    try:
+        Worker(store.queue("q"), work, mode="process").start()
+    except millstream.WorkerError as error:
+        print(error.kind, error)
+"""
+    )
+    command = [sys.executable, "-c", body, str(tmp_path / "store")]
+    out = subprocess.run(command, capture_output=True, text=True, timeout=100).stdout
+    assert out.startswith("AttributeError ") and "'work'" in out
+
+
+def test_no_process_to_be_had_is_raised(queue, monkeypatch):
+    def refuse(*args, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    with pytest.raises(millstream.WorkerError, match="temporarily unavailable"):
+        Worker(queue, worker_jobs.note, mode="process").start()
+
+
+def test_children_that_cannot_be_replaced_end_the_worker(queue, tmp_path, monkeypatch):
+    put_jobs(queue, tmp_path, 1)
+    worker = Worker(queue, worker_jobs.die_once, mode="process")
+    worker.start()
+    (process,) = worker.pids
+
+    def refuse(*args, **options):
+        raise BlockingIOError(11, "Resource temporarily unavailable")
+
+    monkeypatch.setattr(subprocess, "Popen", refuse)
+    until(lambda: not worker.alive)  # it died over its message, and no other can be made
+    with pytest.raises(millstream.WorkerError):
+        worker.stop()
+    assert notes(tmp_path) == [(notes(tmp_path)[0][0], process)]
+    with queue.get(timeout=30) as message:
+        assert message.attempt == 2
+
+
+def test_signal_while_children_start_ends_the_run(queue, tmp_path, monkeypatch):
+    """A child whose imports never end must not keep SIGTERM from being heard."""
+    (tmp_path / "slow_jobs.py").write_text("def work(message): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    import slow_jobs
+
+    (tmp_path / "slow_jobs.py").write_text(
+        f"import time; open({str(tmp_path / 'here')!r}, 'w').close(); time.sleep(100)\n"
+    )
+    queue.worker(mode="process")(slow_jobs.work)
+
+    def interrupt():
+        until((tmp_path / "here").exists)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    assert millstream.run(queue, grace=0) == Counts()
+    thread.join()
+
+
+# --- what it waits for ----------------------------------------------------------------------------
+
+
+def test_what_keeps_a_queue_from_being_empty_is_said(store, queue):
+    worker = Worker(queue, print)
+    assert worker.waits_for == ""
+    queue.put(b"ready")
+    queue.put(b"later", delay=3600)
+    queue.put_many([b"one", b"two"])
+    lease = queue.get(timeout=5)
+    queue.pause()
+    said = worker.waits_for
+    assert said.startswith("4 not finished: 2 ready, 1 delayed (until 2")
+    assert "1 leased elsewhere; it is paused" in said
+    lease.ack()
+    ordered = store.queue("o", ordering="key")
+    ordered.put_many([{"value": b"%d" % i, "key": b"k"} for i in range(3)])
+    with ordered.get(timeout=5):
+        said = Worker(ordered, print).waits_for
+        assert (
+            said == "3 not finished: 2 held behind an earlier one of their key, 1 leased elsewhere"
+        )
+
+
+def test_run_until_empty_warns_of_what_it_waits_for(queue, monkeypatch, caplog):
+    monkeypatch.setattr("millstream.worker.NOTICE_SECONDS", (0.05, 0.1))
+    queue.put(b"later", delay=3600)
+    (number,) = [message.id for message in queue.peek(1)]
+    queue.worker()(print)
+
+    def cancel():
+        until(lambda: len(caplog.records) >= 2)
+        queue.cancel(number)
+
+    thread = threading.Thread(target=cancel)
+    thread.start()
+    assert millstream.run(queue, until_empty=True) == Counts()
+    thread.join()
+    assert "q: run(until_empty=True) waits: 1 not finished: 1 delayed" in caplog.messages[0]
+
+
+def test_what_is_worked_on_here_is_no_lease_elsewhere(queue, tmp_path):
+    begun, free = threading.Event(), threading.Event()
+
+    def work(message):
+        begun.set()
+        free.wait(60)
+
+    queue.put(b"x")
+    with Worker(queue, work) as worker:
+        assert begun.wait(60)
+        assert worker.waits_for == "1 not finished: 1 worked on here"
+        free.set()
+    put_jobs(queue, tmp_path, 1)
+    with Worker(queue, worker_jobs.slowly, mode="process") as worker:
+        until(lambda: worker.held)
+        assert worker.waits_for == "1 not finished: 1 worked on here"
+        worker.stop(grace=0)
+
+
 # --- bad input ------------------------------------------------------------------------------------
 
 
