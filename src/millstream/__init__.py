@@ -28,6 +28,7 @@ from millstream.errors import (
     Unsupported,
     VersionMismatch,
     WaitTimeout,
+    WorkerError,
 )
 from millstream.options import Compaction, Retention, RetryPolicy
 from millstream.store import Store, open, temporary
@@ -106,6 +107,7 @@ __all__ = [
     "VersionMismatch",
     "View",
     "WaitTimeout",
+    "WorkerError",
     "__version__",
     "open",
     "run",

@@ -22,6 +22,7 @@ MillstreamError
 ├── Aborted                           a transaction lost a lease or a partition: nothing was done
 ├── Fenced                            a partition has another owner now: the commit was refused
 ├── LeaseLost                         the lease of a message ended before its holder was done
+├── WorkerError                       worker processes cannot start; says what the last one said
 ├── Retry                             raised by workers: count a failure, deliver again later
 ├── Snooze                            raised by workers: deliver again later, nothing failed
 ├── Reject                            raised by workers: to the dead letters
@@ -64,6 +65,7 @@ __all__ = [
     "Unsupported",
     "VersionMismatch",
     "WaitTimeout",
+    "WorkerError",
 ]
 
 
@@ -253,6 +255,27 @@ def _fenced(message: str, partitions: tuple[int, ...]) -> Fenced:
 
 class LeaseLost(MillstreamError):
     """The lease of a message ended before this call; somebody else may have the message now."""
+
+
+class WorkerError(MillstreamError):
+    """Worker processes cannot start. No message was taken by them; none is lost.
+
+    Attributes:
+        kind: the type of the exception that ended the last one; "": it left none.
+        traceback: the text of its traceback, or "".
+    """
+
+    def __init__(self, message: str, *, kind: str = "", traceback: str = "") -> None:
+        super().__init__(message)
+        self.kind = kind
+        self.traceback = traceback
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (_worker_error, (self.args[0], self.kind, self.traceback))
+
+
+def _worker_error(message: str, kind: str, traceback: str) -> WorkerError:
+    return WorkerError(message, kind=kind, traceback=traceback)
 
 
 def _delay(seconds: float) -> float:

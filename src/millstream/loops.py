@@ -154,7 +154,8 @@ class Loop:
         self.error: BaseException | None = None
         self.begun: float | None = None
         """When the call that is running began."""
-        self._held: list[Held] = []
+        self.held: list[Held] = []
+        """The messages that it works on."""
         self._lock = threading.Lock()
 
     def run(self) -> None:
@@ -179,10 +180,10 @@ class Loop:
             return
         lease = self.queue.lease
         with self._lock:
-            self._held = [Held(each, lease, self.options.time_limit) for each in messages]
+            self.held = [Held(each, lease, self.options.time_limit) for each in messages]
             self.begun = time.monotonic()
         try:
-            readable = [held for held in self._held if self._decode(held)]
+            readable = [held for held in self.held if self._decode(held)]
             if readable and not self.stopping.is_set():
                 self._call(readable)
         finally:
@@ -265,12 +266,12 @@ class Loop:
 
     def release(self) -> None:
         """Give back what the loop has; called by the loop, or by who waited for it long enough."""
-        for held in list(self._held):
+        for held in list(self.held):
             with contextlib.suppress(Closed):
                 self._end(held, held.message.release)
-        self._held = []
+        self.held = []
 
     def fail_overdue(self) -> None:
         """Count a failure for what was worked on for too long: who calls this ends the process."""
         reason = f"worked on for longer than {self.options.time_limit:g} s"
-        self._end_all(list(self._held), lambda message: message.nack(None, reason))
+        self._end_all(list(self.held), lambda message: message.nack(None, reason))

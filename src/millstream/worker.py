@@ -8,18 +8,23 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import os
 import queue as standard
 import signal
+import sys
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
-from millstream.errors import InvalidArgument, InvalidType
+from millstream.errors import InvalidArgument, InvalidType, WorkerError
 from millstream.loops import LOG, SLICE_SECONDS, Counts, Loop, Mode, Options, check_options, sum_of
 from millstream.options import check_timeout
 
 if TYPE_CHECKING:
+    import socket
+    from multiprocessing.connection import Connection
+
     from millstream.queue import Queue
 
 __all__ = ["Counts", "Worker", "register", "run"]
@@ -28,6 +33,11 @@ Function = TypeVar("Function", bound=Callable[[Any], object])
 
 BACKOFF_SECONDS = (0.1, 30.0)
 """How long until a worker process that ended is replaced: at first, and at most."""
+START_TRIES = 4
+"""How many worker processes in a row may end before they can take a message."""
+TRACEBACK_MOST = 20_000
+NOTICE_SECONDS = (5.0, 300.0)
+"""When `run(until_empty=True)` says what it waits for: first, and how often at least."""
 EXIT_SECONDS = 5.0
 """How long a worker process may take to give back what it has."""
 EXIT_OVERDUE = 75
@@ -48,11 +58,18 @@ class Threads:
         ]
         for thread in self._threads:
             thread.start()
+        self.begun = threading.Event()
+        self.begun.set()
 
     @property
     def counts(self) -> Counts:
         """What was done until now."""
         return sum_of(loop.counts for loop in self._loops)
+
+    @property
+    def held(self) -> int:
+        """How many messages they work on."""
+        return sum(len(loop.held) for loop in self._loops)
 
     @property
     def error(self) -> BaseException | None:
@@ -77,20 +94,49 @@ class Threads:
                 loop.release()
 
 
+class Ended(NamedTuple):
+    """How a worker process came to its end.
+
+    Attributes:
+        ready: had it begun to take messages?
+        why: in words.
+        kind: the type of the exception that ended it; "": it left none.
+        message: its text.
+        traceback: where it came from.
+    """
+
+    ready: bool
+    why: str
+    kind: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.kind}: {self.message}" if self.kind else self.why
+
+
 class Processes:
-    """Loops in processes of their own, each watched by a thread that replaces it when it dies."""
+    """Loops in processes of their own, each watched by a thread that replaces it when it dies.
+
+    They are new interpreters, whatever start method multiprocessing has here: a fork would share
+    what may not be shared. Where `START_TRIES` in a row end before they can take a message, and no
+    other is at work, `error` says what the last one said, and the others are told to stop.
+    """
 
     def __init__(self, queue: Queue, function: Callable[[Any], object], options: Options) -> None:
-        import multiprocessing
-
-        self._context = multiprocessing.get_context("spawn")
-        self._arguments = (queue, function, options)
         self._name = queue.name
+        self._path = queue.path
+        self._parcel = parcel(queue, function, options)
+        self._count = options.concurrency
         self._stopping = threading.Event()
         self._grace = 0.0
         self._lock = threading.Lock()
         self._counts = Counts()
-        self._children: dict[int, tuple[Any, Any]] = {}
+        self._children: dict[int, Child] = {}
+        self._begun: set[int] = set()
+        self.begun = threading.Event()
+        """All have begun to take messages, or they cannot, or are told to stop."""
+        self.error: BaseException | None = None
         self._threads = [
             threading.Thread(target=self._supervise, args=(number,), daemon=True)
             for number in range(options.concurrency)
@@ -98,13 +144,17 @@ class Processes:
         for thread in self._threads:
             thread.start()
 
-    error: BaseException | None = None
-
     @property
     def counts(self) -> Counts:
         """What was done until now; of a child that was killed, up to its last report."""
         with self._lock:
             return self._counts
+
+    @property
+    def held(self) -> int:
+        """How many messages they work on."""
+        with self._lock:
+            return sum(child.held for child in self._children.values())
 
     @property
     def alive(self) -> bool:
@@ -115,46 +165,64 @@ class Processes:
     def pids(self) -> list[int]:
         """Process ids of those that run now."""
         with self._lock:
-            return [process.pid for process, _ in self._children.values()]
+            return [child.process.pid for child in self._children.values()]
 
     def _supervise(self, number: int) -> None:
         backoff = BACKOFF_SECONDS[0]
+        failed = 0
         while not self._stopping.is_set():
             began = time.monotonic()
-            code = self._run_one(number)
+            try:
+                ended = self._run_one(number)
+            except Exception as error:  # no process, no descriptor: it may pass
+                ended = Ended(False, "it was not made", type(error).__name__, str(error))
             if self._stopping.is_set():
                 return
             if time.monotonic() - began > BACKOFF_SECONDS[1]:
                 backoff = BACKOFF_SECONDS[0]
-            LOG.warning(
-                "%s: a worker process ended with %s; next in %g s", self._name, code, backoff
-            )
+            failed = 0 if ended.ready else failed + 1
+            with self._lock:
+                working = any(child.ready for child in self._children.values())
+            if failed >= START_TRIES and not working:
+                self._give_up(cannot_start(self._path, failed, ended))
+                return
+            LOG.warning("%s: a worker process ended: %s; next in %g s", self._name, ended, backoff)
             self._stopping.wait(backoff)
             backoff = min(2 * backoff, BACKOFF_SECONDS[1])
 
-    def _run_one(self, number: int) -> int | None:
-        """Run a child until it ends; return its exit code."""
-        ours, theirs = self._context.Pipe()
-        process = self._context.Process(target=child, args=(theirs, *self._arguments))
-        process.start()
-        theirs.close()
+    def _give_up(self, error: BaseException) -> None:
+        self.error = self.error or error
+        LOG.error("%s", error)
+        self.ask(0.0)
+
+    def _run_one(self, number: int) -> Ended:
+        """Run a child until it ends."""
+        child = Child(self._parcel)
         with self._lock:
-            self._children[number] = process, ours
+            self._children[number] = child
             late = self._stopping.is_set()
         if late:
-            tell(ours, self._grace)
-        with ours:
-            with contextlib.suppress(EOFError, OSError):
-                while True:
-                    counts = Counts(*ours.recv())
-                    with self._lock:
-                        self._counts += counts
-            process.join()
+            child.tell(self._grace)
+        try:
+            for word, said in child.heard():
+                with self._lock:
+                    if word == "counts":
+                        self._counts += Counts(*said)
+                    elif word == "held":
+                        child.held = said
+                    elif word == "error":
+                        child.said = said
+                    else:
+                        child.ready = True
+                        self._begun.add(number)
+                        if len(self._begun) == self._count:
+                            self.begun.set()
+        finally:
+            code = child.end()
             with self._lock:
                 del self._children[number]
-        code = process.exitcode
-        process.close()
-        return code
+        why = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        return Ended(child.ready, why, *child.said)
 
     def ask(self, grace: float) -> None:
         """Take nothing more; give back after `grace` seconds what is still worked on."""
@@ -162,8 +230,9 @@ class Processes:
             self._grace = grace
             self._stopping.set()
             children = list(self._children.values())
-        for _, connection in children:
-            tell(connection, grace)
+        self.begun.set()
+        for child in children:
+            child.tell(grace)
 
     def end(self) -> None:
         """Wait a moment for the children to give back what they have, then kill who remains."""
@@ -172,74 +241,206 @@ class Processes:
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
-            for process, _ in self._children.values():
-                process.kill()  # its leases end with it
+            for child in self._children.values():
+                child.process.kill()  # its leases end with it
         for thread in self._threads:
             thread.join(EXIT_SECONDS)
 
 
-def tell(connection: Any, grace: float) -> None:
-    """Tell a child to stop, unless it is gone."""
-    with contextlib.suppress(OSError, ValueError):
-        connection.send(grace)
+def parcel(queue: Queue, function: Callable[[Any], object], options: Options) -> bytes:
+    """What a child needs, as bytes; raises where there can be no child, or nothing can be sent."""
+    from multiprocessing import process
+    from multiprocessing.reduction import ForkingPickler
+
+    why = None
+    if getattr(process.current_process(), "_inheriting", False):
+        why = (
+            "this is one, and imports the main module, which starts workers again; put what runs"
+            ' them below `if __name__ == "__main__":`'
+        )
+    elif process.current_process().daemon:
+        why = (
+            "this process is a daemonic one of multiprocessing, which may have no children; start"
+            ' it with daemon=False, or use mode="thread"'
+        )
+    if why is not None:
+        raise WorkerError(f"{queue.path}: worker processes cannot start: {why}")
+    try:
+        return bytes(ForkingPickler.dumps((queue, function, options)))
+    except Exception as error:  # whatever a codec of a user raises
+        raise WorkerError(
+            f"{queue.path}: worker processes cannot start: queue, codec and function are sent to"
+            f" them, and one does not pickle: {type(error).__name__}: {error}",
+            kind=type(error).__name__,
+        ) from error
 
 
-def child(
-    connection: Any, queue: Queue, function: Callable[[Any], object], options: Options
-) -> None:
+def cannot_start(path: str, tries: int, ended: Ended) -> WorkerError:
+    """What is raised when it was tried often enough."""
+    error = WorkerError(
+        f"{path}: worker processes cannot start: {tries} in a row ended before they could take a"
+        f" message, the last with {ended}",
+        kind=ended.kind,
+        traceback=ended.traceback,
+    )
+    if ended.traceback:
+        error.add_note(f"In the worker process:\n\n{ended.traceback}")
+    return error
+
+
+BOOT = (
+    "import sys; from multiprocessing.connection import Connection as C; c = C(int(sys.argv[1])); "
+    "sys.path[:] = c.recv(); from millstream.worker import main; main(c)"
+)
+"""What a child runs: as multiprocessing's spawn, but its main module is imported where we hear of
+it when that fails."""
+
+
+class Child:
+    """A worker process, as its parent has it."""
+
+    def __init__(self, parcel: bytes) -> None:
+        import socket
+        import subprocess
+        from multiprocessing import spawn, util
+        from multiprocessing.reduction import ForkingPickler
+
+        self.ready = False
+        self.held = 0
+        self.said: Sequence[str] = ()
+        flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        preparation = spawn.get_preparation_data("millstream worker")
+        # It pickles for multiprocessing's own children only; these are as near.
+        preparation["authkey"] = bytes(preparation["authkey"])
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            try:
+                self.process = subprocess.Popen(
+                    [os.fsdecode(spawn.get_executable()), *flags, "-c", BOOT, str(number)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(number,),
+                )
+            except BaseException:
+                self._socket.close()
+                raise
+        with contextlib.suppress(OSError):  # it is gone: `heard` ends at once
+            for sent in (ForkingPickler.dumps(sys.path), ForkingPickler.dumps(preparation), parcel):
+                # As Connection.recv reads it.
+                self._socket.sendall(len(sent).to_bytes(4, "big") + bytes(sent))
+
+    def heard(self) -> Iterator[tuple[str, Any]]:
+        """What it says, until it is gone."""
+        import json
+
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # else it died over it
+                    yield from json.loads(line).items()
+
+    def tell(self, grace: float) -> None:
+        """Tell it to stop, unless it is gone."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(b"%r\n" % grace)
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait()
+        self._socket.close()
+        return code
+
+
+def main(connection: Connection[Any, Any]) -> None:
     """The main function of a worker process."""
+    import socket
+    from multiprocessing import process, spawn
+
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent hears it too
-    loop = Loop(queue, function, options)
+    os.set_inheritable(connection.fileno(), False)
+    number = os.dup(connection.fileno())  # read as a socket from here on
+    try:
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        spawn.prepare(connection.recv())
+        queue, function, options = connection.recv()
+        del process.current_process()._inheriting  # type: ignore[attr-defined]
+        connection.close()
+        loop = Loop(queue, function, options)
+    except BaseException as error:
+        with socket.socket(fileno=number) as channel:
+            Reports(channel, None).fail(error)
+        raise
     # By a thread: the handler may interrupt this one while it holds the event's lock.
     signal.signal(
         signal.SIGTERM, lambda *_: threading.Thread(target=loop.stopping.set, daemon=True).start()
     )
-    reports = Reports(connection, loop)
+    reports = Reports(socket.socket(fileno=number), loop)
+    reports.send({"ready": True})
     threading.Thread(target=reports.run, daemon=True).start()
     loop.run()
-    reports.send()
+    reports.report()
     if loop.error is not None:
+        reports.fail(loop.error)
         raise loop.error
 
 
 class Reports:
-    """What a worker process tells its parent, and hears from it."""
+    """What a worker process tells its parent, and hears from it: lines of JSON."""
 
-    def __init__(self, connection: Any, loop: Loop) -> None:
-        self._connection = connection
+    def __init__(self, channel: socket.socket, loop: Loop | None) -> None:
+        self._channel = channel
         self._loop = loop
         self._sent = Counts()
+        self._held = 0
         self._lock = threading.Lock()
 
-    def send(self) -> None:
+    def send(self, said: dict[str, Any]) -> None:
+        """Tell something, unless the parent is dead."""
+        import json
+
+        with contextlib.suppress(OSError):
+            self._channel.sendall(json.dumps(said).encode() + b"\n")
+
+    def fail(self, error: BaseException) -> None:
+        """Tell what ends this process."""
+        import traceback
+
+        text = "".join(traceback.format_exception(error))[-TRACEBACK_MOST:]
+        self.send({"error": [type(error).__name__, str(error)[:TRACEBACK_MOST], text]})
+
+    def report(self) -> None:
         """Tell what was done since the last time."""
-        with self._lock, contextlib.suppress(OSError, ValueError):
-            counts = self._loop.counts
+        assert self._loop is not None
+        with self._lock:
+            counts, held = self._loop.counts, len(self._loop.held)
             new = [now - before for now, before in zip(counts, self._sent, strict=True)]
-            if any(new):
-                self._connection.send(new)
-                self._sent = counts
+            if any(new) or held != self._held:
+                self.send({"counts": new, "held": held})
+                self._sent, self._held = counts, held
 
     def run(self) -> None:
         """Report, listen, and end the process when time is up."""
-        import os
+        import select
 
         loop = self._loop
+        assert loop is not None
         deadline = float("inf")
         heard = True
+        ear = select.poll()
+        ear.register(self._channel, select.POLLIN)
         while True:
-            try:
-                if not heard:
-                    time.sleep(SLICE_SECONDS)
-                elif self._connection.poll(
-                    min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
-                ):
-                    deadline = time.monotonic() + self._connection.recv()
-                    loop.stopping.set()
-            except (EOFError, OSError):  # the parent is dead
-                heard = False
+            most = min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
+            if not heard:
+                time.sleep(SLICE_SECONDS)
+            elif ear.poll(most * 1000):
+                try:
+                    said = self._channel.recv(4096)
+                except OSError:
+                    said = b""
+                if said:
+                    deadline = time.monotonic() + float(said.split()[-1])
+                heard = said != b""  # else the parent is dead
                 loop.stopping.set()
-            self.send()
+            self.report()
             begun = loop.begun
             if begun is not None and time.monotonic() - begun > loop.options.time_limit:
                 loop.fail_overdue()
@@ -247,8 +448,33 @@ class Reports:
                 continue
             else:
                 loop.release()
-            self.send()
+            self.report()
             os._exit(EXIT_OVERDUE)  # the function may never return
+
+
+# --- waiting for the end --------------------------------------------------------------------------
+
+
+def waits_for(queue: Queue, ours: int) -> str:
+    """Why a queue is not empty, in words; "": it is. `ours` of its messages are worked on here."""
+    left = len(queue)
+    if left == 0:
+        return ""
+    stats = queue.stats()
+    elsewhere = max(0, stats.leased - ours)
+    due = [queue._stored(slot, word) for _, _, slot, word in queue._scan(("delayed",), 1000)]
+    first = min((message.due for message in due if message and message.due), default=None)
+    next_due = f" (until {first.isoformat(' ', 'seconds')} at least)" if first else ""
+    found = [
+        (stats.ready, "ready"),
+        (stats.delayed, f"delayed{next_due}"),
+        (stats.held, "held behind an earlier one of their key"),
+        (stats.leased - elsewhere, "worked on here"),
+        (elsewhere, "leased elsewhere"),
+    ]
+    text = ", ".join(f"{count} {what}" for count, what in found if count)
+    paused = "; it is paused: nothing is leased until resume()" if stats.paused else ""
+    return f"{left} not finished: {text or 'in a transaction'}{paused}"
 
 
 # --- what users see -------------------------------------------------------------------------------
@@ -301,10 +527,28 @@ class Worker:
         check_function(function, self.options.mode)
         self._running: Threads | Processes | None = None
         self._before = Counts()
+        self._error: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to take messages. Nothing more where it has begun."""
+        """Begin to take messages; processes have begun when it returns. Nothing where it has begun.
+
+        Raises: WorkerError where processes cannot start.
+        """
+        self.begin()
+        assert self._running is not None
+        try:
+            self._running.begun.wait()
+        except BaseException:  # Ctrl-C
+            self.end()
+            raise
+        if isinstance(self.error, WorkerError):
+            self.end()
+            raise self.error
+
+    def begin(self) -> None:
+        """The first half of `start`: do not wait for processes."""
         if self._running is None:
+            self._error = None
             kind = Threads if self.options.mode == "thread" else Processes
             self._running = kind(self.queue, self.function, self.options)
             atexit.register(self.stop, 0.0)
@@ -317,12 +561,18 @@ class Worker:
                 what they do to their message comes to nothing; processes are ended.
 
         Returns: what was done since the worker was made.
+
+        Raises: WorkerError where processes died and could not be replaced; they are stopped.
         """
         self.ask(grace)
         deadline = time.monotonic() + (check_timeout(grace) or 0.0)
         while self.alive and time.monotonic() < deadline:
             time.sleep(0.005)
-        return self.end()
+        told = self._running is None  # by an earlier call
+        counts = self.end()
+        if isinstance(self.error, WorkerError) and not told:
+            raise self.error
+        return counts
 
     def ask(self, grace: float) -> None:
         """The first half of `stop`: take nothing more."""
@@ -334,6 +584,7 @@ class Worker:
         if self._running is not None:
             self._running.end()
             self._before += self._running.counts
+            self._error = self._running.error
             self._running = None
             atexit.unregister(self.stop)
         return self._before
@@ -350,8 +601,18 @@ class Worker:
 
     @property
     def error(self) -> BaseException | None:
-        """What ended one of its threads that was not told to end."""
-        return self._running.error if self._running else None
+        """What ended one of its threads that was not told to end, or why processes cannot start."""
+        return self._running.error if self._running else self._error
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps the queue from being empty, in words; "": nothing does."""
+        return waits_for(self.queue, self.held)
+
+    @property
+    def held(self) -> int:
+        """How many messages its threads or processes work on now."""
+        return self._running.held if self._running else 0
 
     @property
     def pids(self) -> list[int]:
@@ -363,7 +624,11 @@ class Worker:
         return self
 
     def __exit__(self, *raised: object) -> None:
-        self.stop()
+        try:
+            self.stop()
+        except WorkerError:
+            if raised[0] is None:  # else that comes first; ours is in the log
+                raise
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
@@ -425,11 +690,16 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     Args:
         queues: with at least one worker each.
         grace: seconds.
-        until_empty: return also when nothing is left to do in any of the queues: for scripts.
+        until_empty: return also when nothing is left to do in any of the queues: for scripts. It
+            waits for all that is not finished: messages that are delayed, also for a retry, leased
+            by others, held behind one of their key, or in a queue that is paused. After 5 s
+            without a message done, and then less and less often, a warning says what; ``waits_for``
+            of a `Worker` says it when asked.
 
     Returns: what was done; it prints as text.
 
-    Raises: InvalidArgument (a queue without workers); what ended a worker that was not told to end.
+    Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start);
+    what ended a worker that was not told to end.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -451,7 +721,7 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     with hearing(signal.SIGTERM, signal.SIGINT) as heard:
         try:
             for worker in workers:
-                worker.start()
+                worker.begin()
             watch(workers, queues if until_empty else (), heard)
             error = next((worker.error for worker in workers if worker.error), None)
             for worker in workers:
@@ -472,14 +742,31 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
 
 def watch(workers: list[Worker], queues: Sequence[Queue], heard: standard.SimpleQueue[int]) -> None:
     """Wait for a signal, for an error, or, where queues are given, for them to be empty."""
+    done = Counts()
+    pause = NOTICE_SECONDS[0]
+    notice = time.monotonic() + pause
     while not any(worker.error for worker in workers):
         try:
             heard.get(timeout=0.01 if queues else SLICE_SECONDS)
         except standard.Empty:
-            if queues and all(len(queue) == 0 for queue in queues):
+            if not queues:
+                continue
+            if all(len(queue) == 0 for queue in queues):
                 return
         else:
             return
+        before, done = done, sum_of(worker.counts for worker in workers)
+        if done != before:
+            pause = NOTICE_SECONDS[0]
+            notice = time.monotonic() + pause
+        elif time.monotonic() >= notice:
+            for queue in queues:
+                ours = [worker for worker in workers if worker.queue is queue]
+                why = waits_for(queue, sum(worker.held for worker in ours))
+                if why:
+                    LOG.warning("%s: run(until_empty=True) waits: %s", queue.name, why)
+            pause = min(2 * pause, NOTICE_SECONDS[1])
+            notice = time.monotonic() + pause
 
 
 @contextlib.contextmanager
