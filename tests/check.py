@@ -332,7 +332,8 @@ def fuzz_harnesses() -> None:
 
 def site() -> None:
     """The site builds without a warning, and the pictures are those of their sources."""
-    shell(sys.executable, "docs/pictures/draw.py", "--check")
+    for script in ("draw.py", "rows.py"):
+        shell(sys.executable, f"docs/pictures/{script}", "--check")
     goal = ROOT / "build" / "site"
     env = {"NO_MKDOCS_2_WARNING": "1"}
     shell(sys.executable, "-m", "mkdocs", "build", "-q", "--strict", "-d", goal, env=env)
