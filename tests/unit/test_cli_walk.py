@@ -5,6 +5,7 @@ import io
 import json
 import os
 import re
+import subprocess
 import sys
 from collections import Counter
 from pathlib import Path
@@ -252,6 +253,21 @@ def test_help_says_every_default(words):
         if action.option_strings and repr(default) not in ("None", "False", "[]", "'==SUPPRESS=='"):
             wanted[f"{default:g}" if type(default) is float else str(default)] += 1
     assert wanted <= said
+
+
+def test_help_and_version_end_well_whoever_reads_them():
+    """A reader that went away made a traceback of `--version`."""
+    for words in (["--help"], ["--version"], ["queue", "--help"], ["queue", "put", "--help"]):
+        command = [sys.executable, "-m", "millstream", *words]
+        ours, theirs = os.pipe()
+        os.close(ours)
+        with open(theirs, "wb") as gone:
+            done = subprocess.run(command, stdout=gone, stderr=subprocess.PIPE, timeout=60)
+        assert (done.returncode, done.stderr) == (141, b"")
+        with open("/dev/full", "wb") as full:
+            done = subprocess.run(command, stdout=full, stderr=subprocess.PIPE, timeout=60)
+        assert done.returncode == 4
+        assert done.stderr == b"millstream: No space left on device\n"
 
 
 # --- narrow terminals -----------------------------------------------------------------------------
