@@ -80,17 +80,26 @@ class MillstreamError(Exception):
 
 
 class StorageError(MillstreamError, OSError):
-    """The file system refused, or a file is not what it must be. ``filename`` names the file."""
+    """The file system refused, or a file is not what it must be. ``filename`` names the file.
+
+    What to do: as the text says, which names the file: permissions, `ulimit -n`, a planted
+    file.
+    """
 
 
 class StoreFull(StorageError):
-    """There is no room. Nothing that was stored is lost; append again when there is room."""
+    """There is no room. Nothing that was stored is lost; append again when there is room.
+
+    What to do: make room (a shorter retention, `delete_before`, another disk) and do it again.
+    """
 
 
 class Indeterminate(StorageError):
     """The records were published, but the sync behind them failed or was not awaited to its end.
 
     Readers see them now; whether they survive a power cut is not known.
+
+    What to do: do not do it again blindly; see docs/guide/durability.md.
 
     Attributes:
         committed: of a transaction: it is committed, though not all of it may be seen yet.
@@ -103,6 +112,8 @@ class Poisoned(StorageError):
     """A sync of this partition failed earlier, so its page cache can no longer be trusted.
 
     Reading goes on. Close the store in every process; the next open verifies and syncs anew.
+
+    What to do: close the store in every process, look at the disk, open again.
     """
 
 
@@ -110,6 +121,8 @@ class CorruptBatch(StorageError):
     """Bytes in a file are not what was written.
 
     Nothing was changed; ``millstream repair`` is offered.
+
+    What to do: `millstream verify` says what is lost, `millstream repair` keeps the rest.
 
     Attributes:
         path: the file, or its directory.
@@ -144,31 +157,52 @@ def _corrupt(
 
 
 class VersionMismatch(MillstreamError):
-    """A file was written by a newer version; the message names both."""
+    """A file was written by a newer version; the message names both.
+
+    What to do: use that version.
+    """
 
 
 class ConfigMismatch(MillstreamError, ValueError):
-    """The stream or queue is there with other settings than its opener named: see `on_mismatch`."""
+    """The stream or queue is there with other settings than its opener named: see `on_mismatch`.
+
+    What to do: leave the setting out, `alter` it, or open with `on_mismatch`.
+    """
 
 
 class NotFound(MillstreamError, LookupError):
-    """There is no such store, stream or partition."""
+    """There is no such store, stream or partition.
+
+    What to do: check the path and the name; the text says what there is.
+    """
 
 
 class InvalidArgument(MillstreamError, ValueError):
-    """An argument makes no sense. Nothing was stored."""
+    """An argument makes no sense. Nothing was stored.
+
+    What to do: correct it; it is a mistake of the caller.
+    """
 
 
 class InvalidType(MillstreamError, TypeError):
-    """An argument has a wrong type. Nothing was stored."""
+    """An argument has a wrong type. Nothing was stored.
+
+    What to do: correct it; it is a mistake of the caller.
+    """
 
 
 class LimitExceeded(MillstreamError, ValueError):
-    """A key, value, header or batch is larger than the format allows. Nothing was stored."""
+    """A key, value, header or batch is larger than the format allows. Nothing was stored.
+
+    What to do: store less in one piece; the limits are in docs/guide/operations.md.
+    """
 
 
 class LockTimeout(MillstreamError, TimeoutError):
-    """Another process held what this call needs for too long; the message names it."""
+    """Another process held what this call needs for too long; the message names it.
+
+    What to do: see whether the named process is stopped; dead ones are not waited for.
+    """
 
 
 class Reentered(LockTimeout):
@@ -176,21 +210,30 @@ class Reentered(LockTimeout):
 
     So it is where a signal handler, a finalizer (``__del__``, a callback of ``weakref``) or a
     callback of a call (a codec, ``progress``) uses the store at the wrong moment. Waiting would
-    never end, so it was not waited for, and nothing was done. Have the handler set a flag, and do
-    the work where no call is under way.
+    never end, so it was not waited for, and nothing was done.
+
+    What to do: have the handler set a flag, and do the work where no call is under way.
     """
 
 
 class WaitTimeout(MillstreamError, TimeoutError):
-    """What was waited for did not happen in time."""
+    """What was waited for did not happen in time.
+
+    What to do: wait again, or give up.
+    """
 
 
 class Closed(MillstreamError, ValueError):
-    """The handle is closed, its stream was dropped, or it was inherited through a fork."""
+    """The handle is closed, its stream was dropped, or it was inherited through a fork.
+
+    What to do: open the store again, in this process.
+    """
 
 
 class OffsetOutOfRange(MillstreamError, IndexError):
     """There is no record at that position.
+
+    What to do: go on from `first` or `next`, or read with `on_lost="earliest"`.
 
     Attributes:
         partition: the partition.
@@ -216,11 +259,18 @@ class QueueFull(MillstreamError, queue.Full):
     """As many messages as the queue holds are not finished. Nothing was stored.
 
     A ``queue.Full`` of the standard library.
+
+    What to do: put later or with a longer `timeout`, take more, or raise `capacity` with
+    `alter`.
     """
 
 
 class Empty(MillstreamError, queue.Empty):
-    """No message was ready in time. A ``queue.Empty`` of the standard library."""
+    """No message was ready in time. A ``queue.Empty`` of the standard library.
+
+    What to do: get again; where it does not come by itself, see `stats()`: delayed, leased,
+    paused?
+    """
 
 
 class Aborted(MillstreamError):
@@ -228,6 +278,8 @@ class Aborted(MillstreamError):
 
     Nothing of it was done. Whoever has the message or the partition now does the work again. Also
     where partitions were added to a stream to which it appends by key: begin it again.
+
+    What to do: begin the transaction again.
     """
 
 
@@ -236,6 +288,9 @@ class Fenced(MillstreamError):
 
     It was taken for hung or dead, and another member of the group goes on from the position that
     was committed last. Nothing was changed; the next batch comes from the partitions that are left.
+
+    What to do: undo what was done for the batch, or make it repeatable, and go on asking for
+    batches; a longer `max_processing` or smaller batches keep it from happening.
 
     Attributes:
         partitions: those that were refused.
@@ -254,11 +309,17 @@ def _fenced(message: str, partitions: tuple[int, ...]) -> Fenced:
 
 
 class LeaseLost(MillstreamError):
-    """The lease of a message ended before this call; somebody else may have the message now."""
+    """The lease of a message ended before this call; somebody else may have the message now.
+
+    What to do: undo what was done, or make it repeatable; `extend` the lease or open with a
+    longer one.
+    """
 
 
 class WorkerError(MillstreamError):
     """Worker processes cannot start. No message was taken by them; none is lost.
+
+    What to do: mend what the last one said: what it imports, the codec, the `__main__` guard.
 
     Attributes:
         kind: the type of the exception that ended the last one; "": it left none.
@@ -290,6 +351,8 @@ def _delay(seconds: float) -> float:
 class Retry(MillstreamError):
     """Raised by a worker: the attempt failed and counts; deliver the message again later.
 
+    What to do: raise it in a worker, or within `with message:`; nobody else meets it.
+
     Attributes:
         delay: seconds until then; None: as the retry policy of the queue says.
     """
@@ -301,6 +364,8 @@ class Retry(MillstreamError):
 
 class Snooze(MillstreamError):
     """Raised by a worker: nothing failed, but deliver the message again later; it is not counted.
+
+    What to do: raise it in a worker, or within `with message:`; nobody else meets it.
 
     Attributes:
         delay: seconds until then.
@@ -314,6 +379,8 @@ class Snooze(MillstreamError):
 class Reject(MillstreamError):
     """Raised by a worker: the message will never succeed; put it with the dead letters.
 
+    What to do: raise it in a worker, or within `with message:`; nobody else meets it.
+
     Attributes:
         reason: text kept with it.
     """
@@ -324,4 +391,8 @@ class Reject(MillstreamError):
 
 
 class Unsupported(MillstreamError):
-    """Not possible on this file system, on this machine, or with these data."""
+    """Not possible on this file system, on this machine, or with these data.
+
+    What to do: use another directory or mode; `force=True` where the text offers it, at your
+    own risk.
+    """

@@ -129,11 +129,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see the module for what the codes mean."""
     occupy_standard_descriptors()
     try:
-        args = build_parser().parse_args(argv)
-    except SystemExit as left:  # argparse has printed what it had to say
-        return int(left.code or 0)
-    try:
-        code = int(args.run(args))
+        try:
+            args = build_parser().parse_args(argv)
+            code = int(args.run(args))
+        except SystemExit as left:  # argparse has printed what it had to say
+            if not isinstance(left.code, int | None):
+                raise
+            code = left.code or 0
         flush()
         return code
     except KeyboardInterrupt:

@@ -211,14 +211,15 @@ class PlainProgress:
 def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress]:
     """Show rich's progress bar on stderr."""
     from rich.console import Console
-    from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+    from rich.progress import BarColumn, Progress, ProgressColumn, TextColumn, TimeElapsedColumn
 
-    columns = [
-        TextColumn("{task.description:<30}"),
-        BarColumn(bar_width=24),
-        TextColumn("{task.completed:>9,} " + unit, style="dim"),
-        TimeElapsedColumn(),
-    ]
+    console = Console(stderr=True)
+    columns: list[ProgressColumn] = [TextColumn("{task.description:<30}")]
+    if console.width >= 90:
+        columns.append(BarColumn(bar_width=24))
+    if console.width >= 60:  # a number is shown whole or not at all
+        columns.append(TextColumn("{task.completed:>9,} " + unit, style="dim"))
+    columns.append(TimeElapsedColumn())
 
     class Task:
         def advance(self, count: int) -> None:
@@ -227,7 +228,7 @@ def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress
         def reach(self, done: int, total: int) -> None:
             progress.update(task, completed=done, total=total)
 
-    with Progress(*columns, console=Console(stderr=True)) as progress:
+    with Progress(*columns, console=console) as progress:
         task = progress.add_task(title, total=total)
         yield Task()
 
