@@ -22,6 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
+from millstream.files import Path
 from millstream.options import Durability
 
 _Capsule: TypeAlias = object
@@ -229,10 +230,10 @@ class Segment:
         partition: int,
         number: int,
         writable: bool,
-        path: str,
+        path: Path,
     ) -> Segment: ...
     @property
-    def path(self) -> str: ...
+    def path(self) -> Path: ...
     @property
     def partition(self) -> int: ...
     @property
@@ -656,7 +657,7 @@ class Message:
 
 @final
 class _DedupTable:
-    def __new__(cls, memory: Buffer, store_id: bytes, queue_id: int, path: str) -> _DedupTable: ...
+    def __new__(cls, memory: Buffer, store_id: bytes, queue_id: int, path: Path) -> _DedupTable: ...
     @property
     def stripes(self) -> int: ...
     @property
@@ -841,7 +842,7 @@ def group_init(
 
 @disjoint_base
 class GroupCore:
-    path: str
+    path: Path
     @property
     def closed(self) -> bool: ...
 

@@ -6,7 +6,6 @@ Bytes below a tail never change, so copying up to it is enough. Queues: see queu
 from __future__ import annotations
 
 import contextlib
-import os
 from typing import TYPE_CHECKING
 
 from millstream import _native, eras, files, group, members, sequences
@@ -20,32 +19,40 @@ if TYPE_CHECKING:
 CHUNK_BYTES = 4 << 20
 
 
-def backup(store: Store, target: str) -> None:
-    """Copy `store` to the new directory `target`."""
-    if os.path.realpath(target).startswith(os.path.realpath(store.path) + "/"):
-        raise InvalidArgument(f"{target}: lies within the store that is to be copied")
-    files.make_directory(target)
+def backup(store: Store, path: str) -> None:
+    """Copy `store` to the new directory at `path`."""
+    if files.lies_in(path, store._directory):
+        raise InvalidArgument(f"{path}: lies within the store that is to be copied")
+    files.make_target(path)
+    directory = files.Directory(path, follow=True)
+    try:
+        _copy(store, directory.path)
+    finally:
+        directory.close()
+
+
+def _copy(store: Store, target: files.Path) -> None:
     if files.names(target):
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
-    files.make_directory(os.path.join(target, "streams"))
+    files.make_directory(target / "streams")
     had_journal = store._has_journal()
     moment = _capture(store, target)
     if store._has_journal() and not had_journal:  # the first transaction of all came in between
-        files.remove_tree(os.path.join(target, "queues"))
+        files.remove_tree(target / "queues")
         moment = _capture(store, target)
     for stream, tails, groups in moment:
-        directory = os.path.join(target, "streams", stream.name)
+        directory = target / "streams" / stream.name
         _copy_stream(stream, tails, directory)
-        _copy_groups(groups, os.path.join(directory, "groups"))
+        _copy_groups(groups, directory / "groups")
     body = files.read_json(store._config_path)
     body["clean"] = False
     members.create(target, store._store_id)
-    files.write_json(os.path.join(target, "store.json"), body)
+    files.write_json(target / "store.json", body)
     files.sync_directory(target)
 
 
 def _capture(
-    store: Store, target: str
+    store: Store, target: files.Path
 ) -> list[tuple[Stream, list[tuple[int, bytes]], dict[str, bytes]]]:
     """Of each stream how far its logs go, and its groups; the queues are copied.
 
@@ -63,10 +70,10 @@ def _capture(
         if store.queues():
             with _native.loading:
                 from millstream import queue_backup
-            files.make_directory(os.path.join(target, "queues"))
+            files.make_directory(target / "queues")
             for name in store.queues():
-                queue_backup.copy(store.queue(name), os.path.join(target, "queues", name))
-            files.sync_directory(os.path.join(target, "queues"))
+                queue_backup.copy(store.queue(name), target / "queues" / name)
+            files.sync_directory(target / "queues")
     return list(zip(streams, ends, groups, strict=True))
 
 
@@ -78,41 +85,39 @@ def _groups(stream: Stream) -> dict[str, bytes]:
             path = group.path_of(stream, name)
             descriptor = files.open_file(path, write=False)
             try:
-                found[os.path.basename(path)] = files.read(
-                    descriptor, files.size(descriptor), 0, path
-                )
+                found[path.name] = files.read(descriptor, files.size(descriptor), 0, path)
             finally:
                 files.close(descriptor)
     return found
 
 
-def _copy_groups(found: dict[str, bytes], target: str) -> None:
+def _copy_groups(found: dict[str, bytes], target: files.Path) -> None:
     if found:
         files.make_directory(target)
     for name, content in found.items():
-        files.make(os.path.join(target, name), len(content), content)
+        files.make(target / name, len(content), content)
 
 
-def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: str) -> None:
+def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: files.Path) -> None:
     files.make_directory(target)
-    config = files.read_json(os.path.join(stream.path, "stream.json"))
+    config = files.read_json(stream.path / "stream.json")
     eras.cut(config, len(tails))
-    files.write_json(os.path.join(target, "stream.json"), config)
+    files.write_json(target / "stream.json", config)
     for index, (tail, saved) in enumerate(tails):
-        directory = os.path.join(target, f"{index:05d}")
+        directory = target / f"{index:05d}"
         files.make_directory(directory)
         _copy_partition(stream._log(index), tail, directory)
         if saved:
-            files.replace(os.path.join(directory, "sequences"), saved)
+            files.replace(directory / "sequences", saved)
         files.sync_directory(directory)
-    producers = os.path.join(stream.path, "producers")
-    if os.path.lexists(producers):  # after the tails: whoever appended before them is in it
-        files.replace(os.path.join(target, "producers"), files.content(producers))
+    producers = stream.path / "producers"
+    if files.exists(producers):  # after the tails: whoever appended before them is in it
+        files.replace(target / "producers", files.content(producers))
     files.sync_directory(target)
 
 
-def _copy_partition(log: PartitionLog, tail: int, directory: str) -> None:
-    copied: list[str] = []
+def _copy_partition(log: PartitionLog, tail: int, directory: files.Path) -> None:
+    copied: list[files.Path] = []
     numbers = log.current()
     for i, number in enumerate(numbers):
         try:
@@ -128,12 +133,12 @@ def _copy_partition(log: PartitionLog, tail: int, directory: str) -> None:
             continue
         if segment.base_position > tail:
             break
-        path = os.path.join(directory, os.path.basename(segment.path))
+        path = directory / segment.path.name
         _copy_segment(segment, min(following, tail), path)
         copied.append(path)
 
 
-def _copy_segment(segment: _native.Segment, end: int, target: str) -> None:
+def _copy_segment(segment: _native.Segment, end: int, target: files.Path) -> None:
     """Header, activation record, index and batches below `end`; the rest stays a hole."""
     descriptor = files.open_file(target, write=True, create=True)
     try:

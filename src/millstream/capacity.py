@@ -13,7 +13,6 @@ death, so the sweep finds it.
 
 from __future__ import annotations
 
-import os
 import time
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +44,7 @@ def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:
         try:
             queue._set_state(slots.OUTGROWN)
             try:
-                files.write_json(os.path.join(queue.path, "queue.json"), config)
+                files.write_json(queue.path / "queue.json", config)
             except BaseException:
                 queue._set_state(slots.LIVE)
                 raise
@@ -63,7 +62,7 @@ def _publish(
     queue_files: slots.Files,
     config: dict[str, Any],
     hints: mmap.mmap,
-    temporary: str,
+    temporary: files.Path,
 ) -> None:
     numbers = queue._numbers(config, queue_files)
     queue._move_hints(queue_files.slots, queue_files.blocks, hints, numbers)
@@ -97,7 +96,7 @@ def follow(queue: QueueHandle) -> None:
             return
         queue_files.close()
         # Who did it was killed before they were published.
-        config = files.read_json(os.path.join(queue.path, "queue.json"))
+        config = files.read_json(queue.path / "queue.json")
         queue_files = slots.Files(queue.path, config, queue.store._store_id, write=True)
         hints, temporary = queue_files.make_hints()
         try:
@@ -115,7 +114,7 @@ def join(queue: QueueHandle) -> None:
 
 def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
     """The hints that are there, whatever their state, with what fits them."""
-    path, store = os.path.join(queue.path, "queue.json"), queue.store
+    path, store = queue.path / "queue.json", queue.store
     config = files.read_json(path)
     while True:
         queue_files = slots.Files(queue.path, config, store._store_id, write=store.writable)

@@ -328,7 +328,7 @@ class Run:
         """Make the new file, sync it, give it the old one's name; False: retired meanwhile."""
         log, segment = self.log, survivors.segment
         path = log.file(segment.number)
-        made = f"{path}.compact.tmp"
+        made = path + ".compact.tmp"
         files.remove(made)  # of a run that was killed
         descriptor = files.open_file(made, write=True, create=True)
         try:
@@ -350,12 +350,12 @@ class Run:
         return True
 
     def _fill(
-        self, descriptor: int, made: str, survivors: _native.Survivors, end: int, kept: int
+        self, descriptor: int, made: files.Path, survivors: _native.Survivors, end: int, kept: int
     ) -> None:
         log, segment = self.log, survivors.segment
         data = segment.size - segment.data_bytes
         used = min(data + kept + HEADER_BYTES + 4095 & ~4095, segment.size)
-        reserve.lend(log.store.path, files.allocate, descriptor, used, made)
+        reserve.lend(log.store._root, files.allocate, descriptor, used, made)
         place = (log.index, log.store._store_id, log.stream._stream_id, segment.number)
         files.write(descriptor, segment_file.header(place, segment.size), 0, made)
         files.extend(descriptor, segment.size, made)

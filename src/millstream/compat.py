@@ -115,7 +115,7 @@ class SimpleQueue(Generic[Item]):
         self._attach(store, name, maxsize, maxsize if maxsize > 0 else UNBOUNDED)
 
     def _attach(self, store: Store, name: str, maxsize: int, bound: int) -> None:
-        self._path = store.path
+        self._path, self._place = store.path, store._place
         self._name = name
         self._maxsize = maxsize
         self._bound = bound
@@ -128,7 +128,7 @@ class SimpleQueue(Generic[Item]):
     def _here(self) -> None:
         """After a fork, open in the child what the parent has open."""
         if self._process != _native.fork_count():
-            self._attach(_opened(self._path), self._name, self._maxsize, self._bound)
+            self._attach(_opened(self._path, self._place), self._name, self._maxsize, self._bound)
 
     @property
     def _queue(self) -> Handle:
@@ -136,7 +136,8 @@ class SimpleQueue(Generic[Item]):
         return self._handle
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_reopen, (type(self), self._path, self._name, self._maxsize, self._bound))
+        place = self._path, self._place
+        return (_reopen, (type(self), place, self._name, self._maxsize, self._bound))
 
     def _seconds(self, block: bool, timeout: float | None) -> float | None:
         """How long a call of an open queue may wait; None: for ever."""
@@ -425,12 +426,18 @@ class _Order:
         return bool(self.item < other.item)
 
 
-def _opened(path: str | os.PathLike[str]) -> Store:
-    """The store at a path: one for all queues of this process."""
-    return shared(os.path.abspath(path), "rw", False)
+def _opened(path: str | os.PathLike[str], place: tuple[str, int] | None = None) -> Store:
+    """The store at a path, of which `place` says more: one for all queues of this process."""
+    return shared(os.path.abspath(path), "rw", False, place=place)
 
 
-def _reopen(kind: type[SimpleQueue[Any]], path: str, name: str, maxsize: int, bound: int) -> Any:
+def _reopen(
+    kind: type[SimpleQueue[Any]],
+    place: tuple[str, tuple[str, int]],
+    name: str,
+    maxsize: int,
+    bound: int,
+) -> Any:
     made: SimpleQueue[Any] = object.__new__(kind)
-    made._attach(_opened(path), name, maxsize, bound)
+    made._attach(_opened(*place), name, maxsize, bound)
     return made

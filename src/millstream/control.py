@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import errno
 import mmap
-import os
 import struct
 
 from millstream import _native, files
@@ -51,10 +50,10 @@ def _file(config: dict[str, Any], store_id: bytes, generation: int, blocks: list
     return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
 
 
-def _content(directory: str) -> bytes:
+def _content(directory: files.Path) -> bytes:
     """All bytes of the file; none where there is no file."""
-    path = os.path.join(directory, "control")
-    if not os.path.lexists(path):
+    path = directory / "control"
+    if not files.exists(path):
         return b""
     descriptor = files.open_file(path, write=False)
     try:
@@ -64,22 +63,22 @@ def _content(directory: str) -> bytes:
 
 
 def create(
-    parent: str, name: str, config: dict[str, Any], store_id: bytes, generation: int
+    parent: files.Path, name: str, config: dict[str, Any], store_id: bytes, generation: int
 ) -> None:
     """Make the directory of a new stream and publish it whole; another process's may come first."""
     with published(parent, name, "stream.json") as making:
-        files.write_json(os.path.join(making, "stream.json"), config)
+        files.write_json(making / "stream.json", config)
         data = fresh(config, store_id, generation)
-        files.replace(os.path.join(making, "control"), data, length=len(data))
+        files.replace(making / "control", data, length=len(data))
 
 
-def rebuilt(directory: str, store_id: bytes, generation: int) -> bytes:
+def rebuilt(directory: files.Path, store_id: bytes, generation: int) -> bytes:
     """A control file for this generation.
 
     Of the old one only the durable marks are kept, as hints.
     """
     files.require_directory(directory)
-    config = files.read_json(os.path.join(directory, "stream.json"))
+    config = files.read_json(directory / "stream.json")
     old = _content(directory)
     if old[:8] != MAGIC or old[16:32] != store_id:
         old = b""
@@ -98,11 +97,11 @@ def _durable_hint(old: bytes, at: int) -> tuple[int, int, int]:
     return durable, durable_hash, durable_offset
 
 
-def rebuild(directory: str, store_id: bytes, generation: int) -> None:
+def rebuild(directory: files.Path, store_id: bytes, generation: int) -> None:
     """Put a rebuilt file in the place of the old one, and say so to who has that mapped."""
-    path = os.path.join(directory, "control")
+    path = directory / "control"
     data = rebuilt(directory, store_id, generation)
-    if os.path.lexists(path):
+    if files.exists(path):
         # A read-only process may still have the old file mapped: tell it.
         descriptor = files.open_file(path, write=True)
         try:
@@ -113,10 +112,10 @@ def rebuild(directory: str, store_id: bytes, generation: int) -> None:
     files.replace(path, data, length=len(data))
 
 
-def map_file(directory: str, store_id: bytes, *, write: bool) -> mmap.mmap:
+def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> mmap.mmap:
     """Map the file, which must be one of this store."""
     files.require_directory(directory)
-    path = os.path.join(directory, "control")
+    path = directory / "control"
     descriptor = files.open_file(path, write=write)
     try:
         size = files.size(descriptor)
@@ -132,9 +131,9 @@ def map_file(directory: str, store_id: bytes, *, write: bool) -> mmap.mmap:
         files.close(descriptor)
 
 
-def grow(directory: str, partitions: int) -> None:
+def grow(directory: files.Path, partitions: int) -> None:
     """Add blocks behind those that others have mapped."""
-    path = os.path.join(directory, "control")
+    path = directory / "control"
     descriptor = files.open_file(path, write=True)
     try:
         before = (files.size(descriptor) - BLOCKS) // BLOCK_BYTES
@@ -145,9 +144,9 @@ def grow(directory: str, partitions: int) -> None:
         files.close(descriptor)
 
 
-def seal(directory: str) -> None:
+def seal(directory: files.Path) -> None:
     """As the last to close: put a checksum over the file, and make it survive a power cut."""
-    path = os.path.join(directory, "control")
+    path = directory / "control"
     descriptor = files.open_file(path, write=True)
     try:
         data = files.read(descriptor, files.size(descriptor), 0, path)
@@ -162,7 +161,7 @@ def _checksum(data: bytes) -> int:
     return _native.xxh3_64(data[:CHECKSUM] + data[BLOCKS:])
 
 
-def is_sealed(directory: str) -> bool:
+def is_sealed(directory: files.Path) -> bool:
     """Is the file, byte for byte, what the last to close left?"""
     data = _content(directory)
     return len(data) >= BLOCKS and data[CHECKSUM : CHECKSUM + 8] == struct.pack(
@@ -170,10 +169,10 @@ def is_sealed(directory: str) -> bool:
     )
 
 
-def is_settled(directory: str, store_id: bytes, generation: int) -> bool:
+def is_settled(directory: files.Path, store_id: bytes, generation: int) -> bool:
     """Is the control file whole, with each partition recovered, synced and at rest?"""
     files.require_directory(directory)
-    config = files.read_json(os.path.join(directory, "stream.json"))
+    config = files.read_json(directory / "stream.json")
     data = _content(directory)
     count = int(config["partitions"])
     if len(data) < BLOCKS + count * BLOCK_BYTES:
@@ -185,7 +184,7 @@ def is_settled(directory: str, store_id: bytes, generation: int) -> bool:
     return all(_block_is_settled(directory, data, index, generation) for index in range(count))
 
 
-def _block_is_settled(directory: str, data: bytes, index: int, generation: int) -> bool:
+def _block_is_settled(directory: files.Path, data: bytes, index: int, generation: int) -> bool:
     at = BLOCKS + index * BLOCK_BYTES
     poison, tail, hint_tail, offset, _, hint_hash, active = struct.unpack_from(
         "<IQQQqQQ", data, at + 4
@@ -199,7 +198,7 @@ def _block_is_settled(directory: str, data: bytes, index: int, generation: int) 
     if active == 0:
         return bool(tail == first_segment == 0)
     segments = (
-        os.path.join(directory, f"{index:05d}", f"{number:016d}.seg")
+        directory / f"{index:05d}" / f"{number:016d}.seg"
         for number in {first_segment or active, active}  # 0: retention removed none so far
     )
-    return bool(first_segment <= active and all(os.path.lexists(segment) for segment in segments))
+    return bool(first_segment <= active and all(files.exists(segment) for segment in segments))

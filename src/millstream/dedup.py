@@ -21,7 +21,7 @@ STRIPES = 16
 STRIPES_MAX = 1 << 20
 
 
-def create(path: str, store_id: bytes, queue_id: int, stripes: int = STRIPES) -> None:
+def create(path: files.Path, store_id: bytes, queue_id: int, stripes: int = STRIPES) -> None:
     """Make an empty table, whole and durable."""
     header = _native.dedup_header(stripes, store_id, queue_id)
     files.replace(path, header, length=_native.dedup_size(stripes))
@@ -41,7 +41,7 @@ def open_first(queue: QueueHandle) -> None:
     for name in files.names(queue_files.directory):
         if name.startswith("dedup."):  # of somebody who was killed while making it
             files.remove(queue_files.path(name))
-    if not os.path.lexists(path):  # a copy without it: it is made from the messages
+    if not files.exists(path):  # a copy without it: it is made from the messages
         create(path, queue_files.store_id, queue_files.queue_id)
     queue._use_dedup(open_table(queue_files))
     while not queue._recover_claims():
@@ -76,7 +76,7 @@ def _replace(queue: QueueHandle) -> None:
     old, queue_files = queue._dedup, queue._files
     assert old is not None
     path = queue_files.path("dedup")
-    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    temporary = path + f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
     stripes = old.stripes
     try:
         copied = False

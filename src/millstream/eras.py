@@ -5,7 +5,6 @@ Of a key, what a later era has counts; of one era, what the partition has to whi
 
 from __future__ import annotations
 
-import os
 import time
 
 from millstream import control, files, reserve, settings
@@ -65,7 +64,7 @@ def cut(config: dict[str, Any], partitions: int) -> None:
 def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
     """Have as many partitions as `wanted` makes of how many there are; how many it is then."""
     with stream._log(0).maintaining:
-        path = os.path.join(stream.path, "stream.json")
+        path = stream.path / "stream.json"
         config = files.read_json(path)
         before = int(config["partitions"])
         partitions = wanted(before)
@@ -79,7 +78,7 @@ def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
         config["since"] = int(time.time() * 1e6)
         control.grow(stream.path, partitions)
         with settings.changing(stream):
-            reserve.lend(stream.store.path, files.write_json, path, config)
+            reserve.lend(stream.store._root, files.write_json, path, config)
             stream._set_partitions(partitions)
     return partitions
 

@@ -2,6 +2,9 @@
 
 The fault injector of the tests stands in for this module.
 
+What belongs to a store is named by a `Path`, and reached from the directory that the store joined,
+which is held open: that stays so when the directory is moved, and whatever is put in its place.
+
 Files are created 0600 and directories 0700 whatever the umask. Nothing follows a symbolic link
 below the store's directory. Every failure is a `StorageError` that names the file; no room is
 `StoreFull`.
@@ -21,6 +24,7 @@ from time import monotonic, sleep
 
 from millstream import _native
 from millstream.errors import (
+    Closed,
     CorruptBatch,
     InvalidArgument,
     InvalidType,
@@ -82,7 +86,113 @@ def reporting(path: str, doing: str) -> Iterator[None]:
         raise storage_error(error, path, doing) from error
 
 
-# --- directories ----------------------------------------------------------------------------------
+# --- where things are -----------------------------------------------------------------------------
+
+
+class Held:
+    """A descriptor that is closed with the last reference: a call that is under way keeps it."""
+
+    __slots__ = ("number",)
+
+    def __init__(self, number: int | None) -> None:
+        self.number = number
+
+    def __del__(self) -> None:
+        if self.number is not None:
+            os.close(self.number)
+
+
+ANYWHERE = Held(None)
+"""For paths that a caller gave: from the root, or from the working directory."""
+
+
+class Directory:
+    """A directory that is held open.
+
+    What is reached from it belongs to it, and not to another that has its name meanwhile.
+    """
+
+    def __init__(self, path: str, *, follow: bool = False) -> None:
+        self.text = str(path)
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
+        with reporting(path, "opening the directory"):
+            below, held = _where(path)
+            try:
+                number = os.open(below, flags, dir_fd=held.number)
+            except (FileNotFoundError, NotADirectoryError) as error:
+                if not follow and isinstance(error, NotADirectoryError):
+                    raise  # something was put in its place
+                raise NotFound(f"{path}: there is no such directory") from error
+        self._held: Held | None = Held(number)
+        found = os.fstat(number)
+        self.identity = found.st_dev, found.st_ino
+
+    @property
+    def path(self) -> Path:
+        """The directory itself; with ``/`` what is in it."""
+        return Path(self, ".")
+
+    def held(self) -> Held:
+        """Its descriptor. Raises: Closed."""
+        held = self._held
+        if held is None:
+            raise Closed(f"{self.text}: is closed; open the store again")
+        return held
+
+    def close(self) -> None:
+        """Let go of the directory: whoever still has a `Path` below it gets `Closed`."""
+        self._held = None
+
+
+class Path(str):
+    """A name below a directory that is held open. As text it is what a user would call it."""
+
+    __slots__ = ("below", "directory")
+
+    directory: Directory
+    below: str
+
+    def __new__(cls, directory: Directory, below: str) -> Path:
+        """Put it together."""
+        text = directory.text if below == "." else os.path.join(directory.text, below)
+        path = super().__new__(cls, text)
+        path.directory, path.below = directory, below
+        return path
+
+    def __truediv__(self, name: str) -> Path:
+        return Path(self.directory, name if self.below == "." else f"{self.below}/{name}")
+
+    def __add__(self, suffix: str) -> Path:
+        return Path(self.directory, self.below + suffix)
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (str, (str(self),))  # in another process it is text
+
+    @property
+    def parent(self) -> Path:
+        """The directory that it is in, which is never above the one that is held open."""
+        return Path(self.directory, os.path.dirname(self.below) or ".")
+
+    @property
+    def name(self) -> str:
+        """The last part of it."""
+        return os.path.basename(self)
+
+
+def _where(path: str) -> tuple[str, Held]:
+    """The name for the kernel, and from where; keep the second until the call has returned."""
+    if isinstance(path, Path):
+        return path.below, path.directory.held()
+    return path, ANYWHERE
+
+
+def _parent(path: str) -> str:
+    return path.parent if isinstance(path, Path) else os.path.dirname(path)
+
+
+def _look(path: str) -> os.stat_result:
+    below, held = _where(path)
+    return os.stat(below, dir_fd=held.number, follow_symlinks=False)
 
 
 def absolute(path: str | os.PathLike[str]) -> str:
@@ -101,75 +211,159 @@ def absolute(path: str | os.PathLike[str]) -> str:
     return directory
 
 
-def make_directory(path: str) -> None:
+# --- directories ----------------------------------------------------------------------------------
+
+
+def make_directory(path: Path) -> None:
     """Create a directory 0700 unless it is there, and sync its parent."""
+    _make_directory(path)
+    sync_directory(path.parent)
+
+
+def _make_directory(path: str) -> None:
     with reporting(path, "creating the directory"):
+        below, held = _where(path)
         try:
-            os.mkdir(path, 0o700)
+            os.mkdir(below, 0o700, dir_fd=held.number)
         except FileExistsError:
-            if not stat.S_ISDIR(os.lstat(path).st_mode):
+            if not stat.S_ISDIR(_look(path).st_mode):
                 raise StorageError(errno.ENOTDIR, "is there and is not a directory", path) from None
             return
-        os.chmod(path, 0o700)
-    sync_directory(os.path.dirname(path) or ".")
+        os.chmod(below, 0o700, dir_fd=held.number)
 
 
 def make_directories(path: str) -> None:
-    """Create a directory, and those above it that are missing, 0700."""
+    """Create the directory that a caller asks for, and those above it that are missing, 0700."""
     if not os.path.isdir(path):
         make_directories(os.path.dirname(path))
-        make_directory(path)
+        _make_directory(path)
+        _sync_directory(os.path.dirname(path))
 
 
-def require_directory(path: str) -> None:
+def make_target(path: str) -> None:
+    """Create a directory that a caller asks for, in one that is there, 0700."""
+    _make_directory(path)
+    _sync_directory(os.path.dirname(path))
+
+
+def lies_in(path: str, directory: Directory) -> bool:
+    """Would a directory at `path` lie within this one, wherever that was moved to?"""
+    above = os.path.realpath(path)
+    while (above := os.path.dirname(above)) != "/":
+        with contextlib.suppress(FileNotFoundError):
+            found = os.stat(above)
+            if (found.st_dev, found.st_ino) == directory.identity:
+                return True
+    return False
+
+
+def require_directory(path: Path) -> None:
     """Refuse what was planted where a directory of ours should be, a link say; none is fine."""
     with reporting(path, "looking for the directory"), contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISDIR(os.lstat(path).st_mode):
+        if not stat.S_ISDIR(_look(path).st_mode):
             raise StorageError(
                 errno.ENOTDIR, "expected a directory; remove what was put there", path
             )
 
 
-def sync_directory(path: str) -> None:
+def sync_directory(path: Path) -> None:
     """Make the entries of a directory survive a power cut."""
+    _sync_directory(path)
+
+
+def _sync_directory(path: str) -> None:
     with reporting(path, "syncing the directory"):
-        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        descriptor = _open_directory(path)
         try:
             os.fsync(descriptor)
         finally:
             os.close(descriptor)
 
 
-def names(path: str) -> list[str]:
+def open_directory(path: Path) -> int:
+    """Another descriptor of a directory."""
+    with reporting(path, "opening the directory"):
+        return _open_directory(path)
+
+
+def mode(path: Path) -> int:
+    """Its kind and permissions."""
+    with reporting(path, "looking at its permissions"):
+        return _look(path).st_mode
+
+
+def _open_directory(path: str) -> int:
+    below, held = _where(path)
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+    return os.open(below, flags, dir_fd=held.number)
+
+
+def names(path: Path) -> list[str]:
     """List a directory; empty when there is none."""
     with reporting(path, "listing the directory"):
         try:
-            return os.listdir(path)
+            descriptor = _open_directory(path)
         except FileNotFoundError:
             return []
+        try:
+            return os.listdir(descriptor)
+        finally:
+            os.close(descriptor)
 
 
-def remove(path: str) -> None:
+def exists(path: Path) -> bool:
+    """Is there anything of that name?"""
+    try:
+        with reporting(path, "looking for it"):
+            _look(path)
+    except StorageError as error:
+        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+            return False
+        raise
+    return True
+
+
+def remove(path: Path) -> None:
     """Unlink a file; one that is gone already is fine."""
     with reporting(path, "removing the file"), contextlib.suppress(FileNotFoundError):
-        os.unlink(path)
+        below, held = _where(path)
+        os.unlink(below, dir_fd=held.number)
 
 
-def rename(path: str, target: str) -> None:
+def rename(path: Path, target: Path) -> None:
     """Rename within a directory tree. The caller syncs the directory."""
     with reporting(path, f"renaming to {target}"):
-        os.rename(path, target)
+        (old, source), (new, destination) = _where(path), _where(target)
+        os.rename(old, new, src_dir_fd=source.number, dst_dir_fd=destination.number)
 
 
-def remove_tree(path: str) -> None:
+def remove_tree(path: Path) -> None:
     """Remove a directory and all below it, without following links."""
     with reporting(path, "removing the directory"):
-        for entry in os.scandir(path):
-            if entry.is_dir(follow_symlinks=False):
-                remove_tree(entry.path)
-            else:
-                os.unlink(entry.path)
-        os.rmdir(path)
+        _empty(path)
+        below, held = _where(path)
+        os.rmdir(below, dir_fd=held.number)
+
+
+def remove_whole(directory: Directory) -> None:
+    """Remove a directory that is held open, and all in it; what has its name meanwhile stays."""
+    _empty(directory.path)
+    with (
+        reporting(directory.text, "removing the directory"),
+        contextlib.suppress(FileNotFoundError),
+    ):
+        found = os.lstat(directory.text)
+        if (found.st_dev, found.st_ino) == directory.identity:
+            os.rmdir(directory.text)
+
+
+def _empty(path: Path) -> None:
+    for name in names(path):
+        entry = path / name
+        if stat.S_ISDIR(_look(entry).st_mode):
+            remove_tree(entry)
+        else:
+            remove(entry)
 
 
 def file_system(path: str) -> str:
@@ -178,7 +372,8 @@ def file_system(path: str) -> str:
     Of a kind that is not ours to judge, the name is what the kernel's mount table has.
     """
     with reporting(path, "asking for its file system"):
-        descriptor = os.open(path, os.O_PATH | os.O_CLOEXEC)
+        below, held = _where(path)
+        descriptor = os.open(below, os.O_PATH | os.O_CLOEXEC, dir_fd=held.number)
         try:
             found = FILE_SYSTEMS.get(_native.file_system_magic(descriptor))
             return found or _mounted_as(descriptor)
@@ -221,14 +416,15 @@ def check_file_system(path: str, *, force: bool) -> None:
 # --- files ----------------------------------------------------------------------------------------
 
 
-def open_file(path: str, *, write: bool, create: bool = False) -> int:
+def open_file(path: Path, *, write: bool, create: bool = False) -> int:
     """Open a regular file of ours without following a link; refuse anything else planted there."""
     flags = (os.O_RDWR if write else os.O_RDONLY) | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     if create:
         flags |= os.O_CREAT | os.O_EXCL
     with reporting(path, "opening the file"):
+        below, held = _where(path)
         try:
-            descriptor = os.open(path, flags, 0o600)
+            descriptor = os.open(below, flags, 0o600, dir_fd=held.number)
         except FileNotFoundError as error:
             raise NotFound(f"{path}: there is no such file") from error
     try:
@@ -238,7 +434,7 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
                 raise StorageError(
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
-            ours = (os.geteuid(), 0, os.lstat(os.path.dirname(path)).st_uid)
+            ours = (os.geteuid(), 0, _look(_parent(path)).st_uid)
             if found.st_uid not in ours or (
                 found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path)
             ):
@@ -253,18 +449,18 @@ def open_file(path: str, *, write: bool, create: bool = False) -> int:
     return descriptor
 
 
-def _is_linked_elsewhere(descriptor: int, path: str) -> bool:
+def _is_linked_elsewhere(descriptor: int, path: Path) -> bool:
     """Has the file other names than those that we give it?
 
     Beside its own these are ``NAME.*``, while it is made or repaired.
     """
     for _ in range(3):  # a name may come or go while we look
-        found, directory = os.fstat(descriptor), os.path.dirname(path)
-        names = [name for name in os.listdir(directory) if name.startswith(os.path.basename(path))]
+        found = os.fstat(descriptor)
         ours = 0
-        for name in names:
-            with contextlib.suppress(FileNotFoundError):
-                ours += os.lstat(os.path.join(directory, name)).st_ino == found.st_ino
+        for name in names(path.parent):
+            if name.startswith(path.name):
+                with contextlib.suppress(FileNotFoundError):
+                    ours += _look(path.parent / name).st_ino == found.st_ino
         if ours >= found.st_nlink:
             return False
     return True
@@ -280,26 +476,39 @@ def size(descriptor: int) -> int:
     return os.fstat(descriptor).st_size
 
 
-def allocated_bytes(path: str) -> int:
+def allocated_bytes(path: Path) -> int:
     """Bytes of disk that a file takes; 0 when it is gone."""
     try:
-        return os.lstat(path).st_blocks * 512
+        return _look(path).st_blocks * 512
     except FileNotFoundError:
         return 0
 
 
-def inode(target: str | int) -> int:
+def inode(target: Path | int) -> int:
     """Number of the file behind a path or a descriptor; 0 when it is gone."""
     try:
-        return (os.fstat(target) if isinstance(target, int) else os.lstat(target)).st_ino
+        return (os.fstat(target) if isinstance(target, int) else _look(target)).st_ino
     except FileNotFoundError:
         return 0
 
 
-def free_bytes(path: str) -> int:
+def boot() -> str:
+    """Which boot of the machine this is."""
+    with (
+        reporting("/proc/sys/kernel/random/boot_id", "reading it"),
+        open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file,
+    ):
+        return file.read().strip()
+
+
+def free_bytes(path: Path) -> int:
     """Bytes of the file system that this user may still fill."""
     with reporting(path, "asking how much is free"):
-        found = os.statvfs(path)
+        descriptor = _open_directory(path)
+        try:
+            found = os.statvfs(descriptor)
+        finally:
+            os.close(descriptor)
     return found.f_bavail * found.f_frsize
 
 
@@ -315,7 +524,7 @@ def extend(descriptor: int, length: int, path: str) -> None:
         os.ftruncate(descriptor, length)
 
 
-def data_end(path: str) -> int:
+def data_end(path: Path) -> int:
     """The byte behind the last that was ever written: what is allocated behind it reads as zeros.
 
     Looking for something there would fault in, and so take memory for, pages that nobody has used.
@@ -356,7 +565,7 @@ def read(descriptor: int, length: int, position: int, path: str) -> bytes:
         return os.pread(descriptor, length, position)
 
 
-def content(path: str) -> bytes:
+def content(path: Path) -> bytes:
     """All bytes of a file; NotFound where there is none."""
     descriptor = open_file(path, write=False)
     try:
@@ -389,32 +598,36 @@ def sync(descriptor: int, path: str) -> None:
         os.fdatasync(descriptor)
 
 
-def make(path: str, length: int, header: bytes) -> bool:
+def make(path: Path, length: int, header: bytes) -> bool:
     """Create a file of allocated zeros behind a header and publish it whole, durably.
 
     False: somebody else published one under that name meanwhile; theirs stays.
     """
-    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    temporary = path + f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
     descriptor = open_file(temporary, write=True, create=True)
     try:
         allocate(descriptor, length, path)
         write(descriptor, header, 0, path)
         sync(descriptor, path)
         with reporting(path, "publishing the file"):
+            (old, source), (new, destination) = _where(temporary), _where(path)
             try:
-                os.link(temporary, path)
+                os.link(
+                    old, new, src_dir_fd=source.number, dst_dir_fd=destination.number,
+                    follow_symlinks=False,
+                )  # fmt: skip
             except FileExistsError:
                 return False
     finally:
         os.close(descriptor)
         remove(temporary)
-    sync_directory(os.path.dirname(path))
+    _sync_directory(_parent(path))
     return True
 
 
-def replace(path: str, data: bytes, *, length: int = 0) -> None:
+def replace(path: Path, data: bytes, *, length: int = 0) -> None:
     """Replace a file whole: after a kill or a power cut it is the old one or the new one."""
-    temporary = f"{path}.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    temporary = path + f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
     descriptor = open_file(temporary, write=True, create=True)
     try:
         if length:
@@ -427,7 +640,7 @@ def replace(path: str, data: bytes, *, length: int = 0) -> None:
         raise
     finally:
         os.close(descriptor)
-    sync_directory(os.path.dirname(path))
+    _sync_directory(_parent(path))
 
 
 def _canonical(body: dict[str, Any]) -> bytes:
@@ -436,7 +649,7 @@ def _canonical(body: dict[str, Any]) -> bytes:
     return json.dumps(body, sort_keys=True, separators=(",", ":")).encode("ascii")
 
 
-def write_json(path: str, body: dict[str, Any]) -> None:
+def write_json(path: Path, body: dict[str, Any]) -> None:
     """Replace a JSON file with its checksum."""
     with _native.loading:
         import json
@@ -445,7 +658,7 @@ def write_json(path: str, body: dict[str, Any]) -> None:
     replace(path, text.encode("ascii") + b"\n")
 
 
-def read_json(path: str) -> dict[str, Any]:
+def read_json(path: Path) -> dict[str, Any]:
     """Read a JSON file and hold it to its checksum and format."""
     with _native.loading:
         import json

@@ -39,14 +39,14 @@ LOCK_SECONDS = 30.0
 LIVE = 1
 
 
-def path_of(stream: Stream, name: str) -> str:
+def path_of(stream: Stream, name: str) -> files.Path:
     """The file of a group."""
-    return os.path.join(stream.path, DIRECTORY, settings.check_name(name) + SUFFIX)
+    return stream.path / DIRECTORY / (settings.check_name(name) + SUFFIX)
 
 
-def names(stream_path: str) -> list[str]:
+def names(stream_path: files.Path) -> list[str]:
     """The groups of a stream, sorted."""
-    directory = os.path.join(stream_path, DIRECTORY)
+    directory = stream_path / DIRECTORY
     files.require_directory(directory)
     found = (name[: -len(SUFFIX)] for name in files.names(directory) if name.endswith(SUFFIX))
     return sorted(name for name in found if settings.is_name(name))
@@ -109,14 +109,14 @@ def create(stream: Stream, name: str, start: Any) -> None:
     for position in first:
         draft._set_position(position.partition, position.epoch, position.offset)
     content = memory[:]
-    files.make_directory(os.path.dirname(path))
+    files.make_directory(path.parent)
     files.make(path, len(content), content)
 
 
 class _Draft(_native.GroupCore):
     """A group in memory that is about to become a file."""
 
-    def __init__(self, path: str, memory: mmap.mmap, stream: Stream) -> None:
+    def __init__(self, path: files.Path, memory: mmap.mmap, stream: Stream) -> None:
         self.path = path
         store = stream.store
         self._attach(
@@ -432,7 +432,7 @@ class Group(_native.GroupCore):
             who = ", ".join(member.process for member in self.members())
             raise InvalidArgument(f"{self.path}: the group has members: {who}")
         files.remove(self.path)
-        files.sync_directory(os.path.dirname(self.path))
+        files.sync_directory(self.path.parent)
         self.stream._groups.pop(self.name, None)
         self._dispose()
 
@@ -459,10 +459,10 @@ def check_start(start: Any) -> None:
 # --- a store that nobody has open -----------------------------------------------------------------
 
 
-def settle(stream_path: str) -> bool:
+def settle(stream_path: files.Path) -> bool:
     """As the last to close: sync the groups of a stream; False: a sync of one failed earlier."""
     for name in names(stream_path):
-        path = os.path.join(stream_path, DIRECTORY, name + SUFFIX)
+        path = stream_path / DIRECTORY / (name + SUFFIX)
         with contextlib.suppress(NotFound):
             descriptor = files.open_file(path, write=True)
             try:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
@@ -46,9 +45,9 @@ CHECKPOINT_BYTES = 64 << 20
 CHECKED_RECORDS = 4096
 
 
-def path_of(store_path: str) -> str:
+def path_of(store_path: files.Path) -> files.Path:
     """The directory of the journal."""
-    return os.path.join(store_path, "streams", NAME)
+    return store_path / "streams" / NAME
 
 
 class Journal:
@@ -56,14 +55,13 @@ class Journal:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        directory = path_of(store.path)
-        if not os.path.lexists(directory):
+        directory = path_of(store._root)
+        if not files.exists(directory):
             config = settings.new(settings.given(1, None, SEGMENT_BYTES), "process")
-            parent = os.path.dirname(directory)
-            control.create(parent, NAME, config, store._store_id, store._generation)
-        self._page_path = os.path.join(directory, "page")
+            control.create(directory.parent, NAME, config, store._store_id, store._generation)
+        self._page_path = directory / "page"
         self._page = _native.JournalPage(self._map_page())
-        config = files.read_json(os.path.join(directory, "stream.json"))
+        config = files.read_json(directory / "stream.json")
         self.stream = Stream(store, NAME, config, "process")
         self._what = f"{self.stream.path}: committing"
         self.applier = Applier(store)
@@ -77,7 +75,7 @@ class Journal:
         store = self.store
         head = HEADER.pack(MAGIC, files.FORMAT, 0, store._store_id, 0)[:-8]
         head += struct.pack("<Q", _native.xxh3_64(head))
-        if not os.path.lexists(self._page_path):
+        if not files.exists(self._page_path):
             files.make(self._page_path, PAGE, head)
         descriptor = files.open_file(self._page_path, write=True)
         try:

@@ -35,8 +35,8 @@ def _entry(index: int) -> int:
 class Members:
     """The ``members`` file of one store, and this process's entry in it."""
 
-    def __init__(self, directory: str, *, write: bool) -> None:
-        self.path = os.path.join(directory, "members")
+    def __init__(self, directory: files.Path, *, write: bool) -> None:
+        self.path = directory / "members"
         self.write = write
         self.index = -1
         self.word = 0
@@ -44,7 +44,7 @@ class Members:
         self._gate: _native.Lock | None = None
         self._directory = self._open_directory(directory)
         try:
-            if write and not os.path.lexists(self.path):
+            if write and not files.exists(self.path):
                 with self._of_process("making the file"):
                     self._create(directory)
             self._lock = self._guarded(files.open_file(self.path, write=write))
@@ -63,19 +63,18 @@ class Members:
         _native.fork_guard(descriptor)
         return descriptor
 
-    def _open_directory(self, directory: str) -> int:
-        with files.reporting(directory, "opening the directory"):
-            return self._guarded(os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+    def _open_directory(self, directory: files.Path) -> int:
+        return self._guarded(files.open_directory(directory))
 
-    def _create(self, directory: str) -> None:
+    def _create(self, directory: files.Path) -> None:
         # Who creates it at the same moment becomes a member, and then never lets the directory go.
         if not self._lock_directory(
             "is missing while processes have the store open; close it there first",
-            unless=lambda: os.path.lexists(self.path),
+            unless=lambda: files.exists(self.path),
         ):
             return
         try:
-            if not os.path.lexists(self.path):
+            if not files.exists(self.path):
                 create(directory)
         finally:
             fcntl.flock(self._directory, fcntl.LOCK_UN)
@@ -238,28 +237,27 @@ class Members:
         self._descriptors.clear()
 
 
-def create(directory: str, store_id: bytes = bytes(16)) -> None:
+def create(directory: files.Path, store_id: bytes = bytes(16)) -> None:
     """Publish a ``members`` file without members, unless there is one."""
     files.make(
-        os.path.join(directory, "members"),
+        directory / "members",
         FILE_BYTES,
         HEADER.pack(MAGIC, files.FORMAT, COUNT, store_id),
     )
 
 
-def require(directory: str) -> None:
+def require(directory: files.Path) -> None:
     """Raise `NotFound` unless there is a store; `StorageError` where one may not even look."""
-    path = os.path.join(directory, "store.json")
-    with files.reporting(path, "looking for the store"):
-        try:
-            os.lstat(path)
-        except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFound(
-                f"{directory}: there is no store; open it with mode='rw' to create one"
-            ) from error
+    if not files.exists(directory / "store.json"):
+        raise no_store(directory)
 
 
-def refuse_strangers(directory: str, *, force: bool) -> None:
+def no_store(directory: str) -> NotFound:
+    """The error where a store should be and is none."""
+    return NotFound(f"{directory}: there is no store; open it with mode='rw' to create one")
+
+
+def refuse_strangers(directory: files.Path, *, force: bool) -> None:
     """Raise where a store is to be made in a directory that holds other things."""
     strangers = [
         name
@@ -275,6 +273,6 @@ def refuse_strangers(directory: str, *, force: bool) -> None:
         )
 
 
-def _is_half_made(directory: str, name: str) -> bool:
+def _is_half_made(directory: files.Path, name: str) -> bool:
     """Is it what a creator left who was killed before the store was there?"""
-    return name == "streams" and not files.names(os.path.join(directory, "streams"))
+    return name == "streams" and not files.names(directory / "streams")

@@ -90,7 +90,7 @@ class Pipe:
         for one in (source, *sinks.values()):
             if not isinstance(one, (Stream, Queue)):
                 raise InvalidType(f"{one!r}: expected a stream or a queue")
-            if one.store.path != store.path:
+            if one.store._directory.identity != store._directory.identity:
                 raise InvalidArgument(f"{one!r} is not of {store.path}: a pipe stays in one store")
         self.store = store
         self.count = 0

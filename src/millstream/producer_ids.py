@@ -6,7 +6,6 @@ number is used: a batch that survives a power cut never names a number that anot
 
 from __future__ import annotations
 
-import os
 import struct
 
 from millstream import _native, files
@@ -52,7 +51,7 @@ class ProducerIds:
     """The ids of one stream, as this process knows them. Thread-safe."""
 
     def __init__(self, stream: Stream) -> None:
-        self.path = os.path.join(stream.path, "producers")
+        self.path = stream.path / "producers"
         self._identity = (MAGIC, files.FORMAT, 0, stream.store._store_id, stream._stream_id, 0)
         self._numbers: dict[str, int] = {}
         self._end = HEADER.size  # of the entries that were read
@@ -87,7 +86,7 @@ class ProducerIds:
             return found
 
     def _register(self, name: str) -> int:
-        if not os.path.lexists(self.path):
+        if not files.exists(self.path):
             head = HEADER.pack(*self._identity, 0)[:-8]
             files.make(self.path, HEADER.size, head + struct.pack("<Q", _native.xxh3_64(head)))
         descriptor = files.open_file(self.path, write=True)

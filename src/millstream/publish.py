@@ -11,22 +11,22 @@ from millstream.errors import StorageError
 
 
 @contextlib.contextmanager
-def published(parent: str, name: str, configuration: str) -> Iterator[str]:
+def published(parent: files.Path, name: str, configuration: str) -> Iterator[files.Path]:
     """Make a directory, to be filled and synced in the block, and give it its name at the end.
 
     Where another process was faster, theirs stays: `configuration` is the file that each has. The
     name survives a power cut when the block has ended.
     """
-    making = os.path.join(parent, f".{name}-{os.urandom(4).hex()}.tmp")
+    making = parent / f".{name}-{os.urandom(4).hex()}.tmp"
     files.make_directory(making)
     try:
         yield making
         try:
-            files.rename(making, os.path.join(parent, name))
+            files.rename(making, parent / name)
         except StorageError:
-            if not os.path.lexists(os.path.join(parent, name, configuration)):
+            if not files.exists(parent / name / configuration):
                 raise
     finally:
-        if os.path.lexists(making):
+        if files.exists(making):
             files.remove_tree(making)
     files.sync_directory(parent)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import heapq
-import os
 import time
 from collections.abc import AsyncIterator, Callable, Generator, Mapping
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
@@ -64,7 +63,9 @@ class Queue(QueueHandle):
     ) -> None:
         self.store = store
         self.name = name
-        self.path = store._queue_path(name)
+        self._directory = files.Directory(store._queue_path(name))
+        """Held open: a queue of the same name that is made later is another one."""
+        self.path = self._directory.path
         self._override = durability
         self._codec = codec
         self._workers: list[Any] = []
@@ -72,11 +73,15 @@ class Queue(QueueHandle):
         self._random: Callable[[], float] | None = None
         self.dead = DeadLetters(self)
         self._config = config
-        self._files = slots.Files(self.path, config, store._store_id, write=store.writable)
         try:
-            self._open()
+            self._files = slots.Files(self.path, config, store._store_id, write=store.writable)
+            try:
+                self._open()
+            except BaseException:
+                self._files.close()
+                raise
         except BaseException:
-            self._files.close()
+            self._directory.close()
             raise
 
     def __repr__(self) -> str:
@@ -354,7 +359,7 @@ class Queue(QueueHandle):
     def _alter(self, asked: dict[str, Any]) -> None:
         """Have settings stored. Raises ConfigMismatch for what cannot be changed."""
         with self._maintaining("altering"):
-            path = os.path.join(self.path, "queue.json")
+            path = self.path / "queue.json"
             config = files.read_json(path)
             queue_settings.require_alterable(self.path, config, asked)
             before = config.copy()

@@ -7,7 +7,6 @@ than its id in the copy, or gone, its slot still tells that it was there.
 
 from __future__ import annotations
 
-import os
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -56,15 +55,15 @@ class _Places(NamedTuple):
         return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index
 
 
-def copy(queue: Queue, target: str) -> None:
+def copy(queue: Queue, target: files.Path) -> None:
     """Copy a queue into a directory to be made."""
     files.make_directory(target)
     if queue._config["dedup_window"]:
-        _copy_dedup(queue, os.path.join(target, "dedup"))
-    config = files.read_json(os.path.join(queue.path, "queue.json"))
+        _copy_dedup(queue, target / "dedup")
+    config = files.read_json(queue.path / "queue.json")
     queue._check_live()  # as large as the configuration says, or larger
     config["capacity"] = queue.capacity
-    files.write_json(os.path.join(target, "queue.json"), config)
+    files.write_json(target / "queue.json", config)
     copying = _Copy(queue, target)
     try:
         copying.run()
@@ -73,7 +72,7 @@ def copy(queue: Queue, target: str) -> None:
     files.sync_directory(target)
 
 
-def _copy_dedup(queue: Queue, target: str) -> None:
+def _copy_dedup(queue: Queue, target: files.Path) -> None:
     memory = queue._files.map_again("dedup")
     files.replace(target, memory[:])
 
@@ -81,18 +80,18 @@ def _copy_dedup(queue: Queue, target: str) -> None:
 class _Copy:
     """The files of slots and blocks of a copy that is being made."""
 
-    def __init__(self, queue: Queue, target: str) -> None:
+    def __init__(self, queue: Queue, target: files.Path) -> None:
         self.count = queue._slot_count
         self.live: mmap.mmap = queue._files.slots
         self.live_blocks: mmap.mmap | None = queue._files.blocks
         self.block_count = queue._block_count
         self.places = _Places(queue._files.sizes.slot_bytes)
-        self.paths = [os.path.join(target, "slots")]
+        self.paths = [target / "slots"]
         lengths = queue._files.sizes.bytes_of(
             queue._files.sizes.slot_max, queue._files.sizes.block_max
         )
         if self.live_blocks is not None:
-            self.paths.append(os.path.join(target, "blocks"))
+            self.paths.append(target / "blocks")
         self.descriptors: list[int] = []
         for path, length in zip(self.paths, lengths, strict=False):
             self.descriptors.append(files.open_file(path, write=True, create=True))

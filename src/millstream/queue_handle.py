@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
@@ -35,12 +34,13 @@ class QueueHandle(_native.QueueCore):
 
     store: Store
     name: str
-    path: str
+    path: files.Path
     dead: DeadLetters
     _override: Durability | None
     _codec: object
     _config: dict[str, Any]
     _files: slots.Files
+    _directory: files.Directory
     _waiter: Waiter | None
     _random: Callable[[], float] | None
 
@@ -57,7 +57,7 @@ class QueueHandle(_native.QueueCore):
 
     def _fit(self, other: slots.OtherSize) -> None:
         """The capacity was raised since the configuration was read, or is being raised now."""
-        config = files.read_json(os.path.join(self.path, "queue.json"))
+        config = files.read_json(self.path / "queue.json")
         self._files.close()
         self._config = config = slots.fitting(config, other)
         self._files = slots.Files(
@@ -153,7 +153,7 @@ class QueueHandle(_native.QueueCore):
         number = self._config_number
         if number == self._config_seen:
             return
-        self._take_over(files.read_json(os.path.join(self.path, "queue.json")))
+        self._take_over(files.read_json(self.path / "queue.json"))
         if number % 2:
             self._config_seen = number
         elif self.store.writable:  # while it is even, it is read again at the next call
@@ -359,6 +359,7 @@ class QueueHandle(_native.QueueCore):
             self._close()
             self._wake_all()  # who waits here, of all processes, looks again
             self._files.close()
+            self._directory.close()
         if self._waiter is not None:
             self._waiter.stop()
 

@@ -7,8 +7,6 @@ are refused, readers come as far as the damage.
 
 from __future__ import annotations
 
-import os
-
 from millstream import files
 from millstream.errors import CorruptBatch, NotFound
 
@@ -212,13 +210,13 @@ def _set_aside(log: PartitionLog, segments: list[_native.Segment]) -> None:
         if not segment.activated and _is_empty(path):
             files.remove(path)
         else:
-            files.rename(path, f"{path}.lost")
+            files.rename(path, path + ".lost")
         log.store._cache.drop(log, segment.number)
     if segments:
         files.sync_directory(log.path)
 
 
-def _is_empty(path: str) -> bool:
+def _is_empty(path: files.Path) -> bool:
     """Nothing but zeros behind the header page?"""
     descriptor = files.open_file(path, write=False)
     try:
@@ -237,7 +235,7 @@ def _remove_unpublished(log: PartitionLog) -> None:
     """Remove what the dead were making. The living make nothing here before the walk has ended."""
     for name in files.names(log.path):
         if name.endswith(".tmp"):
-            files.remove(os.path.join(log.path, name))
+            files.remove(log.path / name)
 
 
 def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> None:
@@ -262,5 +260,5 @@ def _sync_kept(log: PartitionLog, chain: list[_native.Segment], mark: Mark) -> N
             files.sync(descriptor, segment.path)
         finally:
             files.close(descriptor)
-    if os.path.isdir(log.path):
+    if files.exists(log.path):
         files.sync_directory(log.path)

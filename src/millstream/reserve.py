@@ -8,7 +8,6 @@ missing, nothing but this fails.
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable
 
 from millstream import files
@@ -17,9 +16,9 @@ from millstream.errors import StorageError, StoreFull
 BYTES = 320 << 10  # the control file of a thousand partitions, and a JSON file
 
 
-def make(directory: str) -> None:
+def make(directory: files.Path) -> None:
     """Put room aside in the store's directory; less where the disk has less."""
-    path = os.path.join(directory, "reserve")
+    path = directory / "reserve"
     for size in (BYTES, BYTES // 4, BYTES // 16):
         if files.allocated_bytes(path) >= size:
             return
@@ -28,13 +27,13 @@ def make(directory: str) -> None:
             files.make(path, size, b"")
 
 
-def lend(directory: str, work: Callable[..., None], *arguments: object) -> None:
+def lend(directory: files.Path, work: Callable[..., None], *arguments: object) -> None:
     """Do what replaces files; where the disk is full, again with the room of the reserve."""
     try:
         work(*arguments)
     except StoreFull:
-        path = os.path.join(directory, "reserve")
-        if not os.path.lexists(path):
+        path = directory / "reserve"
+        if not files.exists(path):
             raise
         files.remove(path)
         try:

@@ -29,7 +29,7 @@ def number_of(name: str) -> int:
 
 
 def make(
-    path: str,
+    path: files.Path,
     place: tuple[int, bytes, int, int],
     *,
     before_bytes: int,

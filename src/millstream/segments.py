@@ -7,7 +7,6 @@ for its result) and *maintenance* (one process retires segments).
 from __future__ import annotations
 
 import errno
-import os
 import time
 from bisect import bisect_right
 
@@ -41,7 +40,7 @@ class PartitionLog:
         self.stream = stream
         self.store = stream.store
         self.index = index
-        self.path = os.path.join(stream.path, f"{index:05d}")
+        self.path = stream.path / f"{index:05d}"
         files.require_directory(self.path)
         self.native = stream._new_partition(index, self.store._members, self.store._generation)
         self.private = self.store._private
@@ -78,9 +77,9 @@ class PartitionLog:
 
     # --- which segments there are -----------------------------------------------------------------
 
-    def file(self, number: int) -> str:
+    def file(self, number: int) -> files.Path:
         """Path of a segment."""
-        return os.path.join(self.path, f"{number:016d}.seg")
+        return self.path / f"{number:016d}.seg"
 
     def listed(self) -> list[int]:
         """Numbers of all published segment files, rising."""
@@ -274,7 +273,7 @@ class PartitionLog:
             # Left over where an older copy of the other files was put back.
             self.store._cache.drop(self, number)
             try:
-                files.rename(segment.path, f"{segment.path}.lost")
+                files.rename(segment.path, segment.path + ".lost")
             except StorageError as error:
                 if error.errno != errno.ENOENT:  # another process may have done so
                     raise
@@ -393,7 +392,7 @@ class PartitionLog:
         files.sync_directory(self.path)
         if not self._names_synced:
             files.sync_directory(self.stream.path)
-            files.sync_directory(os.path.dirname(self.stream.path))
+            files.sync_directory(self.store._root / "streams")
             self._names_synced = True
 
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
@@ -486,9 +485,7 @@ class PartitionLog:
 
     def allocated_bytes(self) -> int:
         """Bytes of disk that the partition's files take."""
-        return sum(
-            files.allocated_bytes(os.path.join(self.path, name)) for name in files.names(self.path)
-        )
+        return sum(files.allocated_bytes(self.path / name) for name in files.names(self.path))
 
     def not_found(self, error: NotFound) -> bool:
         """Was a segment retired while it was looked for? Then look again."""

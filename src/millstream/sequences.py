@@ -9,7 +9,6 @@ only what is durable, so a power cut never leaves a sequence whose record is los
 
 from __future__ import annotations
 
-import os
 import struct
 
 from millstream import _native, files, reserve
@@ -35,7 +34,7 @@ class PartitionSequences:
         self.saved_at = 0
         self._lock = _native.Lock(f"{log}: reading sequences")
         with log.maintaining:
-            if not os.path.lexists(_file(log)):
+            if not files.exists(_file(log)):
                 # No producer was ever here, so what is there needs no reading.
                 _save(log, _native.Sequences(), sealed_end(log))
 
@@ -69,8 +68,8 @@ class PartitionSequences:
                 log.maintaining.release()
 
 
-def _file(log: PartitionLog) -> str:
-    return os.path.join(log.path, "sequences")
+def _file(log: PartitionLog) -> files.Path:
+    return log.path / "sequences"
 
 
 def sequences_of(log: PartitionLog) -> PartitionSequences:
@@ -99,7 +98,7 @@ def keep(log: PartitionLog, position: int) -> int:
 
     Raises: Indeterminate where the sync of what is saved failed; StorageError, CorruptBatch.
     """
-    if not os.path.lexists(_file(log)):
+    if not files.exists(_file(log)):
         return 0  # no producer was ever here
     table = _native.Sequences()
     saved, _ = _load(log, table)
@@ -181,7 +180,7 @@ def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
 def snapshot(log: PartitionLog) -> tuple[int, bytes]:
     """(the tail, what a copy of the log up to it has to have in its file; b"": none)."""
     position, _, before, _ = log.end()
-    if not os.path.lexists(_file(log)):
+    if not files.exists(_file(log)):
         return position, b""
     table = _native.Sequences()
     read_to(log, table, position)
@@ -191,7 +190,7 @@ def snapshot(log: PartitionLog) -> tuple[int, bytes]:
 def _save(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> None:
     files.make_directory(log.path)
     # Retention comes here on a full disk, too.
-    reserve.lend(log.store.path, files.replace, _file(log), _encode(log, table, end))
+    reserve.lend(log.store._root, files.replace, _file(log), _encode(log, table, end))
 
 
 def _encode(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> bytes:

@@ -82,7 +82,7 @@ def _sealed(header: bytes) -> bytes:
     return header + struct.pack("<Q", _native.xxh3_64(header))
 
 
-def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> None:
+def create(parent: files.Path, name: str, config: dict[str, Any], store_id: bytes) -> None:
     """Make the directory of a new queue and publish it whole; another process's may come first."""
     sizes, queue_id = sizes_of(config), int(config["queue_id"], 16)
     slots_bytes, blocks_bytes, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
@@ -90,16 +90,16 @@ def create(parent: str, name: str, config: dict[str, Any], store_id: bytes) -> N
     slots = SLOTS.pack(SLOTS_MAGIC, files.FORMAT, sizes.slot_bytes, store_id, queue_id, salt, 0)
     blocks = BLOCKS.pack(BLOCKS_MAGIC, files.FORMAT, sizes.block_max, store_id, queue_id, 0)
     with published(parent, name, "queue.json") as making:
-        files.write_json(os.path.join(making, "queue.json"), config)
-        _make(os.path.join(making, "slots"), _sealed(slots[:-8]), slots_bytes)
+        files.write_json(making / "queue.json", config)
+        _make(making / "slots", _sealed(slots[:-8]), slots_bytes)
         if sizes.block_max:
-            _make(os.path.join(making, "blocks"), _sealed(blocks[:-8]), blocks_bytes)
+            _make(making / "blocks", _sealed(blocks[:-8]), blocks_bytes)
         if config["dedup_window"]:
-            dedup.create(os.path.join(making, "dedup"), store_id, queue_id)
+            dedup.create(making / "dedup", store_id, queue_id)
         files.sync_directory(making)
 
 
-def _make(path: str, header: bytes, length: int) -> None:
+def _make(path: files.Path, header: bytes, length: int) -> None:
     """A file with nothing in use: one page behind which all is a hole."""
     descriptor = files.open_file(path, write=True, create=True)
     try:
@@ -115,7 +115,7 @@ class Files:
     """The open files of one queue."""
 
     def __init__(
-        self, directory: str, config: dict[str, Any], store_id: bytes, *, write: bool
+        self, directory: files.Path, config: dict[str, Any], store_id: bytes, *, write: bool
     ) -> None:
         self.directory = directory
         self.write = write
@@ -140,9 +140,9 @@ class Files:
             self.close()
             raise
 
-    def path(self, name: str) -> str:
+    def path(self, name: str) -> files.Path:
         """Path of one of the files."""
-        return os.path.join(self.directory, name)
+        return self.directory / name
 
     def _map(self, name: str, layout: struct.Struct, magic: bytes, length: int) -> mmap.mmap:
         path = self.path(name)
@@ -163,7 +163,7 @@ class Files:
             self._refuse(path, "not a file of this queue", ours, theirs)
         return files.map_file(descriptor, length, path, write=self.write)
 
-    def map_again(self, name: str, path: str | None = None) -> mmap.mmap:
+    def map_again(self, name: str, path: files.Path | None = None) -> mmap.mmap:
         """Map a file that is replaced by others, whole; `path`: one that is to become it."""
         path = self.path(name) if path is None else path
         descriptor = files.open_file(path, write=self.write)
@@ -177,7 +177,7 @@ class Files:
         """Make what is in one file survive a power cut."""
         files.sync(self._descriptors[name], self.path(name))
 
-    def _refuse(self, path: str, what: str, expected: object, found: object) -> NoReturn:
+    def _refuse(self, path: files.Path, what: str, expected: object, found: object) -> NoReturn:
         raise CorruptBatch(
             f"{path}: {what}: expected {expected}, found {found}; see `millstream verify` and"
             " `millstream repair`",
@@ -299,7 +299,7 @@ class Files:
             finally:
                 files.close(descriptor)
 
-    def make_hints(self) -> tuple[mmap.mmap, str]:
+    def make_hints(self) -> tuple[mmap.mmap, files.Path]:
         """Zeros behind a header, mapped, under a name that nobody looks for yet."""
         for name in files.names(self.directory):
             if name.startswith("hints."):  # of somebody who was killed while making them
@@ -318,7 +318,7 @@ class Files:
         finally:
             files.close(descriptor)
 
-    def publish_hints(self, temporary: str) -> None:
+    def publish_hints(self, temporary: files.Path) -> None:
         """From now on they are those of the queue."""
         files.rename(temporary, self.path("hints"))
 
@@ -331,10 +331,10 @@ def state_of(hints: mmap.mmap) -> int:
 # --- a store that nobody has open -----------------------------------------------------------------
 
 
-def forget_hints(directory: str) -> None:
+def forget_hints(directory: files.Path) -> None:
     """As the first opener: those of the last session are over, also for readers who kept them."""
-    path = os.path.join(directory, "hints")
-    if os.path.lexists(path):
+    path = directory / "hints"
+    if files.exists(path):
         descriptor = files.open_file(path, write=True)
         try:
             if files.size(descriptor) >= PAGE:
@@ -344,9 +344,9 @@ def forget_hints(directory: str) -> None:
         files.remove(path)
 
 
-def is_sound(directory: str) -> bool:
+def is_sound(directory: files.Path) -> bool:
     """Did no sync of the queue fail, and is it there?"""
-    path = os.path.join(directory, "slots")
+    path = directory / "slots"
     try:
         descriptor = files.open_file(path, write=False)
     except NotFound:
@@ -357,9 +357,9 @@ def is_sound(directory: str) -> bool:
         files.close(descriptor)
 
 
-def has_undecided(directory: str) -> bool:
+def has_undecided(directory: files.Path) -> bool:
     """Is there a message that a transaction has prepared, and that was not decided?"""
-    path = os.path.join(directory, "slots")
+    path = directory / "slots"
     descriptor = files.open_file(path, write=False)
     try:
         head = files.read(descriptor, COUNT_AT + 4, 0, path)
@@ -374,11 +374,11 @@ def has_undecided(directory: str) -> bool:
         files.close(descriptor)
 
 
-def sync(directory: str) -> None:
+def sync(directory: files.Path) -> None:
     """As the last to close: make all survive a power cut that anybody wrote."""
     for name in ("blocks", "slots", "dedup"):
-        path = os.path.join(directory, name)
-        if os.path.lexists(path):
+        path = directory / name
+        if files.exists(path):
             descriptor = files.open_file(path, write=True)
             try:
                 files.sync(descriptor, path)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import atexit
 import contextlib
+import errno
 import mmap
 import os
 import stat
@@ -24,7 +25,7 @@ from millstream.errors import (
     StoreFull,
     Unsupported,
 )
-from millstream.members import Members, refuse_strangers, require
+from millstream.members import Members, no_store, refuse_strangers, require
 from millstream.options import check_timeout
 from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
@@ -58,9 +59,14 @@ class Store(StoreTransactions):
     """
 
     def __init__(
-        self, path: str, mode: Mode, durability: Durability | None, force: bool, timeout: float
+        self,
+        directory: files.Directory,
+        mode: Mode,
+        durability: Durability | None,
+        force: bool,
+        timeout: float,
     ) -> None:
-        self.path = path
+        self.path = directory.text
         self.writable = mode == "rw"
         self._mode = mode
         self._force = force
@@ -77,16 +83,25 @@ class Store(StoreTransactions):
         self._transactions = set()
         self._replaying = False
         self._cache = SegmentCache()
-        self._lock = _native.Lock(f"{path}: the store", reentrant=True)
+        self._lock = _native.Lock(f"{self.path}: the store", reentrant=True)
         self._closed = True  # until it is open: what did not open has nothing to close
         self._fork = _native.fork_count()
         self._background = Background(self)
         self._remove_when_closed = False
         self._gate_seconds = GATE_SECONDS
-        ours = (os.path.join(path, "members"), self._config_path)
-        if self.writable and not any(map(os.path.lexists, ours)):
-            refuse_strangers(path, force=force)  # before a file of ours is put among theirs
-        self._members = Members(path, write=self.writable)
+        self._directory = directory
+        """Held open: what is opened later belongs to it, wherever `path` leads by then."""
+        self._root = directory.path
+        try:
+            self._check_place()
+            files.check_file_system(self._root, force=force)
+            ours = (self._root / "members", self._config_path)
+            if self.writable and not any(map(files.exists, ours)):
+                refuse_strangers(self._root, force=force)  # before a file of ours is among theirs
+            self._members = Members(self._root, write=self.writable)
+        except BaseException:
+            self._directory.close()
+            raise
         try:
             self._members.enter_gate(timeout)
             try:
@@ -102,13 +117,24 @@ class Store(StoreTransactions):
         self._closed = False
         OPEN[id(self)] = weakref.ref(self)
 
+    def _check_place(self) -> None:
+        if not self.writable:
+            require(self._root)
+            return
+        bits = files.mode(self._root)
+        if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not self._force:
+            raise Unsupported(
+                f"{self.path}: every user of this machine can write there; take that right away"
+                " (chmod o-w), or pass force=True"
+            )
+
     @property
-    def _config_path(self) -> str:
-        return os.path.join(self.path, "store.json")
+    def _config_path(self) -> files.Path:
+        return self._root / "store.json"
 
     def _open_writable(self, durability: Durability | None) -> None:
         first = not self._members.anyone()
-        if not os.path.lexists(self._config_path):
+        if not files.exists(self._config_path):
             if not first:
                 raise StorageError(
                     2, "is missing while processes have the store open", self._config_path
@@ -121,7 +147,7 @@ class Store(StoreTransactions):
                 self._open_first()
         self._members.claim(self._store_id)
         if first:
-            reserve.make(self.path)
+            reserve.make(self._root)
             self._closed = False
             try:
                 self._replay_journal()
@@ -129,13 +155,13 @@ class Store(StoreTransactions):
                 self._closed = True
 
     def _create(self, durability: Durability | None) -> None:
-        refuse_strangers(self.path, force=self._force)
+        refuse_strangers(self._root, force=self._force)
         self._store_id = os.urandom(16)
         self._generation = 1
         self._clean = True
         self.durability = durability or "interval"
         self._members.prepare(self._store_id)
-        files.make_directory(os.path.join(self.path, "streams"))
+        files.make_directory(self._root / "streams")
         self._save(clean=False)
 
     def _load(self, durability: Durability | None) -> None:
@@ -160,7 +186,7 @@ class Store(StoreTransactions):
             "clean": clean,
             "durability": self.durability,
         }
-        reserve.lend(self.path, files.write_json, self._config_path, body)
+        reserve.lend(self._root, files.write_json, self._config_path, body)
 
     def _open_first(self) -> None:
         """Nobody else lives here: after an unclean end, begin a new generation."""
@@ -168,14 +194,14 @@ class Store(StoreTransactions):
         if not self._clean:
             self._generation += 1
         self._save(clean=False)
-        files.require_directory(os.path.join(self.path, "streams"))
-        for name in files.names(os.path.join(self.path, "streams")):
-            directory = os.path.join(self.path, "streams", name)
+        files.require_directory(self._root / "streams")
+        for name in files.names(self._root / "streams"):
+            directory = self._root / "streams" / name
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
             elif not self._clean:
                 rebuild = control.rebuild, directory, self._store_id, self._generation
-                reserve.lend(self.path, *rebuild)
+                reserve.lend(self._root, *rebuild)
         self._open_queues_first()
 
     def _all_settled(self, *, sealed: bool = True) -> bool:
@@ -187,7 +213,7 @@ class Store(StoreTransactions):
         )
 
     def _open_readable(self, durability: Durability | None) -> None:
-        require(self.path)
+        require(self._root)
         self._load(durability)
         self._members.join_readers()
         if self._members.anyone():
@@ -235,8 +261,6 @@ class Store(StoreTransactions):
                             self._mark_clean()
             finally:
                 self._let_go()
-            if self._remove_when_closed:
-                files.remove_tree(self.path)
             if failed or warned:
                 raise (failed + warned)[0]
 
@@ -284,7 +308,13 @@ class Store(StoreTransactions):
         return f"<Store {self.path!r}{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (shared, (self.path, self._mode, self._force, self._override))
+        known = self.path, self._mode, self._force, self._override
+        return (shared, (*known, self._place))
+
+    @property
+    def _place(self) -> tuple[str, int]:
+        """Which directory this is, wherever it lies, within this boot of the machine."""
+        return files.boot(), self._directory.identity[1]
 
     @property
     def closed(self) -> bool:
@@ -304,16 +334,16 @@ class Store(StoreTransactions):
         if not self.writable:
             raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
-    def _rebuilt(self, directory: str) -> bytes:
+    def _rebuilt(self, directory: files.Path) -> bytes:
         return control.rebuilt(directory, self._store_id, self._generation)
 
-    def _map_control(self, directory: str) -> mmap.mmap:
+    def _map_control(self, directory: files.Path) -> mmap.mmap:
         if self._private:
             return _native.private_memory(self._rebuilt(directory))
         return control.map_file(directory, self._store_id, write=self.writable)
 
-    def _stream_path(self, name: str) -> str:
-        return os.path.join(self.path, "streams", name)
+    def _stream_path(self, name: str) -> files.Path:
+        return self._root / "streams" / name
 
     def stream(
         self,
@@ -361,13 +391,13 @@ class Store(StoreTransactions):
         settings.check_on_mismatch(on_mismatch)
         alters = on_mismatch == "alter"
         with self._lock:
-            path = os.path.join(self._stream_path(name), "stream.json")
-            made = not os.path.lexists(path)
+            path = self._stream_path(name) / "stream.json"
+            made = not files.exists(path)
             if made:
                 if not self.writable:
                     raise NotFound(f"{self.path}: there is no stream {name!r}")
                 config = settings.new(given, durability)
-                parent = os.path.join(self.path, "streams")
+                parent = self._root / "streams"
                 control.create(parent, name, config, self._store_id, self._generation)
             key = name, None if made or alters else durability
             if (known := self._streams.get(key)) and (known.closed or known._state != control.LIVE):
@@ -397,7 +427,7 @@ class Store(StoreTransactions):
 
     def _names(self) -> list[str]:
         """The same, with the journal."""
-        directory = os.path.join(self.path, "streams")
+        directory = self._root / "streams"
         files.require_directory(directory)
         names = files.names(directory)
         return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
@@ -413,14 +443,14 @@ class Store(StoreTransactions):
             if name not in self._names():
                 raise NotFound(f"{self.path}: there is no stream {name!r}")
             self.stream(name)._set_state(control.DROPPED)
-            gone = os.path.join(self.path, "streams", f".{name}-{os.urandom(4).hex()}.dropped")
+            gone = self._root / "streams" / f".{name}-{os.urandom(4).hex()}.dropped"
             try:
                 files.rename(self._stream_path(name), gone)
             except StorageError as error:
-                if os.path.lexists(self._stream_path(name)):
+                if files.exists(self._stream_path(name)):
                     raise
                 raise NotFound(f"{self.path}: another process dropped {name!r}") from error
-            files.sync_directory(os.path.join(self.path, "streams"))
+            files.sync_directory(self._root / "streams")
             self._forget(name)
             files.remove_tree(gone)
 
@@ -493,31 +523,59 @@ def open(
     settings.check_durability(durability)
     checked = check_timeout(timeout)
     directory = files.absolute(path)
-    if mode == "r":
-        require(directory)
-    else:
+    if mode == "rw":
         files.make_directories(directory)
-        with files.reporting(directory, "opening the directory"):
-            bits = os.stat(directory).st_mode
-        if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not force:
-            raise Unsupported(
-                f"{directory}: every user of this machine can write there; take that right away"
-                " (chmod o-w), or pass force=True"
-            )
-    files.check_file_system(directory, force=force)
-    seconds = GATE_SECONDS if checked is None else checked
-    return Store(directory, mode, durability, force, seconds)
+    return _join(directory, mode, force, durability, GATE_SECONDS if checked is None else checked)
 
 
-def shared(path: str, mode: Mode, force: bool, durability: Durability | None = None) -> Store:
-    """The store behind handles that were unpickled in this process: one for each path."""
-    key = path, mode, durability
+def _join(
+    path: str, mode: Mode, force: bool, durability: Durability | None, timeout: float
+) -> Store:
+    try:
+        directory = files.Directory(path, follow=True)
+    except NotFound as error:
+        raise no_store(path) from error
+    return Store(directory, mode, durability, force, timeout)
+
+
+def shared(
+    path: str,
+    mode: Mode,
+    force: bool,
+    durability: Durability | None = None,
+    place: tuple[str, int] | None = None,
+) -> Store:
+    """The store behind handles that were unpickled in this process: one for each directory.
+
+    `place` says which directory that was, in this boot: another one that has its name by now is
+    refused, and none is made.
+    """
+    key = mode, durability
     with _sharing:
-        for known in [_shared.get(key), *_all_open()]:
-            if known and not known.closed and (known.path, known._mode, known._override) == key:
+        for known in [*_shared.values(), *_all_open()]:
+            same = known.path == path if place is None else known._place == place
+            if same and not known.closed and (known._mode, known._override) == key:
                 return known
-        store = _shared[key] = open(path, mode=mode, force=force, durability=durability)
+        store = _shared[path, mode, durability] = _reopen(path, mode, force, durability, place)
         return store
+
+
+def _reopen(
+    path: str, mode: Mode, force: bool, durability: Durability | None, place: tuple[str, int] | None
+) -> Store:
+    if place is None or place[0] != files.boot():
+        return open(path, mode=mode, force=force, durability=durability)
+    with contextlib.suppress(NotFound):
+        directory = files.Directory(path, follow=True)
+        if directory.identity[1] == place[1]:
+            return Store(directory, mode, durability, force, GATE_SECONDS)
+        directory.close()
+    raise StorageError(
+        errno.ESTALE,
+        "is not there any more: the directory of the store that was pickled was moved or replaced;"
+        " open the store where it is now, and make the handle anew",
+        path,
+    )
 
 
 def temporary(*, durability: Durability | None = None) -> Store:
@@ -535,7 +593,7 @@ def temporary(*, durability: Durability | None = None) -> Store:
     try:
         store = open(directory, durability=durability)
     except BaseException:
-        files.remove_tree(directory)
+        files.remove_whole(files.Directory(directory))
         raise
     store._remove_when_closed = True
     return store

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from millstream import _native
+from millstream import _native, files
 from millstream.store_queues import StoreQueues
 
 TYPE_CHECKING = False
@@ -21,7 +21,7 @@ class StoreGroups(StoreQueues):
     def _names(self) -> list[str]:
         raise NotImplementedError
 
-    def _stream_path(self, name: str) -> str:
+    def _stream_path(self, name: str) -> files.Path:
         raise NotImplementedError
 
     def _sync_queues(self) -> list[Exception]:

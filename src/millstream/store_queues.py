@@ -23,6 +23,7 @@ class StoreQueues:
     """Base of `millstream.Store`."""
 
     path: str
+    _root: files.Path
     writable: bool
     _store_id: bytes
     _lock: _native.Lock
@@ -35,8 +36,8 @@ class StoreQueues:
     def _check_writable(self) -> None:
         raise NotImplementedError
 
-    def _queue_path(self, name: str) -> str:
-        return os.path.join(self.path, "queues", name)
+    def _queue_path(self, name: str) -> files.Path:
+        return self._root / "queues" / name
 
     def queue(
         self,
@@ -119,17 +120,17 @@ class StoreQueues:
             {field: value for field, value in options.items() if value is not None}
         )
         with self._lock:
-            path = os.path.join(self._queue_path(name), "queue.json")
-            made = not os.path.lexists(path)
+            path = self._queue_path(name) / "queue.json"
+            made = not files.exists(path)
             if made:
-                if os.path.lexists(self._queue_path(name)):
+                if files.exists(self._queue_path(name)):
                     raise CorruptBatch(
                         f"{path}: is missing, where the queue is; restore it from a backup",
                         path=path,
                     )
                 if not self.writable:
                     raise NotFound(f"{self.path}: there is no queue {name!r}")
-                parent = os.path.join(self.path, "queues")
+                parent = self._root / "queues"
                 files.make_directory(parent)
                 slots.create(parent, name, queue_settings.new(asked), self._store_id)
             hashable = type(codec).__hash__ is not None
@@ -173,14 +174,14 @@ class StoreQueues:
             queue = self.queue(name)
             queue._set_state(slots.DROPPED)
             queue._wake_all()
-            gone = os.path.join(self.path, "queues", f".{name}-{os.urandom(4).hex()}.dropped")
+            gone = self._root / "queues" / f".{name}-{os.urandom(4).hex()}.dropped"
             try:
                 files.rename(self._queue_path(name), gone)
             except StorageError as error:
-                if os.path.lexists(self._queue_path(name)):
+                if files.exists(self._queue_path(name)):
                     raise
                 raise NotFound(f"{self.path}: another process dropped {name!r}") from error
-            files.sync_directory(os.path.join(self.path, "queues"))
+            files.sync_directory(self._root / "queues")
             self._forget_queue(name)
             files.remove_tree(gone)
 
@@ -189,7 +190,7 @@ class StoreQueues:
             self._queues.pop(key)._dispose()
 
     def _queue_names(self) -> list[str]:
-        directory = os.path.join(self.path, "queues")
+        directory = self._root / "queues"
         files.require_directory(directory)
         return sorted(name for name in files.names(directory) if settings.is_name(name))
 
@@ -197,15 +198,15 @@ class StoreQueues:
 
     def _open_queues_first(self) -> None:
         """Nobody else lives here: the hints of the last session are over."""
-        directory = os.path.join(self.path, "queues")
+        directory = self._root / "queues"
         files.require_directory(directory)
         for name in files.names(directory):
             with _native.loading:
                 from millstream import slots
             if name.startswith("."):
-                files.remove_tree(os.path.join(directory, name))  # it was not made, or was dropped
+                files.remove_tree(directory / name)  # it was not made, or was dropped
             else:
-                slots.forget_hints(os.path.join(directory, name))
+                slots.forget_hints(directory / name)
 
     def _sync_queues(self) -> list[Exception]:
         """What failed."""

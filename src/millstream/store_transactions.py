@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
-from millstream import _native, settings
+from millstream import _native, files, settings
 from millstream.errors import Closed, MillstreamError, NotFound, Reentered, Unsupported
 from millstream.options import parse_bytes
 from millstream.store_groups import StoreGroups
@@ -42,6 +41,8 @@ class StoreTransactions(StoreGroups):
     """Those that are open."""
     _cache: SegmentCache
     _members: Members
+    _directory: files.Directory
+    _closed: bool
 
     def transaction(
         self, *, durability: Durability | None = None, max_bytes: int | str = 64 << 20
@@ -175,7 +176,7 @@ class StoreTransactions(StoreGroups):
             )
 
     def _has_journal(self) -> bool:
-        return os.path.lexists(self._stream_path(JOURNAL))
+        return files.exists(self._stream_path(JOURNAL))
 
     @contextlib.contextmanager
     def _between_transactions(self) -> Iterator[None]:
@@ -219,7 +220,9 @@ class StoreTransactions(StoreGroups):
 
         Without the lock, which whoever has the journal may wait for to open what he applies to.
         """
-        if not self.writable or self._remove_when_closed or not self._has_journal():
+        if self._closed or not self.writable or self._remove_when_closed:
+            return []
+        if not self._has_journal():
             return []
         try:
             with self._lock:
@@ -266,3 +269,6 @@ class StoreTransactions(StoreGroups):
             queue._dispose()
         self._cache.clear()
         self._members.close()
+        if self._remove_when_closed:
+            files.remove_whole(self._directory)
+        self._directory.close()

@@ -63,15 +63,21 @@ class Stream(StreamGroups):
     ) -> None:
         self.store = store
         self.name = name
-        self.path = store._stream_path(name)
+        self._directory = files.Directory(store._stream_path(name))
+        """Held open: a stream of the same name that is made later is another one."""
+        self.path = self._directory.path
         self._groups = {}
         self._consumers = weakref.WeakSet()
         self._stream_id = int(config["stream_id"], 16)
         self._override = durability
         self._durability: Durability = "interval"
         self._producer_ids: ProducerIds | None = None
-        self._map_control()
-        self._reload()
+        try:
+            self._map_control()
+            self._reload()
+        except BaseException:
+            self._directory.close()
+            raise
 
     def __repr__(self) -> str:
         many = "s" * (self.partitions != 1)
@@ -92,7 +98,7 @@ class Stream(StreamGroups):
     def _reload(self) -> None:
         """Take over what is stored now."""
         number = self._config_number  # before reading
-        config = files.read_json(os.path.join(self.path, "stream.json"))
+        config = files.read_json(self.path / "stream.json")
         self._config_seen = number  # before, since what follows asks for the settings
         self._configure(config)
         if number % 2 == 0:  # it is being altered: read again at the next call
@@ -180,7 +186,7 @@ class Stream(StreamGroups):
     # --- hooks of the core ------------------------------------------------------------------------
 
     def _where(self, index: int) -> str:
-        return os.path.join(self.path, f"{index:05d}")
+        return self.path / f"{index:05d}"
 
     def _deadline(self, timeout: float | None) -> float:
         checked = check_timeout(timeout)
@@ -508,12 +514,12 @@ class Stream(StreamGroups):
         if partitions is not None:
             settings.require_more(self.name, self.partitions, partitions)
         with self._log(0).maintaining:
-            path = os.path.join(self.path, "stream.json")
+            path = self.path / "stream.json"
             config = files.read_json(path)
             if any(config.get(field) != value for field, value in asked.items()):
                 config.update(asked)
                 with settings.changing(self):
-                    reserve.lend(self.store.path, files.write_json, path, config)
+                    reserve.lend(self.store._root, files.write_json, path, config)
         if partitions is not None:
             self._grow(lambda before: partitions)
         self._check_live()
@@ -544,6 +550,7 @@ class Stream(StreamGroups):
         self._dispose_groups()
         self._close()
         self.store._background.forget(self)
+        self._directory.close()
 
     def _let_go(self) -> None:
         """Hold no map any more, so that the space of a dropped stream becomes free."""

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
-
-from millstream import _native, settings
+from millstream import _native, files, settings
 from millstream.errors import MillstreamError, NotFound
 
 TYPE_CHECKING = False
@@ -32,7 +30,7 @@ class StreamGroups(_native.StreamCore):
     """Base of `millstream.Stream`."""
 
     name: str
-    path: str
+    path: files.Path
     _groups: dict[str, Group]
     _consumers: weakref.WeakSet[Consumer]
 
@@ -131,7 +129,7 @@ class StreamGroups(_native.StreamCore):
         if known is not None:
             known._dispose()
         while True:
-            if make is not None and not os.path.lexists(group.path_of(stream, name)):
+            if make is not None and not files.exists(group.path_of(stream, name)):
                 group.create(stream, name, make)
             try:
                 known = self._groups[name] = group.Group(stream, name)

@@ -303,7 +303,8 @@ class Transaction(_native.TransactionCore):
     def _require(self, one: Any, kind: type, what: str) -> None:
         if not isinstance(one, kind):
             raise InvalidType(f"{what}: expected a {kind.__name__}, found {type(one).__name__}")
-        if one.store.path != self.store.path:  # type: ignore[attr-defined]
+        store: Store = one.store  # type: ignore[attr-defined]
+        if store._directory.identity != self.store._directory.identity:
             raise InvalidArgument(
                 f"{one!r} is not of {self.store.path}: a transaction spans one store"
             )

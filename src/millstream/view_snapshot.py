@@ -5,7 +5,6 @@ A cache (docs/format.md, `view`): one that is damaged, or not of this log as it 
 
 from __future__ import annotations
 
-import os
 import struct
 from array import array
 from dataclasses import dataclass
@@ -36,9 +35,9 @@ class Place:
     """Of the last record read; 0: none was."""
 
 
-def path_of(stream: Stream) -> str:
+def path_of(stream: Stream) -> files.Path:
     """Where the snapshot of a stream lies."""
-    return os.path.join(stream.path, "view")
+    return stream.path / "view"
 
 
 def save(stream: Stream, values: Latest, place: Place) -> None:
@@ -66,7 +65,7 @@ def save(stream: Stream, values: Latest, place: Place) -> None:
 def load(stream: Stream, values: Latest) -> Place | None:
     """Read it into `values`; None where there is none that fits. Why it does not is in the log."""
     path = path_of(stream)
-    if not os.path.lexists(path):
+    if not files.exists(path):
         return None
     try:
         parts = _read(stream, path)
@@ -85,7 +84,7 @@ def load(stream: Stream, values: Latest) -> Place | None:
     return None
 
 
-def _read(stream: Stream, path: str) -> tuple[Place, list[Buffer]] | None:
+def _read(stream: Stream, path: files.Path) -> tuple[Place, list[Buffer]] | None:
     descriptor = files.open_file(path, write=False)
     try:
         size = files.size(descriptor)

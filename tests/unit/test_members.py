@@ -68,7 +68,8 @@ def test_every_entry_taken_is_an_error_that_says_so(store_path, monkeypatch):
         millstream.open(store_path),
         pytest.raises(millstream.StorageError, match="entries are taken"),
     ):
-        store = members.Members(str(store_path), write=True)
+        directory = files.Directory(str(store_path))
+        store = members.Members(directory.path, write=True)
         try:
             monkeypatch.setattr(store, "check", lambda _: None)
             store.claim(b"")

@@ -6,7 +6,7 @@ cdef class _DedupTable:
     cdef ms_dedup c
     cdef _ControlBuffer keep
 
-    def __cinit__(self, memory, bytes store_id, uint64_t queue_id, str path):
+    def __cinit__(self, memory, bytes store_id, uint64_t queue_id, path):
         cdef ms_error err
         self.keep = hold_control(memory)
         status = ms_dedup_open(&self.c, self.keep.buffer.buf, <uint64_t>self.keep.buffer.len,

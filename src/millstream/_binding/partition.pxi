@@ -257,7 +257,7 @@ cdef class Partition:
         """The sync that the holder of the sync word begins will reach this position."""
         ms_partition_begin_sync(self.c.block, target)
 
-    def word(self, str name, str what, double timeout):
+    def word(self, str name, object what, double timeout):
         """A long word of the block: "sync", "maintenance", "walk" or "compact"."""
         cdef void *word
         cdef Word made

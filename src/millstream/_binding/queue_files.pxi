@@ -181,7 +181,7 @@ cdef class _QueueFiles:
     def _publish_blocks(self, uint32_t count):
         ms_queue_publish_blocks(&self.c, count)
 
-    def _word(self, str name, str what, double timeout):
+    def _word(self, str name, object what, double timeout):
         """A long word of the queue: "maintenance" or "sync"."""
         cdef void *word
         if name == "maintenance":

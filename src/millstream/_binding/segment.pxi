@@ -18,14 +18,14 @@ cdef class Segment:
     cdef ms_segment c
     cdef Py_buffer buffer
     cdef bint mapped
-    cdef readonly str path
+    cdef readonly object path
     cdef readonly uint32_t partition
     cdef int descriptor
     cdef bint given_up
 
     def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition,
             uint64_t number,
-                  bint writable, str path):
+                  bint writable, path):
         cdef ms_identity identity
         cdef ms_error err
         cdef uint32_t count = 0, data = 0
