@@ -1,6 +1,7 @@
 """Consumer groups: shares, positions, fences, what a member that hangs loses."""
 
 import asyncio
+import contextlib
 import gc
 import pickle
 import threading
@@ -532,6 +533,25 @@ def test_positions_outlive_the_store_and_memberships_do_not(tmp_path):
         store.stream("s").append(b"x", partition=1)
         with store.stream("s").consumer(group="g") as consumer:
             assert taken(consumer) == [b"x"]
+
+
+@pytest.mark.parametrize("beside_a_writer", [False, True])
+def test_dead_member_is_no_owner_for_a_reader(tmp_path, beside_a_writer):
+    """Opened with mode="r" the group had no members, and one of them owned partition 0."""
+    with millstream.open(tmp_path / "store") as store:
+        stream = store.stream("s", partitions=2)
+        fill(stream)
+        with stream.consumer(group="g") as consumer:
+            taken(consumer)
+            assert [part.owner for part in stream.group("g").partitions()] == [0, 0]
+            copy_open(tmp_path / "store", tmp_path / "killed")
+    with contextlib.ExitStack() as stack:
+        if beside_a_writer:
+            stack.enter_context(millstream.open(tmp_path / "killed"))
+        reader = stack.enter_context(millstream.open(tmp_path / "killed", mode="r"))
+        group = reader.stream("s").group("g")
+        assert group.members() == []
+        assert [part.owner for part in group.partitions()] == [None, None]
 
 
 @pytest.mark.parametrize("on_lost", ["earliest", "raise"])
