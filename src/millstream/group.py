@@ -361,14 +361,21 @@ class Group(_native.GroupCore):
         shares: dict[int, list[int]] = {}
         for index in range(min(self._partitions, self._room)):
             shares.setdefault(self._holder(index)[0], []).append(index)
-        members = self.stream.store._members
+        describe = self.stream.store._members.describe
         return [
-            GroupMember(
-                slot, number, members.describe(word), joined, tuple(shares.get(slot + 1, ()))
-            )
-            for slot, word, number, joined in self._members()
-            if not members.is_dead(word)
+            GroupMember(slot, number, describe(word), joined, tuple(shares.get(slot + 1, ())))
+            for slot, word, number, joined in self._living()
         ]
+
+    def _living(self) -> list[tuple[int, int, int, int]]:
+        """(slot, owner word, number, joined) of each member whose process is not proved dead.
+
+        Who opens the store to write ends the others; a reader has to see them as they will be.
+        """
+        if self._generation != self.stream.store._generation:
+            return []  # of a generation that nobody lives in
+        is_dead = self.stream.store._members.is_dead
+        return [member for member in self._members() if not is_dead(member[1])]
 
     def partitions(self) -> list[GroupPartition]:
         """Position, end, lag and owner of each partition, as of now."""
@@ -377,11 +384,12 @@ class Group(_native.GroupCore):
         self._check_live()
         self._follow()
         found = []
+        living = {member[0] for member in self._living()}
         for index in range(self.stream.partitions):
             log = self.stream._log(index)
             holder, fence, _ = self._holder(index)
             position = self._committed(index)
-            owner = None if holder == 0 else holder - 1
+            owner = holder - 1 if holder - 1 in living else None
             lost = position is not None and not reader.is_held(
                 log, int(position.epoch), int(position.offset)
             )

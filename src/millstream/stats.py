@@ -124,6 +124,6 @@ class GroupPartition:
     lost: bool
     """A power cut took records that the group had seen: reading there is refused."""
     owner: int | None
-    """Slot of the member that reads it."""
+    """Slot of the member that reads it; None: nobody, or one that is dead."""
     fence: int
     """Rises with each owner."""
