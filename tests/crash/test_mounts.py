@@ -1,12 +1,15 @@
 """Real mounts with odd names and contents, in a mount namespace that ends with the test."""
 
 import os
+import shutil
 import subprocess
 
 import crash_workers as workers
 import pytest
+from open_copy import copy_open
 
 import millstream
+from millstream import inspect
 
 NAMESPACE = ("unshare", "--mount")
 NAMES = (
@@ -52,3 +55,113 @@ def open_on_odd_mounts(path):
     with pytest.raises(millstream.Unsupported, match="devpts"):
         millstream.open("/dev/pts")
     print("seen", flush=True)
+
+
+@pytest.mark.root
+def test_root_of_a_fresh_volume_is_an_empty_directory(tmp_path):
+    """`lost+found` in it was a reason to refuse it."""
+    workers.need("unshare", "mount", "mkfs.ext4", root=True)
+    image = tmp_path / "image"
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", image], check=True)
+    assert "made" in workers.run(
+        "test_mounts.make_a_store_on_a_volume", str(image), str(tmp_path), prefix=NAMESPACE
+    )
+
+
+def make_a_store_on_a_volume(image, path):
+    """A store at the root of it; then, over another file, a backup as well."""
+    volume = os.path.join(path, "volume")
+    os.mkdir(volume, 0o700)
+    mount_image(image, volume)
+    assert os.listdir(volume) == ["lost+found"]
+    with millstream.open(volume) as store:
+        assert store.stream("s").append(b"1").offset == 0
+    report = inspect.verify(volume)
+    assert report.ok
+    assert not report.notes, report
+    with millstream.open(volume) as store:
+        assert store.streams() == ["s"]
+    for name in ("members", "store.json", "reserve"):
+        os.unlink(os.path.join(volume, name))
+    shutil.rmtree(os.path.join(volume, "streams"))
+    with millstream.open(os.path.join(path, "elsewhere")) as store:
+        store.stream("s").append(b"1")
+        store.backup(volume)
+    with millstream.open(volume) as store:
+        assert store.stream("s").next_offset(0) == 1
+    with open(os.path.join(volume, "holiday.jpg"), "wb"), pytest.raises(millstream.StorageError):
+        millstream.open(os.path.join(path, "elsewhere")).backup(volume)
+    print("made", flush=True)
+
+
+def mount_image(image, target):
+    """Mount a file in the namespace of this worker."""
+    subprocess.run(["mount", "-o", "loop", image, target], check=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("end", ["closed", "killed"])
+def test_store_on_a_read_only_mount_is_read_verified_and_backed_up(tmp_path, end):
+    """One with transactions could not be backed up."""
+    workers.need("unshare", "mount", root=True)
+    assert "copied" in workers.run(
+        "test_mounts.back_up_what_cannot_be_written", str(tmp_path), end, prefix=NAMESPACE
+    )
+
+
+def back_up_what_cannot_be_written(path, end):
+    """Make a store, have it ended in some way, mount it read-only, copy it."""
+    made = os.path.join(path, "made")
+    with millstream.open(made) as store:
+        stream, queue = store.stream("s", partitions=2), store.queue("q", capacity=10)
+        queue.put_many([b"1", b"2"])
+        for i in range(5):
+            with store.transaction() as transaction:
+                transaction.append(stream, b"%d" % i, key=b"k%d" % i)
+                transaction.put(queue, b"of %d" % i)
+        if end == "killed":
+            copy_open(made, os.path.join(path, "killed"))
+    subject = os.path.join(path, "made" if end == "closed" else "killed")
+    subprocess.run(["mount", "--bind", subject, subject], check=True)
+    subprocess.run(["mount", "-o", "remount,bind,ro", subject], check=True)
+    with pytest.raises(OSError, match="Read-only"):
+        os.mkdir(os.path.join(subject, "x"))
+    with pytest.raises(millstream.StorageError):
+        millstream.open(subject)
+    assert inspect.verify(subject).ok
+    copy = os.path.join(path, "copy")
+    with millstream.open(subject, mode="r") as store:
+        assert store.needs_recovery == (end == "killed")
+        assert sum(map(len, store.stream("s").read())) == 5
+        assert store.stream("s").stats()
+        if end == "killed":
+            with pytest.raises(millstream.Unsupported, match="cp -a"):
+                store.backup(copy)
+            shutil.rmtree(copy)
+            shutil.copytree(subject, copy)
+        else:
+            store.backup(copy)
+    with millstream.open(copy) as store:
+        assert sum(map(len, store.stream("s").read())) == 5
+        assert len(store.queue("q")) == 7
+    assert inspect.verify(copy).ok
+    print("copied", flush=True)
+
+
+def test_snapshot_by_hard_links_is_refused_with_what_to_do(tmp_path):
+    path, snapshot = tmp_path / "store", tmp_path / "snapshot"
+    store = millstream.open(path)
+    store.stream("s").append(b"1")
+    subprocess.run(["cp", "-al", path, snapshot], check=True)
+    with pytest.raises(millstream.StorageError, match=r"cp -al.*remove the other names"):
+        store.close()
+    for one in (path, snapshot):
+        for mode in ("rw", "r"):
+            with pytest.raises(millstream.StorageError, match=r"cp -al.*remove the other names"):
+                millstream.open(one, mode=mode)
+    shutil.rmtree(snapshot)
+    with millstream.open(path) as store:
+        assert store.stream("s").append(b"2").offset == 1
+    assert inspect.verify(path).ok
