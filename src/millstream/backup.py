@@ -32,7 +32,7 @@ def backup(store: Store, path: str) -> None:
 
 
 def _copy(store: Store, target: files.Path) -> None:
-    if files.names(target):
+    if set(files.names(target)) - {files.LOST_AND_FOUND}:
         raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
     files.make_directory(target / "streams")
     had_journal = store._has_journal()

@@ -44,6 +44,7 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
 FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
+LOST_AND_FOUND = "lost+found"  # what a fresh ext file system has at its root
 
 LOCAL = ("ext4", "f2fs", "overlay", "tmpfs", "xfs")
 COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
@@ -435,11 +436,21 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
             ours = (os.geteuid(), 0, _look(_parent(path)).st_uid)
-            if found.st_uid not in ours or (
-                found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path)
-            ):
+            if found.st_uid not in ours:
                 raise StorageError(
-                    errno.EPERM, "has another owner or extra links; not one of our files", path
+                    errno.EPERM,
+                    f"belongs to user {found.st_uid}, expected {ours[0]}, 0 or the directory's"
+                    f" owner {ours[2]}; give it to one of these, or remove what was put there",
+                    path,
+                )
+            if found.st_nlink > 1 and _is_linked_elsewhere(descriptor, path):
+                raise StorageError(
+                    errno.EMLINK,
+                    f"has {found.st_nlink} names: a snapshot by hard links (cp -al) shares it, so"
+                    " what is written in one of them changes the other; remove the other names, or"
+                    " make one of the two directories a copy of its own (cp -a), and take snapshots"
+                    " with `millstream backup`",
+                    path,
                 )
             if create:
                 os.fchmod(descriptor, 0o600)

@@ -37,6 +37,7 @@ NAME = "@journal"
 HEADER = struct.Struct("<8sII16sQ")
 MAGIC = b"MSJOURN1"
 PAGE = 4096
+CHECKPOINT_AT = 80
 OFFSET_BITS = 40
 LOCK_SECONDS = 30.0
 SETTLE_SECONDS = 0.05
@@ -48,6 +49,21 @@ CHECKED_RECORDS = 4096
 def path_of(store_path: files.Path) -> files.Path:
     """The directory of the journal."""
     return store_path / "streams" / NAME
+
+
+def is_done(store: Store) -> bool:
+    """Is nothing of any transaction left to do? For a reader, while nobody has the store open."""
+    if files.read_json(store._config_path)["clean"]:
+        return True
+    if not store.needs_recovery:
+        return False  # somebody opened it since, and was killed
+    directory = path_of(store._root)
+    page = files.content(directory / "page")
+    stream = Stream(store, NAME, files.read_json(directory / "stream.json"), "process")
+    try:
+        return page[CHECKPOINT_AT : CHECKPOINT_AT + 8] == struct.pack("<Q", stream.next_offset(0))
+    finally:
+        stream._dispose()
 
 
 class Journal:

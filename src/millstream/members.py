@@ -262,7 +262,9 @@ def refuse_strangers(directory: files.Path, *, force: bool) -> None:
     strangers = [
         name
         for name in files.names(directory)
-        if name != "members" and not name.endswith(".tmp") and not _is_half_made(directory, name)
+        if name not in ("members", files.LOST_AND_FOUND)
+        and not name.endswith(".tmp")
+        and not _is_half_made(directory, name)
     ]
     if strangers and not force:
         raise StorageError(

@@ -42,6 +42,7 @@ class StoreTransactions(StoreGroups):
     _cache: SegmentCache
     _members: Members
     _directory: files.Directory
+    _gate_seconds: float
     _closed: bool
 
     def transaction(
@@ -185,13 +186,35 @@ class StoreTransactions(StoreGroups):
             yield
             return
         if not self.writable:
-            raise Unsupported(
-                f"{self.path}: has transactions, which must not commit meanwhile: open it to write"
-            )
+            with self._at_rest():
+                yield
+            return
         journal = self._journal()
         with journal.holding():
             journal.apply_pending()
             yield
+
+    @contextlib.contextmanager
+    def _at_rest(self) -> Iterator[None]:
+        """For a reader, who cannot apply anything: nobody has the store open, nor comes in."""
+        with _native.loading:
+            from millstream import journal
+        self._members.enter_gate(self._gate_seconds)
+        try:
+            if self._members.anyone():
+                raise Unsupported(
+                    f"{self.path}: has transactions, which must not commit meanwhile, and other"
+                    " processes have it open: open it to write"
+                )
+            if not journal.is_done(self):  # type: ignore[arg-type]
+                raise Unsupported(
+                    f"{self.path}: was not closed, and has transactions of which not all is known"
+                    " to be done: open it to write first; where that cannot be, copy the directory"
+                    " (cp -a) while nobody has it open"
+                )
+            yield
+        finally:
+            self._members.leave_gate()
 
     def _replay_journal(self) -> None:
         """As the first opener, before anybody else can come in."""
