@@ -1,0 +1,532 @@
+"""The background threads survive what they meet; where they cannot work, callers sync."""
+
+import errno
+import json
+import logging
+import subprocess
+import sys
+import threading
+import time
+import warnings
+
+import pytest
+
+import millstream
+from millstream import _native
+from millstream.background import Background
+from millstream.compactor import Compactor
+from millstream.errors import Indeterminate, StorageError
+from millstream.group import Group
+from millstream.queue import Queue
+from millstream.segments import PartitionLog
+
+SECONDS = 30.0
+LATE_NS = 10 * 10**9
+
+
+@pytest.fixture
+def store(tmp_path):
+    with millstream.open(tmp_path / "store", durability="interval") as store:
+        yield store
+
+
+@pytest.fixture
+def clock():
+    """Go ahead of the machine's clocks, so that nobody waits."""
+    ahead = 0
+
+    def advance(nanoseconds):
+        nonlocal ahead
+        ahead += nanoseconds
+        _native.set_clock(True, ahead)
+
+    yield advance
+    _native.set_clock(False)
+
+
+def await_true(what, seconds=SECONDS):
+    deadline = time.monotonic() + seconds
+    while not what():
+        assert time.monotonic() < deadline, "did not come true"
+        time.sleep(0.005)
+
+
+def failing(error):
+    def fail(*_, **__):
+        raise error
+
+    return fail
+
+
+def refuse_threads(monkeypatch):
+    error = RuntimeError("can't start new thread")
+    monkeypatch.setattr(threading.Thread, "start", failing(error))
+
+
+class Filter(logging.Filter):
+    """Of a program whose filter has a mistake."""
+
+    def __init__(self, error):
+        super().__init__()
+        self.error = error
+        self.called = threading.Event()
+
+    def filter(self, record):
+        self.called.set()
+        raise self.error
+
+
+# --- whatever is raised in the thread -------------------------------------------------------------
+
+
+@pytest.mark.parametrize("error", [ValueError("mistake"), SystemExit(), KeyboardInterrupt()])
+def test_the_thread_survives_a_failed_sync_that_cannot_even_be_logged(store, monkeypatch, error):
+    stream, queue = store.stream("s"), store.queue("q")
+    fault = StorageError(errno.EMFILE, "injected", "x")
+    log, broken = logging.getLogger("millstream"), Filter(error)
+    log.addFilter(broken)
+    try:
+        with monkeypatch.context() as patch:
+            patch.setattr(PartitionLog, "_sync_owned", failing(fault))
+            patch.setattr(Queue, "_make_durable", failing(fault))
+            stream.append(b"a")
+            queue.put(b"a")
+            assert broken.called.wait(SECONDS)
+            await_true(lambda: stream.stats().health == "background failing")
+            assert "injected" in stream.stats().background
+    finally:
+        log.removeFilter(broken)
+    await_true(lambda: stream.durable_offset(0) == 1)
+    await_true(lambda: not queue._unsynced_seconds)
+    await_true(lambda: stream.stats().health == queue.stats().health == "sound")
+
+
+@pytest.mark.parametrize("where", ["_round", "_pause", "_take", "_sync_all", "_retention_due"])
+@pytest.mark.parametrize("error", [MemoryError(), SystemExit(), AttributeError("mistake")])
+def test_the_thread_survives_whatever_is_raised_in_it(store, monkeypatch, where, error):
+    stream = store.stream("s", retention=millstream.Retention(records=10**9))
+    stream.append(b"a")
+    await_true(lambda: stream.durable_offset(0) == 1)
+    thread, raised = store._background._thread, threading.Event()
+
+    def fail(*_, **__):
+        raised.set()
+        raise error
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Background, where, fail)
+        stream.append(b"b")
+        assert raised.wait(SECONDS)
+    await_true(lambda: stream.durable_offset(0) == 2)
+    assert store._background._thread is thread
+
+
+def test_one_partition_that_fails_keeps_no_other_from_being_synced(store, monkeypatch):
+    stream = store.stream("s", partitions=3)
+    real = PartitionLog._sync_owned
+
+    def sync(self, inherited, mark=None):
+        if self.index == 1:
+            raise AttributeError("mistake")
+        real(self, inherited, mark)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(PartitionLog, "_sync_owned", sync)
+        for index in range(3):
+            stream.append(b"a", partition=index)
+        await_true(lambda: stream.durable_offset(0) == stream.durable_offset(2) == 1)
+    await_true(lambda: stream.durable_offset(1) == 1)
+
+
+def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeypatch, clock):
+    stream, queue = store.stream("s"), store.queue("q")
+    dead = threading.Thread(target=str)
+    dead.start()
+    dead.join()
+    background = store._background
+    for call in (lambda: stream.append(b"a"), lambda: queue.put(b"a")):
+        background._stopping = True
+        background._wanted.ring()
+        if background._thread is not None:
+            background._thread.join()
+        background._stopping, background._thread = False, dead
+        call()
+        assert background._thread.is_alive()
+    await_true(lambda: stream.durable_offset(0) == 1)
+    # Also where the core had no news to tell: it looks at the clock.
+    with monkeypatch.context() as patch:
+        patch.setattr(Background, "_round", lambda _: None)
+        stream.append(b"b")
+        queue.put(b"b")
+        background._stopping = True
+        background._wanted.ring()
+        background._thread.join()
+        background._stopping, background._thread = False, dead
+    clock(LATE_NS)
+    assert stream.append(b"c").offset == 2
+    assert background._thread.is_alive()
+    await_true(lambda: stream.durable_offset(0) == 3)
+
+
+def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
+    monkeypatch.setattr("millstream.compactor.LOOK_SECONDS", 0.01)
+    looked, failed = threading.Event(), threading.Event()
+
+    def fail(_):
+        failed.set()
+        raise MemoryError
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Compactor, "_look_at_all", fail)
+        stream = store.stream("s", compact=millstream.Compaction())
+        assert failed.wait(SECONDS)
+        await_true(lambda: "MemoryError" in stream.stats().background)
+    monkeypatch.setattr(Compactor, "_look_at_all", lambda _: looked.set())
+    assert looked.wait(SECONDS)
+    compactor = store._background._compactor
+    ended, compactor._thread = compactor._thread, None  # as if it had died
+    ended.join(SECONDS)
+    looked.clear()
+    stream.append(b"a")  # the other thread looks after it
+    assert looked.wait(SECONDS)
+
+
+# --- no thread can be started ---------------------------------------------------------------------
+
+
+def test_without_a_thread_who_appends_puts_or_commits_syncs(store, monkeypatch):
+    stream, queue = store.stream("s", partitions=2), store.queue("q")
+    stream.append(b"0", partition=0)
+    consumer = stream.consumer(group="g")
+    background = store._background
+    background.stop()
+    background._stopping = False
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        with pytest.warns(millstream.MillstreamWarning, match="can't start new thread"):
+            stream.append(b"a", partition=0)
+        for count in range(3):  # each of them, not the first alone
+            assert stream.durable_offset(0) == count + 2
+            stream.append_many([b"b"], partition=0)
+        stream.append(b"c", partition=1)
+        assert stream.durable_offset(1) == 1
+        assert stream.stats().health == queue.stats().health == "background failing"
+        assert "can't start new thread" in stream.stats().background
+        for _ in range(2):
+            queue.put(b"a")
+            assert not queue._unsynced_seconds
+        queue.get(timeout=0).ack()
+        assert not queue._unsynced_seconds
+        while consumer.poll(0.1) is not None:
+            consumer.commit()
+            assert not consumer.group._unsynced_seconds
+        with warnings.catch_warnings():  # opening what it would look after is no error either
+            warnings.simplefilter("error")
+            kept = store.stream("kept", retention=millstream.Retention(records=1))
+            store.stream("compact", compact=millstream.Compaction())
+    assert kept.append(b"a").offset == 0
+    assert background._thread.is_alive()
+    await_true(lambda: stream.stats().health == "sound")
+    consumer.close()
+
+
+def test_without_a_thread_and_with_filters_that_raise_the_append_is_no_error(store, monkeypatch):
+    refuse_threads(monkeypatch)
+    stream = store.stream("s")
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        assert stream.append(b"a").offset == 0
+    assert stream.durable_offset(0) == 1
+
+
+AT_EXIT = """
+import atexit, sys, threading
+import millstream
+
+store = millstream.open(sys.argv[1], durability="interval")
+stream, queue = store.stream("s"), store.queue("q")
+consumer = stream.consumer(group="g")
+
+def refuse(*_):
+    raise RuntimeError("can't start new thread at interpreter shutdown")
+
+@atexit.register
+def late():
+    threading.Thread.start = refuse
+    position = stream.append(b"late")
+    queue.put(b"late")
+    print(stream.durable_offset(0), len(queue), consumer.poll(0).values[0])
+    consumer.commit()
+    consumer.close()
+"""
+
+
+def test_at_exit_where_no_thread_can_be_started_all_is_stored(tmp_path):
+    command = [sys.executable, "-W", "ignore", "-c", AT_EXIT, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.stderr) == ("1 1 b'late'\n", "")
+
+
+NO_MEMORY_FOR_THREADS = """
+import resource, sys, threading
+import millstream
+from millstream import _native
+
+threading.stack_size(1 << 30)  # of Python's threads
+with millstream.open(sys.argv[1], durability="interval") as store:
+    stream, queue = store.stream("s"), store.queue("q")
+    stream.append(b"a")
+    queue.put(b"a")
+    message = queue.get(timeout=0)
+    used = int(open("/proc/self/statm").read().split()[0]) * 4096
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    # Less than a stack of the C library's threads, 8 MiB, and some for Python
+    resource.setrlimit(resource.RLIMIT_AS, (used + (6 << 20), before[1]))
+    for call in (
+        lambda: stream.consumer(group="g"),
+        lambda: _native.keep_alive(message, 30.0, 60.0),
+    ):
+        try:
+            call()
+        except millstream.StorageError as error:
+            print(type(error).__name__, error.errno, "could not be started" in str(error))
+    resource.setrlimit(resource.RLIMIT_AS, before)
+    print(stream.group("g").members())
+    with stream.consumer(group="g") as consumer:
+        print(consumer.poll(10.0).values[0], message.lost)
+    message.ack()
+"""
+
+
+def test_the_thread_of_the_heartbeat_that_cannot_be_started_is_a_storage_error(tmp_path):
+    command = [sys.executable, "-c", NO_MEMORY_FOR_THREADS, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.stdout.splitlines() == [
+        f"StorageError {errno.EAGAIN} True", f"StorageError {errno.EAGAIN} True", "[]",
+        "b'a' False",
+    ], done.stderr  # fmt: skip
+
+
+# --- the thread is there, and nothing is synced ---------------------------------------------------
+
+
+@pytest.fixture
+def hung(monkeypatch):
+    """The thread is in a call that does not come back, until the test lets it."""
+    let_go, inside = threading.Event(), threading.Event()
+    real = Background._round
+
+    def hang(self):
+        inside.set()
+        let_go.wait()
+        real(self)
+
+    monkeypatch.setattr(Background, "_round", hang)
+    yield inside
+    let_go.set()
+
+
+def test_where_nothing_is_synced_for_seconds_an_append_syncs(store, clock, hung):
+    stream = store.stream("s")
+    stream.append(b"a")
+    stream.append(b"a")
+    assert hung.wait(SECONDS)
+    assert stream.durable_offset(0) == 0
+    for round_ in range(3):
+        clock(LATE_NS)
+        assert stream.stats().health == "sync overdue"
+        stream.append_many([b"b"])
+        assert stream.durable_offset(0) == 3 + 2 * round_
+        assert stream.stats().health == "sound"
+        stream.append(b"c", timestamp=1)
+
+
+def test_where_nothing_is_synced_for_seconds_an_append_says_so(store, clock, hung, monkeypatch):
+    stream = store.stream("s")
+    stream.append(b"a")
+    assert hung.wait(SECONDS)
+    clock(LATE_NS)
+    with monkeypatch.context() as patch:
+        fault = StorageError(errno.EMFILE, "injected", "x")
+        patch.setattr(PartitionLog, "_sync_owned", failing(fault))
+        for count in range(3):  # each of them, until one is synced
+            with pytest.raises(Indeterminate, match="injected") as raised:
+                stream.append(b"b", timestamp=5 * count)
+            assert [span.first_offset for span in raised.value.published] == [count + 1]
+        stream.append(b"process", durability="process")  # asks for no more than it has
+        assert stream.stats().health == "sync overdue"
+    stream.append(b"c")
+    assert stream.durable_offset(0) == stream.next_offset(0) == 6
+
+
+def test_where_nothing_is_synced_for_seconds_a_put_and_an_ack_sync_or_say_so(
+    store, clock, hung, monkeypatch
+):
+    queue = store.queue("q")
+    queue.put(b"a")
+    assert hung.wait(SECONDS)
+    clock(LATE_NS)
+    assert queue.stats().health == "sync overdue"
+    with monkeypatch.context() as patch:
+        patch.setattr(Queue, "_make_durable", failing(StorageError(errno.EIO, "injected", "x")))
+        for _ in range(3):
+            with pytest.raises(Indeterminate, match="injected"):
+                queue.put(b"b")
+        message = queue.get(timeout=0)
+        with pytest.raises(Indeterminate, match="injected"):
+            message.ack()
+    assert len(queue) == 3
+    queue.put(b"c")
+    assert not queue._unsynced_seconds
+    assert queue.stats().health == "sound"
+    queue.get(timeout=0).ack()
+    clock(LATE_NS)
+    queue.get(timeout=0).ack()
+    assert not queue._unsynced_seconds
+
+
+def test_where_nothing_is_synced_for_seconds_a_commit_syncs_or_says_so(
+    store, clock, hung, monkeypatch
+):
+    stream = store.stream("s")
+    stream.append_many([b"a", b"b", b"c", b"d"])
+    consumer = stream.consumer(group="g", max_records=1)
+    consumer.poll(1.0)
+    consumer.commit()
+    assert hung.wait(SECONDS)
+    clock(2 * LATE_NS // 5)
+    consumer.poll(1.0)
+    with monkeypatch.context() as patch:
+        patch.setattr(Group, "_make_durable", failing(StorageError(errno.EIO, "injected", "x")))
+        with pytest.raises(Indeterminate, match="injected"):
+            consumer.commit()
+        assert consumer.group.lag() == 2
+    consumer.poll(1.0)
+    consumer.commit()
+    assert not consumer.group._unsynced_seconds
+    consumer.close()
+
+
+def test_a_wall_clock_that_is_set_makes_no_append_late(store, monkeypatch):
+    """The core looks at the wall clock, which may jump; that it is late another clock says."""
+    stream = store.stream("s")
+    native = store.stream("s")._partition(0).native
+    asked = []
+    monkeypatch.setattr(PartitionLog, "wait_durable", lambda *_, **__: asked.append(1))
+    monkeypatch.setattr(Background, "_round", lambda _: None)
+    stream.append(b"a")
+    native.configure(0, 0, 0)  # each append says that it is late, as after a jump
+    for _ in range(10):
+        stream.append(b"b")
+    assert not asked
+
+
+def test_what_is_overdue_is_seen_from_another_process(store, hung, tmp_path):
+    _native.set_clock(True, -LATE_NS)  # what is appended now was appended a while ago
+    try:
+        store.stream("s").append(b"a")
+        store.queue("q").put(b"a")
+    finally:
+        _native.set_clock(False)
+    for verb, path in (("info", []), ("queue", ["info"])):
+        names = [str(tmp_path / "store"), *(["q"] if verb == "queue" else [])]
+        command = [sys.executable, "-m", "millstream", verb, *path, *names, "--json"]
+        done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+        assert done.returncode == 0, done.stderr
+        shown = json.loads(done.stdout)
+        parts = shown["streams"][0]["partitions"] if verb == "info" else [shown]
+        assert [part["health"] for part in parts] == ["sync overdue"], shown
+
+
+def test_an_idle_stream_and_one_of_level_process_are_never_overdue(store, clock):
+    stream = store.stream("s")
+    stream.append(b"a")
+    await_true(lambda: stream.durable_offset(0) == 1)
+    unsynced = store.stream("p", durability="process")
+    unsynced.append(b"a")
+    clock(LATE_NS)
+    assert stream.stats().health == unsynced.stats().health == "sound"
+    stream.append(b"b")
+    assert stream.stats().health == "sound"
+
+
+# --- what it imports ------------------------------------------------------------------------------
+
+IMPORTS = """
+import builtins, sys, threading, time
+import millstream
+
+real = builtins.__import__
+def traced(name, *rest, **named):
+    if threading.current_thread().name == "millstream" and name not in sys.modules:
+        print("imported", name, flush=True)
+    return real(name, *rest, **named)
+
+with millstream.open(sys.argv[1], durability="interval") as store:
+    stream = store.stream("s", segment_bytes=1 << 16, retention=millstream.Retention(records=50))
+    with store.transaction() as tx:
+        tx.append(stream, b"a")
+    builtins.__import__ = traced
+    from millstream.journal import Journal
+    done, look = threading.Event(), Journal.look
+    def looked(self, seen):
+        found = look(self, seen)
+        done.set()
+        return found
+    Journal.look = looked
+    list(stream.read())
+    files, failed = millstream.files, threading.Event()
+    def fail(path):
+        failed.set()
+        raise files.storage_error(OSError(24, "injected"), path, "listing")
+    names, files.names = files.names, fail
+    for _ in range(20):  # more than half of a segment: the thread is to make a spare
+        stream.append(b"x" * 2000)
+    assert failed.wait(30)
+    files.names = names
+    assert done.wait(30)
+print("logging" in sys.modules)
+"""
+
+
+def test_the_thread_imports_nothing_also_where_it_fails_or_applies_a_journal(tmp_path):
+    command = [sys.executable, "-c", IMPORTS, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert "imported" not in done.stdout, done.stdout + done.stderr
+    assert done.returncode == 0, done.stderr
+    if done.stdout == "False\n":
+        assert "preparing space in the background failed" in done.stderr
+
+
+EXHAUSTED = """
+import os, resource, sys, time
+import millstream
+
+resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
+with millstream.open(sys.argv[1], durability="interval") as store:
+    stream = store.stream("s")
+    stream.append(b"a")
+    taken = []
+    try:
+        while True:
+            taken.append(os.open("/dev/null", os.O_RDONLY))
+    except OSError:
+        pass
+    deadline = time.monotonic() + 1.0
+    while time.monotonic() < deadline:
+        stream.append(b"b")
+        time.sleep(0.005)
+    for one in taken:
+        os.close(one)
+    stream.append(b"c")
+    deadline = time.monotonic() + 30.0
+    while stream.stats().health != "sound" or stream.durable_offset(0) < stream.next_offset(0):
+        assert time.monotonic() < deadline, stream.stats()
+        time.sleep(0.01)
+"""
+
+
+def test_a_second_without_descriptors_is_over_when_it_is_over(tmp_path):
+    command = [sys.executable, "-c", EXHAUSTED, str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout + done.stderr
