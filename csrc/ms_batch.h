@@ -30,6 +30,7 @@ typedef struct ms_records {
   const ms_slice *header_names;
   const ms_slice *header_values;
   uint64_t first_sequence; /* of the first record; only where a producer appends */
+  int64_t called_us;       /* the wall clock, coarsely, when this was asked for */
 } ms_records;
 
 /* What measuring found out; everything that encoding needs besides the records. */

@@ -107,7 +107,8 @@ typedef struct ms_control_block {
   _Atomic uint32_t durable_wake;
   _Atomic uint32_t durable_waiters;
   _Atomic uint64_t sync_target;
-  uint64_t reserved1[3];
+  _Atomic int64_t unsynced_at;
+  uint64_t reserved1[2];
 
   _Atomic uint32_t maintenance;
   _Atomic uint32_t walk;
@@ -298,7 +299,8 @@ typedef struct ms_hints_header {
   _Atomic uint64_t sync_begun;
   _Atomic uint64_t sync_ended;
   _Atomic uint64_t written;
-  uint64_t reserved5[4];
+  _Atomic int64_t unsynced_at;
+  uint64_t reserved5[3];
   _Atomic uint32_t wheel;
   _Atomic uint32_t maintenance;
   _Atomic uint64_t wheel_due;
@@ -491,6 +493,7 @@ typedef struct ms_group_partition {
   XX(ms_control_block, durable_wake, 88)    \
   XX(ms_control_block, durable_waiters, 92) \
   XX(ms_control_block, sync_target, 96)     \
+  XX(ms_control_block, unsynced_at, 104)    \
   XX(ms_control_block, maintenance, 128)    \
   XX(ms_control_block, walk, 132)           \
   XX(ms_control_block, walked, 136)         \
@@ -615,6 +618,7 @@ typedef struct ms_group_partition {
   XX(ms_hints_header, sync_begun, 328)      \
   XX(ms_hints_header, sync_ended, 336)      \
   XX(ms_hints_header, written, 344)         \
+  XX(ms_hints_header, unsynced_at, 352)     \
   XX(ms_hints_header, wheel, 384)           \
   XX(ms_hints_header, maintenance, 388)     \
   XX(ms_hints_header, wheel_due, 392)       \

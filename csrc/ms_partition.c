@@ -179,7 +179,16 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
   out->end = end->position;
   if (!partition->written) {
     partition->written = true;
+    partition->written_us = records->called_us;
     out->events |= MS_EVENT_WRITTEN;
+    /* All before it is durable, so that this is the oldest that is not. */
+    if (place.durable == position)
+      atomic_store_explicit(&block->unsynced_at, ms_clock_monotonic_ns(), memory_order_relaxed);
+  } else if (MS_UNLIKELY((uint64_t)(records->called_us - partition->written_us) >
+                         partition->late_us)) {
+    /* Also where the wall clock was set, either way: the caller looks at another. */
+    partition->written_us = records->called_us;
+    out->events |= MS_EVENT_LATE;
   }
   if (!partition->spare_wanted && partition->next == NULL &&
       file_position + length > segment->size / 2) {

@@ -16,7 +16,8 @@ enum {
   MS_EVENT_ROLLED = 1 << 1,   /* `active` is what was `next` */
   MS_EVENT_SPARE = 1 << 2,    /* half full without a successor: make one */
   MS_EVENT_POPULATE = 1 << 3, /* the tail has come near `populated` */
-  MS_EVENT_UNSYNCED = 1 << 4  /* more than `unsynced_max` bytes are not synced */
+  MS_EVENT_UNSYNCED = 1 << 4, /* more than `unsynced_max` bytes are not synced */
+  MS_EVENT_LATE = 1 << 5      /* `written` was not cleared for `late_us` */
 };
 
 typedef struct ms_partition {
@@ -25,6 +26,8 @@ typedef struct ms_partition {
   uint64_t generation;
   uint32_t self;      /* owner word of this process */
   bool written;       /* this process appended since it last synced */
+  int64_t written_us; /* when `written` was set, or MS_EVENT_LATE said, by the wall clock */
+  uint64_t late_us;   /* UINT64_MAX: never late */
   bool spare_wanted;  /* MS_EVENT_SPARE was said and not answered */
   ms_segment *active; /* mapped writable; NULL: none yet */
   ms_segment *next;   /* mapped writable, not activated when it was mapped; NULL: none */

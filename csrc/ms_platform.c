@@ -46,6 +46,8 @@ static int64_t read_ns(clockid_t which) {
 
 int64_t ms_clock_wall_us(void) { return (read_ns(CLOCK_REALTIME) + skew_ns()) / 1000; }
 
+int64_t ms_clock_coarse_us(void) { return (read_ns(CLOCK_REALTIME_COARSE) + skew_ns()) / 1000; }
+
 int64_t ms_clock_monotonic_ns(void) { return read_ns(CLOCK_MONOTONIC) + skew_ns(); }
 
 int64_t ms_clock_boot_ns(void) { return read_ns(CLOCK_BOOTTIME) + skew_ns(); }

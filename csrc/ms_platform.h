@@ -39,6 +39,7 @@ void ms_scheduler_yield(const char *name);
 int64_t ms_clock_wall_us(void);
 int64_t ms_clock_monotonic_ns(void);
 int64_t ms_clock_boot_ns(void);
+int64_t ms_clock_coarse_us(void); /* the wall clock of the last tick: some ms old, and cheap */
 
 /* For tests of users: while virtual, the three clocks of this process run skew_ns ahead of the
  * machine's, and no sleep below is longer than MS_CLOCK_VIRTUAL_SLEEP_NS, so that sleepers see a

@@ -7,6 +7,7 @@ cdef extern from "<stdbool.h>" nogil:
 
 cdef extern from "ms_platform.h" nogil:
     int64_t ms_clock_wall_us()
+    int64_t ms_clock_coarse_us()
     int64_t ms_clock_monotonic_ns()
     int ms_futex_wait(const void *word, uint32_t expected, int64_t timeout_ns)
     void ms_rest(int64_t rest_ns)
@@ -99,6 +100,7 @@ cdef extern from "ms_format.h" nogil:
         uint32_t durable_wake
         uint32_t durable_waiters
         uint64_t sync_target
+        int64_t unsynced_at
         uint32_t maintenance
         uint32_t walk
         uint64_t walked
@@ -152,6 +154,7 @@ cdef extern from "ms_format.h" nogil:
         uint32_t sync
         uint64_t sync_begun
         uint64_t sync_ended
+        int64_t unsynced_at
         uint32_t maintenance
         uint64_t gets
         uint64_t expired
@@ -181,6 +184,7 @@ cdef extern from "ms_batch.h" nogil:
         const ms_slice *header_names
         const ms_slice *header_values
         uint64_t first_sequence
+        int64_t called_us
     ctypedef struct ms_shape:
         uint32_t count
     ctypedef struct ms_view:
@@ -355,12 +359,14 @@ cdef extern from "ms_partition.h" nogil:
         MS_EVENT_SPARE
         MS_EVENT_POPULATE
         MS_EVENT_UNSYNCED
+        MS_EVENT_LATE
     ctypedef struct ms_partition:
         ms_control_header *header
         ms_control_block *block
         uint64_t generation
         uint32_t self
         bint written
+        uint64_t late_us
         bint spare_wanted
         ms_segment *active
         ms_segment *next

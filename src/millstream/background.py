@@ -5,21 +5,26 @@ committer died; compaction has a thread of its own (`compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
-needs the same raises it. It imports nothing: who forks meanwhile would keep the import's lock.
+needs the same raises it. It imports nothing: who forks meanwhile would keep the import's lock, and
+where no descriptor is left an import fails. Nothing that is raised in it ends it; where it is not
+there all the same, or cannot be started, whoever appends syncs (`runs`).
 """
 
 from __future__ import annotations
 
 import contextlib
+import sys
 import threading
 import time
+import warnings
 from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
 from millstream import _native, growth
-from millstream.errors import Closed, Indeterminate, MillstreamError, NotFound, StorageError
+from millstream.errors import Closed, MillstreamError, NotFound, is_ours
 from millstream.options import Retention
+from millstream.segments import LATE_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -41,17 +46,30 @@ POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pag
 LATELY_SECONDS = 1.0
 UNSYNCED_BYTES = 256 << 20
 WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
+NEVER_LATE = (1 << 64) - 1
+AGAIN_SECONDS = 1.0
+PAUSE_SECONDS = 0.1
+"""After a round that raised what it should not."""
 
-WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
+WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, LATE, WANT_SYNC = (
     _native.EVENTS[name]
-    for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
+    for name in ("written", "rolled", "spare", "populate", "unsynced", "late", "want_sync")
 )
+TO_SYNC = WRITTEN | ROLLED | UNSYNCED | LATE | WANT_SYNC
 
 
-def _log() -> Any:
-    with _native.loading:
-        import logging
-    return logging.getLogger("millstream")
+def say(text: str, *, warn: bool = True) -> None:
+    """Have a text in the log of the program; without one, a warning on stderr as logging does.
+
+    Imports nothing and raises nothing, whatever filters and handlers do.
+    """
+    with contextlib.suppress(BaseException):
+        logging: Any = sys.modules.get("logging")
+        log = getattr(logging, "getLogger", None)  # another thread may be importing it
+        if log is not None:
+            (log("millstream").warning if warn else log("millstream").debug)("%s", text)
+        elif warn and sys.stderr is not None:
+            sys.stderr.write(f"millstream: {text}\n")
 
 
 class _Bell:
@@ -81,6 +99,9 @@ class Background:
         self.store = store
         self._wanted = _Bell()
         self._asked: dict[PartitionLog, int] = {}
+        self._again: dict[PartitionLog, int] = {}
+        """What failed of it, and is tried again at `_again_at`."""
+        self._again_at = 0.0
         self._unsynced: set[PartitionLog] = set()
         self._queues: set[QueueHandle | Group] = set()
         self._logs: list[PartitionLog] = []
@@ -88,6 +109,9 @@ class Background:
         self._stopping = False
         self._starting = _native.Lock(f"{store.path}: starting a thread")
         self._thread: threading.Thread | None = None
+        self._troubles: dict[tuple[str, str], str] = {}
+        """By what, and at what: why it failed when it was tried last."""
+        self._warned = False
         self._sealed_unsynced: set[PartitionLog] = set()
         self._synced_at = 0.0
         self._sealed_at = 0.0
@@ -110,8 +134,11 @@ class Background:
         """Have the core report what the level of the stream needs."""
         log.native.take_written()  # the next append is an event again
         # A populated page is a dirty page: where syncs follow, it would be written twice.
-        populate = POPULATE_LOW if log.stream.durability == "process" else 0
-        log.native.configure(populate, UNSYNCED_BYTES if log.stream.durability == "interval" else 0)
+        populate = POPULATE_LOW if log.stream._durability == "process" else 0
+        if log.stream._durability == "interval":
+            log.native.configure(populate, UNSYNCED_BYTES, int(LATE_SECONDS * 1e6))
+        else:
+            log.native.configure(populate, 0, NEVER_LATE)
 
     def forget(self, stream: Stream) -> None:
         """A stream was dropped or closed: hold nothing of it."""
@@ -120,21 +147,25 @@ class Background:
         for log in gone:
             for some in (self._wrote, self._unsynced, self._sealed_unsynced):
                 some.discard(log)
-            for counted in (self._asked, self._sealed):
+            for counted in (self._asked, self._again, self._sealed):
                 counted.pop(log, None)
             self._pace.pop(log, None)
+            for what, where in list(self._troubles):
+                if where == str(log):
+                    self._well(what, where)
         self._tried = {one for one in self._tried.copy() if one[0] is not stream}
         if self._compactor is not None:
             self._compactor.forget(stream)
 
     def watch(self, stream: Stream) -> None:
         """A stream was opened or altered: its retention is held also where nobody appends."""
-        if self.store.writable and stream.compaction is not None:
+        if not self.store.writable:
+            return
+        if stream._compaction is not None:
             self._start_compactor()
-        if self.store.writable and stream.retention != Retention():
+        if stream._retention != Retention():
             self._wanted.ring()
-            if self._thread is None:
-                self._start()
+            self.runs()
 
     def watch_journal(self) -> None:
         """Called wherever a reader finds nothing more: from now on, apply what the dead committed.
@@ -145,109 +176,189 @@ class Background:
             return
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
         if self.store.writable and self.store._has_journal():
+            try:  # here, since the thread must not
+                self.store._import_journal()
+            except (ImportError, OSError) as error:  # no descriptor is left, say: at the next call
+                say(f"{self.store!r}: the journal is not looked after yet: {error}")
+                return
             self._has_journal = True
             self._wanted.ring()
-            if self._thread is None:
-                self._start()
+            self.runs()
 
     def notice(self, log: PartitionLog, events: int) -> None:
-        """An append asks for something, the first one to a partition always."""
+        """An append asks for something, the first one to a partition always.
+
+        Who calls it looks after whether it `runs`.
+        """
         if events & WRITTEN:
             self._wrote.add(log)
+        if events & WANT_SYNC or (events & TO_SYNC and log.stream._durability == "interval"):
+            self._unsynced.add(log)
         self._asked[log] = self._asked.get(log, 0) | events
         self._wanted.ring()
-        if self._thread is None:
-            self._start()
 
-    def notice_queue(self, queue: QueueHandle) -> None:
-        """Something was changed in a queue of level "interval"."""
-        self._queues.add(queue)
+    def notice_queue(self, one: QueueHandle | Group) -> None:
+        """Something was changed in a queue, or a position of a group, of level "interval"."""
+        self._queues.add(one)
         self._wanted.ring()
-        if self._thread is None:
-            self._start()
 
-    def notice_group(self, group: Group) -> None:
-        """A position was committed at level "interval"."""
-        self._queues.add(group)
-        self._wanted.ring()
-        if self._thread is None:
-            self._start()
-
-    def _start(self) -> None:
-        if self._starting.mine:
-            return  # a handler in the middle of this very call
-        with self._starting:
-            if self._thread is None and not self._stopping:
-                thread = threading.Thread(target=self._run, name="millstream", daemon=True)
-                thread.start()
-                self._thread = thread
+    def runs(self) -> bool:
+        """Is the thread there? Starts it where it is not; False where that cannot be."""
+        thread = self._thread
+        if (thread is not None and thread.is_alive()) or self._stopping or self._starting.mine:
+            return True  # mine: a handler in the middle of this very call
+        try:
+            with self._starting:
+                if (self._thread is None or not self._thread.is_alive()) and not self._stopping:
+                    self._thread = thread = threading.Thread(
+                        target=self._run, name="millstream", daemon=True
+                    )
+                    thread.start()
+        except Exception as error:  # no thread, no memory, or the interpreter is ending
+            self._complain("its background thread cannot be started", error)
+            return False
+        self._well("its background thread cannot be started", "")
+        return True
 
     def _start_compactor(self) -> None:
+        """Have the thread that compacts; later, where that cannot be now."""
         if self._starting.mine:
             return
-        with _native.loading:
-            from millstream.compactor import Compactor
-        with self._starting:
-            if self._compactor is None and not self._stopping:
-                self._compactor = Compactor(self.store)
+        try:
+            compactor = self._compactor
+            if compactor is None:  # else it may be the thread, which imports nothing
+                with _native.loading:
+                    from millstream.compactor import Compactor
+                compactor = Compactor(self.store)
+            with self._starting:
+                if self._compactor is None:
+                    self._compactor = compactor
+                if not self._stopping and not self._compactor.is_alive():
+                    self._compactor.start()
+        except Exception as error:
+            self._complain("its thread for compaction cannot be started", error)
+            self._wanted.ring()
+            self.runs()
+        else:
+            self._well("its thread for compaction cannot be started", "")
+
+    @property
+    def trouble(self) -> str:
+        """What keeps the threads from their work now; "": nothing."""
+        for (what, where), why in self._troubles.copy().items():
+            return f"{where + ': ' if where else ''}{what}: {why}"
+        return ""
+
+    def _well(self, what: str, where: str) -> None:
+        if self._troubles:
+            self._troubles.pop((what, where), None)
+
+    def _ill(self, what: str, where: str, error: BaseException) -> None:
+        """Note why something failed; in the log, when that is news."""
+        why = str(error) or type(error).__name__
+        if not isinstance(error, MillstreamError):
+            why = repr(error)
+        before = self._troubles.get((what, where))
+        self._troubles[what, where] = why
+        if before != why and not self._stopping:
+            say(f"{where}: {what} in the background failed: {why}")
+
+    def _complain(self, trouble: str, error: Exception) -> None:
+        """Of a thread that cannot be started: to `stats`, and once as a warning."""
+        self._troubles[trouble, ""] = str(error) or type(error).__name__
+        if self._warned:
+            return
+        self._warned = True
+        text = (
+            f"{self.store.path}: {trouble}: {error}; until it can be, whoever appends or puts at"
+            " level interval syncs, and retention and compaction stand still"
+        )
+        try:
+            warnings.warn(text, growth.MillstreamWarning, stacklevel=2)
+        except Exception:  # the filters say "error", or nothing can be imported to show it
+            say(text)
 
     def stop(self) -> None:
         """End the threads; what they were at is finished, or left for the next run."""
-        with self._starting:
-            self._stopping = True
+        self._stopping = True
         if self._compactor is not None:
             self._compactor.stop()
         self._wanted.ring()
-        if self._thread is not None and self._thread is not threading.current_thread():
-            _native.join(self._thread)
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            _native.join(thread)
         self._thread = None
 
     def _run(self) -> None:
-        while True:
-            self._wanted.wait(self._pause())
-            if self._stopping:
-                return
-            for log, events in self._take():
-                self._attempt("preparing space", log, self._prepare, log, events)
-                if events & ROLLED:
-                    self._attempt("looking at its size", log, self._look_after_growth, log)
-            now = time.monotonic()
-            if (self._unsynced or self._queues) and now - self._synced_at >= SYNC_SECONDS:
-                self._synced_at = now
-                self._sync_all()
-            if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
-                self._sync_sealed()
-            if self._has_journal and now >= self._journal_due:
-                self._journal_due = now + JOURNAL_SECONDS
-                self._look_at_journal()
-            if self._retention_due(now):
-                self._retained_at = now
-                for stream in {stream.name: stream for stream in self._streams()}.values():
-                    self._retain(stream)
+        while not self._stopping and self._thread is threading.current_thread():
+            try:
+                self._wanted.wait(self._pause())
+                if not self._stopping:
+                    self._round()
+                self._well("a round", self.store.path)
+            except BaseException as error:  # whatever it is: what is due stays due
+                self._recover(error)
+
+    def _recover(self, error: BaseException) -> None:
+        with contextlib.suppress(BaseException):
+            time.sleep(PAUSE_SECONDS)
+            self._ill("a round", self.store.path, error)
+
+    def _round(self) -> None:
+        """Do all that is due."""
+        for log, events in self._take():
+            if not self._attempt("preparing space", log, self._prepare, log, events):
+                self._again[log] = self._again.get(log, 0) | events
+                self._again_at = time.monotonic() + AGAIN_SECONDS
+            if events & ROLLED:
+                self._attempt("looking at its size", log, self._look_after_growth, log)
+        now = time.monotonic()
+        if (self._unsynced or self._queues) and now - self._synced_at >= SYNC_SECONDS:
+            self._synced_at = now
+            self._sync_all()
+        if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
+            self._sync_sealed()
+        if self._has_journal and now >= self._journal_due:
+            self._journal_due = now + JOURNAL_SECONDS
+            self._look_at_journal()
+        if self._compactor is not None:
+            self._start_compactor()
+        if self._retention_due(now):
+            self._retained_at = now
+            for stream in {stream.name: stream for stream in self._streams()}.values():
+                self._retain(stream)
 
     def _take(self) -> list[tuple[PartitionLog, int]]:
         taken = []
+        if self._again and time.monotonic() >= self._again_at:
+            for log, events in self._again.items():
+                self._asked[log] = self._asked.get(log, 0) | events
+            self._again.clear()
         while self._asked:
             taken.append(self._asked.popitem())
-        return taken
+        return [(log, events) for log, events in taken if not self._is_gone(log)]
 
     def _pause(self) -> float | None:
         """Seconds until something is due by the clock; None: nothing."""
         now = time.monotonic()
         unsynced = self._unsynced or self._queues
         due = [self._synced_at + SYNC_SECONDS - now] if unsynced else []
+        if self._again:
+            due.append(self._again_at - now)
         if self._sealed_unsynced:
             due.append(self._sealed_at + SEALED_SECONDS - now)
         if self._has_journal:
             due.append(self._journal_due - now)
         if self._has_retention():
             due.append(self._retained_at + RETENTION_SECONDS - now)
+        if self._compactor is not None and not self._compactor.is_alive():
+            due.append(RETENTION_SECONDS)
         return max(0.0, min(due)) if due else None
 
     def _has_retention(self) -> bool:
         return any(
             keep.bytes is not None or keep.age is not None or keep.records is not None
-            for keep in (stream.retention for stream in self._streams())
+            for keep in (stream._retention for stream in self._streams())
         )
 
     def _streams(self) -> list[Stream]:
@@ -260,8 +371,8 @@ class Background:
                 if (stream, index) not in self._tried:
                     self._tried.add((stream, index))
                     stream._partition(index)
-        except (MillstreamError, OSError) as error:
-            _log().debug("%r: %s", stream, error)  # the next call that needs it raises the same
+        except Exception as error:
+            say(f"{stream!r}: {error}", warn=False)  # the next call that needs it raises the same
         for log in stream._opened():
             self._attempt("retention", log, stream._retire, log)
 
@@ -274,8 +385,8 @@ class Background:
         try:
             if not store.closed:
                 self._journal_seen = store._journal().look(self._journal_seen)
-        except (MillstreamError, OSError, ValueError) as error:
-            _log().debug("%r: %s", store, error)  # the next commit raises the same
+        except Exception as error:
+            say(f"{store!r}: {error}", warn=False)  # the next commit raises the same
         finally:
             store._lock.release()
 
@@ -293,10 +404,12 @@ class Background:
             work(*arguments)
         except Closed:
             return False
-        except (MillstreamError, OSError, ValueError) as error:
-            if not self._stopping and not self._is_gone(log):
-                _log().warning("%s: %s in the background failed: %s", log, what, error)
+        except Exception as error:
+            if not self._is_gone(log):
+                self._ill(what, str(log), error)
             return False
+        else:
+            self._well(what, str(log))
         finally:
             if self._is_gone(log):  # what was mapped after its handle let go
                 self._unsynced.discard(log)
@@ -312,14 +425,10 @@ class Background:
 
     def _prepare(self, log: PartitionLog, events: int) -> None:
         native = log.native
-        if events & (WRITTEN | WANT_SYNC | ROLLED):
-            wants = events & WANT_SYNC or log.stream.durability == "interval"
-            if wants:
-                self._unsynced.add(log)
-            elif events & ROLLED:
-                if not self._sealed_unsynced:
-                    self._sealed_at = time.monotonic()
-                self._sealed_unsynced.add(log)
+        if events & ROLLED and log not in self._unsynced:
+            if not self._sealed_unsynced:
+                self._sealed_at = time.monotonic()
+            self._sealed_unsynced.add(log)
         if events & SPARE and native.next is None:
             log.provide_next()
         if events & ROLLED:
@@ -368,17 +477,20 @@ class Background:
     # --- syncing ----------------------------------------------------------------------------------
 
     def _sync_all(self) -> None:
-        while self._queues:
-            queue = self._queues.pop()
+        for one in list(self._queues):
+            self._queues.discard(one)
             try:
-                queue._sync_in_background()
-            except (MillstreamError, OSError, ValueError) as error:
-                if not self._stopping:
-                    _log().warning("%r: syncing in the background failed: %s", queue, error)
+                one._sync_in_background()
+            except Exception as error:
+                self._queues.add(one)
+                self._ill("syncing", one.path, error)
+            else:
+                self._well("syncing", one.path)
         for log in list(self._unsynced):
             log.native.take_written()
             if log.native.durable >= log.native.tail or log.native.poison:
                 self._unsynced.discard(log)
+                self._well("syncing", str(log))
             else:
                 self._attempt("syncing", log, log.sync)
                 self._save_sequences(log)
@@ -406,7 +518,9 @@ class Background:
             try:
                 if log.native.walked == self.store._generation and log.stream._state == 1:
                     log.sync()
-            except (Indeterminate, StorageError) as error:
+            except Exception as error:
+                if not is_ours(error):
+                    raise
                 well = False
                 if log in self._wrote:
                     failed.append(error)

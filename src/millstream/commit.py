@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import errno
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
 from millstream.control import LIVE
 from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
-from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError
+from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
@@ -69,16 +70,24 @@ class Commit:
     def _finish(self, work: Any, *, survives: bool) -> None:
         try:
             work()
-        except MillstreamError as error:
+        except BaseException as error:
             self.journal.is_stuck = True
-            what = "the transaction is committed, but not all of it is applied yet"
-            if not survives:
-                what = "the transaction is recorded; whether it survives a power cut is not known"
-            raised = Indeterminate(
-                getattr(error, "errno", None) or 5, f"{what}: {error}", self.journal.stream.path
-            )
-            raised.committed = survives
-            raise raised from error
+            if not is_ours(error):
+                raise
+            raise self._uncertain(error, survives) from error
+
+    def _uncertain(self, error: BaseException, survives: bool) -> Indeterminate:
+        """What to raise where `error` came behind the record."""
+        what = "the transaction is committed, but not all of it is applied yet"
+        if not survives:
+            what = "the transaction is recorded; whether it survives a power cut is not known"
+        raised = Indeterminate(
+            getattr(error, "errno", None) or errno.EIO,
+            f"{what}: {str(error) or type(error).__name__}",
+            self.journal.stream.path,
+        )
+        raised.committed = survives
+        return raised
 
     def _record(self, waits: bool) -> tuple[int, Effects]:
         """Prepare, then append the record; or undo what was prepared."""
@@ -90,7 +99,9 @@ class Commit:
             self.is_recorded = self.journal.end != before
             if not self.is_recorded:
                 self._undo(isinstance(error, MillstreamError))
-            raise
+            if not self.is_recorded or not is_ours(error):
+                raise
+            raise self._uncertain(error, not waits) from error
         self.is_recorded = True
         return offset, effects
 

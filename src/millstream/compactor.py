@@ -6,12 +6,13 @@ the stream's `max_rate`. Processes take turns by the compact word of the partiti
 
 from __future__ import annotations
 
+import contextlib
 import threading
 import time
 
 from millstream import _native, compaction
 from millstream.control import LIVE
-from millstream.errors import Closed, MillstreamError
+from millstream.errors import Closed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -36,14 +37,25 @@ class Compactor:
         self._stopping = threading.Event()
         self._tried: set[tuple[Stream, int]] = set()
         self._seen: dict[PartitionLog, tuple[float, tuple[int, int, int]]] = {}
-        self._thread = threading.Thread(target=self._run, name="millstream-compact", daemon=True)
-        self._thread.start()
+        self._thread: threading.Thread | None = None
+
+    def start(self) -> None:
+        """Have the thread there, again where it has ended."""
+        self._thread = thread = threading.Thread(
+            target=self._run, name="millstream-compact", daemon=True
+        )
+        thread.start()
+
+    def is_alive(self) -> bool:
+        """Is the thread there?"""
+        return self._thread is not None and self._thread.is_alive()
 
     def stop(self) -> None:
         """End the thread; a run that it is at ends before its next segment."""
         self._stopping.set()
-        if self._thread is not threading.current_thread():
-            _native.join(self._thread)
+        thread = self._thread
+        if thread is not None and thread.is_alive() and thread is not threading.current_thread():
+            _native.join(thread)
 
     def forget(self, stream: Stream) -> None:
         """A stream was dropped or closed: hold nothing of it."""
@@ -52,11 +64,20 @@ class Compactor:
         self._tried = {one for one in tried if one[0] is not stream}
 
     def _run(self) -> None:
-        while not self._stopping.wait(LOOK_SECONDS):
-            streams = list(self.store._streams.values())
-            for stream in {stream.name: stream for stream in streams}.values():
-                if stream.compaction is not None and not stream.closed:
-                    self._attempt(stream)
+        while not self._stopping.is_set() and self._thread is threading.current_thread():
+            try:
+                if not self._stopping.wait(LOOK_SECONDS):
+                    self._look_at_all()
+            except BaseException as error:  # whatever it is: it is looked at again
+                with contextlib.suppress(BaseException):
+                    time.sleep(LOOK_SECONDS)
+                    self._failed(self.store.path, error)
+
+    def _look_at_all(self) -> None:
+        streams = list(self.store._streams.values())
+        for stream in {stream.name: stream for stream in streams}.values():
+            if stream._compaction is not None and not stream.closed:
+                self._attempt(stream)
 
     def _attempt(self, stream: Stream) -> None:
         """Look at it; say in the log what failed. It is tried again."""
@@ -64,12 +85,14 @@ class Compactor:
             self._look_at(stream)
         except (Stopped, Closed):
             return
-        except (MillstreamError, OSError, ValueError) as error:
+        except Exception as error:
             if not self._stopping.is_set() and not self._is_gone(stream):
-                with _native.loading:
-                    import logging
-                text = "%r: compaction in the background failed: %s"
-                logging.getLogger("millstream").warning(text, stream, error)
+                self._failed(stream.path, error)
+        else:
+            self.store._background._well("compaction", stream.path)
+
+    def _failed(self, where: str, error: BaseException) -> None:
+        self.store._background._ill("compaction", where, error)
 
     @staticmethod
     def _is_gone(stream: Stream) -> bool:
@@ -102,7 +125,7 @@ class Compactor:
         return True
 
     def _look(self, log: PartitionLog) -> None:
-        keep = log.stream.compaction
+        keep = log.stream._compaction
         if keep is None or log.native.poison:
             return
         dirty, total = compaction.dirt(log, keep, compaction.sealed(log, keep))

@@ -31,11 +31,14 @@ MillstreamError
 
 from __future__ import annotations
 
+import errno
 import os
 import queue
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
     from millstream._native import Span
 
 __all__ = [
@@ -73,7 +76,7 @@ class MillstreamError(Exception):
     """Base of all errors of this package.
 
     ``appended`` lists the spans that an `append_many` or `append_arrow` had stored in other
-    partitions before it failed.
+    partitions before it failed. They are as durable as was asked for.
     """
 
     appended: tuple[Span, ...] = ()
@@ -103,9 +106,51 @@ class Indeterminate(StorageError):
 
     Attributes:
         committed: of a transaction: it is committed, though not all of it may be seen yet.
+        published: of an append: the spans that are stored, and may not survive a power cut.
     """
 
     committed = False
+    published: tuple[Span, ...] = ()
+
+
+def is_ours(error: BaseException) -> bool:
+    """Did a call of ours fail? Else it is a signal's, or what a handler of a signal has raised."""
+    if isinstance(error, (MillstreamError, MemoryError)):
+        return True
+    return isinstance(error, OSError) and not isinstance(error, TimeoutError)
+
+
+def indeterminate(
+    error: BaseException, what: str, path: str, published: tuple[Span, ...] = ()
+) -> BaseException:
+    """What to raise where `error` came behind something that is stored: `Indeterminate`.
+
+    What is none of ours stays what it is.
+    """
+    made = error
+    if not isinstance(error, Indeterminate):
+        if not is_ours(error):
+            return error
+        number = getattr(error, "errno", None) or errno.EIO
+        made = Indeterminate(number, f"{what}: {str(error) or type(error).__name__}", path)
+        made.__cause__ = error
+    assert isinstance(made, Indeterminate)
+    made.published = published + made.published
+    return made
+
+
+def each_of(calls: Iterable[Callable[[], object]]) -> None:
+    """Make all calls, whichever fail; then raise the first error of ours."""
+    failed: Exception | None = None
+    for call in calls:
+        try:
+            call()
+        except Exception as error:
+            if not is_ours(error):
+                raise
+            failed = failed or error
+    if failed is not None:
+        raise failed
 
 
 class Poisoned(StorageError):

@@ -15,7 +15,6 @@ from millstream.errors import (
     Indeterminate,
     InvalidArgument,
     InvalidType,
-    LockTimeout,
     NotFound,
     Poisoned,
     StorageError,
@@ -36,6 +35,7 @@ __all__ = ["Group"]
 DIRECTORY = "groups"
 SUFFIX = ".group"
 LOCK_SECONDS = 30.0
+LATE_SECONDS = 3.0  # a position that waits for a sync at "interval" for longer, who commits syncs
 LIVE = 1
 
 
@@ -125,6 +125,9 @@ class _Draft(_native.GroupCore):
         self._configure_level("process")
 
     def _changed(self) -> None:
+        pass
+
+    def _leave_to_background(self) -> None:
         pass
 
 
@@ -248,8 +251,18 @@ class Group(_native.GroupCore):
     # --- durability -------------------------------------------------------------------------------
 
     def _changed(self) -> None:
-        if self.stream.durability == "interval":
-            self.stream.store._background.notice_group(self)
+        if self.stream._durability == "interval":
+            background = self.stream.store._background
+            background.notice_queue(self)
+            if not background.runs() or self._unsynced_seconds > LATE_SECONDS:
+                self._sync_in_background()
+
+    def _leave_to_background(self) -> None:
+        """A commit ends before it is as durable as it should be."""
+        if self.stream._durability != "process":
+            with contextlib.suppress(Exception):
+                self.stream.store._background.notice_queue(self)
+                self.stream.store._background.runs()
 
     def _await_log(self, partition: int, offset: int) -> None:
         """Return when a power cut cannot take records that a position is to be behind of."""
@@ -258,17 +271,9 @@ class Group(_native.GroupCore):
             log.wait_durable(log.native.tail, time.monotonic() + LOCK_SECONDS)
 
     def _make_durable(self) -> None:
-        """`_sync_all` behind a commit, which is there also where the wait for others ends."""
-        try:
-            self._sync_all()
-        except LockTimeout as error:
-            raise Indeterminate(
-                0, f"the position is set, but its sync did not end in time ({error})", self.path
-            ) from error
-
-    def _sync_all(self) -> None:
         """Return when all positions that were committed before this call survive a power cut."""
         begun, _ = self._syncs
+        began_ns = _native.monotonic_ns()
         word = self._sync_word(f"{self.path}: syncing", LOCK_SECONDS)
         if word.mine:  # in the middle of a sync of this thread, which may have begun before
             self._sync_now()
@@ -276,6 +281,7 @@ class Group(_native.GroupCore):
         with word:
             if self._syncs[1] <= begun:  # a sync that began after our change covers it
                 self._sync_now()
+        self._synced(began_ns)
 
     def _sync_now(self) -> None:
         """Holder of the sync word."""
@@ -292,10 +298,16 @@ class Group(_native.GroupCore):
         self._end_sync(number)
 
     def _sync_in_background(self) -> None:
-        if self._take_changed() and not self.closed and self._state == LIVE:
+        """Sync what this process committed; by whoever commits, where it is overdue."""
+        if not self._take_changed() or self.closed or self._state != LIVE or self._poison:
+            return
+        try:
             for log in self.stream._opened():
                 log.sync()  # first: a position should not outlive what it is behind of
             self._make_durable()
+        except BaseException:
+            self._give_back_changed()
+            raise
 
     # --- looking ----------------------------------------------------------------------------------
 

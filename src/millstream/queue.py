@@ -233,7 +233,7 @@ class Queue(QueueHandle):
             paused=bool(self._paused),
             slots=self._slot_count,
             blocks=self._block_count,
-            health="sync failed" if self._poison else "sound",
+            health=self._health(),
             **numbers,
             retry=self.retry,
         )

@@ -10,7 +10,6 @@ from millstream import _native, capacity, codecs, dedup, files, slots, timestamp
 from millstream.errors import (
     Closed,
     Indeterminate,
-    LockTimeout,
     MillstreamError,
     Poisoned,
     StorageError,
@@ -26,6 +25,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueHandle"]
 
 LOCK_SECONDS = 30.0
+LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer, who changes something does
 COUNTER_BITS = 40
 
 
@@ -286,21 +286,24 @@ class QueueHandle(_native.QueueCore):
         dedup.follow(self)
 
     def _changed(self) -> None:
+        """Something was changed, for the first time since a sync began, or long ago."""
         if self._durability == "interval":
-            self.store._background.notice_queue(self)
+            background = self.store._background
+            background.notice_queue(self)
+            if not background.runs() or self._unsynced_seconds > LATE_SECONDS:
+                self._sync_in_background()
 
-    def _make_durable(self) -> None:
-        """`_sync_all` behind a change, which is there also where the wait for others ends."""
-        try:
-            self._sync_all(LOCK_SECONDS)
-        except LockTimeout as error:
-            raise Indeterminate(
-                0, f"the change is stored, but its sync did not end in time ({error})", self.path
-            ) from error
+    def _leave_to_background(self) -> None:
+        """A call ends before what it changed is as durable as it should be."""
+        if self._durability != "process":
+            with contextlib.suppress(Exception):
+                self.store._background.notice_queue(self)
+                self.store._background.runs()
 
-    def _sync_all(self, timeout: float) -> None:
+    def _make_durable(self, timeout: float = LOCK_SECONDS) -> None:
         """Return when all that was changed before this call survives a power cut."""
         begun, _ = self._syncs
+        began_ns = _native.monotonic_ns()
         word = self._word("sync", f"{self.path}: syncing", timeout)
         if word.mine:  # in the middle of a sync of this thread, which may have begun before
             if word.inherited:
@@ -313,6 +316,7 @@ class QueueHandle(_native.QueueCore):
             # A sync that began after our change covers it.
             if self._syncs[1] <= begun:
                 self._sync_now()
+        self._synced(began_ns)
 
     def _sync_now(self) -> None:
         """Holder of the sync word."""
@@ -322,15 +326,25 @@ class QueueHandle(_native.QueueCore):
         try:
             self._files.sync()
         except StorageError as error:
-            self._set_poison(1)
+            self._undo_sync()
+            if not self.closed:
+                self._set_poison(1)
             raise Indeterminate(
                 error.errno or 5, f"the sync behind a change failed: {error.strerror}", self.path
             ) from error
+        if self.closed:  # meanwhile, and so were the files
+            raise Closed(f"{self.path}: the queue was closed while it was synced")
         self._end_sync(number)
 
     def _sync_in_background(self) -> None:
-        if self._take_changed() and not self.closed and self._state == slots.LIVE:
+        """Sync what this process changed; by whoever changes something, where it is overdue."""
+        if not self._take_changed() or self.closed or self._state != slots.LIVE or self._poison:
+            return
+        try:
             self._make_durable()
+        except BaseException:
+            self._give_back_changed()
+            raise
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was done before this call, by anyone, survives a power cut.
@@ -340,7 +354,14 @@ class QueueHandle(_native.QueueCore):
         """
         checked = check_timeout(timeout)
         self._check_writable()
-        self._sync_all(LOCK_SECONDS if checked is None else checked)
+        self._make_durable(LOCK_SECONDS if checked is None else checked)
+
+    def _health(self) -> str:
+        if self._poison:
+            return "sync failed"
+        if self._is_overdue:
+            return "sync overdue"
+        return "background failing" if self.store._background.trouble else "sound"
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -28,6 +28,7 @@ if TYPE_CHECKING:
     from millstream.stream import Stream
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
+LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by who appends, or it raises
 
 Mark = tuple[int, int, int, int]
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))
@@ -105,11 +106,22 @@ class PartitionLog:
     def current(self) -> list[int]:
         """The numbers of the log's segments."""
         active = self.native.active_number
-        if self._structure != self.native.structure or (
-            active and (not self.numbers or self.numbers[-1] != active)
-        ):
+        moved = active and (not self.numbers or self.numbers[-1] != active)
+        if self._structure != self.native.structure or (moved and not self._has_rolled(active)):
             self.refresh()
         return self.numbers
+
+    def _has_rolled(self, active: int) -> bool:
+        """Did nothing happen but that the core went on to the next? A sync then lists nothing."""
+        segment = self.native.active
+        with self._lock:
+            if self._structure != self.native.structure or segment is None or not self.numbers:
+                return False
+            if segment.number != active or not segment.activated:
+                return False
+            if segment.predecessor == self.numbers[-1]:
+                self.numbers = [*self.numbers, active]
+            return self.numbers[-1] == active
 
     def segment(self, number: int, *, write: bool = False) -> _native.Segment:
         """Map a segment, or find it mapped."""
@@ -369,8 +381,7 @@ class PartitionLog:
                 self.segment(segment.number, write=True).dirty(begin, end)
             descriptor = segment.take_descriptor()
             if descriptor < 0:
-                descriptor = files.open_file(segment.path, write=True)
-                self._sync_names()
+                descriptor = self._open_to_sync(segment)
             try:
                 files.sync(descriptor, segment.path)
             except OSError as error:
@@ -386,6 +397,32 @@ class PartitionLog:
                 if not segment.keep_descriptor(descriptor):
                     files.close(descriptor)
         self.native.set_durable(mark)
+
+    def prepare_sync(self) -> None:
+        """Have what syncing the next appends will take, a descriptor say, before they are stored.
+
+        Where it cannot be had, they fail, and are not there.
+        """
+        for segment in (self.native.active, self.native.next):
+            if segment is not None and not segment.has_descriptor:
+                descriptor = self._open_to_sync(segment)
+                if not segment.keep_descriptor(descriptor):
+                    files.close(descriptor)
+
+    def _open_to_sync(self, segment: _native.Segment) -> int:
+        """A descriptor to sync a segment with, whose name is synced."""
+        descriptor = files.open_file(segment.path, write=True)
+        try:
+            self._sync_names()
+        except BaseException:
+            files.close(descriptor)
+            raise
+        return descriptor
+
+    @property
+    def is_overdue(self) -> bool:
+        """Waits something for a sync for longer than level "interval" lets it?"""
+        return self.native.unsynced_seconds > LATE_SECONDS
 
     def _sync_names(self) -> None:
         """Sync the directory: who published a segment may not have come to it, or may be dead."""

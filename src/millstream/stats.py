@@ -9,6 +9,7 @@ from millstream import compacted
 from millstream._native import Position
 from millstream.options import Compaction, Durability, Retention
 from millstream.producer_ids import ids_of
+from millstream.segments import POISON_SYNC
 
 if TYPE_CHECKING:
     from millstream.segments import PartitionLog
@@ -39,7 +40,8 @@ class PartitionStats:
     allocated_bytes: int
     """Bytes of disk that its files take."""
     segments: int
-    health: Literal["sound", "sync failed", "corrupt"]
+    health: Literal["sound", "sync overdue", "sync failed", "corrupt"]
+    """"sync overdue": what was appended at level "interval" has waited for a sync for seconds."""
     dirty: float = 0.0
     """Part of the sealed log that compaction has not gone through; 0 without compaction."""
     compacted_at: float | None = None
@@ -62,6 +64,17 @@ class StreamStats:
     producers: int = 0
     """Ids of idempotent producers that were ever registered."""
     compaction: Compaction | None = None
+    background: str = ""
+    """What the background threads of this process fail at now; "": nothing."""
+
+    @property
+    def health(self) -> str:
+        """That of the worst partition; "background failing" where `background` says of what."""
+        worst = max((part.health for part in self.partitions), key=WORSE.index)
+        return "background failing" if worst == "sound" and self.background else worst
+
+
+WORSE = ("sound", "sync overdue", "sync failed", "corrupt")
 
 
 def of_stream(stream: Stream) -> StreamStats:
@@ -78,6 +91,7 @@ def of_stream(stream: Stream) -> StreamStats:
         found,
         ids_of(stream).count(),
         stream.compaction,
+        stream.store._background.trouble,
     )
 
 
@@ -93,9 +107,16 @@ def _of_partition(stream: Stream, index: int) -> PartitionStats:
         size,
         log.allocated_bytes(),
         len(log.current()),
-        ("sound", "sync failed", "corrupt")[log.native.poison],
+        _health(log),
         *dirt_of(log),
     )
+
+
+def _health(log: PartitionLog) -> Literal["sound", "sync overdue", "sync failed", "corrupt"]:
+    if log.native.poison:
+        return "sync failed" if log.native.poison == POISON_SYNC else "corrupt"
+    overdue = log.stream.durability == "interval" and log.is_overdue
+    return "sync overdue" if overdue else "sound"
 
 
 @dataclasses.dataclass(frozen=True)

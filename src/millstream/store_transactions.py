@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+from functools import partial
 
 from millstream import _native, files, settings
-from millstream.errors import Closed, MillstreamError, NotFound, Reentered, Unsupported
+from millstream.errors import Closed, NotFound, Reentered, Unsupported, each_of, is_ours
 from millstream.options import parse_bytes
 from millstream.store_groups import StoreGroups
 
@@ -119,15 +120,24 @@ class StoreTransactions(StoreGroups):
         return Pipe(store, source, function, sink, group=group, batch=batch, start=start)
 
     def flush(self, *, timeout: float | None = None) -> None:
-        """Return when all that was stored here before this call survives a power cut."""
-        for name in self._names():
+        """Return when all that was stored here before this call survives a power cut.
+
+        What fails keeps nothing else from being synced: the first error is raised at the end.
+        """
+
+        def flush_stream(name: str) -> None:
             with contextlib.suppress(Closed, NotFound):  # dropped meanwhile
                 if name in self._names():
                     self._handle(name).flush(timeout=timeout)
-        for name in self._queue_names():
+
+        def flush_queue(name: str) -> None:
             with contextlib.suppress(Closed, NotFound):
                 if name in self._queue_names():
                     self.queue(name).flush(timeout=timeout)
+
+        streams = [partial(flush_stream, name) for name in self._names()]
+        queues = [partial(flush_queue, name) for name in self._queue_names()]
+        each_of([*streams, *queues])
         self._check_open()
 
     def advice(self, *, large: int | str | None = None) -> list[Advice]:
@@ -175,6 +185,12 @@ class StoreTransactions(StoreGroups):
                 f"{self.path}: needs what a transaction of this thread is about to commit: a signal"
                 " handler, finalizer or callback calls in the middle of it"
             )
+
+    @staticmethod
+    def _import_journal() -> None:
+        """For the background, which imports nothing: all that applying may take."""
+        with _native.loading:
+            from millstream import codecs, journal, queue, queue_settings, slots  # noqa: F401
 
     def _has_journal(self) -> bool:
         return files.exists(self._stream_path(JOURNAL))
@@ -254,7 +270,9 @@ class StoreTransactions(StoreGroups):
             if not journal.is_settled:  # also where a dead process had committed
                 with journal.holding():
                     journal.apply_pending()
-        except MillstreamError as error:
+        except Exception as error:
+            if not is_ours(error):
+                raise
             return [error]
         return []
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 import weakref
+from functools import partial
 
 from millstream import (
     _native,
@@ -18,7 +20,14 @@ from millstream import (
     timestamps,
 )
 from millstream._native import Batch, Position, Span
-from millstream.errors import Closed, InvalidType, NotFound, WaitTimeout
+from millstream.errors import (
+    Closed,
+    InvalidType,
+    MillstreamError,
+    NotFound,
+    WaitTimeout,
+    each_of,
+)
 from millstream.options import Retention, check_timeout, integer
 from millstream.segments import PartitionLog
 from millstream.stream_groups import StreamGroups
@@ -48,6 +57,7 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
+INTERVAL = _native.LEVELS["interval"]
 
 
 class Stream(StreamGroups):
@@ -224,12 +234,27 @@ class Stream(StreamGroups):
         else:
             log.ensure_walked()
 
-    def _after_append(self, index: int, events: int, end: int, timeout: float | None) -> None:
-        log: PartitionLog = self._partition(index)
-        self._follow()
-        if events & UNSYNCED and self._durability == "interval":
+    def _after_append(
+        self, log: PartitionLog, events: int, end: int, level: int, timeout: float | None
+    ) -> None:
+        """The batch is there. What fails here is said only where it breaks what was promised."""
+        with contextlib.suppress(MillstreamError):  # the next call raises the same
+            self._follow()
+        background = self.store._background
+        background.notice(log, events)
+        late = not background.runs() or log.is_overdue
+        if late:
+            log.native.take_written()  # the next append is news again
+        if late and level == INTERVAL:
+            log.wait_durable(end, self._deadline(timeout))
+        elif events & UNSYNCED and level and self._durability == "interval":
             log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
-        self.store._background.notice(log, events)
+
+    def _leave_to_background(self, log: PartitionLog) -> None:
+        """An append ends before what it stored is as durable as it should be."""
+        with contextlib.suppress(Exception):
+            self.store._background.notice(log, WANT_SYNC)
+            self.store._background.runs()
 
     def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
         self._partition(index).wait_durable(end, self._deadline(timeout))
@@ -369,14 +394,18 @@ class Stream(StreamGroups):
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was appended before this call, by anyone, survives a power cut.
 
+        What fails keeps nothing else from being synced: the first error is raised at the end.
+
         Raises: Indeterminate, Poisoned, StorageError.
         """
         self.store._check_writable()
         deadline = self._deadline(timeout)
-        for index in range(self.partitions):
+
+        def flush(index: int) -> None:
             log = self._log(index)
             log.wait_durable(log.native.tail, deadline)
-        self._flush_groups()
+
+        each_of([*(partial(flush, index) for index in range(self.partitions)), self._flush_groups])
 
     def wait_durable(
         self, position: Position | _native.Span, *, timeout: float | None = None

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from functools import partial
+
 from millstream import _native, files, settings
-from millstream.errors import MillstreamError, NotFound
+from millstream.errors import MillstreamError, NotFound, each_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -158,8 +160,10 @@ class StreamGroups(_native.StreamCore):
         return failed
 
     def _flush_groups(self) -> None:
-        for name in self.groups():
+        def flush(name: str) -> None:
             self._group(name)._make_durable()
+
+        each_of([partial(flush, name) for name in self.groups()])
 
     def _dispose_groups(self) -> None:
         for consumer in list(self._consumers):

@@ -85,7 +85,7 @@ def test_power_cut_at_any_moment_takes_positions_back_and_never_on(
 ):
     seed = workers.seed_of(f"power_cut_groups_{level}")
     dice = random.Random(seed)
-    for name in ("notice", "notice_group"):
+    for name in ("notice", "notice_queue"):
         monkeypatch.setattr(Background, name, lambda *_: None)
     states = back = lost = ops = run = 0
     while states < STATES:

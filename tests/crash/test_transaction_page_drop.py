@@ -159,7 +159,7 @@ def go_on(store):
 def test_power_cut_leaves_whole_transactions(memory_directory, monkeypatch):
     seed = workers.seed_of("transaction_power_cut")
     dice = random.Random(seed)
-    for name in ("notice", "notice_group", "notice_queue"):
+    for name in ("notice", "notice_queue"):
         monkeypatch.setattr(Background, name, lambda *_: None)
     monkeypatch.setattr(journal_module, "SEGMENT_BYTES", 1 << 16)
     states = ops = unsure = kept = again = 0

@@ -104,7 +104,8 @@ cdef class GroupCore:
     """A group file as mapped.
 
     Hooks of the subclass: ``_check_live()``, ``_check_writable()``, ``_map_again()``,
-    ``_changed()``, ``_await_log(partition, offset)``, ``_make_durable()``,
+    ``_changed()``, ``_leave_to_background()``, ``_await_log(partition, offset)``,
+    ``_make_durable()``,
     ``_damaged(partition)``, ``path``.
     """
     cdef ms_group c
@@ -113,6 +114,7 @@ cdef class GroupCore:
     cdef bint writable
     cdef bint is_closed
     cdef bint changed
+    cdef int64_t unsynced_ns  # since when a change of this process waits for a sync; 0: none does
     cdef uint32_t fork
     cdef int level
 
@@ -211,6 +213,21 @@ cdef class GroupCore:
         self.changed = False
         return found
 
+    def _give_back_changed(self):
+        """What was taken is not synced."""
+        self.changed = True
+
+    def _synced(self, int64_t began_ns):
+        """A sync that began then has ended well."""
+        if self.unsynced_ns <= began_ns:
+            self.unsynced_ns = began_ns if self.changed else 0
+
+    @property
+    def _unsynced_seconds(self):
+        """For how long a change of this process has waited for a sync."""
+        cdef int64_t since = self.unsynced_ns
+        return (ms_clock_monotonic_ns() - since) / 1e9 if since else 0.0
+
     cdef inline int alive(self) except -1:
         if self.is_closed or self.fork != ms_fork_count() or not self.writable or \
                 ms_load32(&self.c.header.state) != GROUP_LIVE or \
@@ -218,14 +235,35 @@ cdef class GroupCore:
             self._check_writable()
         return 0
 
-    cdef inline int note(self) except -1:
-        """A position was changed: sync it as the level says."""
+    cdef inline int note(self, int64_t now_ns) except -1:
+        """A position was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
-            self._make_durable()
-        elif not self.changed:
+            self.settle()
+        elif not self.changed or (self.level == 1 and now_ns - self.unsynced_ns > LATE_NS):
             self.changed = True
-            self._changed()
+            if self.unsynced_ns == 0:
+                self.unsynced_ns = now_ns
+            try:
+                self._changed()
+            except BaseException as error:
+                raise self.uncertain(error)
         return 0
+
+    cdef int settle(self) except -1:
+        try:
+            self._make_durable()
+        except BaseException as error:
+            raise self.uncertain(error)
+        return 0
+
+    cdef object uncertain(self, object error):
+        """What to raise where `error` came behind a change."""
+        self.changed = True
+        self._leave_to_background()
+        self.changed = False  # the next change is news again
+        return _errors.indeterminate(
+            error, "the position is stored, but whether it survives a power cut is not known",
+            self.path)
 
     cdef int again(self, ms_status status, uint32_t owner, int64_t *deadline) except -1:
         """Is the call to be made again? What stood in its way is out of it then."""
@@ -343,7 +381,7 @@ cdef class GroupCore:
             if not self.again(status, owner, &deadline):
                 break
         if status == MS_OK:
-            self.note()
+            self.note(ms_clock_monotonic_ns())
         return "ok" if status == MS_OK else "held" if status == MS_LOST else "pending"
 
     def _drop(self):
@@ -375,7 +413,7 @@ cdef class GroupCore:
         while self.again(ms_group_try_apply(&self.c, partition, transaction, epoch, offset, &owner),
                          owner, &deadline):
             pass
-        self.note()
+        self.note(ms_clock_monotonic_ns())
 
     def _revert(self, uint32_t partition, uint64_t transaction):
         """The transaction is not committed: clear its mark."""

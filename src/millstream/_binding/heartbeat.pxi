@@ -62,6 +62,9 @@ cdef class KeepAlive:
 
 
 cdef bint _stops_at_exit = False
+cdef str NO_THREAD = (
+    "the thread that renews leases and sessions could not be started; raise the limit of "
+    "processes (ulimit -u, pids.max) and call again")
 
 
 def keep_alive(Message message, double lease, double time_limit):
@@ -83,7 +86,7 @@ def keep_alive(Message message, double lease, double time_limit):
         &alive.entry, ms_queue_word(&message.queue.c, message.lease.slot), message.lease.word,
         <int64_t>(lease * 1e3), <int64_t>(time_limit * 1e9))
     if error:
-        raise OSError(error, "no thread for the renewal of leases could be started")
+        raise _errors.StorageError(error, NO_THREAD, message.queue.path)
     alive.running = True
     message.keeper = <PyObject *>alive
     return alive

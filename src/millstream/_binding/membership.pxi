@@ -112,7 +112,7 @@ cdef class Membership:
             &self.entry, &self.group.c.members[self.slot].session, session, self.session_ms)
         if error:
             self.leave()
-            raise OSError(error, "no thread for the renewal of sessions could be started")
+            raise _errors.StorageError(error, NO_THREAD, self.group.path)
         self.beating = True
         return True
 
@@ -332,7 +332,7 @@ cdef class Membership:
                 return False
             self.refuse(status, partition, part.offset)
             self.clean(partition)
-            self.group.note()
+            self.group.note(self.now)
         else:
             self.soil(partition)
         self.push(<uint64_t>(self.now + self.processing_ns))
@@ -403,22 +403,24 @@ cdef class Membership:
         cdef uint32_t first = self.dirty_last, end = self.dirty_last + 1
         if self.dirty_count != 1 or not self.parts[first].dirty:  # it was committed by its batch
             first, end = 0, self.count
-        for i in range(first, end):
-            if not self.parts[i].dirty:
-                continue
-            status = self.put(i, self.parts[i].epoch, self.parts[i].offset,
-                              backwards or self.parts[i].sought)
-            if status == MS_FENCED:
-                if fenced is None:
-                    fenced = []
-                fenced.append(i)
-            else:
-                if status != MS_OK:
-                    self.refuse(status, i, self.parts[i].offset)
-                some = True
-            self.clean(i)
-        if some:
-            self.group.note()
+        try:
+            for i in range(first, end):
+                if not self.parts[i].dirty:
+                    continue
+                status = self.put(i, self.parts[i].epoch, self.parts[i].offset,
+                                  backwards or self.parts[i].sought)
+                if status == MS_FENCED:
+                    if fenced is None:
+                        fenced = []
+                    fenced.append(i)
+                else:
+                    if status != MS_OK:
+                        self.refuse(status, i, self.parts[i].offset)
+                    some = True
+                self.clean(i)
+        finally:  # those before one that fails are set
+            if some:
+                self.group.note(self.now)
         if fenced is not None:
             self.fenced(fenced)
 
@@ -438,7 +440,7 @@ cdef class Membership:
         if self.parts[partition].offset == offset and self.parts[partition].epoch == epoch:
             self.clean(partition)
         self.parts[partition].sought = False
-        self.group.note()
+        self.group.note(self.now)
 
     def prepare(self, uint64_t transaction):
         """Mark what was handed out as the positions of a transaction: all of it or none.

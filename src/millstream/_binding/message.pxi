@@ -5,6 +5,7 @@ from libc.stdint cimport INT32_MAX, UINT32_MAX, UINT64_MAX
 
 cdef enum:
     LOOK_NS = 50000000       # how often deaths are looked for
+    LATE_NS = 3000000000     # how long "interval" lets a change wait for a sync
     TURN_NS = 1000000        # how often a busy consumer turns the wheel
     ALONE_SLICE_NS = 1000000000
     OWNER_NS = 30000000000   # how long the owner of a short word may live and hold it
@@ -218,7 +219,7 @@ cdef class Message:
         if status != MS_OK:
             self.settle(status, "ack", True)
         self.outcome = "ack"
-        queue.note()
+        queue.note(&now)
 
     def nack(self, delay=None, reason=""):
         """Give it back as failed: counted, delivered again later, or dead when attempts are spent.
@@ -253,7 +254,7 @@ cdef class Message:
                 break
             queue.outwait(owner)
         lost = self.settle(status, "dead" if dead else "nack", loudly)
-        queue.note()
+        queue.note(&now)
         return lost
 
     def release(self, delay=0):
@@ -277,7 +278,7 @@ cdef class Message:
         ms_now(&now)
         status = ms_queue_try_release(&queue.c, &self.lease, delay_ns, &now)
         lost = self.settle(status, "release", loudly)
-        queue.note()
+        queue.note(&now)
         return lost
 
     def reject(self, reason=""):
@@ -304,7 +305,7 @@ cdef class Message:
                 break
             queue.outwait(owner)
         lost = self.settle(status, "dead", loudly)
-        queue.note()
+        queue.note(&now)
         return lost
 
     def extend(self, seconds=None):

@@ -14,6 +14,7 @@ cdef class Partition:
     cdef readonly object members
     cdef object sequences
     cdef _Seat syncing
+    cdef int64_t sync_began
 
     def settle(self):
         """Follow a roll that the core did: what was next is active."""
@@ -24,6 +25,11 @@ cdef class Partition:
             self.active = self.next
             self.next = None
         return 0
+
+    cdef inline bint can_sync(self) noexcept:
+        """Has what is appended to, now or after a roll, the descriptor that its sync needs?"""
+        return ((self.active is None or self.active.has_descriptor)
+                and (self.next is None or self.next.has_descriptor))
 
     def set_active(self, Segment segment):
         """Append to this segment (None: there is none yet)."""
@@ -45,9 +51,10 @@ cdef class Partition:
         self.c.producers = NULL if sequences is None else &sequences.c
         self.sequences = sequences
 
-    def configure(self, uint64_t populate_low, uint64_t unsynced_max):
+    def configure(self, uint64_t populate_low, uint64_t unsynced_max, uint64_t late_us):
         self.c.populate_low = populate_low
         self.c.unsynced_max = unsynced_max
+        self.c.late_us = late_us
 
     def set_populated(self, uint64_t position):
         self.c.populated = position
@@ -143,6 +150,9 @@ cdef class Partition:
     def set_durable(self, tuple mark):
         """The log is synced up to this mark. Holder of the sync word."""
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
+        # What lies behind the mark came after the sync began. Before: whoever then appends behind
+        # all that is durable says a later time.
+        ms_store64(&self.c.block.unsynced_at, <uint64_t>self.sync_began)
         ms_partition_set_durable(self.c.block, &at)
 
     def recovered(self, tuple mark, uint64_t active, uint64_t first_segment, uint64_t first_offset,
@@ -255,7 +265,16 @@ cdef class Partition:
 
     def begin_sync(self, uint64_t target):
         """The sync that the holder of the sync word begins will reach this position."""
+        self.sync_began = ms_clock_monotonic_ns()
         ms_partition_begin_sync(self.c.block, target)
+
+    @property
+    def unsynced_seconds(self):
+        """For how long the oldest batch that is not durable has been there; 0: there is none."""
+        cdef int64_t since = <int64_t>ms_load64(&self.c.block.unsynced_at)
+        if since <= 0 or ms_load64(&self.c.block.durable) >= ms_load64(&self.c.block.tail):
+            return 0.0
+        return max(ms_clock_monotonic_ns() - since, 0) / 1e9
 
     def word(self, str name, object what, double timeout):
         """A long word of the block: "sync", "maintenance", "walk" or "compact"."""

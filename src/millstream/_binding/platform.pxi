@@ -40,6 +40,11 @@ def file_system_magic(int descriptor):
     return magic
 
 
+def monotonic_ns():
+    """Nanoseconds of CLOCK_MONOTONIC."""
+    return ms_clock_monotonic_ns()
+
+
 def wall_us():
     """Microseconds since 1970."""
     return ms_clock_wall_us()

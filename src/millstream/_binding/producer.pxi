@@ -170,7 +170,8 @@ cdef class ProducerCore:
         value_slice.data = <const uint8_t *>PyBytes_AS_STRING(value)
         value_slice.size = PyBytes_GET_SIZE(value)
         records.first_sequence = sequence_of(sequence)
-        records.timestamp = (ms_clock_wall_us() if timestamp is None
+        records.called_us = ms_clock_wall_us()
+        records.timestamp = (records.called_us if timestamp is None
                              else self.log.microseconds(timestamp))
         if ms_load32(&self.log.header.partitions) != self.log.count:
             self.log._refresh()
@@ -187,10 +188,10 @@ cdef class ProducerCore:
         status = ms_batch_measure(&records, &shape, &err)
         if status < 0:
             fail(status, &err, None)
+        position = Position.__new__(Position)  # before: nothing fails behind the publishing
         if self.log.publish(index, &records, &shape, level, timeout, &out, self.number,
                             records.first_sequence):
             return None
-        position = Position.__new__(Position)
         position.partition = index
         position.epoch = out.epoch
         position.offset = out.first_offset
@@ -248,8 +249,9 @@ cdef class ProducerCore:
         shares.number_records(first_sequence, sequences, count)
         if count == 0:
             return []
+        records.called_us = ms_clock_wall_us()
         if timestamps is None:
-            records.timestamp = ms_clock_wall_us()
+            records.timestamp = records.called_us
         else:
             made = self.log._timestamps(timestamps, count)
             if type(made) is int:
@@ -275,6 +277,7 @@ cdef class ProducerCore:
         cdef ms_error err
         cdef ms_status status
         cdef uint32_t p, share, final = shares.final
+        cdef Span span
         cdef list spans = []
         cdef list ends = []
         for p in range(shares.parts):
@@ -282,26 +285,26 @@ cdef class ProducerCore:
                 status = ms_batch_measure(records, &shape, &err)
                 if status < 0:
                     fail(status, &err, None)
+                self.log.make_ready(shares.first_partition + p, level)
         try:
             for share in range(shares.parts):
                 p = share + 1 if share >= final else share
                 if p == shares.parts:
                     p = final
-                    for index, end in ends:
-                        self.log._make_durable(index, end, timeout)
+                    if level == 2:
+                        self.log.make_all_durable(ends, timeout)
                 elif not shares.select(records, p):
                     continue
                 shares.select(records, p)
+                span = Span.__new__(Span)
                 count = self.append_new(records, shares, p, p != final, level, timeout, &out)
-                if level == 2 and p != final:
-                    ends.append((shares.first_partition + p, out.end))
+                place_span(span, shares.first_partition + p, &out, count)
+                ends.append((span, out.end))
                 if count:
-                    spans.append(Span(shares.first_partition + p, out.epoch, out.first_offset,
-                                      count))
-            return spans
-        except _errors.MillstreamError as error:
-            error.appended = tuple(spans)
-            raise
+                    spans.append((span, out.end))
+            return [span for span, _ in spans]
+        except BaseException as error:
+            raise self.log.account_for(error, spans, level, timeout)
 
     cdef uint32_t append_new(self, ms_records *records, _Shares shares, uint32_t p, bint more,
                              int level, object timeout, ms_appended *out) except? 0xffffffff:

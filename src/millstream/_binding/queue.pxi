@@ -197,8 +197,9 @@ cdef class QueueCore(_QueueFiles):
         if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
                             status, owner, &out, &err)
+            ms_now_near(&self.c, &now)
         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-        self.note()
+        self.note(&now)
         return out.id
 
     cdef int put_slowly(self, object value, object priority, object delay, object at, object key,
@@ -276,6 +277,8 @@ cdef class QueueCore(_QueueFiles):
                     if count:
                         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
                         count = 0
+                        if self.level == 1:
+                            self.note(&now)  # it may be long until there is room
                     full = self.resolve_put(status, owner, &err, started, deadline, &found,
                                             &ticket)
                     if full:
@@ -290,7 +293,7 @@ cdef class QueueCore(_QueueFiles):
             if count:
                 ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
             if ids:
-                self.note()
+                self.note(&now)
         return ids
 
     # --- transactions: docs/design.md -------------------------------------------------------------
@@ -325,7 +328,7 @@ cdef class QueueCore(_QueueFiles):
                     f"{self.path}: {self.c.capacity} messages are not finished")
         if transaction == 0:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-        self.touch()
+        self.touch(&now)
         return out.id, out.slot, out.word
 
     def _prepare_ack(self, uint64_t transaction, Message m):
@@ -361,7 +364,7 @@ cdef class QueueCore(_QueueFiles):
             if status != MS_BUSY:
                 break
             self.outwait(owner)
-        self.touch()
+        self.touch(&now)
         return status == MS_OK
 
     def _fate_of(self, uint32_t slot, uint64_t id, uint64_t prepared):
@@ -603,19 +606,21 @@ cdef class QueueCore(_QueueFiles):
             m = <Message>item
             if m.queue is not self and m.queue.c.slots.queue_id != self.c.slots.queue_id:
                 raise _errors.InvalidArgument(f"{m!r} is a message of another queue")
-        for item in messages:
-            m = <Message>item
-            if m.keeper != NULL:
-                m.claim()
-            status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
-            while status == MS_BUSY:
-                self.outwait(owner)
+        try:
+            for item in messages:
+                m = <Message>item
+                if m.keeper != NULL:
+                    m.claim()
                 status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
-            if status == MS_OK:
-                m.outcome = "ack"
-            elif m.settle(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
-                lost.append(m)
-        self.note()
+                while status == MS_BUSY:
+                    self.outwait(owner)
+                    status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
+                if status == MS_OK:
+                    m.outcome = "ack"
+                elif m.settle(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
+                    lost.append(m)
+        finally:  # those before one that fails are done
+            self.note(&now)
         return lost
 
     # --- waiting for others -----------------------------------------------------------------------

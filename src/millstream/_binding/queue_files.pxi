@@ -10,7 +10,8 @@ cdef class _QueueFiles:
     leased. Base of `QueueCore`, which puts and takes.
 
     Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
-    ``_make_durable()``, ``_check_live()``, ``_check_writable()``, ``_check_undecided()``.
+    ``_make_durable()``, ``_leave_to_background()``, ``_check_live()``, ``_check_writable()``,
+    ``_check_undecided()``.
     """
     cdef ms_queue c
     cdef list keep
@@ -21,6 +22,8 @@ cdef class _QueueFiles:
     cdef bint writable
     cdef bint is_closed
     cdef bint changed
+    cdef int64_t unsynced_ns   # since when a change of this process waits for a sync; 0: none does
+    cdef int64_t unsynced_before
     cdef uint32_t fork
     cdef public uint32_t _config_seen  # number of the settings that were read last
     cdef int level
@@ -194,12 +197,18 @@ cdef class _QueueFiles:
         """Number of the sync that begins now. Holder of the word."""
         cdef uint64_t number = ms_load64(&self.c.hints.sync_begun) + 1
         ms_store64(&self.c.hints.sync_begun, number)
+        self.unsynced_before = <int64_t>ms_load64(&self.c.hints.unsynced_at)
+        ms_store64(&self.c.hints.unsynced_at, 0)
         ms_fence()
         return number
 
     def _end_sync(self, uint64_t number):
         if ms_load64(&self.c.hints.sync_ended) < number:  # or one within it has ended
             ms_store64(&self.c.hints.sync_ended, number)
+
+    def _undo_sync(self):
+        """It failed. Holder of the word."""
+        ms_store64(&self.c.hints.unsynced_at, <uint64_t>self.unsynced_before)
 
     def _dirty(self):
         """Have the next sync write all that is in use: a failed one left its pages clean."""
@@ -229,6 +238,29 @@ cdef class _QueueFiles:
         cdef bint found = self.changed
         self.changed = False
         return found
+
+    def _give_back_changed(self):
+        """What was taken is not synced."""
+        self.changed = True
+
+    def _synced(self, int64_t began_ns):
+        """A sync that began then has ended well."""
+        if self.unsynced_ns <= began_ns:
+            self.unsynced_ns = began_ns if self.changed else 0
+
+    @property
+    def _unsynced_seconds(self):
+        """For how long a change of this process has waited for a sync."""
+        cdef int64_t since = self.unsynced_ns
+        return (ms_clock_monotonic_ns() - since) / 1e9 if since else 0.0
+
+    @property
+    def _is_overdue(self):
+        """Does a change, of whatever process, wait for a sync for longer than it should?"""
+        cdef int64_t since = <int64_t>ms_load64(&self.c.hints.unsynced_at)
+        cdef int64_t now = ms_clock_monotonic_ns()
+        return (since != 0 and now - since > LATE_NS) or (
+            self.level == 1 and self.unsynced_ns != 0 and now - self.unsynced_ns > LATE_NS)
 
     @property
     def _state(self):
@@ -316,20 +348,51 @@ cdef class _QueueFiles:
             self._check_live()
         return 0
 
-    cdef inline int note(self) except -1:
-        """Something was changed: sync it as the level says."""
+    cdef inline int note(self, const ms_instant *now) except -1:
+        """Something was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
-            self._make_durable()
-        elif not self.changed:
-            self.changed = True
-            self._changed()
+            self.settle()
+        elif not self.changed or (self.level == 1 and now.mono_ns - self.unsynced_ns > LATE_NS):
+            self.news(now)
         return 0
 
-    cdef inline int touch(self) except -1:
+    cdef int news(self, const ms_instant *now) except -1:
+        self.mark_changed(now)
+        try:
+            self._changed()
+        except BaseException as error:
+            raise self.uncertain(error)
+        return 0
+
+    cdef int settle(self) except -1:
+        try:
+            self._make_durable()
+        except BaseException as error:
+            raise self.uncertain(error)
+        return 0
+
+    cdef void mark_changed(self, const ms_instant *now) noexcept:
+        self.changed = True
+        if self.unsynced_ns == 0:
+            self.unsynced_ns = now.mono_ns
+        if self.level == 1 and ms_load64(&self.c.hints.unsynced_at) == 0:
+            ms_store64(&self.c.hints.unsynced_at, <uint64_t>now.mono_ns)
+
+    cdef object uncertain(self, object error):
+        """What to raise where `error` came behind a change."""
+        cdef ms_instant now
+        ms_now(&now)
+        self.mark_changed(&now)
+        self._leave_to_background()
+        self.changed = False  # the next change is news again
+        return _errors.indeterminate(
+            error, "it is stored, but whether it survives a power cut is not known", self.path)
+
+    cdef inline int touch(self, const ms_instant *now) except -1:
         """A transaction has changed something, of which its journal is what was synced."""
         if not self.changed:
-            self.changed = True
-            self._changed()
+            self.mark_changed(now)
+            self._leave_to_background()
         return 0
 
     # --- what time and deaths bring ---------------------------------------------------------------
@@ -587,7 +650,7 @@ cdef class _QueueFiles:
                 break
             self.outwait(owner)
         if status == MS_OK:
-            self.note()
+            self.note(&now)
         return status == MS_OK
 
     def _redrive(self, uint32_t slot, uint64_t word):
@@ -608,7 +671,7 @@ cdef class _QueueFiles:
         if status == MS_FULL:
             raise _errors.QueueFull(f"{self.path}: {self.c.capacity} messages are not finished")
         if status == MS_OK:
-            self.note()
+            self.note(&now)
         return status == MS_OK
 
     def _check(self):

@@ -21,6 +21,7 @@ cdef class Segment:
     cdef readonly object path
     cdef readonly uint32_t partition
     cdef int descriptor
+    cdef readonly bint has_descriptor  # for syncing, here or with who syncs
     cdef bint given_up
 
     def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition,
@@ -65,6 +66,7 @@ cdef class Segment:
         if self.given_up or self.descriptor >= 0:
             return False
         self.descriptor = descriptor
+        self.has_descriptor = True
         return True
 
     def give_up(self):

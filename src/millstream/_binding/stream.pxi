@@ -110,7 +110,7 @@ cdef enum:
     EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of level "process"
 
 EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EVENT_SPARE,
-          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED,
+          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED, "late": MS_EVENT_LATE,
           "want_sync": EVENT_WANT_SYNC}
 LEVELS = {"process": 0, "interval": 1, "sync": 2}
 
@@ -123,8 +123,8 @@ cdef class StreamCore:
 
     Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes,
     deadline)``,
-    ``_after_append(index, events, end)``, ``_make_durable(index, end, deadline)``,
-    ``_timestamp(value)``,
+    ``_after_append(log, events, end, level, timeout)``, ``_leave_to_background(log)``,
+    ``_make_durable(index, end, deadline)``, ``_timestamp(value)``,
     ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``.
     """
     cdef object map
@@ -186,6 +186,7 @@ cdef class StreamCore:
         partition.c.block = index + <ms_control_block *>(
             <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION)
         partition.c.generation = generation
+        partition.c.late_us = UINT64_MAX
         partition.c.self = members.word
         partition.members = members
         partition.index = index
@@ -361,6 +362,8 @@ cdef class StreamCore:
             if self.natives[index] is None:  # also when another thread closed the store meanwhile
                 self._partition(index)
             partition = <Partition>self.natives[index]
+            if level == 2 and not partition.can_sync():
+                self._partition(index).prepare_sync()  # what it cannot get, it says before
             status = ms_partition_try_append(
                 &partition.c, records, shape, producer, sequence, out, &err)
             events |= out.events
@@ -377,12 +380,35 @@ cdef class StreamCore:
             self._resolve(index, status, out.owner, out.need_bytes, deadline)
         if level == 1 and self.level == 0:
             events |= EVENT_WANT_SYNC
-        if events:
-            partition.follow()
-            self._after_append(index, events, out.end, timeout)
-        if level == 2:
-            self.make_durable(partition, out.end, timeout)
+        if events or level == 2:
+            self.stored(partition, records.count if status == MS_OK else 0, out, events, level,
+                        timeout)
         return status == MS_RESENT
+
+    cdef int stored(self, Partition partition, uint32_t count, const ms_appended *appended,
+                    uint32_t events, int level, object timeout) except -1:
+        """What an append does once its batch is there: an error of ours says `Indeterminate`."""
+        cdef uint64_t end = appended.end
+        log = self.opened[partition.index]
+        try:
+            if log is None and level:
+                raise _errors.Closed(f"{self._where(partition.index)}: closed by another thread")
+            if events and log is not None:
+                partition.follow()
+                self._after_append(log, events, end, level, timeout)
+            if level == 2:
+                self.make_durable(partition, end, timeout)
+        except BaseException as error:
+            self.leave_to_background(partition.index)
+            if _errors.is_ours(error) and (
+                    level == 0 or ms_load64(&partition.c.block.durable) >= end):
+                return 0  # it is what was asked for: say, who closed the store has synced it
+            raise _errors.indeterminate(
+                error, "the record is stored, but whether it survives a power cut is not known",
+                self._where(partition.index),
+                (Span(partition.index, appended.epoch, appended.first_offset, count),)
+                if count else ())
+        return 0
 
     cdef int make_durable(self, Partition partition, uint64_t end, object timeout) except -1:
         """Group commit. Where another syncs for this record, no Python runs: all need the GIL."""
@@ -471,9 +497,10 @@ cdef class StreamCore:
             value_slice.data = <const uint8_t *>PyBytes_AS_STRING(value)
             value_slice.size = PyBytes_GET_SIZE(value)
         if timestamp is None:
-            records.timestamp = ms_clock_wall_us()
+            records.timestamp = records.called_us = ms_clock_wall_us()
         else:
             records.timestamp = self.microseconds(timestamp)
+            records.called_us = ms_clock_coarse_us()
         if ms_load32(&self.header.partitions) != self.count:
             self._refresh()
         if key is not None:
@@ -492,8 +519,8 @@ cdef class StreamCore:
         status = ms_batch_measure(&records, &shape, &err)
         if status < 0:
             fail(status, &err, None)
+        position = Position.__new__(Position)  # before: nothing fails behind the publishing
         self.publish(index, &records, &shape, level, timeout, &out)
-        position = Position.__new__(Position)
         position.partition = index
         position.epoch = out.epoch
         position.offset = out.first_offset
@@ -519,8 +546,10 @@ cdef class StreamCore:
             timestamps: one for all (see `append`), or a list, NumPy or Arrow array of them.
             partition, durability, timeout: see `append`.
 
-        Raises: as `append`. `StoreFull.appended` lists the spans that were stored before the room
-        ended.
+        Raises: as `append`. Where a share fails behind others, `appended` of the error has the
+        spans of those, each as durable as was asked for; what is stored and may not be is in
+        `published` of an `Indeterminate`. Ctrl-C between shares leaves those that are there, which
+        the background syncs.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -570,6 +599,7 @@ cdef class StreamCore:
             records.header_names = header_column.names.slices
             records.header_values = header_column.values.slices
         records.first_sequence = sequence
+        records.called_us = ms_clock_wall_us()
         made = self._timestamps(timestamps, count)
         if type(made) is int:
             records.timestamp = made
@@ -622,8 +652,9 @@ cdef class StreamCore:
             records.header_starts = headers.starts
             records.header_names = headers.names.slices
             records.header_values = headers.values.slices
+        records.called_us = ms_clock_wall_us()
         if timestamps is None:
-            records.timestamp = ms_clock_wall_us()
+            records.timestamp = records.called_us
         else:
             made = self._timestamps(timestamps, count)
             if type(made) is int:
@@ -654,8 +685,11 @@ cdef class StreamCore:
         cdef ms_status status = ms_batch_measure(records, &shape, &err)
         if status < 0:
             fail(status, &err, None)
+        cdef Span span = Span.__new__(Span)
+        cdef list spans = [span]
         self.publish(index, records, &shape, level, timeout, &out)
-        return [Span(index, out.epoch, out.first_offset, records.count)]
+        place_span(span, index, &out, records.count)
+        return spans
 
     cdef list append_split(self, ms_records *records, int level, object timeout):
         """Rows to partitions by counting sort, everything measured before anything is appended."""
@@ -697,25 +731,93 @@ cdef class StreamCore:
                     status = ms_batch_measure(records, &shapes[p], &err)
                     if status < 0:
                         fail(status, &err, None)
+            # What can fail before the first share is there, fails before it.
             for p in range(parts):
                 self.choose(records, rows, ends, p)
                 if records.count:
-                    # Only the last publish waits for durability of its own; the others are awaited
-                    # after.
+                    self.make_ready(p, level)
+            for p in range(parts):
+                self.choose(records, rows, ends, p)
+                if records.count:
+                    # At "sync" all are awaited when all are there, so that their syncs are shared.
+                    span = Span.__new__(Span)
                     self.publish(p, records, &shapes[p], 0 if level == 2 else level, timeout, &out)
-                    spans.append((Span(p, out.epoch, out.first_offset, records.count), out.end))
+                    place_span(span, p, &out, records.count)
+                    spans.append((span, out.end))
             if level == 2:
-                for span, end in spans:
-                    self._make_durable(span.partition, end, timeout)
+                self.make_all_durable(spans, timeout)
             return [span for span, _ in spans]
-        except _errors.MillstreamError as error:
-            error.appended = tuple(span for span, _ in spans)
-            raise
+        except BaseException as error:
+            raise self.account_for(error, spans, level, timeout)
         finally:
             PyMem_Free(chosen)
             PyMem_Free(rows)
             PyMem_Free(ends)
             PyMem_Free(shapes)
+
+    cdef int make_ready(self, uint32_t index, int level) except -1:
+        """Open a partition, and have what its sync will need."""
+        if self.natives[index] is None:
+            self._partition(index)
+        if level == 2 and not (<Partition>self.natives[index]).can_sync():
+            self._partition(index).prepare_sync()
+        return 0
+
+    cdef int make_all_durable(self, list spans, object timeout) except -1:
+        """Return when all these (span, end) are durable; what fails does not keep the others."""
+        failed = None
+        for span, end in spans:
+            try:
+                self._make_durable(span.partition, end, timeout)
+            except _errors.MillstreamError as error:
+                failed = failed or error
+        if failed is not None:
+            raise failed
+        return 0
+
+    cdef object account_for(self, object error, list spans, int level, object timeout):
+        """What to raise where shares, (span, end), were stored before an error.
+
+        Its `appended` has those that are as durable as was asked for. The others are in
+        `published` of an `Indeterminate`, and left to the background.
+        """
+        cdef list durable = [], uncertain = []
+        cdef bint waits = _errors.is_ours(error)  # else it is a signal's, and not to be held up
+        if level == 2:
+            for span, _ in spans:
+                self.leave_to_background(span.partition)
+        for span, end in spans:
+            if level == 2 and not self.is_durable(span.partition, end):
+                try:
+                    if waits:
+                        self._make_durable(span.partition, end, timeout)
+                except Exception as failed:
+                    if not _errors.is_ours(failed):
+                        raise
+                if not self.is_durable(span.partition, end):
+                    uncertain.append(span)
+                    continue
+            durable.append(span)
+        if uncertain or (spans and not isinstance(error, _errors.MillstreamError)):
+            error = _errors.indeterminate(
+                error, f"{len(spans)} shares are stored, of which {len(uncertain)} may not survive "
+                "a power cut", self.path, tuple(uncertain))
+        if isinstance(error, _errors.MillstreamError):
+            error.appended = tuple(durable)
+        return error
+
+    cdef int leave_to_background(self, uint32_t index) except -1:
+        """Who stored something that is not synced comes to its end before that is."""
+        log = self.opened[index]
+        if log is not None:
+            (<Partition>log.native).c.written = False  # the next append is news again
+            self._leave_to_background(log)
+        return 0
+
+    cdef bint is_durable(self, uint32_t index, uint64_t end) noexcept:
+        native = self.natives[index]
+        return native is not None and \
+            ms_load64(&(<Partition>native).c.block.durable) >= end
 
     cdef int choose(self, ms_records *records, uint32_t *rows, uint32_t *ends,
             uint32_t p) except -1:
@@ -766,7 +868,22 @@ cdef class StreamCore:
         except _errors.MillstreamError as error:
             error.appended = tuple(spans) + tuple(getattr(error, "appended", ()))
             raise
+        except MemoryError as error:
+            if not spans:
+                raise
+            failed = _errors.indeterminate(
+                error, f"{len(spans)} batches are stored, what came next is not", self.path)
+            failed.appended = tuple(spans)
+            raise failed
         return spans
+
+
+cdef inline void place_span(Span span, uint32_t partition, const ms_appended *out,
+                            uint32_t count) noexcept:
+    span.partition = partition
+    span.epoch = out.epoch
+    span.first_offset = out.first_offset
+    span.count = count
 
 
 cdef enum:
