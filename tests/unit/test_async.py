@@ -1,6 +1,7 @@
 """`aread`: as `read`, and the loop goes on."""
 
 import asyncio
+import contextlib
 import threading
 
 import pytest
@@ -14,7 +15,7 @@ async def take(reader):
 
 
 def threads():
-    return [thread for thread in threading.enumerate() if thread.name == "millstream-aread"]
+    return [thread for thread in threading.enumerate() if thread.name.startswith("millstream-")]
 
 
 async def gone(limit=10.0):
@@ -200,3 +201,191 @@ def test_errors_of_a_wait_reach_the_reader(stream, monkeypatch):
         await gone()
 
     asyncio.run(main())
+
+
+# --- queues and groups ----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def queue(store):
+    return store.queue("q", capacity=2)
+
+
+def test_aget_is_a_coroutine_of_which_tasks_can_be_made(queue):
+    async def main():
+        got = queue.aget()
+        assert asyncio.iscoroutine(got)
+        queue.put(b"1")
+        first = await got
+        assert first.ack() is None and first.value == b"1"
+        with pytest.raises(RuntimeError, match="already awaited"):
+            await got
+
+        made = [asyncio.create_task(queue.aget()), asyncio.ensure_future(queue.aget())]
+        await asyncio.sleep(0)
+        queue.put_many([b"2", b"3"])
+        found = await asyncio.gather(*made)
+        queue.ack_many(found)
+        queue.put(b"4")
+        found.append(await asyncio.wait_for(queue.aget(), 20))
+        queue.put(b"5")
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(queue.aget())
+        found.append(task.result())
+        assert sorted(message.value for message in found) == [b"2", b"3", b"4", b"5"]
+        with pytest.raises(millstream.Empty):
+            await asyncio.gather(queue.aget(timeout=0.01))
+        queue.ack_many(found)
+        async with queue.aget(timeout=0) as message:
+            raise AssertionError(message)
+
+    with pytest.raises(millstream.Empty):
+        asyncio.run(main())
+
+
+def test_aget_runs_by_itself_and_in_debug_mode(queue):
+    queue.put_many([b"1", b"2"])
+    assert asyncio.run(queue.aget()).value == b"1"
+    assert asyncio.run(queue.aget(), debug=True).value == b"2"
+    with pytest.raises(millstream.Empty):
+        asyncio.run(queue.aget(timeout=0.01), debug=True)
+
+
+def test_coroutine_that_is_not_awaited_is_warned_of_or_closed(queue):
+    queue.aget().close()
+    got = queue.aget()
+    with pytest.warns(RuntimeWarning, match="never awaited"):
+        del got
+
+
+def wait_for_room(queue):
+    queue.put_many([b"1", b"2"])
+    return queue.aput(b"3", timeout=0.001)
+
+
+async def poll_once(stream):
+    with stream.consumer("g") as consumer:
+        return await consumer.apoll(timeout=0.001)
+
+
+WAITS = {
+    "aget": lambda store: store.queue("q").aget(timeout=0.001),
+    "aput": lambda store: wait_for_room(store.queue("full", capacity=2)),
+    "aread": lambda store: take(store.stream("s").aread(follow=True, timeout=0.001)),
+    "apoll": lambda store: poll_once(store.stream("s")),
+}
+
+
+@pytest.mark.parametrize("what", WAITS)
+def test_no_thread_is_left_when_the_loop_ends(store, what):
+    """300 of them left 115 to 230 threads behind."""
+    for _ in range(10):
+        for name in ("full", "q"):
+            if name in store.queues():
+                store.queue(name).purge()
+        call = WAITS[what](store)
+        with contextlib.suppress(millstream.Empty, millstream.QueueFull):
+            asyncio.run(as_coroutine(call))
+        assert threads() == []
+
+
+async def as_coroutine(call):
+    return await call
+
+
+@pytest.mark.parametrize("what", ["aget", "async for", "apoll", "consumer"])
+def test_waiting_for_ever_ends_with_the_loop(store, what):
+    queue, stream = store.queue("q"), store.stream("s")
+
+    async def wait():
+        if what == "aget":
+            await queue.aget()
+        elif what == "async for":
+            async for _ in queue:
+                break
+        else:
+            with stream.consumer("g") as consumer:
+                if what == "apoll":
+                    await consumer.apoll(None)
+                async for _ in consumer:
+                    break
+
+    async def main():
+        tasks = [asyncio.create_task(wait()) for _ in range(3)]
+        while not threads():
+            await asyncio.sleep(0.001)
+        return tasks
+
+    tasks = asyncio.run(main())  # cancels them
+    assert all(task.cancelled() for task in tasks)
+    assert threads() == []
+    queue.put(b"x")
+    assert queue.get(timeout=5).value == b"x"
+
+
+def test_closing_the_store_ends_waits_and_threads(tmp_path):
+    async def main():
+        store = millstream.open(tmp_path / "s")
+        getting = asyncio.create_task(store.queue("q").aget())
+        polling = asyncio.create_task(store.stream("s").consumer("g").apoll(None))
+        while len(threads()) < 2:
+            await asyncio.sleep(0.001)
+        await asyncio.to_thread(store.close)
+        for task in (getting, polling):
+            with pytest.raises(Closed):
+                await asyncio.wait_for(task, 20)
+        await gone()
+
+    asyncio.run(main())
+
+
+def test_loop_that_is_not_ended_in_order_keeps_its_thread_for_a_second_only(queue):
+    loop = asyncio.new_event_loop()
+    with pytest.raises(millstream.Empty):
+        loop.run_until_complete(queue.aget(timeout=0.001))
+    loop.close()
+    for thread in threads():
+        thread.join(20)
+        assert not thread.is_alive()
+
+
+def test_two_loops_wait_at_one_queue(queue):
+    """Each has a thread of its own, and neither ends the other's."""
+    found = []
+
+    def wait():
+        async def main():
+            async with queue.aget(timeout=60) as message:
+                found.append(message.value)
+
+        asyncio.run(main())
+
+    loops = [threading.Thread(target=wait) for _ in range(2)]
+    for loop in loops:
+        loop.start()
+    queue.put_many([b"1", b"2"])
+    for loop in loops:
+        loop.join(60)
+    assert sorted(found) == [b"1", b"2"]
+    assert threads() == []
+
+
+def test_cancelled_waits_lose_no_message_and_no_wake(store):
+    queue = store.queue("many")
+
+    async def main():
+        waiting = [asyncio.create_task(queue.aget()) for _ in range(20)]
+        await asyncio.sleep(0.01)
+        queue.put_many([b"%d" % i for i in range(10)])
+        for task in waiting[::2]:
+            task.cancel()
+        done = await asyncio.gather(*waiting, return_exceptions=True)
+        found = [one for one in done if isinstance(one, millstream.Message)]
+        queue.ack_many(found)
+        while len(queue):
+            async with queue.aget(timeout=20) as message:
+                found.append(message)
+        assert sorted(int(one.value) for one in found) == list(range(10))
+
+    # Ten of twenty wait on, or fewer: whoever waits is served.
+    asyncio.run(asyncio.wait_for(main(), 60))

@@ -520,7 +520,7 @@ def test_aput_and_aget(q):
 def test_cancelled_aget_loses_nothing(q):
     async def main():
         for i in range(50):
-            getting = asyncio.create_task(q._aget(None))
+            getting = asyncio.create_task(q.aget())
             await asyncio.sleep(0.001)
             q.put(b"%d" % i)
             getting.cancel()
