@@ -12,7 +12,7 @@ from millstream.assignment import Assignment
 from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Unsupported
 from millstream.group import Group, check_start, position_at
 from millstream.options import as_index, boolean, check_timeout, integer, number
-from millstream.reader import KEEP_MAPS, UNLIMITED, _Waiter
+from millstream.reader import KEEP_MAPS, UNLIMITED, sleepers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from typing import Any
 
+    from millstream.sleepers import Sleepers
     from millstream.sql_position import SqlPosition
     from millstream.stream import Stream
 
@@ -77,7 +78,7 @@ class Consumer(Assignment):
         transacted = delivery == "exactly_once"
         super().__init__(stream, member, transacted, on_lost, on_assign, on_revoke)
         self._at = 0
-        self._waiter: _Waiter | None = None
+        self._waiter: Sleepers | None = None
         self._join()
         self._closed = False
         stream._consumers.add(self)
@@ -155,13 +156,22 @@ class Consumer(Assignment):
         try:
             while batch is None and time.monotonic() < deadline:
                 self._member.rest()
-                if self._waiter is None:
-                    self._waiter = _Waiter(self._turn)
-                await self._waiter.wait(deadline)
+                await self._sleepers().wait(0, deadline)
                 batch = self._next()
         finally:
             self._member.work()
         return batch
+
+    def _sleepers(self) -> Sleepers:
+        """Who sleeps for the loop that runs now."""
+        import asyncio
+
+        waiter = self._waiter
+        if waiter is None or waiter.over or waiter.loop is not asyncio.get_running_loop():
+            if waiter is not None:
+                waiter.stop()
+            waiter = self._waiter = sleepers(self._turn)
+        return waiter
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         """Batches, until none came for `timeout` seconds, without blocking the loop."""

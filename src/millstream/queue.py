@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 import heapq
 import time
-from collections.abc import AsyncIterator, Callable, Generator, Mapping
+from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 from millstream import _native, codecs, dedup, files, queue_settings, settings, slots
@@ -26,7 +27,7 @@ from millstream.queue_handle import QueueHandle
 
 if TYPE_CHECKING:
     from millstream.queue_records import QueueStats, StoredMessage
-    from millstream.queue_waiter import Waiter
+    from millstream.sleepers import Sleepers
     from millstream.store import Store
 
 __all__ = ["Queue"]
@@ -36,6 +37,7 @@ SETTINGS = (
     *("priorities", "lease", "ordering", "ttl", "dedup_window", "dead_limit", "on_dead", "ageing"),
     *("slot_bytes", "payload_bytes", "payload_max"),
 )
+ALL = 0x7FFFFFFF
 COUNTERS = ("redelivered", "expired", "evicted", "corrupt", "refused")
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
@@ -69,7 +71,7 @@ class Queue(QueueHandle):
         self._override = durability
         self._codec = codec
         self._workers: list[Any] = []
-        self._waiter: Waiter | None = None
+        self._waiters: list[Sleepers] = []
         self._random: Callable[[], float] | None = None
         self.dead = DeadLetters(self)
         self._config = config
@@ -96,12 +98,26 @@ class Queue(QueueHandle):
 
     # --- asyncio ----------------------------------------------------------------------------------
 
-    def _wait_in_loop(self) -> Waiter:
+    async def _rest(self, place: Literal["message", "room"], ticket: int, deadline: float) -> None:
+        """Return when something may have come to a place, or at the deadline."""
+        import asyncio
+
         with _native.loading:
-            from millstream.queue_waiter import Waiter
-        if self._waiter is None or not self._waiter.usable():
-            self._waiter = Waiter(self)
-        return self._waiter
+            from millstream.sleepers import Sleepers
+        loop, name = asyncio.get_running_loop(), f"millstream-{place}"
+        for waiter in self._waiters:
+            if waiter.loop is loop and waiter.name == name and not waiter.over:
+                break
+        else:
+            self._waiters = [one for one in self._waiters if not one.over]
+            waiter = Sleepers(name, partial(self._sleep, place), partial(self._wake, place, ALL))
+            self._waiters.append(waiter)
+        try:
+            await waiter.wait(ticket, deadline)
+        except asyncio.CancelledError:
+            if not self.closed:
+                self._wake(place, 1)  # the one that was meant for us
+            raise
 
     async def aput(
         self,
@@ -141,12 +157,13 @@ class Queue(QueueHandle):
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise
-            await self._wait_in_loop().wait("room", ticket, deadline)
+            await self._rest("room", ticket, deadline)
 
     def aget(self, *, timeout: float | None = None) -> Getting:
         """`get` for asyncio: ``async with q.aget() as m``, or ``m = await q.aget()``.
 
-        Waits without blocking the loop; cancelling it loses no message.
+        A coroutine, so that tasks can be made of it. Waits without blocking the loop; cancelling it
+        loses no message. No thread of it is left when the loop ends, or the store is closed.
         """
         return Getting(self, check_timeout(timeout))
 
@@ -160,7 +177,7 @@ class Queue(QueueHandle):
             except Empty:
                 if time.monotonic() >= deadline:
                     raise
-            await self._wait_in_loop().wait("message", ticket, deadline)
+            await self._rest("message", ticket, deadline)
 
     async def __aiter__(self) -> AsyncIterator[Message]:
         while True:
@@ -408,19 +425,30 @@ class Queue(QueueHandle):
         )
 
 
-class Getting:
-    """What `Queue.aget` gives: awaitable, and an async context manager."""
+class Getting(Coroutine[Any, Any, Message]):
+    """What `Queue.aget` gives: a coroutine, and an async context manager."""
 
     def __init__(self, queue: Queue, timeout: float | None) -> None:
-        self._queue = queue
-        self._timeout = timeout
+        self._coroutine = queue._aget(timeout)
         self._message: Message | None = None
 
+    def send(self, value: Any) -> Any:
+        """As of any coroutine."""
+        return self._coroutine.send(value)
+
+    def throw(self, *raised: Any) -> Any:
+        """As of any coroutine."""
+        return self._coroutine.throw(*raised)
+
+    def close(self) -> None:
+        """As of any coroutine."""
+        self._coroutine.close()
+
     def __await__(self) -> Generator[Any, None, Message]:
-        return self._queue._aget(self._timeout).__await__()
+        return self._coroutine.__await__()
 
     async def __aenter__(self) -> Message:
-        self._message = await self._queue._aget(self._timeout)
+        self._message = await self._coroutine
         return self._message
 
     async def __aexit__(self, kind: Any, error: Any, trace: Any) -> bool:

@@ -19,7 +19,7 @@ from millstream.options import Durability, RetryPolicy, check_timeout
 
 if TYPE_CHECKING:
     from millstream.dead_letters import DeadLetters
-    from millstream.queue_waiter import Waiter
+    from millstream.sleepers import Sleepers
     from millstream.store import Store
 
 __all__ = ["QueueHandle"]
@@ -41,7 +41,7 @@ class QueueHandle(_native.QueueCore):
     _config: dict[str, Any]
     _files: slots.Files
     _directory: files.Directory
-    _waiter: Waiter | None
+    _waiters: list[Sleepers]
     _random: Callable[[], float] | None
 
     # --- opening ----------------------------------------------------------------------------------
@@ -381,8 +381,8 @@ class QueueHandle(_native.QueueCore):
             self._wake_all()  # who waits here, of all processes, looks again
             self._files.close()
             self._directory.close()
-        if self._waiter is not None:
-            self._waiter.stop()
+        for waiter in list(self._waiters):
+            waiter.stop()
 
 
 def _grown(count: int, extent: int, most: int, allocate: Callable[[int], None]) -> int:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import threading
 import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
@@ -22,10 +20,10 @@ from millstream.options import as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    import asyncio
     from typing import Any
 
     from millstream.segments import PartitionLog
+    from millstream.sleepers import Sleepers
     from millstream.stream import Stream
 
 UNLIMITED = 1 << 62
@@ -393,7 +391,7 @@ async def _aread(
     import asyncio
 
     quiet_until = _quiet_until(timeout)
-    waiter = _Waiter(turn)
+    waiter = sleepers(turn)
     try:
         while left > 0:
             some = False
@@ -407,7 +405,7 @@ async def _aread(
                 continue
             if not follow or time.monotonic() >= quiet_until:
                 return
-            await waiter.wait(quiet_until)
+            await waiter.wait(0, quiet_until)
             if not turn.ready():
                 turn.look_again()
     finally:
@@ -431,59 +429,12 @@ def aread(
     return _aread(_Turn(stream, readers, grows), left, follow, timeout)
 
 
-class _Waiter:
-    """One thread that sleeps on the stream's futex for an asyncio reader, and wakes its loop."""
+def sleepers(turn: _Turn) -> Sleepers:
+    """Who sleeps for coroutines of the running loop until a turn may have something."""
+    from millstream.sleepers import Sleepers
 
-    def __init__(self, turn: _Turn) -> None:
-        self.turn = turn
-        self._thread: threading.Thread | None = None
-        self._asked = threading.Event()
-        self._stopped = threading.Event()
-        self._deadline = 0.0
-        self._future: asyncio.Future[None] | None = None
-        self._loop: asyncio.AbstractEventLoop | None = None
-
-    async def wait(self, deadline: float) -> None:
-        import asyncio
-
-        self._loop = asyncio.get_running_loop()
-        self._future = self._loop.create_future()
-        self._deadline = deadline
-        self._asked.set()
-        if self._thread is None:
-            self._thread = threading.Thread(target=self._run, name="millstream-aread", daemon=True)
-            self._thread.start()
-        await self._future
-
-    def stop(self) -> None:
-        self._stopped.set()
-        self._asked.set()
-        if self._thread is not None and not self.turn.stream.closed:
-            self.turn.stream._wake()
-
-    def _run(self) -> None:
-        while True:
-            self._asked.wait()
-            self._asked.clear()
-            if self._stopped.is_set():
-                return
-            error: BaseException | None = None
-            try:
-                self.turn.wait(self._deadline)
-            except BaseException as caught:  # handed to the reader, who raises it
-                error = caught
-            loop, future = self._loop, self._future
-            assert loop is not None and future is not None
-            if self._stopped.is_set() or loop.is_closed():
-                return
-            with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
-                loop.call_soon_threadsafe(_finish, future, error)
-
-
-def _finish(future: asyncio.Future[None], error: BaseException | None) -> None:
-    if future.done():
-        return
-    if error is None:
-        future.set_result(None)
-    else:
-        future.set_exception(error)
+    return Sleepers(
+        "millstream-aread",
+        lambda _, seconds: turn.wait(time.monotonic() + seconds),
+        turn.stream._wake,
+    )
