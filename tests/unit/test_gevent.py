@@ -1,0 +1,168 @@
+"""Under gevent's `monkey.patch_all()` whoever waits lets the other greenlets run."""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import worker_jobs
+
+JOBS = Path(worker_jobs.__file__).parent
+
+BEGIN = f"""
+from gevent import monkey
+monkey.patch_all()
+import sys, threading, time
+import gevent
+sys.path.insert(0, {str(JOBS)!r})
+import millstream
+from millstream.worker import Worker
+
+ticks = 0
+
+def tick():
+    global ticks
+    while True:
+        gevent.sleep(0.005)
+        ticks += 1
+
+def after(count, call, *arguments):
+    '''Call, in another greenlet, when the hub has ticked so often since now.'''
+    def wait():
+        end = ticks + count
+        while ticks < end:
+            gevent.sleep(0.005)
+        call(*arguments)
+    return gevent.spawn(wait)
+
+def main(store, queue, stream):
+"""
+END = """
+if __name__ == "__main__":
+    gevent.spawn(tick)
+    with millstream.open(sys.argv[1], durability="process") as store, gevent.Timeout(60):
+        main(store, store.queue("q", capacity=2), store.stream("s"))
+    print("done")
+"""
+
+CASES = {
+    "get": """
+    after(5, queue.put, b"x")
+    assert queue.get().value == b"x"
+""",
+    "get_many and its time-out": """
+    assert queue.get_many(5, timeout=0.1) == []
+    after(5, queue.put, b"x")
+    assert [message.value for message in queue.get_many(5)] == [b"x"]
+""",
+    "put into a full queue": """
+    queue.put_many([b"1", b"2"])
+    after(5, lambda: queue.get(timeout=0).ack())
+    queue.put(b"3")
+""",
+    "join": """
+    queue.put(b"1")
+    message = queue.get(timeout=0)
+    after(5, message.ack)
+    queue.join()
+""",
+    "many at once": """
+    found = []
+    def get():
+        with queue.get() as message:
+            found.append(message)
+    getting = [gevent.spawn(get) for _ in range(80)]
+    for i in range(80):
+        queue.put(b"%d" % i)
+    gevent.joinall(getting)
+    assert sorted(int(message.value) for message in found) == list(range(80))
+    after(5, lambda: None).join()
+""",
+    "a greenlet that is killed": """
+    getting = gevent.spawn(queue.get)
+    gevent.sleep(0.02)
+    getting.kill()
+    with gevent.Timeout(0.05, False):
+        queue.get()
+    after(5, queue.put, b"x")
+    assert queue.get().value == b"x"
+""",
+    "follow": """
+    after(5, stream.append, b"x")
+    for batch in stream.read(follow=True):
+        assert list(batch.values) == [b"x"]
+        break
+""",
+    "follow what is durable": """
+    after(5, lambda: stream.append(b"x", durability="interval"))
+    for batch in stream.read(follow=True, durable=True):
+        break
+""",
+    "wait_durable": """
+    span = stream.append(b"x", durability="interval")
+    after(2, stream.flush)
+    stream.wait_durable(span, timeout=30)
+    after(5, lambda: None).join()
+""",
+    "a consumer": """
+    with stream.consumer("g") as consumer:
+        after(5, stream.append, b"x")
+        assert list(consumer.poll(None).values) == [b"x"]
+        consumer.commit()
+""",
+    "a view": """
+    with stream.view() as view:
+        after(5, lambda: stream.append(b"x", key=b"k"))
+        while view.get(b"k") is None:
+            gevent.sleep(0.005)
+        after(5, lambda: None).join()
+""",
+    "a transaction": """
+    with store.transaction() as tx:
+        tx.put(queue, b"x")
+    after(5, lambda: None).join()
+    assert queue.get().value == b"x"
+""",
+    "workers": """
+    seen = []
+    def work(message):
+        gevent.sleep(0.01)
+        seen.append(message.value)
+    queue.worker(concurrency=4)(work)
+    after(5, queue.put_many, [b"1", b"2"])
+    with Worker(queue, work, concurrency=2):
+        while len(seen) < 2:
+            gevent.sleep(0.005)
+    queue.put(b"3")
+    print(millstream.run(queue, until_empty=True))
+    assert sorted(seen) == [b"1", b"2", b"3"]
+""",
+    "worker processes": """
+    import os, worker_jobs
+    to = os.path.dirname(sys.argv[1]).encode()
+    queue.put(b"x", headers={"to": to})
+    queue.worker(mode="process")(worker_jobs.note)
+    print(millstream.run(queue, until_empty=True))
+""",
+    "a real thread": """
+    Thread = monkey.get_original("threading", "Thread")
+    start = monkey.get_original("_thread", "start_new_thread")
+    found = []
+    start(lambda: found.append(queue.get()), ())
+    after(5, queue.put, b"x")
+    while not found:
+        gevent.sleep(0.005)
+""",
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_hub_goes_on_while_something_waits(tmp_path, case):
+    pytest.importorskip("gevent")
+    script = tmp_path / "script.py"
+    script.write_text(BEGIN + CASES[case] + "    assert ticks >= 5, ticks\n" + END)
+    command = [sys.executable, str(script), str(tmp_path / "store")]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=100)
+    assert done.stdout.endswith("done\n"), done.stdout + done.stderr
+    assert done.returncode == 0
+    assert done.stderr == ""
