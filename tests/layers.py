@@ -35,6 +35,7 @@ C_LAYERS = (
 # One entry per module or subpackage of millstream; `__init__` re-exports and is above all rules.
 PYTHON_LAYERS = (
     "errors",
+    "greenlets",
     "_native",
     "options",
     "codecs",

@@ -6,7 +6,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
 
-from millstream import recovery, timestamps
+from millstream import _native, recovery, timestamps
 from millstream._native import Batch, Cursor, Position
 from millstream.errors import (
     Closed,
@@ -431,8 +431,8 @@ def aread(
 
 def sleepers(turn: _Turn) -> Sleepers:
     """Who sleeps for coroutines of the running loop until a turn may have something."""
-    from millstream.sleepers import Sleepers
-
+    with _native.loading:
+        from millstream.sleepers import Sleepers
     return Sleepers(
         "millstream-aread",
         lambda _, seconds: turn.wait(time.monotonic() + seconds),

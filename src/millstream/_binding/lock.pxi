@@ -254,9 +254,16 @@ cdef class Bell:
     def wait(self, uint32_t seen, double seconds):
         """Return when it was rung since, after `seconds`, or earlier."""
         cdef int64_t left = <int64_t>(max(0.0, min(seconds, 1.0)) * 1e9)
+        room = room_of_greenlets()
+        if room is not None:
+            room(self._wait_here, (seen, left))
+        else:
+            self._wait_here(seen, left)
+            PyErr_CheckSignals()
+
+    def _wait_here(self, uint32_t seen, int64_t left):
         with nogil:
             ms_futex_wait(<const void *>&self.word, seen, left)
-        PyErr_CheckSignals()
 
 
 # Imports of the package at their first use: `with loading:`. What interrupts one could meet modules

@@ -258,10 +258,17 @@ cdef class Partition:
             ms_store32(&self.c.block.durable_waiters, 1)
             ms_fence()
         if ms_load64(&self.c.block.durable) < position and ms_load32(&self.c.block.poison) == 0:
-            with nogil:
-                ms_partition_follow(self.c.block, seen, left)
-            PyErr_CheckSignals()
+            room = room_of_greenlets()
+            if room is not None:
+                room(self._follow_here, (seen, left))
+            else:
+                self._follow_here(seen, left)
+                PyErr_CheckSignals()
         return ms_load64(&self.c.block.durable) >= position
+
+    def _follow_here(self, uint32_t seen, int64_t left):
+        with nogil:
+            ms_partition_follow(self.c.block, seen, left)
 
     def begin_sync(self, uint64_t target):
         """The sync that the holder of the sync word begins will reach this position."""

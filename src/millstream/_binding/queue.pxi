@@ -112,7 +112,6 @@ cdef class QueueCore(_QueueFiles):
                          int64_t deadline, int *io_found, uint32_t *io_ticket) except -1:
         """Do what a put could not; 1: the time is over and the queue still full."""
         cdef ms_instant now
-        cdef ms_queue c
         cdef int64_t most
         if status < 0:
             fail(status, err, self.path)
@@ -136,10 +135,7 @@ cdef class QueueCore(_QueueFiles):
                 if now.mono_ns >= deadline:
                     return 1
                 most = min(<int64_t>LOOK_NS, deadline - now.mono_ns)
-                c = self.c
-                with nogil:
-                    ms_queue_sleep(&c, MS_WAIT_ROOM, io_ticket[0], most)
-                PyErr_CheckSignals()
+                self.rest(MS_WAIT_ROOM, io_ticket[0], most)
             elif deadline <= started:  # it does not wait
                 self.look(&now)
                 io_found[0] = ANNOUNCED  # once more, then it is over
@@ -506,9 +502,8 @@ cdef class QueueCore(_QueueFiles):
     cdef Message wait_for_one(self, object timeout):
         """The next message, or None after the time-out."""
         cdef ms_instant now
-        cdef ms_queue c
         cdef Message m
-        cdef int64_t deadline = deadline_of(timeout), most
+        cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t ticket = 0
         cdef bint waits = timeout is None or timeout > 0, slept = False
         while True:
@@ -529,12 +524,8 @@ cdef class QueueCore(_QueueFiles):
                 return m
             if now.mono_ns >= deadline or not waits:
                 return None
-            most = self.slice(&now, deadline)
-            c = self.c  # which another thread may replace meanwhile
-            with nogil:
-                ms_queue_sleep(&c, MS_WAIT_MESSAGE, ticket, most)
+            self.rest(MS_WAIT_MESSAGE, ticket, self.slice(&now, deadline))
             slept = True
-            PyErr_CheckSignals()
             self.alive()
 
     def get_many(self, count, *, timeout=None):
@@ -632,14 +623,27 @@ cdef class QueueCore(_QueueFiles):
     def _sleep(self, str place, uint32_t ticket, double timeout):
         """Sleep until woken, at most `timeout` seconds, maybe less."""
         cdef ms_instant now
-        cdef int where = PLACES[place]
-        cdef int64_t most
         ms_now(&now)
-        most = self.slice(&now, now.mono_ns + <int64_t>(min(timeout, 1e9) * 1e9))
+        self.rest(PLACES[place], ticket,
+                  self.slice(&now, now.mono_ns + <int64_t>(min(timeout, 1e9) * 1e9)))
+
+    cdef int rest(self, int place, uint32_t ticket, int64_t most) except -1:
+        """Sleep until woken, for `most` nanoseconds, or until a signal comes."""
+        cdef ms_queue c
+        room = room_of_greenlets()
+        if room is not None:
+            room(self._rest_here, (place, ticket, most))
+            return 0
+        c = self.c  # which another thread may replace meanwhile
+        with nogil:
+            ms_queue_sleep(&c, place, ticket, most)
+        PyErr_CheckSignals()
+        return 0
+
+    def _rest_here(self, int place, uint32_t ticket, int64_t most):
         cdef ms_queue c = self.c
         with nogil:
-            ms_queue_sleep(&c, where, ticket, most)
-        PyErr_CheckSignals()
+            ms_queue_sleep(&c, place, ticket, most)
 
 
 cdef tuple put_arguments(dict item):

@@ -310,12 +310,21 @@ cdef class StreamCore:
         # second.
         cdef double slice = 1.0 if self.writable else 0.01
         cdef int64_t left = <int64_t>((timeout if timeout < slice else slice) * 1e9)
+        room = room_of_greenlets()
+        if room is not None:
+            room(self._wait_here, (seen, left))
+        else:
+            self._wait_here(seen, left)
+            PyErr_CheckSignals()
+
+    def _wait_here(self, uint32_t seen, int64_t left):
+        if self.is_closed:
+            return
         cdef ms_control_header *header = self.header
         # Another thread may close the stream meanwhile, and give the map up.
         cdef _ControlBuffer keep = hold_control(self.map)
         with nogil:
             ms_futex_wait(&header.wake, seen, left)
-        PyErr_CheckSignals()
 
     def partition_for(self, key):
         """The partition of a key: ``xxh3_64(key) % partitions``, for ever.
