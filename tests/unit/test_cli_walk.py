@@ -183,6 +183,13 @@ def test_a_name_that_is_not_there_is_refused_and_not_made(lasting, capfd, words,
         assert store.stream("letters").groups() == ["readers"]
 
 
+def test_a_queue_in_place_of_a_stream_is_told(lasting, capfd):
+    _, [line] = run(capfd, ["cat", lasting, "mail"], 3)
+    assert "a queue is called that" in line
+    _, [line] = run(capfd, ["queue", "peek", lasting, "letters"], 3)
+    assert "a stream is called that" in line
+
+
 @pytest.mark.parametrize("words", sorted(MAKE))
 def test_what_is_to_be_made_is_made(path, capfd, words):
     arguments = filled(words, path)

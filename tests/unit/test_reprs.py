@@ -68,6 +68,19 @@ def test_a_message_says_its_size_and_its_key(parts):
             assert len(repr(m)) < 200
 
 
+def test_what_is_looked_at_is_short_however_long_it_is(parts):
+    _, _, queue = parts
+    queue.put(b"x" * 1_000_000, key=b"ann")
+    [stored] = queue.peek()
+    assert f"{b'x' * 40!r}... of 1000000 bytes, key b'ann', ready, priority 0, 0 att" in repr(
+        stored
+    )
+    queue.get(timeout=5).reject("no such address")
+    [letter] = queue.dead.list()
+    assert repr(letter).endswith("bytes, key b'ann', 'no such address' after 1 attempts>")
+    assert max(len(repr(stored)), len(repr(letter))) < 200
+
+
 def test_queues_and_dead_letters_say_how_many_there_are(parts):
     store, _, queue = parts
     queue.put_many([b"a", b"b"])
