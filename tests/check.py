@@ -143,6 +143,11 @@ def every_compiler() -> None:
             shell(*compiler, *options, *errors, "-o", os.devnull, generated)
 
 
+def guide_tables() -> None:
+    """The tables of the guide are those of the code."""
+    shell(sys.executable, "tests/guide_tables.py", "--check")
+
+
 def workflows() -> None:
     """Workflows parse, are hardened, and pin every action by commit."""
     wrong = []
@@ -359,6 +364,7 @@ FAST = [
     Step("layers of C", c_layers),
     Step("layers of Python", python_layers),
     Step("docs: links and snippets", docs),
+    Step("docs: tables of the guide", guide_tables),
 ]
 VERBS = {
     "fast": FAST,

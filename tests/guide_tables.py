@@ -6,6 +6,7 @@
 import argparse
 import inspect
 import re
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -122,4 +123,8 @@ PAGES = (GUIDE / "errors.md", GUIDE / "operations.md")
 
 if __name__ == "__main__":
     for path in PAGES:
-        path.write_text(filled(path.read_text()))
+        text = path.read_text()
+        if "--check" not in sys.argv:
+            path.write_text(filled(text))
+        elif filled(text) != text:
+            sys.exit(f"{path.name}: its tables are not those of the code; run {sys.argv[0]}")

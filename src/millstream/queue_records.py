@@ -20,6 +20,7 @@ REASONS = {
 }
 
 
+SHOWN_BYTES = 40
 EARLIEST, LATEST = -62_135_596_800_000_000, 253_402_300_799_999_999
 """Microseconds since 1970 of the first and the last datetime that there is."""
 
@@ -81,7 +82,15 @@ class QueueStats:
     payload_max: int
 
 
-@dataclass(frozen=True, slots=True)
+def shown(value: object) -> str:
+    """A value for a repr: whole where it is short, else its beginning and its size."""
+    if isinstance(value, bytes) and len(value) > SHOWN_BYTES:
+        return f"{value[:SHOWN_BYTES]!r}... of {len(value)} bytes"
+    text = repr(value)
+    return text if len(text) <= 4 * SHOWN_BYTES else f"{text[: 4 * SHOWN_BYTES]}..."
+
+
+@dataclass(frozen=True, slots=True, repr=False)
 class StoredMessage:
     """A message that was looked at without taking it. Times are datetimes in UTC."""
 
@@ -96,8 +105,13 @@ class StoredMessage:
     due: datetime | None
     expires: datetime | None
 
+    def __repr__(self) -> str:
+        key = "" if self.key is None else f", key {shown(self.key)}"
+        tried = f"priority {self.priority}, {self.attempts} attempts"
+        return f"<StoredMessage {self.id}: {shown(self.value)}{key}, {self.state}, {tried}>"
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, repr=False)
 class DeadLetter:
     """A message that is not tried any more. Times are datetimes in UTC.
 
@@ -120,3 +134,10 @@ class DeadLetter:
     headers: dict[str, bytes]
     priority: int
     put_at: datetime
+
+    def __repr__(self) -> str:
+        key = "" if self.key is None else f", key {shown(self.key)}"
+        return (
+            f"<DeadLetter {self.id}: {shown(self.value)}{key}, {self.reason!r} after "
+            f"{self.attempts} attempts>"
+        )

@@ -215,8 +215,8 @@ def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress
 
     console = Console(stderr=True)
     columns: list[ProgressColumn] = [TextColumn("{task.description:<30}")]
-    if console.width >= 90:
-        columns.append(BarColumn(bar_width=24))
+    if console.width >= 70:
+        columns.append(BarColumn(bar_width=min(24, console.width - 58)))
     if console.width >= 60:  # a number is shown whole or not at all
         columns.append(TextColumn("{task.completed:>9,} " + unit, style="dim"))
     columns.append(TimeElapsedColumn())

@@ -72,7 +72,8 @@ def existing(store: Store, name: str) -> Stream:
     """Return a stream that exists."""
     names = list(store.streams())
     if name not in names:
-        raise unknown(f"stream {name!r} in this store", name, names)
+        also = " (a queue is called that: `millstream queue`)" if name in store.queues() else ""
+        raise unknown(f"stream {name!r} in this store{also}", name, names)
     return store.stream(name)
 
 
@@ -80,7 +81,8 @@ def existing_queue(store: Store, name: str) -> Queue:
     """Return a queue that exists."""
     names = list(store.queues())
     if name not in names:
-        raise unknown(f"queue {name!r} in this store", name, names)
+        also = " (a stream is called that)" if name in store.streams() else ""
+        raise unknown(f"queue {name!r} in this store{also}", name, names)
     return store.queue(name)
 
 
