@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import re
+import select
 import signal
 import struct
 import subprocess
@@ -565,6 +566,33 @@ def test_bench_measures_with_several_processes(tmp_path):
 
 
 # --- terminals ----------------------------------------------------------------------------------
+
+
+def at_terminal(*args):
+    """Start a command whose stdin, stdout and stderr are a terminal; return it with our end."""
+    ours, theirs = os.openpty()
+    words = [*COMMAND, *map(str, args)]
+    process = subprocess.Popen(
+        words, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    return process, ours
+
+
+def read_until(terminal, end):
+    """Read what a terminal shows, up to some bytes, or to its end."""
+    shown = b""
+    while end is None or end not in shown:
+        assert select.select([terminal], [], [], 60)[0], shown
+        try:
+            chunk = os.read(terminal, 1 << 16)
+        except OSError:  # all who wrote there have ended
+            chunk = b""
+        if not chunk:
+            assert end is None, shown
+            break
+        shown += chunk
+    return shown
 
 
 def on_terminal(*words, columns=80, term="xterm-256color"):

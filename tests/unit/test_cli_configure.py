@@ -2,10 +2,9 @@
 
 import json
 import os
-import select
-import sys
 
 import pytest
+from test_cli import at_terminal, read_until
 from test_cli_walk import no_stdin, run  # noqa: F401
 
 import millstream
@@ -175,33 +174,13 @@ def test_with_yes_it_is_dropped(full, capfd, verb, name):
 )
 def test_at_a_terminal_it_asks(full, verb, name, answer, code):
     """In a process, whose stdin and stderr are a terminal."""
-    child, terminal = os.forkpty()
-    if child == 0:
-        os.execv(sys.executable, [sys.executable, "-m", "millstream", *verb, str(full), name])
-    try:
-        shown = read_until(terminal, b"[y/N] ")
-        assert b"Drop " in shown
+    process, terminal = at_terminal(*verb, full, name)
+    with process, open(terminal, "r+b", buffering=0):
+        assert b"Drop " in read_until(terminal, b"[y/N] ")
         os.write(terminal, answer.encode())
-        shown = read_until(terminal, None)
-        assert (b"not dropped" in shown) == (code == 3)
-    finally:
-        os.close(terminal)
-        _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == code
+        assert (b"not dropped" in read_until(terminal, None)) == (code == 3)
+    assert process.returncode == code
     assert there(full) == ({"s", "q"} if code else {"s", "q"} - {name})
-
-
-def read_until(terminal, end):
-    """Read what a terminal shows, up to some bytes, or to its end."""
-    shown = b""
-    while end is None or end not in shown:
-        assert select.select([terminal], [], [], 60)[0], shown
-        try:
-            shown += os.read(terminal, 1 << 16)
-        except OSError:  # all who wrote there have ended
-            assert end is None, shown
-            break
-    return shown
 
 
 # --- what a typo names ----------------------------------------------------------------------------

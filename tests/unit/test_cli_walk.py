@@ -11,6 +11,7 @@ from collections import Counter
 from pathlib import Path
 
 import pytest
+from test_cli import at_terminal, read_until
 
 import millstream
 from millstream.cli import build_parser, main
@@ -243,6 +244,29 @@ def test_an_empty_store_is_no_error(tmp_path, capfd, words):
 def test_work_says_what_it_did_once(path, capfd):
     _, err = run(capfd, filled("work", path), 0)
     assert sum("2 done" in line for line in err) == 1
+
+
+@pytest.mark.parametrize("words", ["append", "queue put"])
+def test_a_terminal_is_told_that_lines_are_read(tmp_path, words):
+    process, terminal = at_terminal(*words.split(), tmp_path / "s", "s")
+    with process, open(terminal, "r+b", buffering=0):
+        read_until(terminal, b"Ctrl-D")
+        os.write(terminal, b"a line\n\x04")
+        shown = read_until(terminal, None)
+        assert b"1 record appended" in shown or b"1 message put" in shown
+    assert process.returncode == 0
+
+
+def test_a_usage_error_says_where_it_is_explained(capfd):
+    for words in (
+        [],
+        ["nonsense"],
+        ["ls"],
+        ["queue", "put"],
+        ["queue", "dead", "ls", "--nonsense"],
+    ):
+        _, err = run(capfd, words, 2)
+        assert "--help`" in err[-1]
 
 
 # --- help -----------------------------------------------------------------------------------------
