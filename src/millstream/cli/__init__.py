@@ -19,7 +19,7 @@ import errno
 import os
 import sys
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, NoReturn
 
 from millstream.cli import (
     advise,
@@ -80,6 +80,10 @@ class Parser(argparse.ArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": Defaults, **options})
+
+    def error(self, message: str) -> NoReturn:
+        """Say what is wrong with the command line, and where it is explained; leave with 2."""
+        super().error(f"{message}; see `{self.prog} --help`")
 
     def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
         """Parse options first, then what is left, where nothing stands in the way."""

@@ -20,6 +20,7 @@ from millstream.cli.records import (
     header_argument,
     note_similar,
     ready_lines,
+    say_that_it_reads,
     seconds_argument,
 )
 from millstream.cli.stores import Mode, existing_queue, find_store, opened
@@ -187,6 +188,8 @@ def run_put(args: argparse.Namespace) -> int:
         else:
             note_similar(output, "queue", args.queue, store.queues())
         queue = store.queue(args.queue, **given)
+        if not args.values:
+            say_that_it_reads(output)
         try:
             for values in payloads(args):
                 put = queue.put_many(items_of(args, values), timeout=args.timeout)

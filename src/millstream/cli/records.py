@@ -260,6 +260,7 @@ def run_append(args: argparse.Namespace) -> int:
         append_many: Callable[..., list[Span]] = stream.append_many
         if args.producer is not None:
             append_many = stream.producer(args.producer).append_many
+        say_that_it_reads(output)
         try:
             for lines in ready_lines(0, b"\0" if args.null else b"\n"):
                 keys, values = split_keys(lines, args.key_separator, key)
@@ -316,6 +317,12 @@ def add_spans(counts: dict[int, int], spans: Iterable[Span]) -> None:
     """Count what was appended to each partition."""
     for span in spans:
         counts[span.partition] = counts.get(span.partition, 0) + span.count
+
+
+def say_that_it_reads(output: Output) -> None:
+    """Say that lines are awaited, to who would wait as well: where stdin is a terminal."""
+    if os.isatty(0):
+        output.say("reading lines; Ctrl-D ends")
 
 
 def ready_lines(descriptor: int, end: bytes) -> Iterator[list[bytes]]:
