@@ -6,10 +6,11 @@ import shutil
 from dataclasses import dataclass, replace
 
 import crash_workers as workers
+import pytest
 from page_drop_disk import Disk
 
 import millstream
-from millstream import RetryPolicy
+from millstream import QueueFull, RetryPolicy
 
 STATES = 1500
 SECTOR = 512  # a slot may be torn, too
@@ -25,6 +26,8 @@ class Fate:
     put: bool = False  # it must be there,
     ending: bool = False  # unless this began,
     ended: bool = False  # and must not after this
+    id: int = 0
+    taken: bool = False  # so it may have died of something else before it was torn
 
 
 class Workload:
@@ -66,10 +69,15 @@ class Workload:
             values = [b"%d " % next(self.numbers) * (size // 5) for _ in range(count)]
             self.trying = [Fate(value) for value in values]
             ids = q.put_many(values)
-            self.fates |= dict(zip(ids, self.trying, strict=False))
+            for id, fate in zip(ids, self.trying, strict=False):
+                fate.id = id
+                self.fates[id] = fate
             self.trying = []
         elif letter == "get":
-            self.taken += self.handles[0].get_many(self.dice.choice((1, 3)), timeout=0)
+            got = self.handles[0].get_many(self.dice.choice((1, 3)), timeout=0)
+            self.taken += got
+            for m in got:
+                self.fates[m.id].taken = True
         elif letter in ("ack", "nack", "release", "reject"):
             if not self.taken:
                 return
@@ -93,13 +101,23 @@ class Workload:
             self.fates[id].ending = True
             assert q.cancel(id)
         elif letter == "redrive":
-            q.dead.redrive(self.dice.choice([letter.id for letter in q.dead.list()] or [5]))
+            self.redrive(q, self.dice.choice([letter.id for letter in q.dead.list()] or [5]))
         elif letter == "purge dead":
             for one in q.dead.list():
                 self.fates[one.id].ending = True
             q.dead.purge()
         else:
             q.flush()
+
+    def redrive(self, q, id):
+        """A dead letter back into the queue, which is refused if and only if there is no room."""
+        letters, room = [letter.id for letter in q.dead.list()], q.capacity - len(q)
+        if id in letters and not room:
+            with pytest.raises(QueueFull):
+                q.dead.redrive(id)
+            assert [letter.id for letter in q.dead.list()] == letters, "refused, yet changed"
+        else:
+            assert q.dead.redrive(id) == (id in letters)
 
 
 def judge(path, fates, capacity, last):
@@ -118,8 +136,12 @@ def judge(path, fates, capacity, last):
             torn += sum(one.value is None for one in (*standing, *letters))
             there = {one.value: one.id for one in (*standing, *letters) if one.value is not None}
             if attempt == 0:
-                reasons = {letter.reason for letter in letters if letter.value is None}
-                assert reasons <= {"torn or corrupt"}
+                taken = {fate.id for fate in fates.values() if fate.taken}
+                for letter in letters:  # one that died of something else keeps that as its reason
+                    assert letter.value is not None or (
+                        letter.reason == "torn or corrupt"
+                        or (letter.id in taken and letter.reason in ("no", "failed"))
+                    ), letter
                 assert there.keys() <= fates.keys(), "never put"
                 for value, fate in fates.items():
                     assert value not in there or not fate.ended, "an acknowledged one is back"

@@ -430,6 +430,29 @@ def test_redrive_of_all(q):
     assert sorted(values([q.get(timeout=0), q.get(timeout=0)])) == [b"a", b"b"]
 
 
+def test_redrive_takes_the_oldest_for_which_there_is_room(store):
+    q = store.queue("small", capacity=3)
+    ids = q.put_many([b"a", b"b", b"c"])
+    for m in q.get_many(3):
+        m.reject()
+    q.put_many([b"d", b"e"])
+    assert q.dead.redrive() == 1
+    assert [one.id for one in q.dead.list()] == ids[1:]
+    q._check()
+    for which in (None, ids[1], ids[1:]):  # full: refused, and nothing is changed
+        before = q.stats()
+        with pytest.raises(millstream.QueueFull, match="3 messages are not finished"):
+            q.dead.redrive(which)
+        assert q.stats().unfinished == before.unfinished == 3
+        assert [one.id for one in q.dead.list()] == ids[1:]
+    q._check()
+    assert q.dead.redrive([]) == q.dead.redrive(ids[0]) == 0  # none of them is a dead letter
+    for m in q.get_many(3):
+        m.ack()
+    assert q.dead.redrive(ids) == 2
+    assert sorted(m.value for m in q.get_many(3)) == [b"b", b"c"]
+
+
 # --- order by key ---------------------------------------------------------------------------------
 
 
