@@ -12,6 +12,7 @@ from millstream.errors import (
     InvalidType,
     MillstreamError,
     NotFound,
+    QueueFull,
 )
 from millstream.options import as_index, integer
 
@@ -95,12 +96,37 @@ class DeadLetters:
     def redrive(self, ids: int | Iterable[int] | None = None) -> int:
         """Have dead letters tried again, with their ids and all attempts; how many.
 
+        A dead letter does not count for the `capacity` of its queue, a message that is tried again
+        does: where there is not room for all, the oldest go back, and the others stay dead letters.
+
+        Durability: as an acknowledgement. Where a power cut takes it, the message is a dead letter
+        again.
+
         Args:
             ids: which; None: all.
 
-        Raises: QueueFull when the queue has no room for one more; those before it were redriven.
+        Raises: QueueFull where there is room for none of them; nothing was changed. Unsupported
+        (read-only), Closed, InvalidType, InvalidArgument.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("mail", capacity=2)
+        ...     _ = queue.put_many([b"a", b"b"])
+        ...     for message in queue.get_many(2):
+        ...         message.reject("no")
+        ...     _ = queue.put(b"c")
+        ...     print(queue.dead.redrive(), "of 2; dead:", [one.value for one in queue.dead.list()])
+        1 of 2; dead: [b'b']
         """
-        return sum(self._queue._redrive(slot, word) for slot, word in self._chosen(ids))
+        done = 0
+        for slot, word in self._chosen(ids):
+            try:
+                done += self._queue._redrive(slot, word)
+            except QueueFull:
+                if done == 0:
+                    raise
+                break
+        return done
 
     def purge(self, ids: int | Iterable[int] | None = None) -> int:
         """Remove dead letters for good; how many. None: all."""

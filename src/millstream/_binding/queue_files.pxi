@@ -669,7 +669,9 @@ cdef class _QueueFiles:
                 break
             self.outwait(owner)
         if status == MS_FULL:
-            raise _errors.QueueFull(f"{self.path}: {self.c.capacity} messages are not finished")
+            raise _errors.QueueFull(
+                f"{self.path}: {self.c.capacity} messages are not finished, so no dead letter can"
+                " become one more; redrive when there is room, or alter(capacity=...)")
         if status == MS_OK:
             self.note(&now)
         return status == MS_OK
