@@ -1,8 +1,99 @@
-"""What most tests start from."""
+"""What most tests start from, and what none of them leaves behind."""
+
+import gc
+import multiprocessing
+import os
+import signal
+import subprocess
+import warnings
 
 import pytest
 
 import millstream
+from millstream.store import _all_open as open_stores
+from millstream.testing import clock
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1)
+
+
+def pytest_configure(config):
+    """One run is like the other, whatever it is started from.
+
+    `MILLSTREAM_SEED` or `--hypothesis-seed` ask for other examples. A shell starts what it puts in
+    the background with SIGINT ignored, and children inherit that: here they get it back.
+    """
+    here = os.path.dirname(__file__)  # for children that import a test's module
+    os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, (here, os.environ.get("PYTHONPATH"))))
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, SIGNALS)
+    try:
+        from hypothesis import settings
+    except ImportError:  # its tests are skipped
+        return
+    settings.register_profile("fixed", derandomize=True)
+    if not os.environ.get("MILLSTREAM_SEED") and config.getoption("hypothesis_seed", None) is None:
+        settings.load_profile("fixed")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item, call):
+    report = yield
+    if report.when == "call":
+        item.did_pass = report.passed
+    return report
+
+
+@pytest.fixture(autouse=True)
+def nothing_left_behind(request):
+    """One failure stays one failure: what a test leaves open is closed before the next one.
+
+    A test that passes and leaves something open fails here.
+    """
+    stores, cwd = set(open_stores()), os.getcwd()
+    handlers = [signal.getsignal(number) for number in SIGNALS]
+    yield
+    left = [f"open: {store!r}" for store in open_stores() if store not in stores]
+    passed = getattr(request.node, "did_pass", False)
+    if left or not passed:
+        close_all(stores)
+    for number, handler in zip(SIGNALS, handlers, strict=True):
+        if signal.getsignal(number) is not handler:
+            left.append(f"{number.name} is handled by {signal.getsignal(number)}")
+            signal.signal(number, handler)
+    if not os.path.exists(cwd) or os.getcwd() != cwd:
+        left.append("the working directory is another one")
+        os.chdir(cwd)
+    if passed and left:
+        pytest.fail(f"left behind: {'; '.join(left)}", pytrace=False)
+
+
+def close_all(kept):
+    """Close the stores but `kept`, and end the processes that a test began."""
+    for process in multiprocessing.active_children():
+        process.kill()
+        process.join()
+    for process in gc.get_objects():
+        if isinstance(process, subprocess.Popen) and process.returncode is None:
+            process.kill()
+            process.wait()
+            for pipe in (process.stdin, process.stdout, process.stderr):
+                if pipe is not None:
+                    pipe.close()
+    for store in set(open_stores()) - kept:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", ResourceWarning)  # of what is open in the store
+            try:
+                store.close()
+            except millstream.MillstreamError as error:
+                print(f"{store!r}: {error}")
+
+
+@pytest.fixture
+def now():
+    """The virtual clock, to `advance` instead of sleeping; named before `store`."""
+    with clock() as virtual:
+        yield virtual
 
 
 @pytest.fixture

@@ -18,6 +18,8 @@ CODE = (*SOURCE, ".py", ".pyi")
 TEXT = (*CODE, ".md", ".toml", ".yml", ".in")
 LEFTOVER = re.compile(r"\b(?:TO" "DO|FIX" r"ME)\b(?!\(#\d+\))")
 MACHINE = re.compile(r"/(?:home|root|Users|work)/\w")
+SLEEP = re.compile(r"\btime\.sleep\(|\bEvent\(\)\.wait\([0-9.]")
+SLEEPS = 26  # in tests, and fewer with each change; `timing.until` and the clock replace them
 EVIL = re.compile(r"\bpickle\.(?:loads?|Unpickler)\b|(?<![\w.])(?:eval|exec)\(")
 
 
@@ -110,6 +112,24 @@ def tidy_line(path: Path, line: str) -> Iterator[str]:
         yield "a path of one machine"
     if path.is_relative_to(PACKAGE) and EVIL.search(line):
         yield "runs code that came as data"
+
+
+def sleeps() -> None:
+    """Tests wait for events and move the clock; the sleeps that are left say why, and get fewer."""
+    wrong, count = [], 0
+    for path in files(".py", under="tests"):
+        if path.name == "rules.py":
+            continue
+        for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
+            if SLEEP.search(line):
+                count += 1
+                if "#" not in line:
+                    wrong.append(f"{where(path, number)}: a sleep that does not say why")
+    if count > SLEEPS:
+        wrong.append(f"{count} sleeps in tests, not {SLEEPS}: wait for an event, move the clock")
+    if count < SLEEPS:
+        wrong.append(f"{count} sleeps in tests: set SLEEPS of tests/rules.py to it")
+    fail_on(wrong)
 
 
 def c_layers() -> None:

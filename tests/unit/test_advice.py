@@ -4,10 +4,10 @@ import json
 import subprocess
 import sys
 import threading
-import time
 import warnings
 
 import pytest
+from timing import until
 
 import millstream
 from millstream import growth
@@ -159,9 +159,9 @@ def test_keys_in_a_queue_that_is_not_ordered(store):
 
 def overrun(queue, virtual):
     queue.put(b"work")
-    lost = queue.get(timeout=5)
+    lost = queue.get(timeout=60)
     virtual.advance(60)
-    again = queue.get(timeout=5)
+    again = queue.get(timeout=60)
     assert (lost.lost, again.attempt) == (True, 2)
     again.ack()
 
@@ -178,9 +178,9 @@ def test_a_dead_letter_whose_holder_overran_is_known_after_a_restart(tmp_path):
         queue = store.queue("work", lease=1.0, retry=once)
         failing = store.queue("failing", retry=once)
         failing.put(b"x")
-        failing.get(timeout=5).nack()
+        failing.get(timeout=60).nack()
         queue.put(b"work")
-        held = queue.get(timeout=5)
+        held = queue.get(timeout=60)
         virtual.advance(60)
         assert queue.get_many(1, timeout=0) == []
         assert held.lost
@@ -274,7 +274,7 @@ with millstream.temporary(durability="process") as store:
 def test_a_stream_that_grows_without_bound_warns_once_a_process(retention):
     program = GROW.replace("RETENTION", f"({retention})")
     done = subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=True
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=600, check=True
     )
     warned = done.stderr.count("MillstreamWarning")
     assert (done.stdout.strip(), warned) == (("True", 1) if retention == "None" else ("False", 0))
@@ -327,8 +327,7 @@ def test_puts_that_found_it_full_are_counted_once_each(store):
     assert queue.stats().refused == 3
     waiting = threading.Thread(target=queue.put, args=(b"c",))
     waiting.start()
-    while queue.stats().refused < 4:
-        time.sleep(0.001)
+    until(lambda: queue.stats().refused == 4)
     queue.ack_many(queue.get_many(2))
     waiting.join()
     assert (queue.stats().refused, len(queue)) == (4, 1)
@@ -404,7 +403,7 @@ def snapshot(directory):
 
 def advise(*words, code=0):
     command = [sys.executable, "-m", "millstream", "advise", *map(str, words)]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=600)
     assert done.returncode == code, done.stderr
     assert "Traceback" not in done.stderr
     return done

@@ -125,7 +125,7 @@ def test_a_worker_with_settings_is_deployed_beside_a_web_process_without(store, 
     worker = """
         retry = millstream.RetryPolicy(max_attempts=1)
         q = store.queue("mail", retry=retry, lease=9.0, on_mismatch="alter")
-        q.get(timeout=5).nack()
+        q.get(timeout=60).nack()
         print(len(q), len(q.dead.list()))
     """
     assert elsewhere(path, worker) == "0 1"
@@ -289,7 +289,7 @@ def test_two_that_want_as_many_partitions_get_as_many(store, path):
     command = [sys.executable, "-c", "import sys, millstream\n"
                f"with millstream.open(sys.argv[1]) as store: {program}", str(path)]  # fmt: skip
     running = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(3)]
-    assert [one.communicate(timeout=60)[0] for one in running] == ["well\n"] * 3
+    assert [one.communicate(timeout=600)[0] for one in running] == ["well\n"] * 3
     assert store.stream("s").partitions == 7
 
 

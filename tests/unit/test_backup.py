@@ -5,6 +5,7 @@ import stat
 import threading
 
 import pytest
+from timing import until
 
 import millstream
 from millstream import (
@@ -84,8 +85,7 @@ def test_copies_while_others_write_roll_and_retire(tmp_path):
         copies = []
         try:
             for turn in range(6):
-                while min(appended) < 300 * (turn + 1):
-                    threading.Event().wait(0.002)
+                until(lambda turn=turn: min(appended) >= 300 * (turn + 1))
                 before = list(appended)
                 store.backup(tmp_path / f"copy{turn}")
                 copies.append((tmp_path / f"copy{turn}", before))

@@ -16,7 +16,7 @@ COMMAND = [sys.executable, "-m", "millstream"]
 
 def run(*args, code=0):
     """Run one command, hold it to its exit code, and return it; a traceback is never right."""
-    done = subprocess.run([*COMMAND, *map(str, args)], capture_output=True, timeout=60)
+    done = subprocess.run([*COMMAND, *map(str, args)], capture_output=True, timeout=600)
     assert done.returncode == code, (args, done.returncode, done.stdout, done.stderr)
     assert b"Traceback" not in done.stderr
     return done.stdout.decode()

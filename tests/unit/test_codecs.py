@@ -79,7 +79,7 @@ def test_queue_gives_back_what_was_put(store, codec):
     queue.put(value)
     queue.put_many([{"value": value}, {"value": value, "priority": 0}])
     for _ in range(3):
-        with queue.get(timeout=1) as message:
+        with queue.get(timeout=60) as message:
             assert message.value == value
 
 
@@ -94,7 +94,7 @@ def test_codec_is_never_chosen_by_data(store):
     """A pickle in a queue that was opened without a codec, or with another, is only bytes."""
     store.queue("q", codec="pickle").put({"a": 1})
     raw = store.queue("q", codec=None)
-    with raw.get(timeout=1) as message:
+    with raw.get(timeout=60) as message:
         assert bytes(message.data)[:1] == b"\x80"
         message.release()
 
@@ -109,7 +109,7 @@ def test_value_that_cannot_be_encoded_is_not_put(store):
 def test_message_that_cannot_be_decoded_goes_to_the_dead_letters(store):
     store.queue("q").put(b"\xff no json")
     queue = store.queue("q", codec="json")
-    message = queue.get(timeout=1)
+    message = queue.get(timeout=60)
     with pytest.raises(ValueError):
         _ = message.value
     assert message.finished

@@ -12,6 +12,7 @@ import threading
 import time
 
 import pytest
+from timing import SOON, until
 
 import millstream
 from millstream import _native, cli, compaction, files, inspect
@@ -426,10 +427,7 @@ def test_background_compacts_when_enough_is_dirty(store, monkeypatch):
     appended = fill(stream, 2000, 50)
     assert stream.stats().compaction == keep
     stream.flush()
-    deadline = time.monotonic() + 20
-    while stream.stats().partitions[0].compacted_at is None:
-        assert time.monotonic() < deadline
-        time.sleep(0.01)
+    until(lambda: stream.stats().partitions[0].compacted_at is not None)
     part = stream.stats().partitions[0]
     assert part.dirty == 0.0
     assert part.records < 1000
@@ -447,14 +445,12 @@ def test_rate_is_kept_and_closing_ends_the_run(store, monkeypatch):
     appended = fill(stream, 10_000, 50)
     stream.flush()
     word = stream._log(0).native.word("compact", "test", 0.0)
-    deadline = time.monotonic() + 20
-    while word.value == 0:
-        assert time.monotonic() < deadline
+    until(lambda: word.value)
     with pytest.raises(millstream.LockTimeout, match="compact"):
         stream.compact(timeout=0.05)
     begun = time.monotonic()
     store.close()
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < SOON
     with millstream.open(store.path) as again:
         check(again.stream("s"), appended)
 

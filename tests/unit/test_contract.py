@@ -11,6 +11,7 @@ from datetime import UTC, datetime
 
 import numpy as np
 import pytest
+from timing import SOON
 
 import millstream
 from millstream import InvalidArgument, InvalidType, LimitExceeded, Position, Retention, Span
@@ -183,7 +184,7 @@ def test_follow_ends_at_the_time_out_and_async_read_sees_what_comes(store):
     stream.append(b"1")
     began = time.monotonic()
     assert values(stream, follow=True, timeout=0.05) == [b"1"]
-    assert time.monotonic() - began < 5
+    assert time.monotonic() - began < SOON
 
     async def main():
         found = []
@@ -335,7 +336,7 @@ def test_control_c_ends_a_waiting_reader(tmp_path):
         )
         assert process.stdout.readline() == b"1\n"
         process.send_signal(signal.SIGINT)
-        _, errors = process.communicate(timeout=20)
+        _, errors = process.communicate(timeout=600)
         assert b"KeyboardInterrupt" in errors
 
 

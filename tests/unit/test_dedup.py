@@ -186,7 +186,7 @@ def test_of_many_processes_that_are_killed_and_begin_again_each_id_is_stored_onc
     count, kills = 15_000, 0
     for turn in range(16):
         processes = [start(store, count) for _ in range(2)]
-        time.sleep(0.0007 * turn)
+        time.sleep(0.0007 * turn)  # the moment of the kill is what varies
         for process in processes:
             process.send_signal(signal.SIGKILL)
         for process in processes:

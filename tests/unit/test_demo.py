@@ -32,7 +32,7 @@ def run(*args, code=0, before="", cwd=None):
     if before:
         script = f"import sys\n{before}\nfrom millstream.cli import main\n"
         words = [sys.executable, "-c", f"{script}sys.exit(main({['demo', *args]!r}))"]
-    done = subprocess.run(words, capture_output=True, timeout=120, cwd=cwd)
+    done = subprocess.run(words, capture_output=True, timeout=600, cwd=cwd)
     assert done.returncode == code, (done.stdout, done.stderr)
     assert b"Traceback" not in done.stderr
     return done

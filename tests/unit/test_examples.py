@@ -17,7 +17,7 @@ OPTIONAL = ("duckdb", "numpy", "polars", "pyarrow")
 def run(*words, cwd):
     """Run Python with warnings as errors and return what it printed, which must have ended well."""
     command = [sys.executable, "-W", "error", *map(str, words)]
-    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=cwd, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, f"{done.stdout}\n{done.stderr}"
     assert done.stderr == ""
     return done.stdout

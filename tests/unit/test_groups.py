@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from open_copy import copy_open
+from timing import SOON
 
 import millstream
 from millstream import (
@@ -230,8 +231,8 @@ def test_records_that_come_wake_a_consumer_that_waits(stream):
         timer = threading.Timer(0.05, stream.append, [b"woken"], {"partition": 3})
         timer.start()
         began = time.monotonic()
-        assert list(consumer.poll(10).values) == [b"woken"]
-        assert time.monotonic() - began < 1.0
+        assert list(consumer.poll(60).values) == [b"woken"]
+        assert time.monotonic() - began < SOON
         timer.join()
 
 
@@ -484,7 +485,7 @@ def test_member_that_waits_for_records_is_not_hung():
         thread.start()
         with stream.consumer(group="g") as other:
             for _ in range(10):
-                time.sleep(0.01)
+                time.sleep(0.01)  # the thread that waits sees each step, not their sum
                 now.advance(0.9)
                 other.poll()
             assert len(stream.group("g").members()) == 2
@@ -1150,7 +1151,7 @@ def test_closing_the_store_wakes_a_consumer_that_waits(tmp_path):
 
     thread = threading.Thread(target=wait)
     thread.start()
-    time.sleep(0.05)
+    time.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
     store.close()
     thread.join(10)
     assert len(ended) == 1

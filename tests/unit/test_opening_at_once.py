@@ -32,7 +32,7 @@ def test_stores_created_by_six_processes_at_once_are_one(tmp_path):
         offsets = [int(worker.stdout.readline()) for worker in workers]
         assert sorted(offsets) == list(range(6))
         for worker in workers:
-            worker.communicate(b"\n", timeout=30)
+            worker.communicate(b"\n", timeout=600)
             assert worker.returncode == 0
         with millstream.open(path) as store:
             assert store.stream("s").next_offset(1) == 6

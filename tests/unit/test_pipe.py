@@ -53,14 +53,14 @@ def test_what_cannot_be_stored_is_found_out_one_by_one(store):
         assert [m.value for m in jobs.peek(9)] == [b"large"]
 
 
-def test_goes_on_after_a_transaction_was_aborted(store):
+def test_goes_on_after_a_transaction_was_aborted(now, store):
     jobs, out = store.queue("jobs", lease=0.05), store.stream("out")
     jobs.put_many([b"1", b"2", b"3"])
     taken = []
 
     def work(message):
         if not taken:
-            time.sleep(0.06)
+            now.advance(0.06)
             taken.extend(jobs.get_many(1))
             taken[0].extend(60)
         return message.value

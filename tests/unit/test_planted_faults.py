@@ -69,7 +69,7 @@ def outcome(folder: Path) -> subprocess.CompletedProcess[str]:
     program = folder / "schedules"
     build = ["cc", *FLAGS, "-o", str(program), str(PROGRAM), *sources, "-pthread"]
     subprocess.run(build, check=True, capture_output=True, text=True)
-    return subprocess.run([str(program)], capture_output=True, text=True, timeout=240)
+    return subprocess.run([str(program)], capture_output=True, text=True, timeout=600)
 
 
 @pytest.mark.parametrize("fault", PLANTED)

@@ -13,6 +13,7 @@ import time
 
 import pytest
 import xxhash
+from timing import SOON, until
 
 import millstream
 from millstream import Closed, LockTimeout, WaitTimeout, inspect
@@ -22,13 +23,6 @@ SPAWN = multiprocessing.get_context("spawn")
 
 def values(stream, **options):
     return [value for batch in stream.read(**options) for value in batch.values]
-
-
-def poll(condition, seconds=30.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        threading.Event().wait(0.005)
 
 
 class Child:
@@ -48,7 +42,7 @@ class Child:
     def line(self):
         line = self.process.stdout.readline().strip()
         if not line:
-            raise AssertionError(self.process.communicate(timeout=10)[1])
+            raise AssertionError(self.process.communicate(timeout=600)[1])
         return line
 
     def go(self, line=""):
@@ -152,11 +146,11 @@ def test_partitions_are_added_while_others_append_by_key(tmp_path):
         processes = [SPAWN.Process(target=add_by_key, args=(stream, 5, queue)) for _ in range(3)]
         for process in processes:
             process.start()
-        poll(lambda: stream.next_offset(0) > 50)
+        until(lambda: stream.next_offset(0) > 50)
         for _ in range(3):
             before = stream.stats().records
             stream.add_partitions(1)
-            poll(lambda before=before: stream.stats().records > before + 50)
+            until(lambda before=before: stream.stats().records > before + 50)
         results = [queue.get(timeout=60) for _ in processes]
         for process in processes:
             process.join(60)
@@ -190,14 +184,14 @@ def test_reader_wakes_when_another_process_appends(tmp_path):
         """
         with Child(program, tmp_path / "s") as child:
             assert child.line() == "ready"
-            reader = stream.read(follow=True, timeout=30)
+            reader = stream.read(follow=True, timeout=600)
             delays = []
             for _ in range(30):
                 threading.Timer(0.01, child.go).start()
                 [value] = next(reader).values
                 delays.append(time.monotonic() - float(value))
             assert child.end()[0] == 0
-    assert sorted(delays)[15] < 0.05
+    assert max(delays) < SOON
 
 
 def test_waiting_reader_of_another_process_ends_when_dropped(tmp_path):
@@ -229,7 +223,7 @@ def test_waiting_reader_of_another_process_ends_when_dropped(tmp_path):
             begun = time.monotonic()
             store.drop_stream("s")
             assert "dropped" in child.line()
-            assert time.monotonic() - begun < 10
+            assert time.monotonic() - begun < SOON  # of the minute that it would wait
             assert "offset=0" in child.line()
             assert child.end()[0] == 0
         assert store.stream("s").partitions == 3
@@ -347,11 +341,11 @@ def test_control_c_ends(tmp_path, what):
                 hold_words(path, stream, word)
             child.go()
             assert child.line() == "waits"
-            threading.Event().wait(0.15)  # it sleeps by now; if not, it is interrupted earlier
+            time.sleep(0.15)  # it waits by now; if not, it is interrupted earlier
             child.process.send_signal(signal.SIGINT)
             begun = time.monotonic()
             assert child.line() == "interrupted"
-            assert time.monotonic() - begun < 5
+            assert time.monotonic() - begun < SOON
             if what == "opening":
                 store._members.leave_gate()
             else:
@@ -397,7 +391,7 @@ def test_time_outs_name_the_holder(tmp_path):
             stream.flush(timeout=0.2)
         with pytest.raises((millstream.Indeterminate, LockTimeout)):
             stream.append(b"y", partition=1, durability="sync", timeout=0.2)
-        assert time.monotonic() - begun < 15
+        assert time.monotonic() - begun < 6 * SOON  # and not six waits of half a minute
         # Its death is the proof that lets others go on.
         child.process.kill()
         child.process.wait()
@@ -413,7 +407,7 @@ def test_opening_waits_for_the_gate_as_long_as_it_is_told(tmp_path):
             begun = time.monotonic()
             with pytest.raises(LockTimeout):
                 millstream.open(tmp_path / "s", mode=mode, timeout=0.1)
-            assert 0.1 <= time.monotonic() - begun < 5
+            assert 0.1 <= time.monotonic() - begun < SOON
         store._members.leave_gate()
         millstream.open(tmp_path / "s", timeout=0).close()
 
@@ -435,7 +429,7 @@ def test_killed_writer_leaves_whole_batches_and_others_go_on(tmp_path):
             with Child(program, path) as child:
                 child.line()
                 before = stream.next_offset(0)
-                poll(lambda before=before: stream.next_offset(0) > before + 500)
+                until(lambda before=before: stream.next_offset(0) > before + 500)
                 child.process.kill()
                 child.process.wait()
                 assert stream.append(b"%d 0" % -turn).offset > before

@@ -9,7 +9,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
-from timing import least
+from timing import SOON, least, until
 
 import millstream
 from millstream import RetryPolicy, files
@@ -56,14 +56,14 @@ def test_what_is_put_comes_out_with_all_it_had(q):
 )
 def test_payloads_of_any_size_come_out_as_they_were(q, value):
     q.put(value, key=b"key", headers={"h": b"v"})
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert (m.value, m.key, m.headers) == (value, b"key", {"h": b"v"})
 
 
 @pytest.mark.parametrize("value", [bytearray(b"ab"), memoryview(b"ab"), memoryview(b"aabb")[::2]])
 def test_bytes_like_values_are_copied(q, value):
     q.put(value)
-    assert q.get(timeout=1).value == bytes(value)
+    assert q.get(timeout=60).value == bytes(value)
 
 
 def test_order_is_priority_then_age(q):
@@ -104,15 +104,15 @@ def test_full_queue_refuses_times_out_and_goes_on_when_there_is_room(store):
     began = time.monotonic()
     with pytest.raises(millstream.QueueFull):
         q.put(b"x", timeout=0.1)
-    assert 0.1 <= time.monotonic() - began < 2
+    assert time.monotonic() - began >= 0.1
 
     def put_when_one_is_taken():
         taker = threading.Timer(0.1, lambda: q.get(timeout=0).ack())
         taker.start()
-        q.put(b"4", timeout=5)
+        q.put(b"4", timeout=60)
         taker.join()
 
-    assert least(put_when_one_is_taken) < 0.6
+    assert least(put_when_one_is_taken) < SOON
     assert len(q) == 3
 
 
@@ -138,11 +138,11 @@ def test_queue_grows_to_its_capacity(store):
 def test_get_waits_until_something_comes(q):
     def get_late():
         threading.Timer(0.1, q.put, [b"late"]).start()
-        m = q.get(timeout=5)
+        m = q.get(timeout=60)
         assert m.value == b"late"
         m.ack()
 
-    assert 0.09 < least(get_late) < 0.3
+    assert 0.09 < least(get_late) < SOON
 
 
 def test_get_times_out_with_empty(q):
@@ -167,29 +167,29 @@ def test_waiting_costs_no_cpu(q):
 
 def test_exception_counts_and_is_delivered_again(q):
     q.put(b"x")
-    with pytest.raises(KeyError), q.get(timeout=1):
+    with pytest.raises(KeyError), q.get(timeout=60):
         raise KeyError("why")
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 2
 
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, asyncio.CancelledError, SystemExit])
 def test_interruption_releases_and_does_not_count(q, error):
     q.put(b"x")
-    with pytest.raises(error), q.get(timeout=1):
+    with pytest.raises(error), q.get(timeout=60):
         raise error
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 1
 
 
 def test_control_exceptions_do_what_they_say(q):
     q.put(b"x")
-    with q.get(timeout=1):
+    with q.get(timeout=60):
         raise millstream.Retry(0)
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 2
         raise millstream.Snooze(0)
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 2
         raise millstream.Reject("bad address")
     [letter] = q.dead.list()
@@ -198,12 +198,12 @@ def test_control_exceptions_do_what_they_say(q):
 
 def test_what_the_body_finished_stays(q):
     q.put(b"x")
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         m.release()
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 1
         m.nack(0, "no")
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.attempt == 2
         m.ack()
     assert len(q) == 0
@@ -211,7 +211,7 @@ def test_what_the_body_finished_stays(q):
 
 def test_second_ack_is_lease_lost(q):
     q.put(b"x")
-    m = q.get(timeout=1)
+    m = q.get(timeout=60)
     m.ack()
     with pytest.raises(millstream.LeaseLost):
         m.ack()
@@ -222,8 +222,8 @@ def test_second_ack_is_lease_lost(q):
 def test_lease_that_ran_out_is_lost_and_delivered_again(store):
     q = store.queue("short", lease=0.1)
     q.put(b"x")
-    m = q.get(timeout=1)
-    again = q.get(timeout=2)
+    m = q.get(timeout=60)
+    again = q.get(timeout=60)
     assert (again.value, again.attempt) == (b"x", 2)
     assert m.lost
     with pytest.raises(millstream.LeaseLost):
@@ -235,19 +235,19 @@ def test_lease_that_ran_out_is_lost_and_delivered_again(store):
 def test_extend_makes_a_longer_lease(store):
     q = store.queue("short", lease=0.15)
     q.put(b"x")
-    m = q.get(timeout=1)
+    m = q.get(timeout=60)
     m.extend(60)
     assert q.get_many(1, timeout=0.3) == []
     assert not m.lost
     m.ack()
 
 
-def test_ack_many_returns_what_was_lost(store):
+def test_ack_many_returns_what_was_lost(now, store):
     q = store.queue("short", lease=0.05)
     q.put_many([b"a", b"b", b"c"])
     ms = q.get_many(3)
     ms[0].extend(60)
-    time.sleep(0.1)
+    now.advance(0.1)
     q._sweep()
     assert q.ack_many(ms) == ms[1:]
     other = store.queue("other")
@@ -284,27 +284,27 @@ def test_message_that_failed_comes_alone(q):
 # --- time -----------------------------------------------------------------------------------------
 
 
-def test_delay_is_never_early_and_hardly_late(q):
+def test_delay_is_never_early_and_ends_without_a_look_from_outside(q):
     def get_delayed(delay):
         q.put(b"x", delay=delay)
-        q.get(timeout=2).ack()
+        q.get(timeout=60).ack()
 
     for delay in (0.02, 0.05, 0.001):
-        assert delay <= least(lambda delay=delay: get_delayed(delay)) < delay + 0.05
+        assert delay <= least(lambda delay=delay: get_delayed(delay)) < SOON
 
 
 def test_waiter_sees_a_delay_that_is_put_meanwhile(q):
     def get_delayed():
         threading.Timer(0.05, lambda: q.put(b"x", delay=0.05)).start()
-        q.get(timeout=2).ack()
+        q.get(timeout=60).ack()
 
-    assert 0.1 <= least(get_delayed) < 0.25
+    assert 0.1 <= least(get_delayed) < SOON
 
 
 def test_at_takes_datetimes_and_microseconds(q):
     q.put(b"x", at=datetime.now(UTC) + timedelta(seconds=0.05))
     assert q.get_many(1, timeout=0) == []
-    assert q.get(timeout=1).value == b"x"
+    assert q.get(timeout=60).value == b"x"
     q.put(b"past", at=1)
     assert q.get(timeout=0).value == b"past"
 
@@ -314,7 +314,7 @@ def test_delay_and_messages_outlive_the_store(store, tmp_path):
     q.put(b"later", delay=0.3)
     q.put(b"now", headers={"a": b"b"})
     q.put(b"z" * 10000, priority=3)
-    m = q.get(timeout=1)
+    m = q.get(timeout=60)
     assert m.value == b"now"
     store.close()
     with pytest.raises(millstream.Closed):
@@ -328,13 +328,13 @@ def test_delay_and_messages_outlive_the_store(store, tmp_path):
         first = q.get(timeout=0)
         assert (first.value, first.attempt, first.headers) == (b"now", 2, {"a": b"b"})
         assert q.get(timeout=0).value == b"z" * 10000
-        assert q.get(timeout=2).value == b"later"
+        assert q.get(timeout=60).value == b"later"
 
 
-def test_ttl_ends_a_message(q):
+def test_ttl_ends_a_message(now, q):
     q.put(b"x", ttl=0.05)
     q.put(b"y")
-    time.sleep(0.06)
+    now.advance(0.06)
     assert values(q.get_many(2)) == [b"y"]
     assert q.stats().expired == 1
 
@@ -345,7 +345,7 @@ def test_pause_and_resume(q):
     assert q.paused
     assert q.get_many(1, timeout=0) == []
     threading.Timer(0.1, q.resume).start()
-    assert q.get(timeout=5).value == b"x"
+    assert q.get(timeout=60).value == b"x"
 
 
 # --- looking and removing -------------------------------------------------------------------------
@@ -395,14 +395,14 @@ def test_join_waits_for_the_last(q):
     m = q.get(timeout=0)
     threading.Timer(0.1, m.ack).start()
     began = time.monotonic()
-    q.join(timeout=5)
-    assert time.monotonic() - began < 1
+    q.join(timeout=60)
+    assert time.monotonic() - began < SOON
 
 
 def test_dead_letters_keep_why_and_can_go_back(q):
     number = q.put(b"x", key=b"k", headers={"h": b"v"})
     for i in range(3):
-        q.get(timeout=1).nack(0, f"failure {i}")
+        q.get(timeout=60).nack(0, f"failure {i}")
     assert q.get_many(1, timeout=0) == []
     [letter] = q.dead.list()
     assert (letter.id, letter.value, letter.reason) == (number, b"x", "failed")
@@ -414,7 +414,7 @@ def test_dead_letters_keep_why_and_can_go_back(q):
         q.dead.peek(number + 1)
     assert q.dead.redrive([number + 1]) == 0
     assert q.dead.redrive([number]) == 1
-    m = q.get(timeout=1)
+    m = q.get(timeout=60)
     assert (m.id, m.attempt) == (number, 1)
     m.reject("x" * 300 + "é")
     assert len(q.dead) == 1
@@ -467,7 +467,7 @@ def test_one_message_of_a_key_is_in_flight(store):
     first = q.get(timeout=0)
     assert first.value == b"a1"
     first.ack()
-    assert q.get(timeout=1).value == b"a2"
+    assert q.get(timeout=60).value == b"a2"
 
 
 @pytest.mark.parametrize("on_dead", ["skip", "stop"])
@@ -502,7 +502,7 @@ def test_codec_encodes_and_decodes(store):
     q.put({"a": [1, None]})
     q.put_many([[1], {"value": {"b": 2}}])
     assert q.peek()[0].value == {"a": [1, None]}
-    with q.get(timeout=1) as m:
+    with q.get(timeout=60) as m:
         assert m.value == {"a": [1, None]}
     assert values(q.get_many(2)) == [[1], {"b": 2}]
 
@@ -510,7 +510,7 @@ def test_codec_encodes_and_decodes(store):
 def test_value_that_does_not_decode_goes_to_the_dead_letters(store):
     store.queue("json").put(b"{")
     q = store.queue("json", codec="json")
-    with pytest.raises(ValueError), q.get(timeout=1) as m:
+    with pytest.raises(ValueError), q.get(timeout=60) as m:
         print(m.value)
     [letter] = q.dead.list()
     assert (letter.value, letter.reason) == (b"{", "not decodable")
@@ -550,7 +550,7 @@ def test_cancelled_aget_loses_nothing(q):
             try:
                 (await getting).ack()
             except asyncio.CancelledError:
-                q.get(timeout=1).ack()
+                q.get(timeout=60).ack()
         assert len(q) == 0
 
     asyncio.run(main())
@@ -620,9 +620,9 @@ def test_dropped_queue_is_closed(store):
 
     waiting = threading.Thread(target=wait)
     waiting.start()
-    time.sleep(0.05)
+    time.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
     store.drop_queue("q4")
-    waiting.join(2)
+    waiting.join(60)
     assert ended
     with pytest.raises(millstream.Closed):
         q.put(b"x")
@@ -678,13 +678,12 @@ def test_every_level_puts_and_acks(tmp_path, level):
         q = store.queue("q")
         for i in range(5):
             q.put(b"%d" % i)
-            q.get(timeout=1).ack()
+            q.get(timeout=60).ack()
         q.put(b"left")
-        time.sleep(0.15)
         if level == "sync":
             assert q._syncs[1] >= 11
         if level == "interval":
-            assert q._syncs[1] >= 1
+            until(lambda: q._syncs[1] >= 1, "a sync")
     with millstream.open(tmp_path / "s") as store:
         assert store._clean
         assert store.queue("q").get(timeout=0).value == b"left"
@@ -742,7 +741,7 @@ def test_threads_share_a_handle(q):
 
     def work():
         while True:
-            with q.get(timeout=5) as m:
+            with q.get(timeout=60) as m:
                 if m.value == b"end":
                     return
                 with lock:
@@ -762,14 +761,14 @@ def test_threads_share_a_handle(q):
 def test_handles_of_one_queue_in_two_stores_of_a_process(q, store, tmp_path):
     with millstream.open(tmp_path / "store") as other:
         other.queue("q").put(b"x")
-        m = q.get(timeout=1)
+        m = q.get(timeout=60)
         assert q.get_many(1, timeout=0) == []
         assert other.queue("q").ack_many([m]) == []
         m = other.queue("q").get_many(1, timeout=0)
         assert m == []
         other.queue("q").put(b"y")
         held = other.queue("q").get(timeout=0)
-    again = q.get(timeout=1)
+    again = q.get(timeout=60)
     assert (again.value, again.attempt) == (b"y", 2)
     assert not held.lost
 
@@ -811,7 +810,7 @@ def test_ordered_stop_holds_up_the_key_of_a_dead_message(store):
     assert q.get_many(1, timeout=0) == []
     assert q.dead.redrive() == 1
     for expected in (b"1", b"2"):
-        with q.get(timeout=1) as m:
+        with q.get(timeout=60) as m:
             assert m.value == expected
 
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 import pytest
+from timing import SOON
 
 import millstream
 from millstream import (
@@ -231,7 +232,7 @@ def later(*actions):
 
     def run():
         for action in actions:
-            threading.Event().wait(0.02)
+            time.sleep(0.02)  # the reader waits by now; if not, this shows less
             action()
 
     thread = threading.Thread(target=run)
@@ -244,7 +245,7 @@ def test_follow_gets_what_comes_and_ends_when_nothing_does(stream):
     thread = later(lambda: stream.append(b"1"), lambda: stream.append_many([b"2", b"3"]))
     begun = time.monotonic()
     assert values(stream, follow=True, timeout=0.3) == [b"0", b"1", b"2", b"3"]
-    assert 0.3 <= time.monotonic() - begun < 10
+    assert time.monotonic() - begun >= 0.3
     thread.join()
 
 
@@ -259,12 +260,12 @@ def test_follow_without_time_ends_at_once(stream):
     assert values(stream, follow=True, timeout=0) == []
     stream.append(b"1")
     assert values(stream, follow=True, timeout=0.0) == [b"1"]
-    assert time.monotonic() - begun < 5
+    assert time.monotonic() - begun < SOON
 
 
 def test_waiting_reader_wakes_soon(store):
     stream = store.stream("p", partitions=8)
-    reader = stream.read(follow=True, timeout=20)
+    reader = stream.read(follow=True, timeout=600)
     delays = []
     for turn in range(20):
         sent = []
@@ -278,7 +279,7 @@ def test_waiting_reader_wakes_soon(store):
         delays.append(time.perf_counter() - sent[0])
         assert value == b"%d" % turn
         thread.join()
-    assert sorted(delays)[len(delays) // 2] < 0.05
+    assert max(delays) < SOON
 
 
 def test_follow_ends_with_closed_when_the_stream_goes(tmp_path):

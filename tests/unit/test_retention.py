@@ -1,10 +1,10 @@
 """What is kept: by bytes, age and records, in the background and by hand, whole segments only."""
 
-import threading
 import time
 from datetime import timedelta
 
 import pytest
+from timing import until
 
 import millstream
 from millstream import InvalidType, OffsetOutOfRange, Position, Retention
@@ -15,13 +15,6 @@ RECORD = bytes(1000)
 def fill(stream, count=600, partition=None):
     for _ in range(count // 10):
         stream.append_many([RECORD] * 10, partition=partition)
-
-
-def wait_for(condition, seconds=20.0):
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline, "did not happen in time"
-        threading.Event().wait(0.01)
 
 
 def segments(path, partition=0):
@@ -126,7 +119,7 @@ def test_what_was_removed_stays_removed_and_offsets_go_on(tmp_path):
 def test_background_holds_it_while_appending(store):
     stream = store.stream("s", segment_bytes=1 << 16, retention=Retention(records=100))
     fill(stream)
-    wait_for(lambda: stream.stats().records < 200)
+    until(lambda: stream.stats().records < 200)
     assert stream.stats().records >= 100
 
 
@@ -142,12 +135,12 @@ def test_background_holds_it_where_nobody_appends(tmp_path):
         with millstream.open(tmp_path / "s") as other:
             other.stream("s").alter(retention=Retention(records=50))
         assert stream.stats().retention.records == 50
-        wait_for(lambda: stream.stats().records < 3 * 150)
+        until(lambda: stream.stats().records < 3 * 150)
     with millstream.open(tmp_path / "s") as store:
         store.stream("s").alter(retention=Retention(records=0))
     with millstream.open(tmp_path / "s") as store:
         stream = store.stream("s")
-        wait_for(lambda: all(part.segments == 1 for part in stream.stats().partitions))
+        until(lambda: all(part.segments == 1 for part in stream.stats().partitions))
 
 
 def test_writer_that_looks_at_nothing_follows_an_altered_retention(tmp_path):
@@ -161,7 +154,7 @@ def test_writer_that_looks_at_nothing_follows_an_altered_retention(tmp_path):
         other.stream("s").alter(retention=Retention(records=50))
         other.close()
         fill(writer, 200)
-        wait_for(lambda: writer.first_offset(0) > 300)
+        until(lambda: writer.first_offset(0) > 300)
 
 
 # --- delete_before --------------------------------------------------------------------------------

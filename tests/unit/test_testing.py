@@ -8,6 +8,7 @@ import threading
 import time
 
 import pytest
+from timing import SOON
 
 import millstream
 from millstream import _native
@@ -60,7 +61,7 @@ def test_delay_passes_at_once_and_not_before():
         virtual.advance(14 * 24 * HOUR - 60)
         assert queue.get_many(1, timeout=0) == []
         virtual.advance(60)
-        with queue.get(timeout=5) as message:
+        with queue.get(timeout=60) as message:
             assert message.value == b"later"
 
 
@@ -68,12 +69,12 @@ def test_lease_passes_at_once_and_not_before():
     with clock() as virtual, millstream.temporary(durability="process") as store:
         queue = store.queue("q", lease=HOUR)
         queue.put(b"job")
-        first = queue.get(timeout=1)
+        first = queue.get(timeout=60)
         virtual.advance(HOUR - 60)
         assert not first.lost
         assert queue.get_many(1, timeout=0) == []
         virtual.advance(61)
-        second = queue.get(timeout=5)
+        second = queue.get(timeout=60)
         assert second.attempt == 2
         assert first.lost
         with pytest.raises(millstream.LeaseLost):
@@ -101,13 +102,13 @@ def test_sleeper_sees_the_jump_soon():
 
         waiter = threading.Thread(target=wait)
         waiter.start()
-        time.sleep(0.05)
+        time.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
         jumped = time.monotonic()
         virtual.advance(HOUR)
         waiter.join(20)
         ((value, when),) = seen
         assert value == b"later"
-        assert when - jumped < 5
+        assert when - jumped < SOON  # of an hour
 
 
 def test_wait_ends_without_a_jump():
@@ -115,7 +116,7 @@ def test_wait_ends_without_a_jump():
         start = time.monotonic()
         with pytest.raises(millstream.Empty):
             store.queue("q").get(timeout=0.05)
-        assert 0.04 < time.monotonic() - start < 5
+        assert time.monotonic() - start > 0.04
 
 
 def test_fixture_gives_a_store_that_is_removed(tmp_path):
@@ -136,7 +137,7 @@ def test_fixture_gives_a_store_that_is_removed(tmp_path):
         """)
     )
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=600)
     assert done.returncode == 0, done.stdout
     assert "2 passed" in done.stdout
 
@@ -149,9 +150,9 @@ def test_clock_needs_no_pytest():
         with clock() as virtual, store() as made:
             made.queue("q").put(b"x", delay=60)
             virtual.advance(61)
-            print(made.queue("q").get(timeout=5).value)
+            print(made.queue("q").get(timeout=60).value)
     """
     done = subprocess.run(
-        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=120
+        [sys.executable, "-c", textwrap.dedent(code)], capture_output=True, text=True, timeout=600
     )
     assert done.stdout == "b'x'\n", done.stderr

@@ -52,7 +52,7 @@ def test_view_is_what_a_dictionary_would_be(store, partitions):
         assert view == model
         for round in range(20):
             for position in play(stream, model, 37, round):
-                view.wait_for(position, timeout=10)
+                view.wait_for(position, timeout=60)
             assert dict(view.items()) == model
             assert sorted(view) == sorted(model) == sorted(view.keys())
             assert sorted(view.values()) == sorted(model.values())
@@ -62,7 +62,7 @@ def test_view_is_what_a_dictionary_would_be(store, partitions):
                 assert (key in view) == (key in model)
         spans = stream.append_many([b"many"] * 9, keys=[b"m%d" % i for i in range(9)])
         for span in spans:
-            view.wait_for(span, timeout=10)
+            view.wait_for(span, timeout=60)
         assert view[b"m8"] == b"many"
         assert sum(view.positions) == sum(map(stream.next_offset, range(partitions)))
 
@@ -105,7 +105,7 @@ def test_iterating_goes_over_what_there_was(store):
     with stream.view() as view:
         seen = []
         for key in view:
-            view.wait_for(stream.append(None, key=key), timeout=10)
+            view.wait_for(stream.append(None, key=key), timeout=60)
             seen.append(key)
         assert len(seen) == 100
         assert len(view) == 0
@@ -309,7 +309,7 @@ def test_open_view_that_lags_behind_the_age_of_tombstones_begins_anew(store, mon
         assert came.wait(30)
         last = delete_and_compact(stream, 2 + count)
         go.set()
-        view.wait_for(last, timeout=30)
+        view.wait_for(last, timeout=60)
         assert set(view) == {b"kept", b"0", b"1", b"last"}
 
 
@@ -339,7 +339,7 @@ def test_partitions_that_are_added_while_it_is_open(store):
         for count in (1, 3):
             stream.add_partitions(count)
             for position in play(stream, model, 200, count):
-                view.wait_for(position, timeout=10)
+                view.wait_for(position, timeout=60)
             assert view == model
         with stream.view() as other:
             assert other == model
@@ -470,11 +470,11 @@ def test_record_put_into_another_partition_by_hand(store):
     stream.append(b"stray", key=b"k", partition=1 - home)
     with stream.view() as view:
         assert view[b"k"] == b"stray"
-        view.wait_for(stream.append(b"stray 2", key=b"k", partition=1 - home), timeout=10)
+        view.wait_for(stream.append(b"stray 2", key=b"k", partition=1 - home), timeout=60)
         assert view[b"k"] == b"stray 2"
-        view.wait_for(stream.append(b"home", key=b"k"), timeout=10)
+        view.wait_for(stream.append(b"home", key=b"k"), timeout=60)
         assert view[b"k"] == b"home"
-        view.wait_for(stream.append(b"stray 3", key=b"k", partition=1 - home), timeout=10)
+        view.wait_for(stream.append(b"stray 3", key=b"k", partition=1 - home), timeout=60)
         assert view[b"k"] == b"home"
     stream.append(None, key=b"k")
     os.unlink(os.path.join(stream.path, "view"))
@@ -510,7 +510,7 @@ def test_retention_that_overtakes_it_makes_it_begin_anew(store, monkeypatch):
         store._cache.clear()
         monkeypatch.setattr(view._replay, "step", step)
         stream._wake()
-        view.wait_for(last, timeout=10)
+        view.wait_for(last, timeout=60)
         assert set(view) == {b"4"}
 
 
@@ -531,7 +531,7 @@ def test_other_process_sees_what_is_appended_here(store):
         f"with millstream.open({store.path!r}) as store, store.stream('s').view() as view:\n"
         "    print('open', flush=True)\n"
         "    for line in sys.stdin:\n"
-        "        view.wait_for(millstream.Position(0, 1, int(line)), timeout=30)\n"
+        "        view.wait_for(millstream.Position(0, 1, int(line)), timeout=60)\n"
         "        print(view[b'k'].decode(), flush=True)\n"
     )
     command = [sys.executable, "-c", code]

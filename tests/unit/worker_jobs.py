@@ -1,6 +1,7 @@
 """Functions that worker processes of test_worker.py import by name."""
 
 import os
+import threading
 import time
 from pathlib import Path
 
@@ -23,7 +24,7 @@ def note_all(messages):
 
 def slowly(message):
     note(message)
-    time.sleep(60)
+    threading.Event().wait()
 
 
 def die_once(message):
@@ -49,7 +50,7 @@ def run_with_signals(path, ready):
     @queue.worker(concurrency=2)
     def work(message):
         Path(ready).touch()
-        time.sleep(float(message.value))
+        time.sleep(float(message.value))  # longer or shorter than the grace of a real process
 
     print(millstream.run(queue, grace=1), flush=True)
     store.close()
