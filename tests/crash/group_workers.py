@@ -27,7 +27,7 @@ def consume(directory: str, delivery: str, session: str) -> None:
             batch = consumer.poll(None)
             where = batch.partition, consumer._member.fence_of(batch.partition)
             say("?", *where, batch.first_offset, batch.next_offset)
-            time.sleep(0.001)
+            time.sleep(0.001)  # the work, so that kills come in the middle of it
             if delivery == "at_least_once":
                 try:
                     consumer.commit(batch)
@@ -39,7 +39,7 @@ def consume(directory: str, delivery: str, session: str) -> None:
 def hammer(directory: str) -> None:
     """Commit as fast as it goes, to and fro, so that a kill often comes in the middle of it."""
     with millstream.open(directory, durability="process") as store:
-        consumer = store.stream("s").consumer(group="g", max_records=1)
+        consumer = store.stream("s").consumer(group="g", max_records=1, session=300)
         while True:
             batches = [consumer.poll(None)]
             for partition in set(consumer.assignment) - {batches[0].partition}:

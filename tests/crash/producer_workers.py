@@ -49,7 +49,7 @@ def send_for_ever(path: str, name: str, acknowledged: str, seed: int) -> None:
             os.write(descriptor, b"%d\n" % (sequence - 1))
             if dice.random() < 0.02:
                 stream.append(b"plain:0 ", key=b"k0")
-            time.sleep(PAUSE_S)
+            time.sleep(PAUSE_S)  # so that kills come at each place, not in one long append
 
 
 def register_for_ever(path: str, seed: int) -> None:

@@ -103,7 +103,7 @@ def consume(q, account, worker, dice, shared, ordered) -> None:
             *((TAKEN, n, began, ended, named(m.value)[1] << 56 | m.id) for n, m in taken.items())
         )
         if dice.random() < 0.01:
-            time.sleep(LEASE * dice.uniform(0.5, 1.5))
+            time.sleep(LEASE * dice.uniform(0.5, 1.5))  # some outlive their lease
         rest = []
         for number, m in taken.items():
             luck = dice.random()
@@ -195,7 +195,8 @@ class Storm:
         while len(self.died) < self.options["kills"] or self.put() < self.options["messages"]:
             while len(self.running) < 7:
                 self.start()
-            time.sleep(self.dice.uniform(0.0, self.options["pace"]))
+            # The moment of the kill is what varies.
+            time.sleep(self.dice.uniform(0.0, self.options["pace"]))  # real processes, real time
             now = time.monotonic()
             for pid in [pid for pid, until in self.stopped.items() if until <= now]:
                 os.kill(pid, signal.SIGCONT)
@@ -231,7 +232,7 @@ class Storm:
         left = []
         with millstream.open(self.path, durability="process") as store:
             q = store.queue("q")
-            while ms := q.get_many(1000, timeout=2.5):  # a lost hint is found within 2 s
+            while len(q) and (ms := q.get_many(1000, timeout=60)):  # a lost hint is found in 2 s
                 left += [(*named(m.value), m.id) for m in ms]
                 assert q.ack_many(ms) == []
             q._check()

@@ -5,7 +5,7 @@
 
 import os
 import sys
-import time
+import threading
 
 import millstream
 
@@ -38,7 +38,7 @@ def hold(directory: str) -> None:
     with millstream.open(directory, durability="process") as store:
         m = store.queue("q").get(timeout=10)
         say("?", int(m.value))
-        time.sleep(60)
+        threading.Event().wait()  # to be killed
 
 
 if __name__ == "__main__":

@@ -9,7 +9,9 @@ from collections import defaultdict
 from itertools import pairwise
 from pathlib import Path
 
+import crash_workers as workers
 import pytest
+from timing import SOON, until
 
 import millstream
 
@@ -55,7 +57,7 @@ def storm(store, tmp_path, delivery, seed, rounds):
             values = [b"%d" % turn] * rng.randrange(60)
             if values:
                 stream.append_many(values, partition=partition)
-        time.sleep(rng.uniform(0.02, 0.12))
+        time.sleep(rng.uniform(0.02, 0.12))  # the moment of the kill is what varies
         what = rng.random()
         if what < 0.6:
             kill(running.pop(rng.randrange(len(running))))
@@ -76,8 +78,7 @@ def storm(store, tmp_path, delivery, seed, rounds):
 
 
 def test_kills_and_stops_leave_out_no_record_and_nobody_commits_out_of_turn(tmp_path):
-    seed = random.randrange(1 << 32)
-    print(f"seed={seed}")
+    seed = workers.seed_of("group_kills")
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream, logs, counts = storm(store, tmp_path, "at_least_once", seed, 100)
         handed, committed = history(logs, "?"), history(logs, "-")
@@ -117,8 +118,7 @@ def test_kills_and_stops_leave_out_no_record_and_nobody_commits_out_of_turn(tmp_
 
 
 def test_at_most_once_hands_nothing_out_twice_whoever_is_killed(tmp_path):
-    seed = random.randrange(1 << 32)
-    print(f"seed={seed}")
+    seed = workers.seed_of("group_kills_at_most_once")
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream, logs, counts = storm(store, tmp_path, "at_most_once", seed, 50)
         handed = history(logs, "?")
@@ -137,8 +137,9 @@ def test_at_most_once_hands_nothing_out_twice_whoever_is_killed(tmp_path):
     assert total - seen <= 20 * (counts["kills"] + counts["stops"] + 4)
 
 
+@pytest.mark.slow
 def test_kills_in_the_middle_of_commits_leave_whole_positions_and_a_free_word(tmp_path):
-    rng = random.Random(11)
+    rng = random.Random(workers.seed_of("group_commits_killed"))
     kills = held = 0
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream = store.stream("s", partitions=3)
@@ -151,11 +152,8 @@ def test_kills_in_the_middle_of_commits_leave_whole_positions_and_a_free_word(tm
                 with open(log, "wb") as out:
                     running.append((start("hammer", store.path, log=out), log))
             victim, log = running.pop(rng.randrange(len(running)))
-            deadline = time.monotonic() + 30
-            while not log.read_bytes():
-                assert time.monotonic() < deadline
-                time.sleep(0.002)
-            time.sleep(rng.uniform(0.0, 0.02))
+            until(log.read_bytes)
+            time.sleep(rng.uniform(0.0, 0.02))  # the moment of the kill is what varies
             kill(victim)
             kills += 1
             group = stream.group("g")
@@ -167,7 +165,7 @@ def test_kills_in_the_middle_of_commits_leave_whole_positions_and_a_free_word(tm
         began = time.monotonic()
         with stream.consumer(group="g") as last:
             assert last.assignment == [0, 1, 2]
-        assert time.monotonic() - began < 5
+        assert time.monotonic() - began < SOON  # not the session of those that were killed
         stream.group("g")._check()
     print(f"kills={kills} word_seen_held={held} torn=0")
 
@@ -180,28 +178,22 @@ def test_partitions_of_a_dead_member_are_taken_over_at_once_of_a_stopped_one_in_
         with stream.consumer(group="g") as mine:
             for turn in range(3):
                 with open(tmp_path / f"log-{turn}", "wb") as out:
-                    other = start("consume", store.path, "at_least_once", 0.5, log=out)
-                deadline = time.monotonic() + 30
-                while mine.poll() is not None or len(mine.assignment) == 2:
-                    assert time.monotonic() < deadline
-                    time.sleep(0.005)
+                    session = 300 if how == "kill" else 0.5
+                    other = start("consume", store.path, "at_least_once", session, log=out)
+                until(lambda: mine.poll() is None and len(mine.assignment) == 1)
                 # The other has taken its partition up, and has nothing in hand.
                 [theirs] = {0, 1} - set(mine.assignment)
                 stream.append(b"theirs", partition=theirs)
-                while stream.group("g").lag(theirs):
-                    assert time.monotonic() < deadline
-                    time.sleep(0.005)
+                until(lambda theirs=theirs: not stream.group("g").lag(theirs))
                 other.send_signal(signal.SIGKILL if how == "kill" else signal.SIGSTOP)
                 began = time.monotonic()
                 stream.append(b"mine now", partition=theirs)
-                batch = mine.poll(10)
+                batch = mine.poll(200)
                 times.append(time.monotonic() - began)
                 assert list(batch.values) == [b"mine now"]
                 mine.commit()
                 kill(other)
     print(f"{how}: taken over after {', '.join(f'{t * 1000:.0f} ms' for t in times)}")
-    if how == "kill":
-        assert min(times) < 0.1
-    else:
+    assert max(times) < SOON  # of the killed one: not its session of five minutes
+    if how == "stop":
         assert min(times) > 0.1
-    assert max(times) < 2.0

@@ -14,6 +14,7 @@ def history(tmp_path):
     return directory
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("partitions", "durability"), [(1, "process"), (3, "process"), (1, "interval"), (2, "sync")]
 )

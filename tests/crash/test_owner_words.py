@@ -6,6 +6,7 @@ import time
 
 import crash_workers as workers
 import pytest
+from timing import SOON
 
 import millstream
 
@@ -40,18 +41,18 @@ def test_stopped_holder_is_named_and_a_killed_one_succeeded_at_once(path, word):
         begin = time.monotonic()
         with pytest.raises(millstream.LockTimeout, match=f"process {holder.pid} "):
             log.native.word(word, "test", 0.2).take(0.2)
-        assert 0.15 < time.monotonic() - begin < 2
+        assert 0.15 < time.monotonic() - begin < SOON
         if word == "sync":
             with pytest.raises(millstream.Indeterminate):
                 stream.append(b"2", partition=0, durability="sync", timeout=0.2)
         workers.kill(holder)
         begin = time.monotonic()
-        taken = log.native.word(word, "test", 5.0)
-        taken.take(5.0)
+        taken = log.native.word(word, "test", 60.0)
+        taken.take(60.0)
         elapsed = time.monotonic() - begin
         assert taken.inherited
         taken.release()
-        assert elapsed < 0.1, f"take-over took {elapsed:.3f} s"
+        assert elapsed < SOON, f"take-over took {elapsed:.3f} s"
         stream.append(b"3", partition=0, durability="sync")
     workers.verified(path)
     workers.report(6, 1, 0)
@@ -76,7 +77,7 @@ def test_append_word_of_a_stopped_process_times_out_and_of_a_killed_one_is_taken
         workers.kill(other)
         begin = time.monotonic()
         assert stream.append(b"3", partition=0).offset == 3
-        assert time.monotonic() - begin < 0.1
+        assert time.monotonic() - begin < SOON  # not the half minute that the living get
     workers.verified(path)
     workers.report(6, 1, 0)
 
@@ -118,7 +119,7 @@ def test_killed_syncer_is_succeeded_and_its_pages_are_dirtied_again(path):
         workers.kill(syncer)
         begin = time.monotonic()
         position = stream.append(b"y", partition=0, durability="sync")
-        assert time.monotonic() - begin < 1.0
+        assert time.monotonic() - begin < SOON
         assert stream.durable_offset(0) > position.offset
     workers.verified(path)
     workers.report(4, 1, 0)

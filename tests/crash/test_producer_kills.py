@@ -127,7 +127,7 @@ def test_registering_killed_at_random_gives_each_id_one_number(tmp_path):
     while kills < 45:
         for worker in running:
             assert workers.line(worker) == "open"
-        time.sleep(dice.random() * 0.05)
+        time.sleep(dice.random() * 0.05)  # the moment of the kill is what varies
         for worker in running if dice.random() < 0.3 else dice.sample(running, 1):
             workers.kill(worker)
             kills += 1

@@ -9,7 +9,9 @@ import sys
 import time
 from pathlib import Path
 
+import crash_workers as workers
 import pytest
+from timing import SOON, until
 
 import millstream
 
@@ -50,22 +52,21 @@ def test_message_of_a_killed_worker_is_delivered_again_at_once(tmp_path, how):
         q.put(b"1")
         with logged(tmp_path, "holder") as (path, log):
             holder = start("hold", tmp_path / "store", log=log)
-            while not said([path], "?"):
-                time.sleep(0.01)
+            until(lambda: said([path], "?"))
             holder.send_signal(how)
             began = time.monotonic()
-            m = q.get(timeout=10)
+            m = q.get(timeout=300)
             took = time.monotonic() - began
             holder.wait(10)
             holder.stderr.close()
         assert m.attempt == 2
-        assert took < 0.5
+        assert took < SOON  # not its lease of ten minutes
         m.ack()
         q._check()
 
 
 def test_kills_lose_nothing_and_deliver_nothing_twice_that_was_acknowledged(tmp_path):
-    rng = random.Random(7)
+    rng = random.Random(workers.seed_of("queue_kills"))
     producers, consumers = [], []
     running = []
     with millstream.open(tmp_path / "store", durability="process") as store:
@@ -79,16 +80,15 @@ def test_kills_lose_nothing_and_deliver_nothing_twice_that_was_acknowledged(tmp_
                 else:
                     producers.append(log)
                     running.append(start("produce", tmp_path / "store", turn * 10**7, log=out))
-            time.sleep(rng.uniform(0.05, 0.2))
+            time.sleep(rng.uniform(0.05, 0.2))  # the moment of the kill is what varies
             while len(running) > 3:
                 kill(running.pop(rng.randrange(len(running))))
         for process in running:
             kill(process)
         left = []
-        while True:
-            messages = q.get_many(1000, timeout=2.5)  # a lost hint is found within two seconds
-            if not messages:
-                break
+        while len(q):
+            messages = q.get_many(1000, timeout=60)  # a lost hint is found within two seconds
+            assert messages, q.stats()
             left += [int(m.value) for m in messages]
             assert q.ack_many(messages) == []
         stats = q.stats()
@@ -111,8 +111,7 @@ def test_first_open_after_all_were_killed_has_all(tmp_path):
         store.queue("q", capacity=5000)
     with logged(tmp_path, "producer") as (path, log):
         process = start("produce", tmp_path / "store", 0, log=log)
-        while len(said([path], "=")) < 500:
-            time.sleep(0.01)
+        until(lambda: len(said([path], "=")) >= 500)
         kill(process)
     with millstream.open(tmp_path / "store", durability="process") as store:
         q = store.queue("q")

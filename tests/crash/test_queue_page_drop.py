@@ -160,6 +160,7 @@ def judge(path, fates, capacity, last):
     return lost, torn
 
 
+@pytest.mark.slow
 def test_power_cut_at_any_moment_keeps_what_returned(memory_directory, monkeypatch):
     seed = workers.seed_of("queue_power_cut")
     dice = random.Random(seed)

@@ -20,6 +20,7 @@ SIZES = {  # kills, messages, seconds between the blows at most
 }
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(1800)
 @pytest.mark.parametrize("kind", ["any order", "order by key"])
 def test_storm_of_kills_and_pauses(tmp_path, kind):

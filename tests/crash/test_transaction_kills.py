@@ -24,6 +24,7 @@ def run(program, *arguments):
     return done.stdout
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("level", ["process", "interval"])
 def test_storm_over_consume_process_produce_and_acknowledge(tmp_path, level):
@@ -32,6 +33,7 @@ def test_storm_over_consume_process_produce_and_acknowledge(tmp_path, level):
     assert "lost=0 twice=0" in told
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3000)
 @pytest.mark.parametrize("level", ["process", "interval"])
 @pytest.mark.parametrize("live", [1, 0])

@@ -155,6 +155,7 @@ def go_on(store):
     jobs._check()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_power_cut_leaves_whole_transactions(memory_directory, monkeypatch):
     seed = workers.seed_of("transaction_power_cut")

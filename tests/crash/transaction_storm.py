@@ -130,7 +130,8 @@ def main(path, level, kills, seed):
     while counts["kills"] < kills:
         while len(workers) < 3:
             start()
-        time.sleep(dice.choice((0.0, 0.01, 0.03, 0.06, 0.1)) * (1 + dice.random()))
+        pause = dice.choice((0.0, 0.01, 0.03, 0.06, 0.1)) * (1 + dice.random())
+        time.sleep(pause)  # the moment of the kill is what varies
         what = dice.random()
         if what < 0.1:
             for child in workers[:]:

@@ -229,9 +229,9 @@ def queues(path, told):
         for m in failing:
             told.dead(q, m.id, "failed", "first try", "gave up", 2, m.value)
             m.nack(0, "first try")
-            q.get(timeout=5).nack(0, "gave up")
+            q.get(timeout=60).nack(0, "gave up")
         q.put(b"done")
-        q.get(timeout=5).ack()
+        q.get(timeout=60).ack()
         for i in range(6):
             told.message(q, q.put(b"ready %d" % i, priority=i % 3), "ready", b"ready %d" % i,
                          priority=i % 3)  # fmt: skip
@@ -248,7 +248,7 @@ def queues(path, told):
                          key=key)  # fmt: skip
         q = store.queue("once", dedup_window=3e9, capacity=100, payload_bytes=SEGMENT)
         q.put(b"over", dedup_id="another")
-        q.get(timeout=5).ack()
+        q.get(timeout=60).ack()
         told.message(q, q.put(b"first", dedup_id="the id"), "ready", b"first")
         q = store.queue("paused", capacity=10, durability="sync", payload_bytes=SEGMENT)
         told.message(q, q.put(b"waits"), "ready", b"waits")

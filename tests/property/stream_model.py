@@ -89,7 +89,7 @@ class Log:
             if rows:
                 last = len(rows) - 1
                 epoch = group.epoch_at(view.stream, p, last)
-                view.wait_for(Position(p, epoch, last), timeout=30)
+                view.wait_for(Position(p, epoch, last), timeout=60)
         wanted, maybe = self.latest()
         found = dict(view.items())
         assert {key: found.get(key) for key in wanted} == wanted

@@ -93,7 +93,7 @@ class Eras(RuleBasedStateMachine):
     def agree(self):
         if self.view is not None:
             for position in self.last.values():
-                self.view.wait_for(position, timeout=30)
+                self.view.wait_for(position, timeout=60)
             wanted = {key: value for key, value in self.model.items() if value is not None}
             assert dict(self.view.items()) == wanted
 

@@ -289,6 +289,7 @@ class QueueMachine(QueueModel, RuleBasedStateMachine):
         assert self.queue().paused is self.queue().stats().paused is self.paused
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(3600)
 def test_queue_behaves_as_its_model():
     from hypothesis.stateful import run_state_machine_as_test

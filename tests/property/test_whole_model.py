@@ -412,6 +412,7 @@ class WholeMachine(StreamSteps, QueueSteps):
                         assert member.ended or position.offset == member.at[p]
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(7200)
 def test_store_behaves_as_its_model():
     from hypothesis.stateful import run_state_machine_as_test
