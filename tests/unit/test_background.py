@@ -1,5 +1,6 @@
 """The background threads survive what they meet; where they cannot work, callers sync."""
 
+import asyncio
 import errno
 import json
 import logging
@@ -530,3 +531,54 @@ def test_a_second_without_descriptors_is_over_when_it_is_over(tmp_path):
     command = [sys.executable, "-c", EXHAUSTED, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+# --- the other threads ----------------------------------------------------------------------------
+
+
+def test_a_view_whose_thread_cannot_be_started_is_a_storage_error(store, monkeypatch):
+    stream = store.stream("s")
+    stream.append(b"1", key=b"a")
+    with monkeypatch.context() as patch:
+        refuse_threads(patch)
+        with pytest.raises(StorageError, match="can't start new thread"):
+            stream.view()
+    with stream.view() as view:
+        assert view[b"a"] == b"1"
+
+
+@pytest.mark.parametrize("error", [SystemExit(), MemoryError(), ValueError("mistake")])
+def test_who_looks_into_a_view_whose_thread_has_ended_is_told(store, monkeypatch, error):
+    from millstream.view import View
+
+    stream = store.stream("s")
+    monkeypatch.setattr(View, "_follow", failing(error))
+    view = stream.view()
+    position = stream.append(b"1", key=b"a")
+    with pytest.raises(Exception) as raised:
+        view.wait_for(position, timeout=SECONDS)
+    assert not isinstance(raised.value, TimeoutError)
+    assert error in (raised.value, raised.value.__cause__)
+    view.close()
+
+
+def test_a_wait_of_asyncio_whose_thread_cannot_be_started_is_a_storage_error(store, monkeypatch):
+    stream, queue = store.stream("s"), store.queue("q")
+
+    async def read():
+        async for batch in stream.aread(follow=True, timeout=SECONDS):
+            return list(batch.values)
+
+    async def get():
+        message = await queue.aget(timeout=SECONDS)
+        message.ack()
+        return message.value
+
+    store.stream("other").append(b"x")  # the store's own thread is there
+    for call, give in ((read, lambda: stream.append(b"a")), (get, lambda: queue.put(b"a"))):
+        with monkeypatch.context() as patch:
+            refuse_threads(patch)
+            with pytest.raises(StorageError, match="can't start new thread"):
+                asyncio.run(call())
+        give()
+        assert asyncio.run(call()) in (b"a", [b"a"])

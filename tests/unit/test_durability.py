@@ -338,6 +338,26 @@ def test_a_store_that_is_closed_while_a_record_is_synced(tmp_path, monkeypatch):
     assert found == [1]
 
 
+def test_a_put_beside_the_closing_of_its_store_is_durable_or_says_so(tmp_path, monkeypatch):
+    """The files that it would sync are closed by then."""
+    store = millstream.open(tmp_path / "store", durability="sync")
+    queue = store.queue("q")
+    queue.put(b"a")
+    real = type(queue)._make_durable
+
+    def sync(self, *rest):
+        store.close()  # as another thread may, between the put and its sync
+        real(self, *rest)
+
+    monkeypatch.setattr(type(queue), "_sync_at_close", lambda _: None)
+    with monkeypatch.context() as patch:
+        patch.setattr(type(queue), "_make_durable", sync)
+        with pytest.raises(Indeterminate):
+            queue.put(b"b")
+    with millstream.open(tmp_path / "store") as store:
+        assert len(store.queue("q")) == 2
+
+
 # --- without descriptors --------------------------------------------------------------------------
 
 
