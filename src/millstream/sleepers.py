@@ -9,6 +9,8 @@ import time
 from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
+from millstream import _native
+
 IDLE_SECONDS = 1.0
 """How long a thread stays that nobody waits for, while its loop goes on."""
 END_SECONDS = 5.0
@@ -54,7 +56,8 @@ class Sleepers:
     async def wait(self, ticket: int, deadline: float) -> None:
         """Return when something may be there, after a while, or at the deadline.
 
-        Raises what the sleep raised. Where it is cancelled, who slept for it is woken.
+        Raises what the sleep raised, StorageError where there can be no thread. Where it is
+        cancelled, who slept for it is woken.
         """
         if self._ending is None:
             # The loop closes its asynchronous generators when it ends: it has no other hook.
@@ -62,10 +65,11 @@ class Sleepers:
             await anext(self._ending)
         sleeper = _Sleeper(ticket, deadline, self.loop.create_future())
         with self._lock:
-            self._waiting.append(sleeper)
             if self._thread is None:
-                self._thread = threading.Thread(target=self._run, name=self.name, daemon=True)
-                self._thread.start()
+                thread = threading.Thread(target=self._run, name=self.name, daemon=True)
+                _native.start(thread, self.name)
+                self._thread = thread
+            self._waiting.append(sleeper)
         self._asked.set()
         try:
             await sleeper.future

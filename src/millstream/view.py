@@ -68,7 +68,7 @@ class View(Latest):
         else:
             self._replay = replay
         self._thread = threading.Thread(target=self._run, name="millstream-view", daemon=True)
-        self._thread.start()
+        _native.start(self._thread, stream.path)
 
     # --- a mapping --------------------------------------------------------------------------------
 
@@ -178,6 +178,10 @@ class View(Latest):
                     self._begin_anew()
         except Exception as error:  # whoever looks something up gets it
             self._finish(error)
+        except BaseException as error:
+            ended = Closed(f"{self.stream.path}: the thread of the view was ended: {error!r}")
+            ended.__cause__ = error
+            self._finish(ended)
 
     def _loaded(self, values: Latest, place: Place | None) -> Replay | None:
         """A replay that is at the end; None: retention, compaction or partitions came between."""

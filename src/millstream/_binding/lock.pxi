@@ -3,6 +3,7 @@
 # A handler of a signal, a finalizer or a callback may call anything in the middle of a call of its
 # own thread. So whoever has to wait looks first whether what it waits for can ever come: not where
 # this thread has it, nor where who has it waits, over any number of others, for this thread.
+import errno as _errno
 import os as _os
 from _weakref import ref as _ref
 from functools import partial as _partial
@@ -207,6 +208,20 @@ def lock_of(str name, *, bint reentrant=False):
 def held():
     """How many locks and words this thread has: not 0 in the middle of a call."""
     return ms_held
+
+
+def start(thread, path):
+    """Start a thread, for what is at a path.
+
+    Raises: StorageError where there can be none.
+    """
+    try:
+        thread.start()
+    except (RuntimeError, MemoryError) as error:
+        raise _errors.StorageError(
+            _errno.EAGAIN,
+            f"no thread could be started ({error}); raise the limit of processes (ulimit -u, "
+            "pids.max) and call again", path) from error
 
 
 def join(thread, double timeout=-1):
