@@ -913,3 +913,11 @@ def test_damaged_message_goes_to_the_dead_letters(store, tmp_path):
         assert values(q.get_many(5)) == [b"fine"]
         [letter] = q.dead.list()
         assert (letter.value, letter.reason) == (None, "torn or corrupt")
+
+
+def test_word_of_a_queue_is_named_by_its_path(store):
+    queue = store.queue("q")
+    word = queue._word("maintenance", queue.path, 1.0)
+    assert queue.path in word.name
+    with word:
+        assert word.value
