@@ -11,7 +11,7 @@ import mmap
 import struct
 
 from millstream import _native, files
-from millstream.errors import StorageError
+from millstream.errors import NotFound, StorageError
 from millstream.publish import published
 
 TYPE_CHECKING = False
@@ -129,6 +129,36 @@ def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> mmap.mma
         return files.map_file(descriptor, size, path, write=write)
     finally:
         files.close(descriptor)
+
+
+def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:
+    """Does a reader's map miss what the file of that name says?
+
+    On an overlay a file is copied up when somebody opens it to write, and maps that were made
+    before stay with the one below, whose device and inode are the same. What is compared only
+    rises, and the map is looked at last: where both are one file, it can only be ahead.
+    """
+    try:
+        stored = _content(directory)
+    except NotFound:
+        stored = b""
+    if len(stored) < BLOCKS + BLOCK_BYTES:
+        return True  # it was dropped
+    generation, state, config = struct.unpack_from("<QII", stored, 40)
+    shown_generation, shown_state, shown_config = struct.unpack_from("<QII", mapped, 40)
+    if generation > shown_generation or (state != LIVE and shown_state == LIVE):
+        return True
+    if 0 < (config - shown_config & 0xFFFFFFFF) < 1 << 31:
+        return True
+    for at in range(BLOCKS, min(len(stored), len(mapped)), BLOCK_BYTES):
+        tail = struct.unpack_from("<Q", stored, at + 8)[0]
+        walked, first = struct.unpack_from("<QQ", stored, at + 136)
+        shown = struct.unpack_from("<QQ", mapped, at + 136)
+        if tail > struct.unpack_from("<Q", mapped, at + 8)[0] or walked > shown[0]:
+            return True
+        if first > shown[1]:
+            return True
+    return False
 
 
 def grow(directory: files.Path, partitions: int) -> None:

@@ -397,11 +397,11 @@ def _mounted_as(descriptor: int) -> str:
     return "unknown"
 
 
-def check_file_system(path: str, *, force: bool) -> None:
-    """Refuse file systems on which a shared mapping cannot keep what is promised."""
+def check_file_system(path: str, *, force: bool) -> str:
+    """Refuse file systems on which a shared mapping cannot keep what is promised; its name."""
     kind = file_system(path)
     if kind in LOCAL or force:
-        return
+        return kind
     if kind in COPY_ON_WRITE:
         raise Unsupported(
             f"{path}: {kind} copies on write, so a store into allocated space can fail with SIGBUS;"

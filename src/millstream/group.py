@@ -113,6 +113,11 @@ def create(stream: Stream, name: str, start: Any) -> None:
     files.make(path, len(content), content)
 
 
+def _telling(content: bytes) -> bytes:
+    """State, generation, changes and partitions: no owner words and no deadlines."""
+    return content[64:84] + content[20480:]
+
+
 class _Draft(_native.GroupCore):
     """A group in memory that is about to become a file."""
 
@@ -170,6 +175,7 @@ class Group(_native.GroupCore):
     def _map(self) -> None:
         store, length = self.stream.store, files.size(self._descriptor)
         mapping = files.map_file(self._descriptor, length, self.path, write=store.writable)
+        self._mapping = mapping
         stream_id, generation = self.stream._stream_id, store._generation
         self._attach(
             mapping, store._store_id, stream_id, generation, store._members, store.writable
@@ -186,6 +192,18 @@ class Group(_native.GroupCore):
                 expected=_native.group_size(self._partitions),
                 found=files.size(self._descriptor),
             )
+
+    def _is_behind(self) -> bool:
+        """Does a reader's map miss what the file says, of members, holders and positions?
+
+        What is compared never comes back to a value that it had. So where the file said the same
+        before and after, a map of that file says it as well.
+        """
+        before, shown, after = self._stored(), self._mapping[:], self._stored()
+        return _telling(before) == _telling(after) != _telling(shown)
+
+    def _stored(self) -> bytes:
+        return files.read(self._descriptor, files.size(self._descriptor), 0, self.path)
 
     def _tune(self) -> None:
         """Follow the level of the stream."""
@@ -223,6 +241,7 @@ class Group(_native.GroupCore):
 
     def _check_live(self) -> None:
         self.stream._check_live()
+        self.stream.store._check_layer(self.path, self._is_behind)
         if self._state != LIVE:
             raise Closed(
                 f"{self.path}: the group was removed; `consumer(group={self.name!r})` of the stream"

@@ -215,7 +215,12 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
+        self.store._check_layer(self.path, self._is_behind)
         self._follow()
+
+    def _is_behind(self) -> bool:
+        """Were the hints made since? Whoever made them has opened the other files to write."""
+        return files.inode(self._files.path("hints")) != self._files.hints_inode
 
     def _check_writable(self) -> None:
         self._check_live()

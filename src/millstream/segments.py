@@ -59,6 +59,7 @@ class PartitionLog:
         self._bases: dict[int, tuple[int, int]] = {}
         self._inodes: dict[int, int] = {}
         """Of the maps: compaction may have put another file in the place of one."""
+        self._unsealed: set[int] = set()
         self._lock = _native.Lock(f"{self}: its segments", reentrant=True)
         # Between processes `link` lets one of several makers win; so it is within one of a call.
         self._making = _native.Lock(f"{self}: making a segment", reentrant=True)
@@ -126,6 +127,9 @@ class PartitionLog:
     def segment(self, number: int, *, write: bool = False) -> _native.Segment:
         """Map a segment, or find it mapped."""
         found = self.store._cache.get(self, number)
+        if self.store._layered and self._may_be_copied_up(number):
+            write = write or self.store.writable
+            found = found if found is not None and found.writable else None
         if found is not None and (found.writable or not write):
             return found
         path = self.file(number)
@@ -144,6 +148,20 @@ class PartitionLog:
             self.store._cache.drop(self, number)
             return self.segment(number, write=write)
         return segment
+
+    def _may_be_copied_up(self, number: int) -> bool:
+        """On an overlay: may a map of it have been made before somebody opened it to append?
+
+        The map would stay with the file below. So what is appended to is mapped anew by readers
+        each time, once more when it is sealed, and by writers only to write, which copies it up.
+        """
+        if number >= self.native.active_number:
+            self._unsealed.add(number)
+            return True
+        if number in self._unsealed:
+            self._unsealed.discard(number)
+            return True
+        return False
 
     def let_go(self, segment: _native.Segment) -> None:
         """The cache gives a map up: what was made from it lives on, the next append maps anew."""

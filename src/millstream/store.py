@@ -32,6 +32,7 @@ from millstream.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any, Literal, TypeAlias
 
     from millstream.options import Compaction, Durability, Retention
@@ -94,7 +95,8 @@ class Store(StoreTransactions):
         self._root = directory.path
         try:
             self._check_place()
-            files.check_file_system(self._root, force=force)
+            kind = files.check_file_system(self._root, force=force)
+            self._layered = kind == "overlay"
             ours = (self._root / "members", self._config_path)
             if self.writable and not any(map(files.exists, ours)):
                 refuse_strangers(self._root, force=force)  # before a file of ours is among theirs
@@ -333,6 +335,14 @@ class Store(StoreTransactions):
         self._check_open()
         if not self.writable:
             raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
+
+    def _check_layer(self, path: str, is_behind: Callable[[], bool]) -> None:
+        """Refuse a reader whose maps stayed on the lower layer of an overlay."""
+        if self._layered and not self.writable and is_behind():
+            raise Closed(
+                f"{path}: a process that writes has had the file copied to the upper layer of this"
+                " overlay, and what is mapped here is the one below: open the store again"
+            )
 
     def _rebuilt(self, directory: files.Path) -> bytes:
         return control.rebuilt(directory, self._store_id, self._generation)

@@ -100,7 +100,7 @@ class Stream(StreamGroups):
     # --- configuration ----------------------------------------------------------------------------
 
     def _map_control(self) -> None:
-        control = self.store._map_control(self.path)
+        control = self._control = self.store._map_control(self.path)
         # Processes begin their turns at different partitions, so that they spread.
         turn = os.getpid() & 0xFFFF
         self._attach(control, self.store._control_writable, self._durability, turn)
@@ -149,8 +149,12 @@ class Stream(StreamGroups):
             raise Closed(f"{self.path}: the stream was {why}")
         if self.closed:
             raise Closed(f"{self.path}: the stream is closed; open the store again")
+        self.store._check_layer(self.path, self._is_behind)
         self._follow()
         self.store._background.watch_journal()
+
+    def _is_behind(self) -> bool:
+        return not self.store._private and control.is_behind(self.path, self._control)
 
     def _follow(self) -> None:
         """Take over the configuration where another process, or another handle, altered it."""

@@ -191,7 +191,8 @@ cdef class _QueueFiles:
             word = &self.c.hints.maintenance
         else:
             word = &self.c.hints.sync
-        return make_word(word, self, self.members, what, timeout, f"{self.path}: the {name} word")
+        return make_word(word, self, self.members, str(what), timeout,
+                         f"{self.path}: the {name} word")
 
     def _begin_sync(self):
         """Number of the sync that begins now. Holder of the word."""
@@ -341,8 +342,8 @@ cdef class _QueueFiles:
         return 0
 
     cdef int visible(self) except -1:
-        """May this process look at the queue?"""
-        if self.is_closed or self.fork != ms_fork_count() or \
+        """May this process look at the queue? Whether a reader may is for Python to say."""
+        if not self.writable or self.is_closed or self.fork != ms_fork_count() or \
                 ms_load32(&self.c.hints.state) != 1 or \
                 ms_load32(&self.c.slots.config) != self._config_seen:
             self._check_live()
