@@ -14,6 +14,7 @@ import pytest
 
 import millstream
 from millstream import Compaction, Retention, files, inspect, segments
+from millstream.inspect import mending
 
 SMALL = 1 << 16
 
@@ -351,3 +352,50 @@ def test_segment_of_a_dropped_stream_is_not_put_into_its_successor(memory_direct
         names = os.listdir(memory_directory / "store" / "streams" / "s" / "00000")
         assert f"{9:016d}.seg" not in names
         assert len(values(store)) == 500
+
+
+@pytest.fixture
+def two_stores(memory_directory):
+    """A store that nobody has open, at "data", and a copy of it beside."""
+    path = memory_directory / "data"
+    with millstream.open(path) as store:
+        for name in ("a", "b"):
+            store.stream(name).append_many([b"x" * 100] * 100)
+    shutil.copytree(path, memory_directory / "copy")
+    return path
+
+
+def test_verify_of_a_directory_that_is_replaced_meanwhile_is_no_report(two_stores):
+    def replaced(done, of):
+        if two_stores.with_name("copy").exists():
+            swapped(two_stores)
+
+    with pytest.raises(millstream.StorageError, match="moved or replaced"):
+        inspect.verify(two_stores, progress=replaced)
+    assert sound(two_stores)
+
+
+def test_records_of_two_directories_are_not_taken_for_those_of_one(two_stores):
+    records = inspect.records(two_stores)
+    next(records)
+    swapped(two_stores)
+    with pytest.raises(millstream.StorageError, match="moved or replaced"):
+        list(records)
+
+
+def test_repair_writes_nothing_into_a_store_that_took_the_place(two_stores, monkeypatch):
+    segment = two_stores / "streams" / "a" / "00000" / f"{1:016d}.seg"
+    with open(segment, "r+b") as file:
+        file.seek(inspect.store(two_stores).streams["a"].partitions[0][0].data_position + 200)
+        file.write(b"damage")
+    assert inspect.verify(two_stores).problems
+    copied, before = mending.copy_changed, tree(two_stores.with_name("copy"))
+
+    def replaced(*arguments):
+        copied(*arguments)
+        swapped(two_stores)
+
+    monkeypatch.setattr(mending, "copy_changed", replaced)
+    with pytest.raises(millstream.StorageError, match="moved or replaced"):
+        inspect.repair(two_stores)
+    assert tree(two_stores) == before
