@@ -29,6 +29,7 @@ from millstream.inspect.layout import (
     Note,
     Path_,
     Problem,
+    staying,
 )
 from millstream.inspect.producers import Sequences, findings_of_ids
 from millstream.inspect.queue_layout import Message
@@ -85,7 +86,19 @@ def verify(
         NotFound: no such stream or queue.
         StorageError: the directory cannot be read.
     """
-    top, report = Path(path), Report()
+    top = Path(path)
+    with staying(top):
+        return verified(top, stream, queue, progress)
+
+
+def verified(
+    top: Path,
+    stream: str | None,
+    queue: str | None,
+    progress: Callable[[int, int], None] | None,
+) -> Report:
+    """Return what `verify` found."""
+    report = Report()
     advice = "restore it from a backup; nothing of it can be guessed"
     total = 0
     try:

@@ -7,6 +7,8 @@ import os
 import re
 import stat
 import struct
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
@@ -126,6 +128,39 @@ class Invalid(Exception):
         if self.newer:
             kind, advice = "version", "read it with the version of millstream that wrote it"
         return Problem(kind, path, position, None, self.expected, self.found, advice)
+
+
+class Place:
+    """The directory that a run began in, as long as its path leads there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.identity = self._identity()
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self.path)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def check(self) -> None:
+        """Raise StorageError where it is another by now: what was read belongs to two stores."""
+        if self._identity() != self.identity:
+            text = "the directory was moved or replaced meanwhile; begin again where it is now"
+            raise StorageError(errno.ESTALE, text, str(self.path))
+
+
+@contextmanager
+def staying(path: Path) -> Iterator[None]:
+    """Raise StorageError at the end of the block, or for what it raised, unless it stayed."""
+    place = Place(path)
+    try:
+        yield
+    except Exception:
+        place.check()
+        raise
+    place.check()
 
 
 class File:

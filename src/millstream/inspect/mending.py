@@ -47,6 +47,7 @@ from millstream.inspect.layout import (
     SEGMENT,
     File,
     Invalid,
+    Place,
     Problem,
     hash64,
 )
@@ -102,9 +103,10 @@ def repair(
         StorageError: a process has the store open (its pid is named), or a file system's refusal.
         NotFound: no such stream or queue.
     """
-    top = Path(path)
-    with gate(top):
-        return Repair(top, dry_run=dry_run).run(stream, queue)
+    place = Place(Path(path))
+    with gate(place.path):
+        place.check()  # the gate is that of this directory
+        return Repair(place, dry_run=dry_run).run(stream, queue)
 
 
 @contextmanager
@@ -141,8 +143,8 @@ def gate(path: Path) -> Iterator[None]:
 class Repair:
     """One run over a store whose gate is held."""
 
-    def __init__(self, path: Path, *, dry_run: bool) -> None:
-        self.path, self.dry_run = path, dry_run
+    def __init__(self, place: Place, *, dry_run: bool) -> None:
+        self.place, self.path, self.dry_run = place, place.path, dry_run
         self.actions: list[Action] = []
         self.changed = False
 
@@ -181,6 +183,7 @@ class Repair:
             text = "marked unclean, so that the next open walks it"
             self.actions.append(Action("unclean", self.path / "store.json", None, text))
             if not self.dry_run:
+                self.place.check()
                 mark_unclean(self.path)
         return self.actions
 
@@ -319,10 +322,12 @@ class Repair:
         if self.dry_run:
             return
         copy = path.with_name(f"{path.name}.repair.tmp")
+        self.place.check()
         try:
             copy_changed(path, copy, patches, used, least)
             aside = path.with_name(f"{path.name}.corrupt")
             count = 1
+            self.place.check()
             while os.path.lexists(aside):
                 count += 1
                 aside = path.with_name(f"{path.name}.{count}.corrupt")

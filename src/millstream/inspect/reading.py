@@ -23,6 +23,7 @@ from millstream.inspect.layout import (
     Invalid,
     Path_,
     Problem,
+    staying,
 )
 from millstream.inspect.queue_layout import Message, QueueInfo
 from millstream.inspect.queues import Queue, open_queue, queue_paths
@@ -81,18 +82,19 @@ def strict(path: Path) -> Iterator[None]:
 def logs(path: Path_, stream: str | None = None, partition: int | None = None) -> Iterator[Log]:
     """Yield the partitions of a store; raises what `store` raises."""
     top = Path(path)
-    with strict(top / "store.json"):
-        info, _ = open_store(top)
-    for where in stream_paths(top, stream):
-        with strict(where / "stream.json"):
-            found = open_stream(where)
-        numbers = partition_numbers(found)
-        if partition is not None:
-            if not 0 <= partition < found.config["partitions"]:
-                raise NotFound(f"no partition {partition} in stream {found.name!r}")
-            numbers = [number for number in numbers if number == partition]
-        for number in numbers:
-            yield Log(info, found, number)
+    with staying(top):
+        with strict(top / "store.json"):
+            info, _ = open_store(top)
+        for where in stream_paths(top, stream):
+            with strict(where / "stream.json"):
+                found = open_stream(where)
+            numbers = partition_numbers(found)
+            if partition is not None:
+                if not 0 <= partition < found.config["partitions"]:
+                    raise NotFound(f"no partition {partition} in stream {found.name!r}")
+                numbers = [number for number in numbers if number == partition]
+            for number in numbers:
+                yield Log(info, found, number)
 
 
 def store(path: Path_) -> StoreInfo:
@@ -209,13 +211,14 @@ def dumped(
 def queues(path: Path_, queue: str | None = None) -> Iterator[Queue]:
     """Yield the queues of a store, each open until the next; raises what `store` raises."""
     top = Path(path)
-    with strict(top / "store.json"):
-        info, _ = open_store(top)
-    for where in queue_paths(top, queue):
-        with strict(where / "queue.json"):
-            found = open_queue(where)
-        with Queue(info, found) as one:
-            yield one
+    with staying(top):
+        with strict(top / "store.json"):
+            info, _ = open_store(top)
+        for where in queue_paths(top, queue):
+            with strict(where / "queue.json"):
+                found = open_queue(where)
+            with Queue(info, found) as one:
+                yield one
 
 
 def messages(path: Path_, queue: str | None = None) -> Iterator[Message]:
