@@ -175,7 +175,7 @@ class Group(_native.GroupCore):
     def _map(self) -> None:
         store, length = self.stream.store, files.size(self._descriptor)
         mapping = files.map_file(self._descriptor, length, self.path, write=store.writable)
-        self._mapping = mapping
+        self._below = mapping if store._follows_layers else None
         stream_id, generation = self.stream._stream_id, store._generation
         self._attach(
             mapping, store._store_id, stream_id, generation, store._members, store.writable
@@ -199,7 +199,9 @@ class Group(_native.GroupCore):
         What is compared never comes back to a value that it had. So where the file said the same
         before and after, a map of that file says it as well.
         """
-        before, shown, after = self._stored(), self._mapping[:], self._stored()
+        if self._below is None:
+            return False
+        before, shown, after = self._stored(), self._below[:], self._stored()
         return _telling(before) == _telling(after) != _telling(shown)
 
     def _stored(self) -> bytes:
@@ -263,6 +265,7 @@ class Group(_native.GroupCore):
     def _dispose(self) -> None:
         if not self.closed:
             self._close()
+        self._below = None
         if self._descriptor >= 0:
             files.close(self._descriptor)
             self._descriptor = -1

@@ -97,6 +97,7 @@ class Store(StoreTransactions):
             self._check_place()
             kind = files.check_file_system(self._root, force=force)
             self._layered = kind == "overlay"
+            self._follows_layers = self._layered and not self.writable
             ours = (self._root / "members", self._config_path)
             if self.writable and not any(map(files.exists, ours)):
                 refuse_strangers(self._root, force=force)  # before a file of ours is among theirs
@@ -338,7 +339,7 @@ class Store(StoreTransactions):
 
     def _check_layer(self, path: str, is_behind: Callable[[], bool]) -> None:
         """Refuse a reader whose maps stayed on the lower layer of an overlay."""
-        if self._layered and not self.writable and is_behind():
+        if self._follows_layers and is_behind():
             raise Closed(
                 f"{path}: a process that writes has had the file copied to the upper layer of this"
                 " overlay, and what is mapped here is the one below: open the store again"

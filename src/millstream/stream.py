@@ -100,7 +100,8 @@ class Stream(StreamGroups):
     # --- configuration ----------------------------------------------------------------------------
 
     def _map_control(self) -> None:
-        control = self._control = self.store._map_control(self.path)
+        control = self.store._map_control(self.path)
+        self._below = control if self.store._follows_layers and not self.store._private else None
         # Processes begin their turns at different partitions, so that they spread.
         turn = os.getpid() & 0xFFFF
         self._attach(control, self.store._control_writable, self._durability, turn)
@@ -154,7 +155,7 @@ class Stream(StreamGroups):
         self.store._background.watch_journal()
 
     def _is_behind(self) -> bool:
-        return not self.store._private and control.is_behind(self.path, self._control)
+        return self._below is not None and control.is_behind(self.path, self._below)
 
     def _follow(self) -> None:
         """Take over the configuration where another process, or another handle, altered it."""
@@ -582,6 +583,7 @@ class Stream(StreamGroups):
         self._let_go()
         self._dispose_groups()
         self._close()
+        self._below = None
         self.store._background.forget(self)
         self._directory.close()
 

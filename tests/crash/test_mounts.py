@@ -165,3 +165,25 @@ def test_snapshot_by_hard_links_is_refused_with_what_to_do(tmp_path):
     with millstream.open(path) as store:
         assert store.stream("s").append(b"2").offset == 1
     assert inspect.verify(path).ok
+
+
+@pytest.mark.root
+def test_closed_store_keeps_nothing_of_its_volume(tmp_path):
+    """Also while handles of streams are still there: what they mapped or held open is given up."""
+    workers.need("unshare", "mount", root=True)
+    assert "free" in workers.run("test_mounts.close_and_unmount", str(tmp_path), prefix=NAMESPACE)
+
+
+def close_and_unmount(path):
+    """Use a stream, close, unmount."""
+    mount("tmpfs", path)
+    for mode in ("rw", "r"):
+        store = millstream.open(path, mode=mode)
+        stream = store.stream("s")
+        if mode == "rw":
+            stream.append(b"1")
+        assert stream.next_offset(0) == 1
+        store.close()
+        assert stream.closed
+    subprocess.run(["umount", path], check=True)
+    print("free", flush=True)
