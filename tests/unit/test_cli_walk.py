@@ -210,6 +210,20 @@ def test_an_id_that_is_not_there_ends_with_3_and_the_others_are_done(path, capfd
     assert json.loads(out) in ({"cancelled": []}, {"redriven": 0}, {"purged": 0})
 
 
+def test_redrive_of_all_into_a_full_queue_says_what_is_left(tmp_path, capfd):
+    with millstream.open(tmp_path / "s") as store:
+        queue = store.queue("q", capacity=2)
+        for _ in range(3):
+            queue.put(b"bad")
+            queue.get(timeout=5).reject("no")
+        queue.put(b"good")
+    _, err = run(capfd, ["queue", "dead", "redrive", tmp_path / "s", "q", "--all"], 3)
+    assert err == [
+        "q: 1 dead letter redriven",
+        "millstream: queue 'q' is full: 2 dead letters left",
+    ]
+
+
 def test_an_id_twice_is_one_id(path, capfd):
     arguments = filled("queue cancel", path)
     _, err = run(capfd, [*arguments, arguments[-1]], 0)
