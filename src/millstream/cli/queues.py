@@ -475,4 +475,7 @@ def with_letters(
                 output.say(f"{args.queue}: {plural(count, 'dead letter')} {what}")
     for one in unknown:
         output.say(f"millstream: {one}: no dead letter of queue {args.queue!r}")
-    return 3 if unknown else 0
+    left = before - count if args.all and what == "redriven" else 0
+    if left > 0:
+        output.say(f"millstream: queue {args.queue!r} is full: {plural(left, 'dead letter')} left")
+    return 3 if unknown or left > 0 else 0
