@@ -60,12 +60,14 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   if (ms_word_state(word) != MS_MESSAGE_HELD) return;
   int64_t left = ms_ticks_until(tick, ms_word_tick(word));
   if (left > 2 * MS_TICK_REACH) left = 0; /* no tick is set so far ahead: it passed, long ago */
-  int64_t by_wall = (MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us + 999) / 1000;
-  if (ms_word_attempts(word) == 0 && by_wall > left) /* further ahead than a tick tells */
-    left = by_wall < MS_TICK_REACH ? by_wall : MS_TICK_REACH;
-  bool early = left > 0;
-  uint64_t to = early ? ms_word_as(word, MS_MESSAGE_DELAYED, tick + (uint64_t)left)
-                      : ms_word_as(word, MS_MESSAGE_READY, tick);
+  uint64_t due = tick + (uint64_t)(left > 0 ? left : 0);
+  if (ms_word_is_untaken(word)) { /* its slot tells more than a tick */
+    int64_t left_us = ms_slot_left_us(queue, ms_slot_at(queue, slot), now);
+    due = left_us > 0 ? ms_tick_after(now, left_us) : tick;
+  }
+  bool early = due != tick;
+  uint64_t to = ms_word_as(word, early ? MS_MESSAGE_DELAYED : MS_MESSAGE_READY, due);
+  if (early) ms_queue_note_absolute(queue, ms_slot_at(queue, slot));
   if (!ms_move(at, word, to)) return;
   if (early) {
     ms_queue_arm(queue, slot, to, now);

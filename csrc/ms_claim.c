@@ -66,7 +66,7 @@ ms_status ms_claim_find(ms_queue *queue, const uint64_t key[2], const ms_instant
                         uint64_t *out_id, uint32_t *out_owner) {
   ms_dedup_claim there;
   ms_status status =
-      ms_dedup_try_find(table_of(queue), queue->self, key, now->wall_us, &there, out_owner);
+      ms_dedup_try_find(table_of(queue), queue->self, key, now->time_us, &there, out_owner);
   if (status == MS_END) return MS_OK;
   if (status != MS_OK) return moved_as_busy(status, out_owner);
   *out_id = there.id;
@@ -76,9 +76,9 @@ ms_status ms_claim_find(ms_queue *queue, const uint64_t key[2], const ms_instant
 ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint64_t id, uint32_t slot,
                         const ms_instant *now, uint64_t *out_id, uint32_t *out_owner) {
   ms_dedup_claim there,
-      claim = {.id = id, .slot = slot, .expires = now->wall_us + queue->dedup_window_us};
+      claim = {.id = id, .slot = slot, .expires = now->time_us + queue->dedup_window_us};
   for (;;) {
-    ms_status status = ms_dedup_try_claim(table_of(queue), queue->self, key, &claim, now->wall_us,
+    ms_status status = ms_dedup_try_claim(table_of(queue), queue->self, key, &claim, now->time_us,
                                           &there, out_owner);
     if (status != MS_END) return moved_as_busy(status, out_owner);
     *out_id = there.id;
@@ -127,6 +127,9 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     uint64_t key[2], word = 0;
     ms_dedup_claim claim;
     if (!ms_dedup_entry_at(table, i, key, &claim)) continue;
+    int64_t made = ms_until_us(claim.expires, queue->dedup_window_us);
+    int64_t counts = ms_stamp(queue, made, now->time_us);
+    if (counts != made) ms_dedup_end_at(table, i, counts + queue->dedup_window_us);
     uint32_t state = look_at_message(queue, &claim, &word);
     bool was_there = claim.state == MS_DEDUP_DONE && ms_queue_had(queue, claim.slot, claim.id);
     if (state == MS_MESSAGE_FREE && !was_there) ms_dedup_drop(table, i);
@@ -138,10 +141,11 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     uint32_t state = ms_word_state(word);
     if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || key[0] == 0) continue;
     ms_dedup_claim there, claim = {.id = MS_PEEK(content->id), .slot = slot};
-    claim.expires = content->put_at + queue->dedup_window_us;
-    if (claim.expires <= now->wall_us) continue;
+    claim.expires =
+        ms_stamp(queue, MS_PEEK(content->put_at), now->time_us) + queue->dedup_window_us;
+    if (claim.expires <= now->time_us) continue;
     ms_status status =
-        ms_dedup_try_claim(table, queue->self, key, &claim, now->wall_us, &there, &owner);
+        ms_dedup_try_claim(table, queue->self, key, &claim, now->time_us, &there, &owner);
     if (status == MS_ROLL) return MS_ROLL;
     /* Of a transaction that is not decided yet: PENDING, as long as it is not. */
     if (state != MS_MESSAGE_PREPARED && (status == MS_OK || there.id == claim.id))

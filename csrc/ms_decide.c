@@ -31,12 +31,14 @@ static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_in
   const ms_slot *content = ms_slot_at(queue, slot);
   uint64_t key_hash = MS_PEEK(content->key_hash), id = MS_PEEK(content->id);
   const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
-  int64_t expires = MS_PEEK(content->expires), due = MS_PEEK(content->due);
+  int64_t expires = ms_slot_expiry(queue, content, now);
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   uint32_t state = ms_bucket_is_first(queue, key_hash, slot) ? MS_MESSAGE_READY : MS_MESSAGE_HELD;
-  int64_t delay_us = due > now->wall_us ? due - now->wall_us : 0;
+  int64_t left_us = ms_slot_left_us(queue, content, now);
+  if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
   uint64_t plain = ms_make_word(state, ms_word_lane(word), 0, ms_word_reuse(word), 0, 0);
-  uint64_t to = ms_waiting_word(plain, state, delay_us * 1000, now);
+  uint64_t to = ms_waiting_word(plain, state, left_us > 0 ? left_us * 1000 : 0, now);
+  ms_queue_note_absolute(queue, content);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;

@@ -181,6 +181,14 @@ void ms_dedup_drop(const ms_dedup *table, uint32_t index) {
   set_place(&table->entries[index], 0, MS_DEDUP_EMPTY);
 }
 
+void ms_dedup_end_at(const ms_dedup *table, uint32_t index, int64_t expires) {
+  uint64_t key[2];
+  ms_dedup_claim claim;
+  if (!ms_dedup_entry_at(table, index, key, &claim)) return;
+  claim.expires = expires;
+  write_entry(&table->entries[index], key, &claim);
+}
+
 _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]) {
   return &table->words[stripe_of(table, key)];
 }

@@ -3,7 +3,7 @@
  * One mapped file: the header's page, an owner word a stripe, then the stripes of
  * MS_DEDUP_STRIPE_ENTRIES entries (docs/format.md). A key belongs to one stripe; its word is held
  * for the length of one call, and no other word is taken meanwhile. A claim is PENDING until its
- * message is written, then it is DONE. Times are microseconds of wall time since 1970; an entry has
+ * message is written, then it is DONE. Times are microseconds of the store's clock; an entry has
  * expired when `expires` is at or before now. Thread-safe but for init, open and recover.
  * Allocates nothing.
  *
@@ -57,6 +57,8 @@ void ms_dedup_recover(const ms_dedup *table);
 bool ms_dedup_entry_at(const ms_dedup *table, uint32_t index, uint64_t out_key[2],
                        ms_dedup_claim *out);
 void ms_dedup_drop(const ms_dedup *table, uint32_t index);
+/* Likewise: the entry at index expires then. */
+void ms_dedup_end_at(const ms_dedup *table, uint32_t index, int64_t expires);
 
 /* The word of a key's stripe. */
 _Atomic uint32_t *ms_dedup_word(const ms_dedup *table, const uint64_t key[2]);

@@ -15,7 +15,10 @@
 #include <string.h>
 #include <time.h>
 
-enum { OFFSETS_NS = 50000000, WHEEL_SPINS = 200 };
+enum { OFFSET_NS = 50000000, WHEEL_SPINS = 200, WALL_SET_US = 10000 };
+
+#define DAY_US INT64_C(86400000000)
+#define LEAST_TIME_US INT64_C(1577836800000000) /* 2020: a clock that is before it was never set */
 
 static uint64_t up_to(uint64_t size, uint64_t unit) { return (size + unit - 1) / unit * unit; }
 
@@ -72,7 +75,7 @@ ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_
     return ms_fail(err, MS_CORRUPT, 0, ms_blocks_size(queue->block_max), blocks_size,
                    "blocks: shorter than it was made");
   queue->cursor = queue->region = queue->region_taken = queue->block_cursor = 0;
-  queue->offsets_at = 0;
+  queue->offset_at = 0;
   if (!hints) return MS_OK;
   hints_layout at = hints_layout_of(queue->slot_max, queue->lanes, ordered);
   if (hints->slot_max != queue->slot_max || hints->lanes != queue->lanes || hints_size < at.size ||
@@ -98,25 +101,69 @@ ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_
 
 /* --- clocks --- */
 
-void ms_now(ms_instant *out_now) {
+void ms_now(const ms_queue *queue, ms_instant *out_now) {
   out_now->mono_ns = ms_clock_monotonic_ns();
   out_now->boot_ns = ms_clock_boot_ns();
-  out_now->wall_us = ms_clock_wall_us();
+  out_now->time_us = out_now->boot_ns / 1000 + queue->clock_offset_us;
 }
 
 void ms_now_near(ms_queue *queue, ms_instant *out_now) {
   int64_t mono = ms_clock_monotonic_ns();
-  if (MS_UNLIKELY(mono - queue->offsets_at > OFFSETS_NS || mono < queue->offsets_at)) {
+  if (MS_UNLIKELY(mono - queue->offset_at > OFFSET_NS || mono < queue->offset_at)) {
     ms_instant now;
-    ms_now(&now);
+    ms_now(queue, &now);
     mono = now.mono_ns;
-    queue->offsets_at = mono;
+    queue->offset_at = mono;
     queue->boot_offset = now.boot_ns - mono;
-    queue->wall_offset = now.wall_us - mono / 1000;
   }
   out_now->mono_ns = mono;
   out_now->boot_ns = mono + queue->boot_offset;
-  out_now->wall_us = mono / 1000 + queue->wall_offset;
+  out_now->time_us = out_now->boot_ns / 1000 + queue->clock_offset_us;
+}
+
+int64_t ms_stamp(const ms_queue *queue, int64_t stamp, int64_t time_us) {
+  if (MS_UNLIKELY(stamp > time_us + DAY_US)) { /* or time_us was read by who slept for a day */
+    ms_instant now;
+    ms_now(queue, &now);
+    return stamp > now.time_us + DAY_US ? queue->clock_since_us : stamp;
+  }
+  bool unset = stamp < LEAST_TIME_US && queue->clock_since_us >= LEAST_TIME_US;
+  return MS_UNLIKELY(unset) ? queue->clock_since_us : stamp;
+}
+
+/* `time` of a slot, moved as far as the time of its put is. */
+static int64_t moved(const ms_queue *queue, const ms_slot *content, int64_t time,
+                     const ms_instant *now) {
+  int64_t put_at = MS_PEEK(content->put_at), counts = ms_stamp(queue, put_at, now->time_us);
+  return MS_LIKELY(counts == put_at) ? time : ms_until_us(time, ms_until_us(put_at, counts));
+}
+
+int64_t ms_slot_left_us(const ms_queue *queue, const ms_slot *content, const ms_instant *now) {
+  int64_t due = MS_PEEK(content->due);
+  if (due == 0) return 0;
+  if (ms_slot_is_absolute(content)) return ms_until_us(due, ms_clock_wall_us());
+  return ms_until_us(moved(queue, content, due, now), now->time_us);
+}
+
+int64_t ms_slot_expiry(const ms_queue *queue, const ms_slot *content, const ms_instant *now) {
+  int64_t expires = MS_PEEK(content->expires);
+  return expires == 0 ? 0 : moved(queue, content, expires, now);
+}
+
+static int64_t wall_offset(void) { return ms_clock_wall_us() - ms_clock_boot_ns() / 1000; }
+
+void ms_queue_note_absolute(ms_queue *queue, const ms_slot *content) {
+  if (MS_LIKELY(!ms_slot_is_absolute(content)) || MS_PEEK(queue->hints->absolute)) return;
+  MS_POKE(queue->hints->wall_offset, wall_offset());
+  /* Release: pairs with the acquire in ms_queue_wall_was_set. */
+  atomic_store_explicit(&queue->hints->absolute, 1, memory_order_release);
+}
+
+bool ms_queue_wall_was_set(const ms_queue *queue, int64_t *out_offset) {
+  if (MS_LIKELY(!atomic_load_explicit(&queue->hints->absolute, memory_order_acquire))) return false;
+  *out_offset = wall_offset();
+  int64_t by = *out_offset - MS_PEEK(queue->hints->wall_offset);
+  return by > WALL_SET_US || by < -WALL_SET_US; /* less lies between two readings of clocks */
 }
 
 /* --- claiming --- */
@@ -257,7 +304,7 @@ static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
   uint32_t first_block = 0;
   if (size > inline_size) MS_TRY(write_blocks(queue, slot, reuse, size, message, &first_block));
   MS_POKE(out->id, id);
-  out->put_at = now->wall_us;
+  MS_POKE(out->put_at, now->time_us);
   MS_POKE(out->due, message->due_us);
   MS_POKE(out->expires, message->expires_us);
   MS_POKE(out->key_hash, message->key_hash);
@@ -270,7 +317,7 @@ static ms_status write_slot(ms_queue *queue, uint32_t slot, uint64_t word,
   out->content_hash = 0;
   out->slot = slot;
   out->reuse = (uint16_t)reuse;
-  out->lane = (uint16_t)message->lane;
+  MS_POKE(out->lane, (uint16_t)(message->lane | (message->absolute ? MS_SLOT_ABSOLUTE : 0)));
   MS_YIELD("queue_write_slot");
   if (size == inline_size) {
     uint8_t *content = (uint8_t *)(out + 1);
@@ -373,18 +420,16 @@ void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instan
 }
 
 bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
-  uint64_t tick = ms_tick_floor(now->boot_ns);
-  /* A long delay is parked by steps; and where the wall clock was set back, later is right. */
-  int64_t early_us = MS_PEEK(ms_slot_at(queue, slot)->due) - now->wall_us;
-  if (ms_word_attempts(word) == 0 && early_us > 0) {
-    int64_t ticks = (early_us + 999) / 1000;
-    uint64_t later = ms_word_as(word, MS_MESSAGE_DELAYED,
-                                tick + (uint64_t)(ticks < MS_TICK_REACH ? ticks : MS_TICK_REACH));
+  /* A long delay is parked by steps; and where the wall clock was set back, `at` is later. */
+  int64_t early_us = 0;
+  if (ms_word_is_untaken(word)) early_us = ms_slot_left_us(queue, ms_slot_at(queue, slot), now);
+  if (early_us > 0) {
+    uint64_t later = ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, early_us));
     if (ms_move(ms_word_at(queue, slot), word, later))
       atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
     return false;
   }
-  uint64_t to = ms_word_as(word, MS_MESSAGE_READY, tick);
+  uint64_t to = ms_word_as(word, MS_MESSAGE_READY, ms_tick_floor(now->boot_ns));
   if (!ms_move(ms_word_at(queue, slot), word, to)) return false;
   ms_queue_hint(queue, slot, to);
   return true;
@@ -449,6 +494,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   uint32_t state = MS_MESSAGE_READY;
   if (queue->buckets && !ms_bucket_append(queue, message->key_hash, slot)) state = MS_MESSAGE_HELD;
   uint64_t to = ms_waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
+  if (MS_UNLIKELY(message->absolute)) ms_queue_note_absolute(queue, ms_slot_at(queue, slot));
   if (message->transaction)
     to = ms_word_as(plain, MS_MESSAGE_PREPARED, 0) | ms_word_transaction(message->transaction);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
@@ -493,7 +539,7 @@ static bool lease_is_good(ms_queue *queue, const ms_lease *lease, const ms_insta
       atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
     return false;
   }
-  if (MS_UNLIKELY(MS_PEEK(slot->expires) && MS_PEEK(slot->expires) <= now->wall_us)) {
+  if (MS_UNLIKELY(MS_PEEK(slot->expires)) && ms_slot_expiry(queue, slot, now) <= now->time_us) {
     if (ms_queue_finish(queue, lease->slot, lease->word, now, &owner) == MS_OK)
       atomic_fetch_add_explicit(&queue->hints->expired, 1, memory_order_relaxed);
     return false;
@@ -644,8 +690,8 @@ void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32
   ms_failure next = {0};
   if (length > MS_QUEUE_FAILURE_TEXT) length = MS_QUEUE_FAILURE_TEXT;
   next.id = id;
-  next.first_at = again ? old.first_at : now->wall_us;
-  next.last_at = now->wall_us;
+  next.first_at = again ? old.first_at : now->time_us;
+  next.last_at = now->time_us;
   next.attempts = (uint16_t)ms_word_attempts(word);
   next.kind = (uint8_t)kind;
   next.last_length = (uint8_t)length;

@@ -64,7 +64,10 @@ typedef struct ms_members_header {
   uint32_t version;
   uint32_t count;
   uint8_t store_id[16];
-  uint8_t reserved[32];
+  int64_t time;
+  int64_t wall;
+  uint64_t check;
+  uint64_t reserved;
 } ms_members_header;
 
 typedef struct ms_member {
@@ -207,16 +210,18 @@ typedef struct ms_slots_header {
   _Atomic uint32_t paused;
   _Atomic uint32_t poison;
   _Atomic uint32_t config;
-  _Atomic int64_t wall_of_boot;
+  _Atomic int64_t time_of_boot;
   uint64_t reserved3[5];
   _Atomic uint64_t next_id;
   uint64_t reserved2[7];
 } ms_slots_header;
 
+#define MS_SLOT_ABSOLUTE 0x8000u /* of lane: `due` is a time of the wall clock */
+
 typedef struct ms_slot {
   uint64_t hash;
   _Atomic uint64_t id; /* also looked at by who has no lease */
-  int64_t put_at;
+  _Atomic int64_t put_at;
   _Atomic int64_t due;
   _Atomic int64_t expires;
   _Atomic uint64_t key_hash;
@@ -228,7 +233,7 @@ typedef struct ms_slot {
   uint64_t content_hash;
   uint32_t slot;
   uint16_t reuse;
-  uint16_t lane;
+  _Atomic uint16_t lane;
 } ms_slot;
 
 typedef struct ms_failure {
@@ -293,7 +298,8 @@ typedef struct ms_hints_header {
   _Atomic uint64_t swept;
   _Atomic uint64_t expiry_due;
   _Atomic uint32_t undecided;
-  uint32_t reserved4[3];
+  _Atomic uint32_t absolute;
+  _Atomic int64_t wall_offset;
   _Atomic uint32_t sync;
   _Atomic uint32_t sync_wake;
   _Atomic uint64_t sync_begun;
@@ -463,6 +469,9 @@ typedef struct ms_group_partition {
   XX(ms_members_header, version, 8)         \
   XX(ms_members_header, count, 12)          \
   XX(ms_members_header, store_id, 16)       \
+  XX(ms_members_header, time, 32)           \
+  XX(ms_members_header, wall, 40)           \
+  XX(ms_members_header, check, 48)          \
   XX(ms_member, incarnation, 0)             \
   XX(ms_member, pid, 4)                     \
   XX(ms_member, claimed, 8)                 \
@@ -556,7 +565,7 @@ typedef struct ms_group_partition {
   XX(ms_slots_header, paused, 132)          \
   XX(ms_slots_header, poison, 136)          \
   XX(ms_slots_header, config, 140)          \
-  XX(ms_slots_header, wall_of_boot, 144)    \
+  XX(ms_slots_header, time_of_boot, 144)    \
   XX(ms_slots_header, next_id, 192)         \
   XX(ms_slot, hash, 0)                      \
   XX(ms_slot, id, 8)                        \
@@ -613,6 +622,8 @@ typedef struct ms_group_partition {
   XX(ms_hints_header, swept, 288)           \
   XX(ms_hints_header, expiry_due, 296)      \
   XX(ms_hints_header, undecided, 304)       \
+  XX(ms_hints_header, absolute, 308)        \
+  XX(ms_hints_header, wall_offset, 312)     \
   XX(ms_hints_header, sync, 320)            \
   XX(ms_hints_header, sync_wake, 324)       \
   XX(ms_hints_header, sync_begun, 328)      \

@@ -114,7 +114,7 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
                      next->number);
   } else {
     ms_segment_activate(next, &partition->end, predecessor, partition->generation,
-                        ms_clock_wall_us());
+                        ms_clock_boot_ns() / 1000 + partition->clock_offset_us);
   }
   MS_YIELD("roll_active");
   /* Release: who loads this number finds the record valid (ms_segment_load_activation). */

@@ -37,6 +37,7 @@ typedef struct ms_partition {
       populated; /* position up to which pages of `active` were populated; said by the caller */
   uint64_t populate_low; /* MS_EVENT_POPULATE when less than this is ahead of the tail; 0: never */
   uint64_t unsynced_max; /* 0: no bound */
+  int64_t clock_offset_us; /* of the store's clock, which segments are stamped with, to boot */
   ms_producers *producers; /* NULL: not known in this process, or being walked */
 } ms_partition;
 

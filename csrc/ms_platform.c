@@ -19,17 +19,18 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-/* The virtual clock. The skew is written before the flag: who sees the flag (acquire) sees it. */
+/* The virtual clock. Skews are written before the flag: who sees the flag (acquire) sees them. */
 static atomic_bool clock_virtual;
-static _Atomic int64_t clock_skew_ns;
+static _Atomic int64_t clock_skew_ns, clock_set_ns;
 
 static int64_t skew_ns(void) {
   if (MS_LIKELY(!atomic_load_explicit(&clock_virtual, memory_order_acquire))) return 0;
   return atomic_load_explicit(&clock_skew_ns, memory_order_relaxed);
 }
 
-void ms_clock_set(bool is_virtual, int64_t skew) {
+void ms_clock_set(bool is_virtual, int64_t skew, int64_t set) {
   atomic_store_explicit(&clock_skew_ns, skew, memory_order_relaxed);
+  atomic_store_explicit(&clock_set_ns, is_virtual ? set : 0, memory_order_relaxed);
   /* Release: pairs with the acquire in skew_ns. */
   atomic_store_explicit(&clock_virtual, is_virtual, memory_order_release);
 }
@@ -44,7 +45,10 @@ static int64_t read_ns(clockid_t which) {
   return (int64_t)now.tv_sec * 1000000000 + now.tv_nsec;
 }
 
-int64_t ms_clock_wall_us(void) { return (read_ns(CLOCK_REALTIME) + skew_ns()) / 1000; }
+int64_t ms_clock_wall_us(void) {
+  int64_t set = skew_ns() + atomic_load_explicit(&clock_set_ns, memory_order_relaxed);
+  return (read_ns(CLOCK_REALTIME) + set) / 1000;
+}
 
 int64_t ms_clock_coarse_us(void) { return (read_ns(CLOCK_REALTIME_COARSE) + skew_ns()) / 1000; }
 

@@ -42,10 +42,11 @@ int64_t ms_clock_boot_ns(void);
 int64_t ms_clock_coarse_us(void); /* the wall clock of the last tick: some ms old, and cheap */
 
 /* For tests of users: while virtual, the three clocks of this process run skew_ns ahead of the
- * machine's, and no sleep below is longer than MS_CLOCK_VIRTUAL_SLEEP_NS, so that sleepers see a
- * jump soon. They go on at the usual pace: a wait with a time-out ends, also if nobody advances. */
+ * machine's, that of the wall set_ns more, and no sleep below is longer than
+ * MS_CLOCK_VIRTUAL_SLEEP_NS, so that sleepers see a jump soon. They go on at the usual pace: a wait
+ * with a time-out ends, also if nobody advances. */
 #define MS_CLOCK_VIRTUAL_SLEEP_NS INT64_C(2000000)
-void ms_clock_set(bool is_virtual, int64_t skew_ns);
+void ms_clock_set(bool is_virtual, int64_t skew_ns, int64_t set_ns);
 bool ms_clock_is_virtual(void);
 
 static inline void ms_cpu_relax(void) {

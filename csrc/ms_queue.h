@@ -50,18 +50,19 @@ enum {
   MS_FAILED_CORRUPT   /* torn by a power cut, or damaged */
 };
 
-/* The three clocks, read together by ms_now(). Leases end on mono, delays on boot, the wall is for
- * people and for the time to live. */
+/* The clocks, read together by ms_now(). Leases end on mono, delays on boot. time_us is the store's
+ * clock (docs/design.md, Time), boot and a constant: what is stored is of it. The wall clock, which
+ * can be set, is only asked about messages that are due at a time of it (MS_SLOT_ABSOLUTE). */
 typedef struct ms_instant {
   int64_t mono_ns;
   int64_t boot_ns;
-  int64_t wall_us;
+  int64_t time_us;
 } ms_instant;
-void ms_now(ms_instant *out_now);
 
 typedef struct ms_queue ms_queue;
-/* mono as it is; boot and wall from mono by offsets that are at most 50 ms old: one clock is read,
- * and boot is never ahead of the truth. */
+void ms_now(const ms_queue *queue, ms_instant *out_now);
+/* mono as it is; boot from mono by an offset that is at most 50 ms old: one clock is read, and boot
+ * is never ahead of the truth. */
 void ms_now_near(ms_queue *queue, ms_instant *out_now);
 
 struct ms_queue {
@@ -92,9 +93,10 @@ struct ms_queue {
   uint32_t region; /* the extent that it looks in */
   uint32_t region_taken;
   uint32_t block_cursor;
-  int64_t offsets_at; /* mono_ns when the offsets were taken */
+  int64_t offset_at; /* mono_ns when boot_offset was taken */
   int64_t boot_offset;
-  int64_t wall_offset;
+  int64_t clock_offset_us; /* of the store's clock to boot, while the machine is up */
+  int64_t clock_since_us;  /* what stamps count as that it cannot have given: see ms_stamp() */
 };
 
 /* How large the files are, and where slots begin to be published. */
@@ -144,7 +146,8 @@ typedef struct ms_message {
   uint32_t payload_length;
   uint32_t lane;
   int64_t delay_ns;   /* 0: at once */
-  int64_t due_us;     /* wall time, for display and reopening; 0: at once */
+  int64_t due_us;     /* on the store's clock; 0: at once */
+  bool absolute;      /* due_us is a time of the wall clock: delay_ns is as of now */
   int64_t expires_us; /* 0: never */
   uint64_t key_hash;  /* with buckets: which; 0: no key, so in no order. Taken by the caller */
   uint64_t dedup[2];

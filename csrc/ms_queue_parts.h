@@ -74,6 +74,13 @@ static inline uint64_t ms_free_word(uint64_t word, uint32_t state) {
   return ms_make_word(state, 0, 0, ms_word_reuse(word), 0, 0);
 }
 
+/* then - now, without overflow where one of them is damage. */
+static inline int64_t ms_until_us(int64_t then, int64_t now) {
+  int64_t left;
+  if (MS_LIKELY(!__builtin_sub_overflow(then, now, &left))) return left;
+  return then > 0 ? INT64_MAX : INT64_MIN;
+}
+
 static inline uint64_t ms_tick_floor(int64_t ns) { return (uint64_t)(ns / MS_NS_PER_TICK); }
 static inline uint64_t ms_tick_ceil(int64_t ns) {
   return (uint64_t)((ns + MS_NS_PER_TICK - 1) / MS_NS_PER_TICK);
@@ -83,6 +90,34 @@ static inline uint64_t ms_tick_ceil(int64_t ns) {
 static inline int64_t ms_ticks_until(uint64_t now, uint64_t tick) {
   return (int64_t)((tick - now) << (64 - MS_TICK_BITS)) >> (64 - MS_TICK_BITS);
 }
+
+/* The tick at which left_us have passed: never early, at most MS_TICK_REACH from now. */
+static inline uint64_t ms_tick_after(const ms_instant *now, int64_t left_us) {
+  if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
+  return ms_tick_ceil(now->boot_ns + left_us * 1000);
+}
+
+/* Was it never leased? Then `due` of its slot is what it waits for, and not a delay since. */
+static inline bool ms_word_is_untaken(uint64_t word) {
+  return ms_word_attempts(word) == 0 && ms_word_grant(word) == 0;
+}
+
+static inline bool ms_slot_is_absolute(const ms_slot *content) {
+  return (MS_PEEK(content->lane) & MS_SLOT_ABSOLUTE) != 0;
+}
+
+/* What a time in a file counts as: itself, unless the store's clock cannot have given it. */
+int64_t ms_stamp(const ms_queue *queue, int64_t stamp, int64_t time_us);
+/* Microseconds until a message that was never leased is due; 0 or less: it is. */
+int64_t ms_slot_left_us(const ms_queue *queue, const ms_slot *content, const ms_instant *now);
+/* When it expires, on the store's clock; 0: never. */
+int64_t ms_slot_expiry(const ms_queue *queue, const ms_slot *content, const ms_instant *now);
+
+/* Before a message becomes visible that waits for a time of the wall clock: from now on sweeps see
+ * to it that the clock is set. */
+void ms_queue_note_absolute(ms_queue *queue, const ms_slot *content);
+/* Has the wall clock been set since? *out_offset: to note when all that depends on it was seen. */
+bool ms_queue_wall_was_set(const ms_queue *queue, int64_t *out_offset);
 
 /* Is a lease over? Also where nobody has taken the message back: who is late always knows. */
 static inline bool ms_lease_is_over(const ms_lease *lease, const ms_instant *now) {

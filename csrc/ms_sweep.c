@@ -64,7 +64,7 @@ typedef struct pass {
   int64_t lease_due; /* mono ns */
   int64_t expiry_due;
   uint64_t noted; /* READY since before this tick and all hints of then gone: its hint was lost */
-  bool reconcile, expire, rearm, undecided;
+  bool reconcile, expire, rearm, undecided, wall_set;
   uint32_t ready;
 } pass;
 
@@ -115,7 +115,25 @@ static void look_at_leased(pass *p, uint32_t slot, uint64_t word) {
   due_at(p, p->now->mono_ns + left * MS_NS_PER_TICK);
 }
 
+/* The wall clock was set: the message is due sooner, or later, than its tick says. Returns the word
+ * as it is now; 0: another has moved it, or it is ready. */
+static uint64_t follow_wall(pass *p, uint32_t slot, uint64_t word) {
+  const ms_slot *content = ms_slot_at(p->queue, slot);
+  if (!ms_word_is_untaken(word) || !ms_slot_is_absolute(content)) return word;
+  int64_t left_us = ms_slot_left_us(p->queue, content, p->now);
+  if (left_us <= 0) {
+    p->ready += ms_queue_fall_due(p->queue, slot, word, p->now);
+    return 0;
+  }
+  uint64_t to = ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(p->now, left_us));
+  if (!ms_move(ms_word_at(p->queue, slot), word, to)) return 0;
+  if (!p->rearm) ms_queue_arm(p->queue, slot, to, p->now);
+  return to;
+}
+
 static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
+  if (p->wall_set) word = follow_wall(p, slot, word);
+  if (word == 0) return;
   int64_t left = ms_ticks_until(p->boot_tick, ms_word_tick(word));
   if (left <= 0) {
     p->ready += ms_queue_fall_due(p->queue, slot, word, p->now);
@@ -128,16 +146,16 @@ static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
 
 static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
   uint32_t owner;
-  int64_t expires = MS_PEEK(ms_slot_at(p->queue, slot)->expires);
+  int64_t expires = ms_slot_expiry(p->queue, ms_slot_at(p->queue, slot), p->now);
   if (expires == 0) return;
-  if (expires > p->now->wall_us) {
+  if (expires > p->now->time_us) {
     if (expires < p->expiry_due) p->expiry_due = expires;
     return;
   }
   ms_status status = ms_queue_finish(p->queue, slot, word, p->now, &owner);
   if (status == MS_OK)
     atomic_fetch_add_explicit(&p->queue->hints->expired, 1, memory_order_relaxed);
-  if (status == MS_BUSY) p->expiry_due = p->now->wall_us;
+  if (status == MS_BUSY) p->expiry_due = p->now->time_us;
 }
 
 static void look(pass *p, uint32_t slot, uint64_t word) {
@@ -239,13 +257,15 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
   /* Before the pass, so that a lease or a delay that comes meanwhile lowers it again. */
   atomic_store_explicit(&hints->lease_due, UINT64_MAX, memory_order_seq_cst);
   uint64_t expiry = atomic_load_explicit(&hints->expiry_due, memory_order_relaxed);
-  p.expire = expiry <= (uint64_t)now->wall_us;
+  p.expire = expiry <= (uint64_t)now->time_us;
   if (p.expire) atomic_store_explicit(&hints->expiry_due, UINT64_MAX, memory_order_seq_cst);
   p.rearm = mend_words(&p);
   if (!p.rearm && atomic_load_explicit(&hints->missed, memory_order_relaxed))
     p.rearm = ms_owner_try_take(&hints->wheel, queue->self, &owner) == MS_OK;
   bool held_wheel = p.rearm;
   if (p.rearm) atomic_store_explicit(&hints->missed, 0, memory_order_seq_cst);
+  int64_t wall_offset;
+  p.wall_set = ms_queue_wall_was_set(queue, &wall_offset);
   pass_damaged_cells(queue);
   p.noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
   p.reconcile = hints_are_due(queue, p.boot_tick);
@@ -264,6 +284,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
     atomic_thread_fence(memory_order_acquire); /* pairs with the release in ms_move */
     look(&p, slot, word);
   }
+  if (p.wall_set) MS_POKE(hints->wall_offset, wall_offset); /* after: a death leaves it to others */
   if (held_wheel) {
     atomic_store_explicit(&hints->wheel_due, ms_wheel_next(&queue->wheel), memory_order_release);
     ms_owner_release(&hints->wheel);
@@ -289,8 +310,10 @@ bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now) {
   const ms_hints_header *hints = queue->hints;
   if (atomic_load_explicit(&hints->lease_due, memory_order_relaxed) <= (uint64_t)now->mono_ns)
     return true;
-  if (atomic_load_explicit(&hints->expiry_due, memory_order_relaxed) <= (uint64_t)now->wall_us)
+  if (atomic_load_explicit(&hints->expiry_due, memory_order_relaxed) <= (uint64_t)now->time_us)
     return true;
+  int64_t wall_offset;
+  if (ms_queue_wall_was_set(queue, &wall_offset)) return true;
   if (atomic_load_explicit(&hints->missed, memory_order_relaxed) &&
       atomic_load_explicit(&hints->swept, memory_order_relaxed) + RETRY_NS <=
           (uint64_t)now->mono_ns)
@@ -362,7 +385,7 @@ static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
   }
   ms_instant now;
   if (oldest == MS_NO_SLOT) return false;
-  ms_now(&now);
+  ms_now(queue, &now);
   if (ms_queue_finish(queue, oldest, oldest_word, &now, &owner) != MS_OK) return false;
   atomic_fetch_add_explicit(&queue->hints->evicted, 1, memory_order_relaxed);
   return true;
@@ -446,10 +469,10 @@ static void set_word(ms_queue *queue, uint32_t slot, uint64_t word) {
 }
 
 /* Microseconds until the tick of a word that was set under another first opener, maybe before a
- * reboot: by the wall time that its ticks began at, and of all ticks modulo 2^34 the nearest. */
+ * reboot: by the time that its ticks began at, and of all ticks modulo 2^34 the nearest. */
 static int64_t left_of(const ms_queue *queue, uint64_t word, const ms_instant *now) {
-  int64_t began = atomic_load_explicit(&queue->slots->wall_of_boot, memory_order_relaxed);
-  uint64_t then = (uint64_t)((now->wall_us - began) / 1000); /* their clock, now */
+  int64_t began = atomic_load_explicit(&queue->slots->time_of_boot, memory_order_relaxed);
+  uint64_t then = (uint64_t)(ms_until_us(now->time_us, began) / 1000); /* their clock, now */
   return (ms_ticks_until(then, ms_word_tick(word)) + 1) * 1000;
 }
 
@@ -475,7 +498,7 @@ static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool
     default: /* a flipped bit: keep what is whole, as dead */
       if (!ms_queue_slot_valid(queue, slot, content->reuse))
         return ms_make_word(MS_MESSAGE_FREE, 0, 0, content->reuse & 1023u, 0, 0);
-      return ms_make_word(MS_MESSAGE_DEAD, content->lane & 7u, ms_word_attempts(word),
+      return ms_make_word(MS_MESSAGE_DEAD, MS_PEEK(content->lane) & 7u, ms_word_attempts(word),
                           content->reuse & 1023u, ms_word_grant(word), tick);
   }
   /* The word reached the disk and the slot did not: a put that never was. */
@@ -493,14 +516,13 @@ static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool
     if (!spent) atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
     return ms_word_as(word, MS_MESSAGE_DEAD, tick);
   }
-  int64_t left_us = left_of(queue, word, now);
-  if (ms_word_attempts(word) == 0 && MS_PEEK(content->due) - now->wall_us > left_us)
-    left_us = MS_PEEK(content->due) - now->wall_us; /* parked: its tick is not the end of it */
   bool waits = ms_word_state(word) == MS_MESSAGE_DELAYED || ms_word_state(word) == MS_MESSAGE_HELD;
-  if (!waits || left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
-  int64_t left_ms = left_us / 1000 + 1;
-  return ms_word_as(word, MS_MESSAGE_DELAYED,
-                    tick + (uint64_t)(left_ms < MS_TICK_REACH ? left_ms : MS_TICK_REACH));
+  int64_t left_us = !waits                     ? 0
+                    : ms_word_is_untaken(word) ? ms_slot_left_us(queue, content, now)
+                                               : left_of(queue, word, now);
+  if (left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
+  ms_queue_note_absolute(queue, content);
+  return ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, left_us));
 }
 
 void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void *scratch) {
@@ -528,7 +550,7 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     }
     if (ms_word_state(to) != MS_MESSAGE_READY && ms_word_state(to) != MS_MESSAGE_DELAYED) continue;
     if (MS_PEEK(content->expires))
-      ms_lower(&hints->expiry_due, (uint64_t)MS_PEEK(content->expires));
+      ms_lower(&hints->expiry_due, (uint64_t)ms_slot_expiry(queue, content, now));
     if (newest == 0) newest = ms_word_tick(word);
     int64_t order = ms_word_state(word) == MS_MESSAGE_LEASED
                         ? INT64_MIN
@@ -556,7 +578,7 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     }
   }
   atomic_store(&hints->wheel_due, ms_wheel_next(&queue->wheel));
-  atomic_store(&queue->slots->wall_of_boot, now->wall_us - now->boot_ns / 1000);
+  atomic_store(&queue->slots->time_of_boot, now->time_us - now->boot_ns / 1000);
   ms_queue_balance(queue);
 }
 
@@ -611,6 +633,8 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
   MS_POKE(hints->redelivered, MS_PEEK(from->hints->redelivered));
   MS_POKE(hints->corrupt, MS_PEEK(from->hints->corrupt));
   MS_POKE(hints->refused, MS_PEEK(from->hints->refused));
+  MS_POKE(hints->wall_offset, MS_PEEK(from->hints->wall_offset));
+  MS_POKE(hints->absolute, MS_PEEK(from->hints->absolute));
   for (uint32_t i = 0; i < to->lanes; i++)
     MS_POKE(hints->noted_tail[i], ms_ring_tail(&to->rings[i]));
   MS_POKE(hints->noted, tick);

@@ -47,6 +47,7 @@ PYTHON_LAYERS = (
     "reserve",
     "producer_ids",
     "settings",
+    "store_clock",
     "publish",
     "control",
     "eras",

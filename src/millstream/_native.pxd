@@ -9,6 +9,7 @@ cdef extern from "ms_platform.h" nogil:
     int64_t ms_clock_wall_us()
     int64_t ms_clock_coarse_us()
     int64_t ms_clock_monotonic_ns()
+    int64_t ms_clock_boot_ns()
     int ms_futex_wait(const void *word, uint32_t expected, int64_t timeout_ns)
     void ms_rest(int64_t rest_ns)
     int32_t ms_futex_wake(const void *word, int32_t count)
@@ -134,6 +135,9 @@ cdef extern from "ms_format.h" nogil:
         uint32_t key_length
         uint32_t headers_length
         uint32_t first_block
+        uint16_t lane
+    cdef enum:
+        MS_SLOT_ABSOLUTE
     ctypedef struct ms_failure:
         uint64_t id
         int64_t first_at
@@ -374,6 +378,7 @@ cdef extern from "ms_partition.h" nogil:
         uint64_t populated
         uint64_t populate_low
         uint64_t unsynced_max
+        int64_t clock_offset_us
         ms_producers *producers
     ctypedef struct ms_appended:
         uint64_t first_offset
@@ -441,7 +446,7 @@ cdef extern from "ms_queue.h" nogil:
     ctypedef struct ms_instant:
         int64_t mono_ns
         int64_t boot_ns
-        int64_t wall_us
+        int64_t time_us
     ctypedef struct ms_queue:
         ms_slots_header *slots
         ms_blocks_header *blocks
@@ -459,6 +464,8 @@ cdef extern from "ms_queue.h" nogil:
         uint32_t max_attempts
         uint64_t generation
         int64_t dedup_window_us
+        int64_t clock_offset_us
+        int64_t clock_since_us
         cbool ageing
         cbool block_key
     ctypedef struct ms_message:
@@ -471,6 +478,7 @@ cdef extern from "ms_queue.h" nogil:
         uint32_t lane
         int64_t delay_ns
         int64_t due_us
+        cbool absolute
         int64_t expires_us
         uint64_t key_hash
         uint64_t *dedup
@@ -484,7 +492,7 @@ cdef extern from "ms_queue.h" nogil:
     ctypedef struct ms_queue_counts:
         uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
         uint32_t *by_lane
-    void ms_now(ms_instant *out_now)
+    void ms_now(const ms_queue *queue, ms_instant *out_now)
     void ms_now_near(ms_queue *queue, ms_instant *out_now)
     uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count)
     uint64_t ms_blocks_size(uint32_t block_count)

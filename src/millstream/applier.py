@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream import _native, control, group, slots
+from millstream import control, group, slots
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
 from millstream.producer_ids import ids_of
 
@@ -164,20 +164,17 @@ class Applier:
             queue._wipe(slot)
             queue.flush()  # or a free word over the old id would say that it is over
             queue._forget(slot)
-        left = None
-        if put.expires:
-            left = (put.expires - _native.wall_us()) / 1e6
-            if left <= 0:
-                return
+        if 0 < put.expires <= self.store._clock.now():
+            return
         for dedup_id in (put.dedup, None):  # None: a later message has its dedup_id by now
             try:
-                made = self._put(queue, put, left, dedup_id)
+                made = self._put(queue, put, dedup_id)
             except LockTimeout:  # a claim of a put that is not decided: of none that is committed
                 continue
             except QueueFull:
                 # An acknowledgement was lost that had made room for it.
                 queue.alter(capacity=queue.capacity + 1)
-                made = self._put(queue, put, left, dedup_id)
+                made = self._put(queue, put, dedup_id)
             if made is None:
                 continue
             if made[1] != put.slot:
@@ -186,11 +183,11 @@ class Applier:
             return
 
     def _put(
-        self, queue: Queue, put: Put, ttl: float | None, dedup: tuple[int, int] | None
+        self, queue: Queue, put: Put, dedup: tuple[int, int] | None
     ) -> tuple[int, int, int] | None:
         return queue._prepare_put(
-            0, put.id, put.value, priority=put.priority, at=put.at or None, key=put.key, ttl=ttl,
-            dedup_id=dedup, headers=put.headers, slot=put.slot,
+            0, put.id, put.value, priority=put.priority, due=put.due, absolute=put.absolute,
+            key=put.key, expires=put.expires, dedup_id=dedup, headers=put.headers, slot=put.slot,
         )  # fmt: skip
 
     def _finish(self, place: Place, ack: Ack, replay: bool) -> None:

@@ -40,6 +40,7 @@ if TYPE_CHECKING:
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0
 SEALED_SECONDS = 5.0
+NOTE_SECONDS = 1.0
 JOURNAL_SECONDS = 0.3  # a committer at "sync" takes less, so what waits for longer is a dead one's
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
@@ -116,6 +117,7 @@ class Background:
         self._synced_at = 0.0
         self._sealed_at = 0.0
         self._retained_at = 0.0
+        self._noted_at = 0.0
         self._has_journal = False
         self._journal_due = 0.0
         """When to look for a journal, then when to look into it."""
@@ -318,6 +320,9 @@ class Background:
             self._sync_all()
         if self._sealed_unsynced and now - self._sealed_at >= SEALED_SECONDS:
             self._sync_sealed()
+        if now - self._noted_at >= NOTE_SECONDS:
+            self._noted_at = now
+            self._note_time()
         if self._has_journal and now >= self._journal_due:
             self._journal_due = now + JOURNAL_SECONDS
             self._look_at_journal()
@@ -375,6 +380,16 @@ class Background:
             say(f"{stream!r}: {error}", warn=False)  # the next call that needs it raises the same
         for log in stream._opened():
             self._attempt("retention", log, stream._retire, log)
+
+    def _note_time(self) -> None:
+        """Note how late it is, so that the next boot has to ask the wall clock for less.
+
+        This thread has ended when the descriptor is closed.
+        """
+        try:
+            self.store._members.note_time(*self.store._clock.note())
+        except (MillstreamError, OSError) as error:
+            say(f"{self.store!r}: noting the time: {error}", warn=False)  # the last one counts
 
     def _look_at_journal(self) -> None:
         """Apply what waits since the last look."""

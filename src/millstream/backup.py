@@ -46,6 +46,7 @@ def _copy(store: Store, target: files.Path) -> None:
         _copy_groups(groups, directory / "groups")
     body = files.read_json(store._config_path)
     body["clean"] = False
+    body["clock"] = store._clock.state()
     members.create(target, store._store_id)
     files.write_json(target / "store.json", body)
     files.sync_directory(target)

@@ -5,7 +5,6 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native
 from millstream.control import LIVE
 from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
@@ -155,18 +154,16 @@ class Commit:
                 if claim in claimed:
                     continue
                 claimed.add(claim)
-            left = None
-            if asked["expires"]:
-                left = max((asked["expires"] - _native.wall_us()) / 1e6, 0.0)
             made = queue._prepare_put(
-                transaction, 0, asked["value"], priority=asked["priority"], at=asked["at"] or None,
-                key=asked["key"], ttl=left, dedup_id=asked["dedup"], headers=asked["headers"],
+                transaction, 0, asked["value"], priority=asked["priority"], due=asked["due"],
+                absolute=asked["absolute"], key=asked["key"], expires=asked["expires"],
+                dedup_id=asked["dedup"], headers=asked["headers"],
             )  # fmt: skip
             if made is None:
                 continue  # one with its dedup_id is there
             number_, slot, word = made
             self.undo.append(lambda q=queue, s=slot, w=word: q._decide(s, w, False))
-            fields = [asked[name] for name in ("priority", "at", "expires", "dedup")]
+            fields = [asked[name] for name in ("priority", "due", "expires", "dedup", "absolute")]
             content = [asked[name] for name in ("value", "key", "headers")]
             place = self._place(queue)
             puts.append(Put._make((place, slot, word, number_, *fields, *content)))

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import time
 from bisect import bisect_right
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -105,11 +104,12 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     They are sealed and old enough, and so synced that also their successor is.
     """
     found: list[tuple[int, int]] = []
-    durable, horizon = log.native.durable, (time.time() - keep.min_age) * 1e6
+    durable, clock = log.native.durable, log.store._clock
     try:
         for number, following in pairwise(log.current()):
             after = log.activated(following)
-            if after.base_position >= durable or after.activated_at > horizon:
+            young = clock.age(after.activated_at) < keep.min_age
+            if after.base_position >= durable or young:
                 break
             found.append((number, after.base_position))
     except NotFound as error:
@@ -122,7 +122,6 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
 def dirt(log: PartitionLog, keep: Compaction, found: list[tuple[int, int]]) -> tuple[int, int]:
     """(bytes that were never compacted or have tombstones to go, bytes in all) of segments."""
     dirty = total = 0
-    now = time.time() * 1e6
     for number, end in found:
         try:
             segment = log.activated(number)
@@ -131,7 +130,7 @@ def dirt(log: PartitionLog, keep: Compaction, found: list[tuple[int, int]]) -> t
         record = segment.compaction
         size = end - segment.base_position if record is None else record[2]
         total += size
-        if record is None or _due(record, keep, now):
+        if record is None or _due(log, record, keep):
             dirty += size
     return dirty, total
 
@@ -145,14 +144,16 @@ def dirty_part(log: PartitionLog, keep: Compaction) -> tuple[float, float | None
         with contextlib.suppress(NotFound):
             record = log.activated(number).compaction
             ends.append(0 if record is None else record[1])
-    return dirty / total if total else 0.0, max(ends) / 1e6 or None
+    last = max(ends)
+    return dirty / total if total else 0.0, log.store._clock.to_wall(last) / 1e6 if last else None
 
 
-def _due(record: tuple[int, int, int, int, int, int], keep: Compaction, now: float) -> bool:
+def _due(log: PartitionLog, record: tuple[int, int, int, int, int, int], keep: Compaction) -> bool:
     """Have tombstones become old enough to go since the last run?"""
     first, last, _, _, tombstones, _ = record
-    old = first + keep.tombstone_age * 1e6
-    return tombstones > 0 and first > 0 and last < old <= now
+    if tombstones == 0 or first == 0 or last >= first + keep.tombstone_age * 1e6:
+        return False
+    return log.store._clock.age(first) >= keep.tombstone_age
 
 
 def _up_to(log: PartitionLog, offset: int, late: int) -> Iterator[tuple[_native.Segment, int]]:
@@ -192,7 +193,7 @@ class Run:
         self._round = self._done = self._total = 0
         self._replaced = self._removed = self._tombstones = 0
         self._counts: dict[int, tuple[int, int]] = {}
-        self._horizon = (time.time() - keep.tombstone_age) * 1e6
+        self._keeps_tombstones = False
 
     def run(self) -> CompactionResult:
         """Compact what may be; its tombstones are as old as this from now on.
@@ -283,7 +284,7 @@ class Run:
         try:
             self._hold_moved(table)
         except CorruptBatch:  # what cannot be read may be of any key: all tombstones stay
-            self._horizon = 0.0
+            self._keeps_tombstones = True
 
     def _hold_moved(self, table: _native.KeyTable) -> None:
         stream = self.log.stream
@@ -300,7 +301,9 @@ class Run:
     def _drops(self, segment: _native.Segment | None) -> bool:
         """Has it tombstones that may go?"""
         record = None if segment is None else segment.compaction
-        return record is not None and record[4] > 0 and 0 < record[0] <= self._horizon
+        if self._keeps_tombstones or record is None or record[4] == 0 or record[0] == 0:
+            return False
+        return self.log.store._clock.age(record[0]) >= self.keep.tombstone_age
 
     def _clean(self, table: _native.KeyTable, number: int, end: int) -> None:
         """Replace a segment that has superseded records by one that has not."""
@@ -379,7 +382,7 @@ class Run:
 
         It need not be synced: without it tombstones only stay longer.
         """
-        now = int(time.time() * 1e6)
+        now = self.log.store._clock.now()
         for number, end in found:
             if self._segment(number) is None or number not in self._counts:
                 continue

@@ -37,9 +37,11 @@ class Put(NamedTuple):
     word: int
     id: int
     priority: int
-    at: int
+    due: int
+    """On the store's clock, unless `absolute`: on that of the wall. 0: at once."""
     expires: int
     dedup: tuple[int, int] | None
+    absolute: bool
     value: bytes
     key: bytes | None
     headers: Any
@@ -103,7 +105,7 @@ def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | N
             keys.append(put.key)
         if headers is not None:
             headers.append(put.headers)
-    puts = [put[:8] for put in effects.puts]
+    puts = [(*put[:8], int(put.absolute)) for put in effects.puts]
     manifest = (len(values) - 1, effects.places, shares, puts, effects.acks, effects.marks)
     values[0] = TO_JSON(manifest).encode()
     return values, keys, headers
@@ -124,7 +126,8 @@ def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: lis
     for row in put_rows:
         dedup = None if row[7] is None else (row[7][0], row[7][1])
         content = values[at], keys[at], headers[at] or None
-        puts.append(Put._make((*row[:7], dedup, *content)))
+        absolute = len(row) > 8 and bool(row[8])  # earlier versions did not tell
+        puts.append(Put._make((*row[:7], dedup, absolute, *content)))
         at += 1
     places = [Place(*row) for row in place_rows]
     acks = [Ack(*row) for row in ack_rows]

@@ -5,8 +5,6 @@ Of a key, what a later era has counts; of one era, what the partition has to whi
 
 from __future__ import annotations
 
-import time
-
 from millstream import control, files, reserve, settings
 
 TYPE_CHECKING = False
@@ -75,7 +73,7 @@ def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
         stream.flush()
         _end_present(config, [stream._log(i).native.durable_offset for i in range(before)])
         config["partitions"] = partitions
-        config["since"] = int(time.time() * 1e6)
+        config["since"] = stream.store._clock.now()
         control.grow(stream.path, partitions)
         with settings.changing(stream):
             reserve.lend(stream.store._root, files.write_json, path, config)

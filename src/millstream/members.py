@@ -20,16 +20,18 @@ from millstream import _native, files
 from millstream.errors import CorruptBatch, LockTimeout, NotFound, StorageError, VersionMismatch
 
 COUNT = 1024
-HEADER = struct.Struct("<8sII16s32x")
+HEADER = struct.Struct("<8sII16s")
+NOTE = struct.Struct("<qqQ")
 ENTRY = struct.Struct("<IIqQ40x")
 MAGIC = b"MSMEMBR1"
 GATE, READERS = 0, 1
 DIRECTORY_SECONDS = 2.0
-FILE_BYTES = HEADER.size + COUNT * ENTRY.size
+HEADER_BYTES = 64
+FILE_BYTES = HEADER_BYTES + COUNT * ENTRY.size
 
 
 def _entry(index: int) -> int:
-    return HEADER.size + index * ENTRY.size
+    return HEADER_BYTES + index * ENTRY.size
 
 
 class Members:
@@ -124,14 +126,16 @@ class Members:
     def anyone(self) -> bool:
         """Is any other process (or store of this process) a member?"""
         return (
-            files.is_locked(self._probe, HEADER.size, COUNT * ENTRY.size)
+            files.is_locked(self._probe, HEADER_BYTES, COUNT * ENTRY.size)
             if self.index < 0
             else self._others()
         )
 
     def _others(self) -> bool:
         own = _entry(self.index)
-        before = own > HEADER.size and files.is_locked(self._probe, HEADER.size, own - HEADER.size)
+        before = own > HEADER_BYTES and files.is_locked(
+            self._probe, HEADER_BYTES, own - HEADER_BYTES
+        )
         return before or files.is_locked(
             self._probe, own + ENTRY.size, FILE_BYTES - own - ENTRY.size + 1
         )
@@ -193,6 +197,20 @@ class Members:
     def join_readers(self) -> None:
         """As a read-only opener: hold the readers' byte, shared."""
         files.lock(self._lock, READERS, self.path, timeout=1.0, shared=True)
+
+    def note_time(self, time: int, wall: int) -> None:
+        """Note the store's clock and the wall's: a later boot goes on from there."""
+        note = struct.pack("<qq", time, wall)
+        note += struct.pack("<Q", _native.xxh3_64(note))
+        files.write(self._probe, note, HEADER.size, self.path)
+
+    def noted_time(self) -> tuple[int, int] | None:
+        """What was noted last; None: nothing, or it is torn."""
+        found = files.read(self._probe, NOTE.size, HEADER.size, self.path)
+        if len(found) < NOTE.size:
+            return None
+        time, wall, check = NOTE.unpack(found)
+        return (time, wall) if check == _native.xxh3_64(found[:16]) else None
 
     def _incarnation(self, index: int) -> int:
         data = files.read(self._probe, 4, _entry(index), self.path)

@@ -89,6 +89,8 @@ class QueueHandle(_native.QueueCore):
             "generation": self.store._generation,
             "block_key": config["on_dead"] == "stop",
             "dedup_window_us": int(config["dedup_window"] * 1e6),
+            "clock_offset_us": self.store._clock.offset,
+            "clock_since_us": self.store._clock.since,
         }
 
     def _use(self, hints: Any) -> None:

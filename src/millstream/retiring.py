@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import time
-
 from millstream import compacted
 from millstream.errors import InvalidType
 
@@ -24,7 +22,7 @@ def retire(log: PartitionLog, keep: Retention) -> int:
         if not numbers:
             return 0
         mark = log.end()
-        horizon = None if keep.age is None else int((time.time() - keep.age) * 1e6)
+        clock = log.store._clock
         first = numbers[0]
         for i, following in enumerate(numbers[1:], 1):
             after = log.activated(following)
@@ -36,7 +34,7 @@ def retire(log: PartitionLog, keep: Retention) -> int:
             too_many_bytes = keep.bytes is not None and bytes_ >= keep.bytes
             too_many = keep.records is not None and records >= keep.records
             # Its last append came before its successor was activated.
-            too_old = horizon is not None and after.activated_at < horizon
+            too_old = keep.age is not None and clock.age(after.activated_at) > keep.age
             if not (too_many_bytes or too_many or too_old):
                 break
             first = following

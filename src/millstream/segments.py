@@ -43,15 +43,14 @@ class PartitionLog:
         self.index = index
         self.path = stream.path / f"{index:05d}"
         files.require_directory(self.path)
-        self.native = stream._new_partition(index, self.store._members, self.store._generation)
+        shared = index, self.store._members, self.store._generation, self.store._clock.offset
+        self.native = stream._new_partition(*shared)
         self.private = self.store._private
         """Walked by this read-only process for itself: nobody tells it the tail."""
         walked = self.native.walked == self.store._generation
         if not (self.store.writable or self.private or walked):
             control = _native.private_memory(self.store._rebuilt(stream.path))
-            self.native = stream._new_partition(
-                index, self.store._members, self.store._generation, control
-            )
+            self.native = stream._new_partition(*shared, control)
             self.private = True
         self._names_synced = False
         self.numbers: list[int] = []

@@ -27,6 +27,7 @@ from millstream.errors import (
 )
 from millstream.members import Members, no_store, refuse_strangers, require
 from millstream.options import check_timeout
+from millstream.store_clock import StoreClock
 from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
 
@@ -144,7 +145,7 @@ class Store(StoreTransactions):
                 )
             self._create(durability)
         else:
-            self._load(durability)
+            self._load(durability, first=first)
             if first:
                 self._members.prepare(self._store_id)
                 self._open_first()
@@ -162,18 +163,21 @@ class Store(StoreTransactions):
         self._store_id = os.urandom(16)
         self._generation = 1
         self._clean = True
+        self._clock = StoreClock()
         self.durability = durability or "interval"
         self._members.prepare(self._store_id)
         files.make_directory(self._root / "streams")
         self._save(clean=False)
 
-    def _load(self, durability: Durability | None) -> None:
+    def _load(self, durability: Durability | None, *, first: bool) -> None:
         body = files.read_json(self._config_path)
         try:
             self._store_id = bytes.fromhex(body["store_id"])
             self._generation = int(body["generation"])
             self._clean = bool(body["clean"])
             self.durability = settings.check_durability(body["durability"]) or "interval"
+            noted = self._members.noted_time()
+            self._clock = StoreClock(body.get("clock"), noted, joins=not first, clean=self._clean)
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptBatch(
                 f"{self._config_path}: not the configuration of a store: {error!r}",
@@ -188,6 +192,7 @@ class Store(StoreTransactions):
             "generation": self._generation,
             "clean": clean,
             "durability": self.durability,
+            "clock": self._clock.state(),
         }
         reserve.lend(self._root, files.write_json, self._config_path, body)
 
@@ -217,7 +222,7 @@ class Store(StoreTransactions):
 
     def _open_readable(self, durability: Durability | None) -> None:
         require(self._root)
-        self._load(durability)
+        self._load(durability, first=not self._members.anyone())
         self._members.join_readers()
         if self._members.anyone():
             self._members.check(self._store_id)
@@ -258,6 +263,7 @@ class Store(StoreTransactions):
                     synced, errors = self._background.sync_everything()
                     failed += errors + self._sync_queues()
                     well = well and synced and not failed
+                    self._members.note_time(*self._clock.note())
                     self._members.enter_gate(self._gate_seconds)
                     if well and not self._members.anyone():
                         with contextlib.suppress(StoreFull):  # all is synced; the next open walks

@@ -164,7 +164,9 @@ class Stream(StreamGroups):
             return
         self._reload()
         if number % 2 == 0 and self.store.writable:
-            native = self._new_partition(0, self.store._members, self.store._generation)
+            native = self._new_partition(
+                0, self.store._members, self.store._generation, self.store._clock.offset
+            )
             word = native.word("maintenance", self.path, LOCK_SECONDS)
             if word.try_take():  # who altered it was killed
                 try:

@@ -25,6 +25,7 @@ class Clock:
 
     def __init__(self) -> None:
         self._skew_ns = 0
+        self._set_ns = 0
 
     def __repr__(self) -> str:
         state = f"{self._skew_ns / 1e9:g} s ahead" if self in _running else "ended"
@@ -49,7 +50,30 @@ class Clock:
         if self not in _running:
             raise InvalidArgument("this clock has ended with its block")
         self._skew_ns += round(seconds * 1e9)
-        _native.set_clock(True, self._skew_ns)
+        _native.set_clock(True, self._skew_ns, self._set_ns)
+        return self.now
+
+    def set_wall(self, seconds: float) -> float:
+        """Set the wall clock ahead by seconds, or back where they are negative; return `now`.
+
+        As an administrator or NTP does it: no time passes, so that delays, leases and ages do not
+        change; what is to be delivered at a time of day is.
+
+        Raises: InvalidArgument for more than a hundred years.
+
+        >>> with clock() as time, millstream.temporary() as store:
+        ...     queue = store.queue("q")
+        ...     at = int((time.now + 3600) * 1e6)
+        ...     _ = queue.put(b"at a time", at=at), queue.put(b"after an hour", delay=3600)
+        ...     _ = time.set_wall(+3601)
+        ...     [message.value for message in queue.get_many(2, timeout=5)]
+        [b'at a time']
+        """
+        number("seconds", seconds, -100 * 365.25 * 86400, 100 * 365.25 * 86400)
+        if self not in _running:
+            raise InvalidArgument("this clock has ended with its block")
+        self._set_ns += round(seconds * 1e9)
+        _native.set_clock(True, self._skew_ns, self._set_ns)
         return self.now
 
 

@@ -233,7 +233,7 @@ class Transaction(_native.TransactionCore):
         data = _content("value", value)
         if data is None:
             raise InvalidType("value: expected bytes-like, found None")
-        now = _native.wall_us()
+        now = self.store._clock.now()
         due = timestamps.microseconds(at) if at is not None else 0
         waits = number("delay", delay, 0.0, DELAY_MOST)
         if waits:
@@ -258,7 +258,8 @@ class Transaction(_native.TransactionCore):
                 {
                     "value": data,
                     "priority": integer("priority", priority, 0, queue._config["priorities"] - 1),
-                    "at": due,
+                    "due": due,
+                    "absolute": at is not None,
                     "expires": expires,
                     "key": kept_key,
                     "dedup": None if dedup_id is None else queue._dedup_key(dedup_id),

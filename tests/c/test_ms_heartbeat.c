@@ -99,7 +99,7 @@ static void test_extend_renews_at_once_and_goes_on(void) {
 }
 
 static void test_jump_of_the_virtual_clock_renews_soon(void) {
-  ms_clock_set(true, 0);
+  ms_clock_set(true, 0, 0);
   uint64_t token = leased();
   _Atomic uint64_t word = token;
   ms_heartbeat_entry entry;
@@ -107,10 +107,10 @@ static void test_jump_of_the_virtual_clock_renews_soon(void) {
   CHECK(ms_heartbeat_add(&entry, &word, token, 3600000, -1) == 0);
   sleep_ms(5);
   CHECK_EQ_U64(atomic_load(&word), token);
-  ms_clock_set(true, INT64_C(2000) * 1000000000);
+  ms_clock_set(true, INT64_C(2000) * 1000000000, 0);
   CHECK(changes(&word, token));
   ms_heartbeat_remove(&entry, &state);
-  ms_clock_set(false, 0);
+  ms_clock_set(false, 0, 0);
 }
 
 static void test_thread_starts_again_after_a_stop(void) {

@@ -71,7 +71,7 @@ static void drop(ms_queue *queue) {
 static void pass_ms(int64_t ms) {
   now.mono_ns += ms * 1000000;
   now.boot_ns += ms * 1000000;
-  now.wall_us += ms * 1000;
+  now.time_us += ms * 1000;
 }
 
 static void sound(const ms_queue *queue) {
@@ -86,7 +86,7 @@ static ms_status put(ms_queue *queue, const char *payload, uint32_t lane, int64_
                         .payload_length = (uint32_t)strlen(payload),
                         .lane = lane,
                         .delay_ns = delay_ms * 1000000,
-                        .due_us = delay_ms ? now.wall_us + delay_ms * 1000 : 0,
+                        .due_us = delay_ms ? now.time_us + delay_ms * 1000 : 0,
                         .key_hash = key_hash};
   uint32_t owner;
   ms_error err;
@@ -281,7 +281,7 @@ static void test_delays_are_never_early(void) {
   for (int i = 0; i < 60; i++) {
     pass_ms(86400000);
     if (get(&queue, &lease) == MS_OK) {
-      CHECK(now.wall_us >= ms_queue_slot(&queue, lease.slot)->due);
+      CHECK(now.time_us >= ms_queue_slot(&queue, lease.slot)->due);
       break;
     }
   }
@@ -298,15 +298,15 @@ static void test_long_delays_are_never_early_and_come(void) {
     make(&queue, false);
     int64_t delay = INT64_C(86400000) * days[i / 2], step = delay / steps[i % 2];
     CHECK(put(&queue, "x", 0, delay, 0, &lease) == MS_OK);
-    int64_t due = now.wall_us + delay * 1000;
+    int64_t due = now.time_us + delay * 1000;
     for (int turn = 0; turn < 60 && get(&queue, &lease) != MS_OK; turn++) {
-      int64_t left = (due - now.wall_us) / 1000;
+      int64_t left = (due - now.time_us) / 1000;
       pass_ms(left > step ? step - 60000 : left > 1 ? left - 1 : left > -5 ? 1 : 60000);
       ms_queue_sweep(&queue, &now, NULL, 0);
     }
-    if (!CHECK(now.wall_us >= due && now.wall_us < due + 200000000))
+    if (!CHECK(now.time_us >= due && now.time_us < due + 200000000))
       printf("  %d days in %d steps: %" PRId64 " s late\n", days[i / 2], steps[i % 2],
-             (now.wall_us - due) / 1000000);
+             (now.time_us - due) / 1000000);
     CHECK(is(&queue, &lease, "x"));
     drop(&queue);
   }

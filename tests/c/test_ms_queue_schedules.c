@@ -177,7 +177,7 @@ static void settle(void) {
   for (int i = 0; i < 4; i++) {
     now.mono_ns += INT64_C(3000000000);
     now.boot_ns += INT64_C(3000000000);
-    now.wall_us += 3000000;
+    now.time_us += 3000000;
     for (uint32_t j = 0; j < MESSAGES; j++) holder[j] = NOBODY;
     sweep(queue);
   }

@@ -66,7 +66,7 @@ static void *consume(void *argument) {
     ms_instant now;
     ms_lease lease;
     int64_t next;
-    ms_now(&now);
+    ms_now(&queue, &now);
     ms_queue_try_turn(&queue, &now, &next);
     if (ms_queue_sweep_due(&queue, &now)) ms_queue_sweep(&queue, &now, NULL, 0);
     if (ms_queue_try_get(&queue, 60000, &now, NULL, &lease) == MS_OK) {
@@ -103,7 +103,7 @@ static void test_queue_threads_acknowledge_each_message_once(void) {
   base.hints->cell_bits = 12;
   CHECK(ms_queue_attach(&base, slots_size, 0, hints_size, NULL) == MS_OK);
   ms_instant now;
-  ms_now(&now);
+  ms_now(&base, &now);
   ms_queue_recover(&base, true, &now, scratch);
   ms_queue_publish_slots(&base, SLOTS);
   for (uintptr_t i = 0; i < THREADS; i++) {

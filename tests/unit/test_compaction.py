@@ -18,6 +18,7 @@ import millstream
 from millstream import _native, cli, compaction, files, inspect
 from millstream._native import Position
 from millstream.segments import PartitionLog
+from millstream.testing import clock
 
 SMALL = 1 << 16
 NOW = millstream.Compaction(tombstone_age=0)
@@ -161,7 +162,7 @@ def test_active_segment_and_young_records_stay(store):
     assert (0, active) in contents(stream)
 
 
-def test_tombstone_stays_for_its_age_then_goes(store, monkeypatch):
+def test_tombstone_stays_for_its_age_then_goes(store):
     keep = millstream.Compaction(tombstone_age="1h")
     stream = store.stream("s", segment_bytes=SMALL, compact=keep)
     stream.append(b"old", key=b"gone")
@@ -172,9 +173,9 @@ def test_tombstone_stays_for_its_age_then_goes(store, monkeypatch):
     assert (0, 0) not in contents(stream)
     stream.compact()
     assert (0, 1) in contents(stream)
-    clock = time.time
-    monkeypatch.setattr(time, "time", lambda: clock() + 3601)
-    assert stream.compact().tombstones_removed == 1
+    with clock() as virtual:
+        virtual.advance(3601)
+        assert stream.compact().tombstones_removed == 1
     assert (0, 1) not in contents(stream)
 
 

@@ -1,6 +1,5 @@
 """What is kept: by bytes, age and records, in the background and by hand, whole segments only."""
 
-import time
 from datetime import timedelta
 
 import pytest
@@ -8,6 +7,7 @@ from timing import until
 
 import millstream
 from millstream import InvalidType, OffsetOutOfRange, Position, Retention
+from millstream.testing import clock
 
 RECORD = bytes(1000)
 
@@ -65,16 +65,16 @@ def test_by_records(small):
     assert 0 < stream.stats().records < 100
 
 
-def test_by_age_of_the_append_not_of_the_timestamp(small, monkeypatch):
+def test_by_age_of_the_append_not_of_the_timestamp(small):
     stream = small.stream("s", segment_bytes=1 << 16, retention=Retention(age="1h"))
-    now = time.time()
     for _ in range(30):
         stream.append_many([RECORD] * 10, timestamps=0)
     assert stream.enforce_retention() == 0
-    monkeypatch.setattr("millstream.stream.time.time", lambda: now + 3599)
-    assert stream.enforce_retention() == 0
-    monkeypatch.setattr("millstream.stream.time.time", lambda: now + 3700)
-    assert stream.enforce_retention() > 0
+    with clock() as virtual:
+        virtual.advance(3500)
+        assert stream.enforce_retention() == 0
+        virtual.advance(200)
+        assert stream.enforce_retention() > 0
     assert stream.stats().partitions[0].segments == 1
     assert stream.next_offset(0) == 300
 

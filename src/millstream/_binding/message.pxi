@@ -13,6 +13,7 @@ cdef enum:
     FAILURE_TEXT = 108
     REPR_KEY = 40            # bytes of a key that a repr shows
     DEAD_MOST = 1024
+    SHIFT_US = 10000
 
 cdef object _ZERO = 0
 cdef ms_error NOTHING
@@ -149,14 +150,14 @@ cdef class Message:
     @property
     def put_at(self):
         """When it was put, a datetime in UTC."""
-        return utc_datetime(self.put_us)
+        return utc_datetime(self.put_us + self.queue.wall_shift())
 
     @property
     def deadline(self):
         """When the lease ends, a datetime in UTC."""
         cdef ms_instant now
-        ms_now(&now)
-        return utc_datetime(now.wall_us + (self.ends_ns - now.mono_ns) // 1000)
+        ms_now(&self.queue.c, &now)
+        return utc_datetime(ms_clock_wall_us() + (self.ends_ns - now.mono_ns) // 1000)
 
     @property
     def lost(self):
@@ -245,7 +246,7 @@ cdef class Message:
             delay = queue._retry_delay(self.attempt)
         self.claim()
         cdef int64_t delay_ns = microseconds_of("delay", delay) * 1000
-        ms_now(&now)
+        ms_now(&queue.c, &now)
         while True:
             status = ms_queue_try_nack(&queue.c, &self.lease, delay_ns, MS_FAILED,
                                        PyBytes_AS_STRING(text), <size_t>PyBytes_GET_SIZE(text),
@@ -275,7 +276,7 @@ cdef class Message:
         cdef int lost
         cdef int64_t delay_ns = microseconds_of("delay", delay) * 1000
         self.claim()
-        ms_now(&now)
+        ms_now(&queue.c, &now)
         status = ms_queue_try_release(&queue.c, &self.lease, delay_ns, &now)
         lost = self.settle(status, "release", loudly)
         queue.note(&now)
@@ -320,7 +321,7 @@ cdef class Message:
         queue.alive()
         if seconds is not None:
             lease_ms = milliseconds_of_lease(seconds)
-        ms_now(&now)
+        ms_now(&queue.c, &now)
         status = MS_LOST
         if self.keeper != NULL:
             status = (<object>self.keeper)._extend(lease_ms)

@@ -1,6 +1,6 @@
 # ms_platform.h and ms_xxh3.h
 cdef extern from "ms_platform.h" nogil:
-    void ms_clock_set(cbool is_virtual, int64_t skew_ns)
+    void ms_clock_set(cbool is_virtual, int64_t skew_ns, int64_t set_ns)
     int ms_file_system(int descriptor, uint32_t *magic)
 
 
@@ -60,9 +60,27 @@ def wall_us():
     return ms_clock_wall_us()
 
 
-def set_clock(bint is_virtual, int64_t skew_ns=0):
-    """Let the clocks of this process run `skew_ns` ahead of the machine's, or end that."""
-    ms_clock_set(is_virtual, skew_ns)
+def boot_us():
+    """Microseconds of CLOCK_BOOTTIME."""
+    return ms_clock_boot_ns() // 1000
+
+
+cdef object _virtual_clock = ""
+
+
+def set_clock(bint is_virtual, int64_t skew_ns=0, int64_t set_ns=0):
+    """Let the clocks of this process run `skew_ns` ahead of the machine's, that of the wall
+    `set_ns` more, or end that."""
+    global _virtual_clock
+    if is_virtual != bool(_virtual_clock):
+        import os
+        _virtual_clock = f"virtual {os.urandom(8).hex()}" if is_virtual else ""
+    ms_clock_set(is_virtual, skew_ns, set_ns)
+
+
+def virtual_clock():
+    """What tells this virtual clock from others; "": the clocks are the machine's."""
+    return _virtual_clock
 
 
 def private_memory(bytes data):

@@ -5,6 +5,15 @@
 cdef enum: ROOM, ANNOUNCED, FULL
 
 
+# What a transaction has settled of a message before it is put.
+cdef struct PreparedPut:
+    uint64_t transaction
+    uint64_t id
+    uint32_t slot
+    int64_t due_us
+    int64_t expires_us
+
+
 cdef class QueueCore(_QueueFiles):
     """Base of `millstream.Queue`: putting and taking.
 
@@ -15,17 +24,14 @@ cdef class QueueCore(_QueueFiles):
 
     cdef int put_one(self, object value, object priority, object delay, object at, object key,
                      object ttl, object dedup_id, object headers, const ms_instant *now,
-                     uint64_t transaction, uint64_t id, uint32_t slot, ms_lease *out,
-                     uint32_t *out_owner, ms_error *err) except? -1000:
+                     const PreparedPut *prepared, ms_lease *out, uint32_t *out_owner,
+                     ms_error *err) except? -1000:
         """Put one message; the status of the core."""
         cdef ms_message message
         cdef bytes data, key_bytes, packed
-        cdef int64_t due
+        cdef int64_t due, left
         cdef uint64_t total
         memset(&message, 0, sizeof(ms_message))
-        message.transaction = transaction
-        message.id = id
-        message.slot = slot
         if type(value) is bytes:
             data = value
         else:
@@ -40,16 +46,18 @@ cdef class QueueCore(_QueueFiles):
         if not (PyFloat_CheckExact(delay) and PyFloat_AS_DOUBLE(delay) == 0.0):
             message.delay_ns = microseconds_of("delay", delay) * 1000
             if message.delay_ns:
-                message.due_us = now.wall_us + message.delay_ns // 1000
+                message.due_us = now.time_us + message.delay_ns // 1000
         if at is not None:
             if message.delay_ns:
                 raise _errors.InvalidArgument("give a delay or a time, not both")
             due = self._due(at)
-            if due - now.wall_us > DELAY_MOST_US:
+            left = due - ms_clock_wall_us()
+            if left > DELAY_MOST_US:
                 raise _errors.InvalidArgument(f"at {at!r}: more than 100 years from now")
-            if due > now.wall_us:
+            if left > 0:
                 message.due_us = due
-                message.delay_ns = (due - now.wall_us) * 1000
+                message.absolute = True
+                message.delay_ns = left * 1000
         if key is not None:
             key_bytes = as_bytes(key, "key")
             if PyBytes_GET_SIZE(key_bytes) > MS_KEY_BYTES_MAX:
@@ -64,9 +72,17 @@ cdef class QueueCore(_QueueFiles):
             message.headers = <const uint8_t *>PyBytes_AS_STRING(packed)
             message.headers_length = <uint32_t>PyBytes_GET_SIZE(packed)
         if ttl is not None:
-            message.expires_us = now.wall_us + microseconds_of("ttl", ttl)
+            message.expires_us = now.time_us + microseconds_of("ttl", ttl)
         elif self.ttl_us:
-            message.expires_us = now.wall_us + self.ttl_us
+            message.expires_us = now.time_us + self.ttl_us
+        if prepared != NULL:
+            message.transaction = prepared.transaction
+            message.id = prepared.id
+            message.slot = prepared.slot
+            message.expires_us = prepared.expires_us
+            if prepared.due_us > now.time_us:
+                message.due_us = prepared.due_us
+                message.delay_ns = (prepared.due_us - now.time_us) * 1000
         if dedup_id is not None:
             if self.dedup is None:
                 raise _errors.InvalidArgument(
@@ -127,7 +143,7 @@ cdef class QueueCore(_QueueFiles):
             if ms_clock_monotonic_ns() - started > <int64_t>OWNER_NS:
                 raise _errors.LockTimeout(f"{self.path}: held by {self.members.describe(owner)}")
         else:
-            ms_now(&now)
+            ms_now(&self.c, &now)
             if io_found[0] == ROOM:
                 ms_queue_refuse(&self.c)
             if io_found[0] == ANNOUNCED:
@@ -188,8 +204,8 @@ cdef class QueueCore(_QueueFiles):
         if self.codec is not None:
             value = self.codec.encode(value)
         ms_now_near(&self.c, &now)
-        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, 0, 0,
-                              0, &out, &owner, &err)
+        status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, NULL,
+                              &out, &owner, &err)
         if status != MS_OK and status != MS_END:
             self.put_slowly(value, priority, delay, at, key, ttl, dedup_id, headers, timeout,
                             status, owner, &out, &err)
@@ -212,9 +228,9 @@ cdef class QueueCore(_QueueFiles):
             if self.resolve_put(status, owner, err, started, deadline, &found, &ticket):
                 raise _errors.QueueFull(
                     f"{self.path}: {self.c.capacity} messages are not finished")
-            ms_now(&now)
+            ms_now(&self.c, &now)
             status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now,
-                                  0, 0, 0, out, &owner, err)
+                                  NULL, out, &owner, err)
         return 0
 
     def put_many(self, items, timeout=0):
@@ -267,7 +283,7 @@ cdef class QueueCore(_QueueFiles):
                     value = self.codec.encode(value)
                 while True:
                     status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers,
-                                          &now, 0, 0, 0, &out, &owner, &err)
+                                          &now, NULL, &out, &owner, &err)
                     if status == MS_OK or status == MS_END:
                         break
                     if count:
@@ -279,7 +295,7 @@ cdef class QueueCore(_QueueFiles):
                                             &ticket)
                     if full:
                         break
-                    ms_now(&now)
+                    ms_now(&self.c, &now)
                 if full:
                     break
                 found = ROOM
@@ -294,14 +310,20 @@ cdef class QueueCore(_QueueFiles):
 
     # --- transactions: docs/design.md -------------------------------------------------------------
 
-    def _prepare_put(self, uint64_t transaction, uint64_t id, value, *, priority=0, at=None,
-                     key=None, ttl=None, dedup_id=None, headers=None, uint32_t slot=0):
+    def _prepare_put(self, uint64_t transaction, uint64_t id, value, *, priority=0, int64_t due=0,
+                     bint absolute=False, key=None, int64_t expires=0, dedup_id=None, headers=None,
+                     uint32_t slot=0):
         """Put a message that nobody sees before `_decide`: (id, slot, word).
 
         None: one with its dedup_id is there. `id`: 0, or as it was given before, then in `slot` if
-        that is free. `transaction` 0: it is decided, and seen at once. Raises QueueFull; never
-        waits for room.
+        that is free. `transaction` 0: it is decided, and seen at once. `due`, unless `absolute`,
+        and `expires` are times of the store's clock; 0: none. Raises QueueFull; never waits for
+        room.
         """
+        cdef PreparedPut prepared
+        prepared.transaction, prepared.id, prepared.slot = transaction, id, slot
+        prepared.due_us, prepared.expires_us = 0 if absolute else due, expires
+        at = due if absolute else None
         cdef ms_instant now
         cdef ms_lease out
         cdef ms_error err
@@ -312,9 +334,9 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t ticket = 0
         self.alive()
         while True:
-            ms_now(&now)
-            status = self.put_one(value, priority, 0.0, at, key, ttl, dedup_id, headers, &now,
-                                  transaction, id, slot, &out, &owner, &err)
+            ms_now(&self.c, &now)
+            status = self.put_one(value, priority, 0.0, at, key, None, dedup_id, headers, &now,
+                                  &prepared, &out, &owner, &err)
             if status == MS_OK:
                 break
             if status == MS_END:
@@ -335,7 +357,7 @@ cdef class QueueCore(_QueueFiles):
         self.alive()
         if m.keeper != NULL:
             m.claim()
-        ms_now(&now)
+        ms_now(&self.c, &now)
         if ms_queue_try_prepare_ack(&self.c, &m.lease, transaction, &now, &word) != MS_OK:
             return None
         return m.lease.id, m.lease.slot, word
@@ -355,7 +377,7 @@ cdef class QueueCore(_QueueFiles):
         cdef ms_status status
         self.alive()
         while True:
-            ms_now(&now)
+            ms_now(&self.c, &now)
             status = ms_queue_try_decide(&self.c, slot, word, committed, &now, &owner)
             if status != MS_BUSY:
                 break
@@ -385,7 +407,7 @@ cdef class QueueCore(_QueueFiles):
     def _forget(self, uint32_t slot):
         """A message that was wiped never was."""
         cdef ms_instant now
-        ms_now(&now)
+        ms_now(&self.c, &now)
         ms_queue_forget(&self.c, slot, &now)
 
     @staticmethod
@@ -509,7 +531,7 @@ cdef class QueueCore(_QueueFiles):
         while True:
             if waits:
                 ticket = ms_queue_announce(&self.c, MS_WAIT_MESSAGE)
-            ms_now(&now)
+            ms_now(&self.c, &now)
             m = None
             if slept:  # what woke us comes before the look for deaths, which asks the kernel
                 self.turn(&now)
@@ -623,7 +645,7 @@ cdef class QueueCore(_QueueFiles):
     def _sleep(self, str place, uint32_t ticket, double timeout):
         """Sleep until woken, at most `timeout` seconds, maybe less."""
         cdef ms_instant now
-        ms_now(&now)
+        ms_now(&self.c, &now)
         self.rest(PLACES[place], ticket,
                   self.slice(&now, now.mono_ns + <int64_t>(min(timeout, 1e9) * 1e9)))
 

@@ -35,6 +35,7 @@ cdef class _QueueFiles:
     cdef int64_t outwaited_at    # when something of this process was last waited for,
     cdef int64_t outwaits_since  # and since when, without a pause
     cdef int64_t next_due
+    cdef int64_t shift_us    # of the wall clock to the store's
 
     # --- what the subclass builds on --------------------------------------------------------------
 
@@ -71,6 +72,8 @@ cdef class _QueueFiles:
         c.ageing = numbers["ageing"]
         c.block_key = numbers["block_key"]
         c.dedup_window_us = numbers["dedup_window_us"]
+        c.clock_offset_us = numbers["clock_offset_us"]
+        c.clock_since_us = numbers["clock_since_us"]
         c.self = members.word if writable else 0
         status = ms_queue_attach(c, <uint64_t>slots_buffer.buffer.len, blocks_size,
                                  <uint64_t>hints_buffer.buffer.len, &err)
@@ -99,14 +102,14 @@ cdef class _QueueFiles:
         cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
         if scratch == NULL:
             raise MemoryError
-        ms_now(&now)
+        ms_now(&self.c, &now)
         try:
             while ms_queue_move_hints(&self.c, &to, &now, &taken, scratch, &owner) == MS_BUSY:
                 dead = owner & 0x7fffffff
                 with nogil:
                     ms_rest(100000)
                 PyErr_CheckSignals()
-                ms_now(&now)
+                ms_now(&self.c, &now)
                 if self.members.is_dead(dead):
                     ms_queue_sweep(&self.c, &now, &dead, 1)
                 elif now.mono_ns > deadline:
@@ -138,7 +141,7 @@ cdef class _QueueFiles:
         cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
         if scratch == NULL:
             raise MemoryError
-        ms_now(&now)
+        ms_now(&self.c, &now)
         try:
             with nogil:
                 ms_queue_recover(&self.c, verify, &now, scratch)
@@ -166,8 +169,8 @@ cdef class _QueueFiles:
         cdef uint32_t owner = 0, stripe = 0
         cdef ms_status status = MS_BUSY
         while status == MS_BUSY:
-            ms_now(&now)
-            status = ms_dedup_copy(&self.dedup.c, &to.c, self.c.self, now.wall_us, &stripe, &owner)
+            ms_now(&self.c, &now)
+            status = ms_dedup_copy(&self.dedup.c, &to.c, self.c.self, now.time_us, &stripe, &owner)
             if status == MS_BUSY:
                 self.outwait(owner)
         return status == MS_OK
@@ -175,7 +178,7 @@ cdef class _QueueFiles:
     def _recover_claims(self):
         """Claims as the messages say, as the one who makes the hints; False: it is too small."""
         cdef ms_instant now
-        ms_now(&now)
+        ms_now(&self.c, &now)
         return ms_queue_recover_claims(&self.c, &now) == MS_OK
 
     def _publish_slots(self, uint32_t count):
@@ -382,7 +385,7 @@ cdef class _QueueFiles:
     cdef object uncertain(self, object error):
         """What to raise where `error` came behind a change."""
         cdef ms_instant now
-        ms_now(&now)
+        ms_now(&self.c, &now)
         self.mark_changed(&now)
         self._leave_to_background()
         self.changed = False  # the next change is news again
@@ -439,6 +442,14 @@ cdef class _QueueFiles:
             self._settle_undecided()
         return 0
 
+    cdef int64_t wall_shift(self) noexcept:
+        """Microseconds to add to a time of the store's clock, to show it by the wall clock."""
+        cdef int64_t shift = ms_clock_wall_us() - ms_clock_boot_ns() // 1000 - \
+            self.c.clock_offset_us
+        if not -SHIFT_US <= shift - self.shift_us <= SHIFT_US:  # less is between two readings
+            self.shift_us = shift
+        return self.shift_us
+
     cdef bint alone(self) noexcept:
         """Has no other process put or taken here, of those that live?"""
         cdef uint32_t i, word
@@ -460,7 +471,7 @@ cdef class _QueueFiles:
             ms_rest(100000)
         PyErr_CheckSignals()
         if dead == self.c.self:  # a transaction that is not decided: maybe of a dead process
-            ms_now(&now)
+            ms_now(&self.c, &now)
             if now.mono_ns - self.outwaited_at > <int64_t>OUTWAIT_PAUSE_NS:
                 self.outwaits_since = now.mono_ns
             self.outwaited_at = now.mono_ns
@@ -468,7 +479,7 @@ cdef class _QueueFiles:
                 self._check_undecided()
             self.look(&now)
         elif self.members.is_dead(dead):
-            ms_now(&now)
+            ms_now(&self.c, &now)
             c = self.c
             with nogil:
                 ms_queue_sweep(&c, &now, &dead, 1)
@@ -479,7 +490,7 @@ cdef class _QueueFiles:
         """Do what is due now."""
         cdef ms_instant now
         self.alive()
-        ms_now(&now)
+        ms_now(&self.c, &now)
         self.look(&now)
 
     def _sweep(self):
@@ -488,7 +499,7 @@ cdef class _QueueFiles:
         cdef uint32_t count
         self.alive()
         cdef ms_queue c = self.c
-        ms_now(&now)
+        ms_now(&self.c, &now)
         with nogil:
             count = ms_queue_sweep(&c, &now, NULL, 0)
         return count
@@ -588,7 +599,7 @@ cdef class _QueueFiles:
         """A message as it lies there, without taking it; None: it is another one by now.
 
         (id, state, priority, attempts, put_at, due, expires, key, headers, data); data None: it is
-        damaged.
+        damaged. Times are of the wall clock.
         """
         cdef const ms_slot *slot
         cdef uint32_t key_length, headers_length, length
@@ -605,8 +616,12 @@ cdef class _QueueFiles:
         headers_length = slot.headers_length
         length = slot.payload_length
         total = <uint64_t>key_length + headers_length + length
+        shift = <object>self.wall_shift()
+        put_at, due, expires = <object>slot.put_at + shift, <object>slot.due, <object>slot.expires
+        if due and not slot.lane & MS_SLOT_ABSOLUTE:
+            due += shift
         fields = (slot.id, STATE_NAMES.get(ms_word_state(word), "invalid"), ms_word_lane(word),
-                  ms_word_attempts(word), slot.put_at, slot.due, slot.expires)
+                  ms_word_attempts(word), put_at, due, expires and expires + shift)
         has_key = slot.key_hash != 0
         if ms_queue_slot_valid(&self.c, index, ms_word_reuse(word)):
             content = ms_queue_inline(&self.c, slot)
@@ -625,7 +640,10 @@ cdef class _QueueFiles:
                          whole[key_length + headers_length:])
 
     def _failure(self, uint32_t slot, uint64_t id):
-        """(first_at, last_at, attempts, kind, first, last) of a message's failures, or None."""
+        """(first_at, last_at, attempts, kind, first, last) of a message's failures, or None.
+
+        Times are of the wall clock.
+        """
         cdef ms_failure failure
         self.visible()
         if slot >= ms_load32(&self.c.slots.slot_count) or \
@@ -635,7 +653,8 @@ cdef class _QueueFiles:
                                           min(failure.first_length, FAILURE_TEXT))
         last = PyBytes_FromStringAndSize(<const char *>failure.last,
                                          min(failure.last_length, FAILURE_TEXT))
-        return (failure.first_at, failure.last_at, failure.attempts, failure.kind,
+        shift = <object>self.wall_shift()
+        return (failure.first_at + shift, failure.last_at + shift, failure.attempts, failure.kind,
                 first.decode("utf-8", "replace"), last.decode("utf-8", "replace"))
 
     def _cancel(self, uint32_t slot, uint64_t word):
@@ -644,7 +663,7 @@ cdef class _QueueFiles:
         cdef uint32_t owner = 0
         cdef ms_status status
         self.alive()
-        ms_now(&now)
+        ms_now(&self.c, &now)
         while True:
             status = ms_queue_try_cancel(&self.c, slot, word, &now, &owner)
             if status != MS_BUSY:
@@ -660,7 +679,7 @@ cdef class _QueueFiles:
         cdef uint32_t owner = 0
         cdef ms_status status
         self.alive()
-        ms_now(&now)
+        ms_now(&self.c, &now)
         while True:
             status = ms_queue_try_redrive(&self.c, slot, word, &now, &owner)
             if status == MS_GROW_SLOTS:

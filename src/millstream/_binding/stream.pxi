@@ -175,7 +175,8 @@ cdef class StreamCore:
         self.level = LEVELS[durability]
         self.fork = ms_fork_count()
 
-    def _new_partition(self, uint32_t index, members, uint64_t generation, private=None):
+    def _new_partition(self, uint32_t index, members, uint64_t generation,
+                       int64_t clock_offset_us, private=None):
         cdef Partition partition = Partition.__new__(Partition)
         # The map that the block lies in stays alive as long as the partition: a later, larger map
         # of the same
@@ -188,6 +189,7 @@ cdef class StreamCore:
         partition.c.generation = generation
         partition.c.late_us = UINT64_MAX
         partition.c.self = members.word
+        partition.c.clock_offset_us = clock_offset_us
         partition.members = members
         partition.index = index
         partition.syncing = _Seat.__new__(_Seat)

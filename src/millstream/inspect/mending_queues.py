@@ -223,7 +223,7 @@ def bury(queue: Queue, made: Plan, slot: int, word: Word, reuse: int, why: str) 
     """Plan that a message becomes a dead letter: its failure record, then its word."""
     info, path = queue.info, queue.info.path / "slots"
     header = SLOT.read(queue.fresh(queue.slots, info.slot_at(slot), SLOT.size))
-    lane = header["lane"] if word.state not in STATES else word.lane
+    lane = header["lane"] & 7 if word.state not in STATES else word.lane
     lane = min(lane, info.config["priorities"] - 1)
     grant = min(word.value >> 34 & 63, 62)
     value = DEAD << 59 | lane << 56 | word.attempts << 50 | reuse << 40 | grant << 34 | word.tick
