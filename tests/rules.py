@@ -27,10 +27,6 @@ class Failed(Exception):
     """What is wrong, one line each."""
 
 
-class Absent(Exception):
-    """The subject of the step is not in the tree, or the tool for it cannot be had here."""
-
-
 def shell(*command: str | Path, live: bool = False, **options: object) -> str:
     """Run a command and return what it printed; a non-zero end is a failure with its output."""
     words = [str(word) for word in command]
@@ -62,11 +58,11 @@ def tree() -> list[Path]:
 
 
 def files(*suffixes: str, under: str = "") -> list[Path]:
-    """Return the project's files with one of the suffixes, or raise Absent."""
+    """Return the project's files with one of the suffixes, or fail."""
     found = [path for path in tree() if path.suffix in suffixes]
     found = [path for path in found if path.is_relative_to(ROOT / under)]
     if not found:
-        raise Absent(f"no {' '.join(suffixes)} under {under or 'the tree'}")
+        raise Failed(f"no {' '.join(suffixes)} under {under or 'the tree'}")
     return found
 
 

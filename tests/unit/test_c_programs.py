@@ -13,11 +13,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
+from fuzz import corpora
 
 ROOT = Path(__file__).resolve().parents[2]
 CORE = ROOT / "csrc"
 SOURCES = sorted(CORE.glob("*.c"))
 PROGRAMS = sorted((ROOT / "tests" / "c").glob("test_ms_*.c"))
+HARNESSES = sorted((ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
 
 CC = shlex.split(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-DMS_DEBUG", f"-I{CORE}"]
@@ -115,3 +117,21 @@ def test_c_program_passes(program: Path, core: Core, build: Path) -> None:
         pytest.fail(
             f"{program.name} ended with {result.returncode}\n{result.stdout}", pytrace=False
         )
+
+
+@pytest.mark.parametrize("harness", HARNESSES, ids=lambda harness: harness.stem)
+def test_corpus_of_a_fuzz_harness_passes(harness: Path, core: Core, build: Path) -> None:
+    """Files of foreign bytes, whole and damaged, and what fuzzing has found."""
+    name = harness.stem.removeprefix("fuzz_")
+    inputs = corpora.corpora()[name]
+    folder = build / f"corpus_{name}"
+    folder.mkdir()
+    for number, raw in enumerate(inputs):
+        (folder / f"{number:04}").write_bytes(raw)
+    target = str(build / harness.stem)
+    sources = [str(harness), str(harness.parent / "replay.c")]
+    linked = run([*CC, *FLAGS, *core.sanitizers, *sources, *core.objects, "-pthread", "-o", target])
+    assert linked.returncode == 0, linked.stdout
+    result = run([target, *map(str, sorted(folder.iterdir()))])
+    assert result.returncode == 0, result.stdout[-5000:]
+    assert result.stdout.count(str(folder)) >= len(inputs) > 100
