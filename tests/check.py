@@ -311,6 +311,11 @@ def fuzz_harnesses() -> None:
         print("     (corpora replayed; clang is not here, so nothing new was looked for)")
 
 
+def fuzz_python() -> None:
+    """Damaged stores through the Python face, for a minute; with atheris where it is installed."""
+    shell(sys.executable, ROOT / "tests" / "fuzz" / "fuzz_store.py", "60", timeout=600)
+
+
 def site() -> None:
     """The site builds without a warning, and the pictures are those of their sources."""
     for script in ("draw.py", "rows.py"):
@@ -354,7 +359,10 @@ VERBS = {
     "compilers": [Step("generated C with GCC and a current clang", every_compiler)],
     "asan": [Step("the suite under ASan and UBSan", sanitized, alone=True)],
     "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
-    "fuzz": [Step("fuzz harnesses", fuzz_harnesses, alone=True)],
+    "fuzz": [
+        Step("fuzz harnesses", fuzz_harnesses, alone=True),
+        Step("damaged stores", fuzz_python, alone=True),
+    ],
     "cover": [Step("lines that the suite runs", covered, alone=True)],
     "docs": [Step("the site", site)],
     "bench": [Step("benchmarks", benchmarks, alone=True)],
