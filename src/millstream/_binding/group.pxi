@@ -239,7 +239,7 @@ cdef class GroupCore:
         """A position was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
             self.settle()
-        elif not self.changed or (self.level == 1 and now_ns - self.unsynced_ns > LATE_NS):
+        elif not self.changed or (self.level == 1 and now_ns - self.unsynced_ns > <int64_t>LATE_NS):
             self.changed = True
             if self.unsynced_ns == 0:
                 self.unsynced_ns = now_ns

@@ -263,8 +263,8 @@ cdef class _QueueFiles:
         """Does a change, of whatever process, wait for a sync for longer than it should?"""
         cdef int64_t since = <int64_t>ms_load64(&self.c.hints.unsynced_at)
         cdef int64_t now = ms_clock_monotonic_ns()
-        return (since != 0 and now - since > LATE_NS) or (
-            self.level == 1 and self.unsynced_ns != 0 and now - self.unsynced_ns > LATE_NS)
+        return (since != 0 and now - since > <int64_t>LATE_NS) or (
+            self.level == 1 and self.unsynced_ns != 0 and now - self.unsynced_ns > <int64_t>LATE_NS)
 
     @property
     def _state(self):
@@ -356,7 +356,8 @@ cdef class _QueueFiles:
         """Something was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
             self.settle()
-        elif not self.changed or (self.level == 1 and now.mono_ns - self.unsynced_ns > LATE_NS):
+        elif not self.changed or (
+                self.level == 1 and now.mono_ns - self.unsynced_ns > <int64_t>LATE_NS):
             self.news(now)
         return 0
 
