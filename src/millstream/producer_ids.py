@@ -90,8 +90,10 @@ class ProducerIds:
             head = HEADER.pack(*self._identity, 0)[:-8]
             files.make(self.path, HEADER.size, head + struct.pack("<Q", _native.xxh3_64(head)))
         descriptor = files.open_file(self.path, write=True)
+        is_locked = False
         try:
             files.lock(descriptor, 0, self.path, timeout=LOCK_SECONDS)
+            is_locked = True
             self._read(descriptor)
             number = self._numbers.get(name)
             # Who wrote what was read may have died before it was synced.
@@ -108,6 +110,8 @@ class ProducerIds:
                 number = self._numbers[name] = 1 + len(self._numbers)
             return number
         finally:
+            if is_locked:  # a child that was forked meanwhile has it open as well
+                files.unlock(descriptor, 0)
             files.close(descriptor)
 
     def _read(self, descriptor: int) -> None:

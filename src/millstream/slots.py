@@ -295,7 +295,10 @@ class Files:
             descriptor = files.open_file(path, write=True)
             try:
                 files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
-                yield
+                try:
+                    yield
+                finally:  # a child that was forked meanwhile has it open as well
+                    files.unlock(descriptor, 0)
             finally:
                 files.close(descriptor)
 

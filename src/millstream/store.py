@@ -273,6 +273,11 @@ class Store(StoreTransactions):
             if failed or warned:
                 raise (failed + warned)[0]
 
+    def _leave_to_parent(self) -> None:
+        """In a forked child: a map kept here would keep the space of what the parent removes."""
+        self._members.abandon()
+        self._cache.clear()
+
     def _recover_the_rest(self) -> None:
         """Walk what nobody used since an unclean end, so that the store can be marked clean."""
         if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
@@ -495,6 +500,17 @@ _sharing = _native.Lock("opening a store that handles share")
 def _all_open() -> list[Store]:
     found = (one() for one in list(OPEN.values()))
     return [store for store in found if store is not None]
+
+
+def _forget_all() -> None:
+    """In a forked child: hold nothing of the parent's stores, which are closed here."""
+    stores = _all_open()
+    OPEN.clear()
+    for store in stores:
+        store._leave_to_parent()
+
+
+os.register_at_fork(after_in_child=_forget_all)
 
 
 @atexit.register

@@ -126,7 +126,7 @@ class View(Latest):
         else:
             raise InvalidType(f"position {position!r}: expected a Position or a Span")
         seconds = check_timeout(timeout)
-        if not self._has(index, last) and not self.closed:
+        if not self.closed and not self._has(index, last):
             log = self.stream._log(index)
             if last >= log.next_offset:
                 raise log.out_of_range(last, " was not appended")

@@ -526,6 +526,7 @@ class Worker:
         self.options = check_options(concurrency, mode, time_limit, batch, linger)
         check_function(function, self.options.mode)
         self._running: Threads | Processes | None = None
+        self._process = os.getpid()
         self._before = Counts()
         self._error: BaseException | None = None
 
@@ -550,6 +551,7 @@ class Worker:
         if self._running is None:
             self._error = None
             kind = Threads if self.options.mode == "thread" else Processes
+            self._process = os.getpid()
             self._running = kind(self.queue, self.function, self.options)
             atexit.register(self.stop, 0.0)
 
@@ -576,11 +578,13 @@ class Worker:
 
     def ask(self, grace: float) -> None:
         """The first half of `stop`: take nothing more."""
-        if self._running is not None:
+        if self._running is not None and self._process == os.getpid():
             self._running.ask(check_timeout(grace) or 0.0)
 
     def end(self) -> Counts:
         """The second half of `stop`: give back what is not done, now."""
+        if self._process != os.getpid():  # what runs is the parent's, of which this is a fork
+            return self._before
         if self._running is not None:
             self._running.end()
             self._before += self._running.counts

@@ -6,17 +6,26 @@ cdef class Latest:
     Where it has `ended`, every use raises that.
     """
     cdef ms_latest c
-    cdef readonly object ended
+    cdef uint32_t fork
+    cdef object why  # what every use raises
 
     def __cinit__(self, *_, **__):
-        import os
-        memcpy(&self.c.seed, PyBytes_AS_STRING(os.urandom(8)), 8)
+        memcpy(&self.c.seed, PyBytes_AS_STRING(_os.urandom(8)), 8)
+        self.fork = ms_fork_count()
 
     def __dealloc__(self):
         ms_latest_clear(&self.c)
 
+    @property
+    def ended(self):
+        """What every use raises, or None."""
+        if self.why is None and self.fork != ms_fork_count():
+            self.why = _errors.Closed(
+                "the view was inherited through a fork; open the store again in the child")
+        return self.why
+
     cdef int alive(self) except -1:
-        if self.ended is not None:
+        if self.why is not None or self.fork != ms_fork_count():
             raise self.ended.with_traceback(None)
         return 0
 
@@ -81,7 +90,7 @@ cdef class Latest:
 
     def _end(self, error):
         """Raise the error at every use from now on, and give the memory back."""
-        self.ended = error
+        self.why = error
         ms_latest_clear(&self.c)
 
     cdef int put(self, const uint8_t *key, uint32_t key_size, const uint8_t *value,
