@@ -203,6 +203,10 @@ def absolute(path: str | os.PathLike[str]) -> str:
         os.fsencode(directory)
     except TypeError as error:
         raise InvalidType(f"path {path!r}: expected str or os.PathLike") from error
+    except FileNotFoundError as error:
+        raise NotFound(
+            f"path {path!r}: the working directory, from which it goes, was removed"
+        ) from error
     except UnicodeEncodeError as error:
         raise InvalidArgument(f"path {path!r}: {error}") from error
     if not os.fspath(path):

@@ -619,10 +619,12 @@ def temporary(*, durability: Durability | None = None) -> Store:
     ...     store.streams()
     []
     """
-    import tempfile
-
     settings.check_durability(durability)
-    directory = tempfile.mkdtemp(prefix="millstream-")
+    # Within the lock: a fork waits for it, since `tempfile` has one that a child would keep.
+    with _native.loading, files.reporting("a temporary directory", "making it"):
+        import tempfile
+
+        directory = tempfile.mkdtemp(prefix="millstream-")
     try:
         store = open(directory, durability=durability)
     except BaseException:

@@ -6,7 +6,7 @@ import array
 import sys
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType
+from millstream.errors import InvalidArgument, InvalidType, MillstreamError
 from millstream.options import as_index
 
 TYPE_CHECKING = False
@@ -96,7 +96,11 @@ def _of_numpy(values: Any) -> Any:
 
 def column(values: Any, count: int) -> Any:
     """One time for all records as an int, or one a record as a buffer of int64."""
-    if isinstance(values, int) or is_datetime(values) or getattr(values, "shape", None) == ():
+    try:
+        shape = getattr(values, "shape", None)
+    except ValueError as error:  # of a memoryview that was released
+        raise InvalidType(f"timestamps: {error}") from error
+    if isinstance(values, int) or is_datetime(values) or shape == ():
         return microseconds(values)
     if type(values).__name__ == "Memory":  # of a column that append_arrow has checked
         made = values
@@ -121,8 +125,8 @@ def column(values: Any, count: int) -> Any:
     else:
         try:
             made = array.array("q", [microseconds(value) for value in values])
-        except TypeError as error:
-            if isinstance(error, InvalidType):
+        except (TypeError, ValueError) as error:
+            if isinstance(error, MillstreamError):
                 raise
             raise InvalidType(
                 f"timestamps: expected one time or a sequence, found {values!r:.60}"

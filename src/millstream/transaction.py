@@ -347,6 +347,8 @@ def _content(what: str, value: Any) -> bytes | None:
         return memoryview(value).tobytes()
     except TypeError as error:
         raise InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}") from error
+    except (BufferError, ValueError) as error:  # released, or what its exporter says
+        raise InvalidType(f"{what}: not bytes that can be read: {error}") from error
 
 
 def _kept(headers: Any) -> tuple[Any, int]:

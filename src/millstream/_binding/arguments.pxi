@@ -29,7 +29,10 @@ cdef bytes as_bytes(object value, str what):
     refuse_mask(value, what)
     if not PyObject_CheckBuffer(value):
         raise _errors.InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}")
-    return memoryview(value).tobytes()
+    try:
+        return memoryview(value).tobytes()
+    except (BufferError, ValueError) as error:  # released, or what its exporter says
+        raise _errors.InvalidType(f"{what}: not bytes that can be read: {error}") from error
 
 
 cdef bytes utf8(str what, str text):

@@ -127,6 +127,7 @@ cdef class Lock(_Seat):
     cdef uint32_t depth
     cdef uint32_t sleepers
     cdef bint reentrant
+    cdef bint is_loading
 
     def __init__(self, str name, *, bint reentrant=False):
         self.name = name
@@ -136,8 +137,17 @@ cdef class Lock(_Seat):
         self.acquire()
         return self
 
-    def __exit__(self, *exc):
+    def __exit__(self, kind, error, trace):
         self.release()
+        if not self.is_loading or isinstance(error, (_errors.MillstreamError,
+                                                     ModuleNotFoundError)):
+            return
+        if isinstance(error, OSError):
+            raise _errors.StorageError(
+                error.errno or 0, f"importing it failed: {error.strerror}",
+                error.filename) from error
+        if isinstance(error, ImportError):  # no descriptor or memory for a shared object
+            raise _errors.StorageError(0, f"importing it failed: {error}", error.path) from error
 
     @property
     def mine(self):
@@ -285,6 +295,7 @@ cdef class Bell:
 # that are half there. A fork waits for one of another thread, of which the child would keep the
 # lock for ever.
 loading = Lock("an import of millstream")
+(<Lock>loading).is_loading = True
 cdef unsigned long forking = 0
 
 

@@ -340,7 +340,7 @@ cdef class StreamCore:
             raise _errors.InvalidType(f"key: expected bytes-like, found {type(key).__name__}")
         try:
             return xxh3_64(key) % <uint64_t>self.partitions
-        except BufferError as error:
+        except (BufferError, ValueError) as error:
             raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
 
     # --- appending

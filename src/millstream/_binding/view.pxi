@@ -38,7 +38,10 @@ cdef class Latest:
                                   <uint32_t>PyBytes_GET_SIZE(key))
         if not PyObject_CheckBuffer(key):
             raise _errors.InvalidType(f"key {key!r:.80}: expected bytes-like")
-        PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
+        try:
+            PyObject_GetBuffer(key, &buffer, PyBUF_SIMPLE)
+        except (BufferError, ValueError) as error:
+            raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
         found = ms_latest_find(&self.c, <const uint8_t *>buffer.buf, <uint32_t>buffer.len)
         PyBuffer_Release(&buffer)
         return found

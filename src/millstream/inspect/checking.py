@@ -30,6 +30,7 @@ from millstream.inspect.layout import (
     Path_,
     Problem,
     staying,
+    top_of,
 )
 from millstream.inspect.producers import Sequences, findings_of_ids
 from millstream.inspect.queue_layout import Message
@@ -86,7 +87,7 @@ def verify(
         NotFound: no such stream or queue.
         StorageError: the directory cannot be read.
     """
-    top = Path(path)
+    top = top_of(path)
     with staying(top):
         return verified(top, stream, queue, progress)
 

@@ -16,7 +16,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 import xxhash
 
-from millstream.errors import StorageError
+from millstream.errors import InvalidArgument, InvalidType, StorageError
 
 ALIGN64, FILLER, FLAGS_KNOWN = 1 << 7, 1 << 8, (1 << 9) - 1
 TIMESTAMPS, OFFSETS, KEYS, KEY_NULLS, VALUE_NULLS, HEADERS, FIXED = (1 << bit for bit in range(7))
@@ -30,7 +30,20 @@ LOW = 0xFFFF_FFFF
 JOURNAL = "@journal"  # the stream of what transactions do
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
-Path_: TypeAlias = str | os.PathLike[str]
+Path_: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
+
+
+def top_of(path: Path_) -> Path:
+    """Check a path that a caller gave."""
+    try:
+        text = os.fsdecode(path)
+    except TypeError as error:
+        raise InvalidType(f"path {path!r}: expected str, bytes or os.PathLike") from error
+    if not text or "\0" in text:
+        raise InvalidArgument(f"path {text!r}: is empty, or has a NUL character")
+    return Path(text)
+
+
 Array: TypeAlias = npt.NDArray[Any]
 
 

@@ -50,6 +50,7 @@ from millstream.inspect.layout import (
     Place,
     Problem,
     hash64,
+    top_of,
 )
 from millstream.inspect.mending_queues import plan
 from millstream.inspect.queues import queue_paths
@@ -103,7 +104,7 @@ def repair(
         StorageError: a process has the store open (its pid is named), or a file system's refusal.
         NotFound: no such stream or queue.
     """
-    place = Place(Path(path))
+    place = Place(top_of(path))
     with gate(place.path):
         place.check()  # the gate is that of this directory
         return Repair(place, dry_run=dry_run).run(stream, queue)

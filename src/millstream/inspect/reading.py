@@ -24,6 +24,7 @@ from millstream.inspect.layout import (
     Path_,
     Problem,
     staying,
+    top_of,
 )
 from millstream.inspect.queue_layout import Message, QueueInfo
 from millstream.inspect.queues import Queue, open_queue, queue_paths
@@ -81,7 +82,7 @@ def strict(path: Path) -> Iterator[None]:
 
 def logs(path: Path_, stream: str | None = None, partition: int | None = None) -> Iterator[Log]:
     """Yield the partitions of a store; raises what `store` raises."""
-    top = Path(path)
+    top = top_of(path)
     with staying(top):
         with strict(top / "store.json"):
             info, _ = open_store(top)
@@ -105,7 +106,7 @@ def store(path: Path_) -> StoreInfo:
         VersionMismatch: a newer format.
         StorageError: a file cannot be read.
     """
-    top = Path(path)
+    top = top_of(path)
     with strict(top / "store.json"):
         info, _ = open_store(top)
     for where in stream_paths(top, None):
@@ -181,7 +182,7 @@ def dump(
     Damage does not end it. With `json`, yields dictionaries that json can write instead.
     Raises what `store` raises for the JSON files.
     """
-    for item in dumped(Path(path), stream, partition, queue):
+    for item in dumped(top_of(path), stream, partition, queue):
         head, *rest = item.items()
         yield item if json else f"{head[1]} " + " ".join(f"{k}={v}" for k, v in rest)
 
@@ -210,7 +211,7 @@ def dumped(
 
 def queues(path: Path_, queue: str | None = None) -> Iterator[Queue]:
     """Yield the queues of a store, each open until the next; raises what `store` raises."""
-    top = Path(path)
+    top = top_of(path)
     with staying(top):
         with strict(top / "store.json"):
             info, _ = open_store(top)
