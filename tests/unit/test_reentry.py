@@ -25,3 +25,18 @@ def test_any_call_may_interrupt_any_call(outer):
         check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-6000:]
+
+
+@pytest.mark.parametrize("kind", ["signals", "finalizers"])
+def test_calls_at_any_instruction(kind):
+    """A timer's handler, and `__del__` at nearly any allocation, make calls of every kind."""
+    print("seed", SEED)
+    ended = subprocess.run(
+        [sys.executable, "-W", "ignore::ResourceWarning",
+         Path(__file__).with_name("reentry_storm.py"), kind, "100", str(SEED)],
+        capture_output=True,
+        text=True,
+        timeout=300,
+        check=False,
+    )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-6000:]
