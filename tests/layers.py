@@ -36,6 +36,7 @@ C_LAYERS = (
 PYTHON_LAYERS = (
     "errors",
     "greenlets",
+    "address",
     "_native",
     "options",
     "codecs",
@@ -105,6 +106,6 @@ PYTHON_LAYERS = (
 # Exceptions, which know less than their place allows: the second reader shares nothing with what
 # it checks, and the command line is a user of the public face.
 PYTHON_ONLY = {
-    "inspect": ("errors",),
-    "cli": ("__init__", "errors", "options", "inspect"),
+    "inspect": ("errors", "address"),
+    "cli": ("__init__", "errors", "address", "options", "inspect"),
 }

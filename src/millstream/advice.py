@@ -6,11 +6,13 @@ cannot be told from the files is not guessed at.
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from millstream import _native, growth
+from millstream.errors import Closed, NotFound
 from millstream.options import Retention
 
 if TYPE_CHECKING:
@@ -61,12 +63,14 @@ def of_store(store: Store, large_bytes: int | None) -> list[Advice]:
     """All that is found: of streams, then of queues, each sorted by name."""
     found: list[Advice] = []
     for name in store.streams():
-        found += _of_stream(store.stream(name), large_bytes)
+        with contextlib.suppress(NotFound, Closed):  # it was dropped meanwhile
+            found += _of_stream(store.stream(name, create=False), large_bytes)
     samples: dict[str, list[Sampled]] = {}
     for name in store.queues():
-        queue = store.queue(name)
-        samples[name] = _sample(queue)
-        found += _of_queue(queue, samples[name])
+        with contextlib.suppress(NotFound, Closed):
+            queue = store.queue(name, create=False)
+            samples[name] = _sample(queue)
+            found += _of_queue(queue, samples[name])
     found += _same_messages(samples)
     return found
 

@@ -73,7 +73,11 @@ class Applier:
         if known is None or known.closed or known._state != control.LIVE:
             if place.name not in self.store._names():
                 return None
-            known = self._streams[place.name] = self.store.stream(place.name)
+            try:
+                known = self.store.stream(place.name, create=False)
+            except NotFound:  # just now
+                return None
+            self._streams[place.name] = known
             if known._state == control.DROPPED:
                 return None
         return known if known._stream_id == place.id else None
@@ -134,7 +138,10 @@ class Applier:
                 return queue if queue._queue_id == place.id else None
         if place.name not in self.store._queue_names():
             return None
-        queue = self.store.queue(place.name)
+        try:
+            queue = self.store.queue(place.name, create=False)
+        except NotFound:  # just now
+            return None
         return queue if queue._queue_id == place.id and queue._state != slots.DROPPED else None
 
     def _show(self, place: Place, put: Put, replay: bool) -> None:

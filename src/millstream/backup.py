@@ -6,7 +6,8 @@ Bytes below a tail never change, so copying up to it is enough. Queues: see queu
 from __future__ import annotations
 
 import contextlib
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, TypeVar
 
 from millstream import _native, eras, files, group, members, sequences
 from millstream.errors import InvalidArgument, NotFound, StorageError
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
     from millstream.stream import Stream
 
 CHUNK_BYTES = 4 << 20
+Handle = TypeVar("Handle")
 
 
 def backup(store: Store, path: str) -> None:
@@ -60,7 +62,7 @@ def _capture(
     All of it between two transactions: the journal, of which nothing is left to do, is not copied.
     """
     with store._between_transactions():
-        streams = [store.stream(name) for name in store.streams()]
+        streams = list(_there(store.stream, store.streams()))
         # Before the logs, so that no position is behind their ends.
         groups = [_groups(stream) for stream in streams]
         # One moment for all partitions: how far each log goes now.
@@ -72,10 +74,17 @@ def _capture(
             with _native.loading:
                 from millstream import queue_backup
             files.make_directory(target / "queues")
-            for name in store.queues():
-                queue_backup.copy(store.queue(name), target / "queues" / name)
+            for queue in _there(store.queue, store.queues()):
+                queue_backup.copy(queue, target / "queues" / queue.name)
             files.sync_directory(target / "queues")
     return list(zip(streams, ends, groups, strict=True))
+
+
+def _there(handle: Callable[..., Handle], names: list[str]) -> Iterator[Handle]:
+    """Handles of all that others have not dropped meanwhile; none is made anew."""
+    for name in names:
+        with contextlib.suppress(NotFound):
+            yield handle(name, create=False)
 
 
 def _groups(stream: Stream) -> dict[str, bytes]:

@@ -32,7 +32,7 @@ import queue as standard
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from millstream import _native, files
+from millstream import _native, address, files
 from millstream.codecs import pickle as pickled
 from millstream.compat_tasks import SLICE_SECONDS, tasks_of
 from millstream.errors import LeaseLost
@@ -428,7 +428,7 @@ class _Order:
 
 def _opened(path: str | os.PathLike[str], place: tuple[str, int] | None = None) -> Store:
     """The store at a path, of which `place` says more: one for all queues of this process."""
-    return shared(files.absolute(path), "rw", False, place=place)
+    return shared(files.absolute(address.directory(path)), "rw", False, place=place)
 
 
 def _reopen(

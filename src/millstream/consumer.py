@@ -107,6 +107,8 @@ class Consumer(Assignment):
                 self._member.rest()
                 self._turn.wait(deadline)
                 batch = self._next()
+                if batch is None:
+                    self.stream._point_out(self._turn.began)
         finally:
             self._member.work()
         return batch
@@ -145,6 +147,7 @@ class Consumer(Assignment):
         while True:
             batch = next_() or poll(self._timeout)
             if batch is None:
+                self.stream._point_out()
                 return
             yield batch
 
@@ -158,6 +161,8 @@ class Consumer(Assignment):
                 self._member.rest()
                 await self._sleepers().wait(0, deadline)
                 batch = self._next()
+                if batch is None:
+                    self.stream._point_out(self._turn.began)
         finally:
             self._member.work()
         return batch
@@ -180,6 +185,7 @@ class Consumer(Assignment):
         while True:
             batch = await self.apoll(self._timeout)
             if batch is None:
+                self.stream._point_out()
                 return
             yield batch
             await asyncio.sleep(0)

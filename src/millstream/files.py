@@ -316,6 +316,14 @@ def names(path: Path) -> list[str]:
             os.close(descriptor)
 
 
+def names_with(path: str, mark: str) -> list[str]:
+    """Names in a directory of the user's in which there is a `mark`; none where one cannot look."""
+    try:
+        return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{mark}"))
+    except OSError:
+        return []
+
+
 def exists(path: Path) -> bool:
     """Is there anything of that name?"""
     try:

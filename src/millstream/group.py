@@ -156,7 +156,8 @@ class Group(_native.GroupCore):
         try:
             self._descriptor = files.open_file(self.path, write=write)
         except NotFound as error:
-            raise NotFound(f"{stream.path}: there is no group {name!r}") from error
+            there = names(stream.path)
+            raise settings.missing(stream.path, "group", name, there) from error
         try:
             self._map()
             if write and self._generation != stream.store._generation:

@@ -272,7 +272,17 @@ def require(directory: files.Path) -> None:
 
 def no_store(directory: str) -> NotFound:
     """The error where a store should be and is none."""
-    return NotFound(f"{directory}: there is no store; open it with mode='rw' to create one")
+    import difflib
+
+    above, name = os.path.split(directory)
+    beside = files.names_with(above, "store.json")
+    text = "; mode='rw' with create=True makes one"
+    if close := difflib.get_close_matches(name, beside, 3):
+        found = (repr(os.path.join(above, one)) for one in close)
+        text = f"; did you mean {' or '.join(found)}?"
+    elif beside:
+        text = f"; stores beside it: {', '.join(map(repr, beside[:10]))}{text}"
+    return NotFound(f"{directory}: there is no store{text}")
 
 
 def refuse_strangers(directory: files.Path, *, force: bool) -> None:

@@ -284,6 +284,7 @@ class _Turn:
         self.stream = stream
         self.readers = readers
         self.grows = grows
+        self.began = time.monotonic()
 
     def round(self, left: int) -> Iterator[Batch]:
         for one in self.readers:
@@ -303,6 +304,7 @@ class _Turn:
         """Between waits: partitions may have been added, the stream dropped."""
         stream = self.stream
         stream._check_live()
+        stream._point_out(self.began)
         for one in self.readers:
             if one.log.private:
                 extend_private(one.log)

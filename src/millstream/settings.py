@@ -8,7 +8,7 @@ from collections.abc import Iterator
 
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType, NotFound
 from millstream.files import FORMAT
-from millstream.options import DURABILITIES, Compaction, Retention, integer, parse_bytes
+from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -148,19 +148,28 @@ def require_more(name: str, stored: int, partitions: int) -> None:
 SHOWN = 10
 
 
-def missing(where: str, kind: str, name: str, there: Sequence[str]) -> NotFound:
-    """The error for a name that is not there, with those that are, and those that look like it."""
+def check_create(create: object) -> bool:
+    """May it be made where it is not there?"""
+    return create is None or boolean("create", create)
+
+
+def others(name: str, there: Sequence[str]) -> str:
+    """A sentence about what there is beside a name: what looks like it, or else the first ones."""
     import difflib
 
-    text = f"{where}: there is no {kind} {name!r}"
     if close := difflib.get_close_matches(name, there, 3):
-        text += f"; did you mean {' or '.join(map(repr, close))}?"
-    elif there:
-        more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
-        text += f"; there is {', '.join(map(repr, there[:SHOWN]))}{more}"
-    else:
-        text += "; there is none at all"
-    return NotFound(text)
+        return f"Did you mean {' or '.join(map(repr, close))}?"
+    if not there:
+        return "There is none."
+    more = f" and {len(there) - SHOWN} more" if len(there) > SHOWN else ""
+    return (
+        f"There {'is' if len(there) == 1 else 'are'} {', '.join(map(repr, there[:SHOWN]))}{more}."
+    )
+
+
+def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:
+    """The error for a name that is not there."""
+    return NotFound(f"{where}: there is no {what} {name!r}. {others(name, there)}")
 
 
 def given(

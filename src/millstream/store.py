@@ -11,7 +11,7 @@ import stat
 import warnings
 import weakref
 
-from millstream import _native, control, files, reserve, settings
+from millstream import _native, address, control, files, reserve, settings
 from millstream.background import Background
 from millstream.cache import SegmentCache
 from millstream.errors import (
@@ -26,7 +26,7 @@ from millstream.errors import (
     Unsupported,
 )
 from millstream.members import Members, no_store, refuse_strangers, require
-from millstream.options import check_timeout
+from millstream.options import boolean, check_timeout
 from millstream.store_clock import StoreClock
 from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
@@ -67,6 +67,7 @@ class Store(StoreTransactions):
         durability: Durability | None,
         force: bool,
         timeout: float,
+        create: bool = True,
     ) -> None:
         self.path = directory.text
         self.writable = mode == "rw"
@@ -95,7 +96,7 @@ class Store(StoreTransactions):
         """Held open: what is opened later belongs to it, wherever `path` leads by then."""
         self._root = directory.path
         try:
-            self._check_place()
+            self._check_place(create)
             kind = files.check_file_system(self._root, force=force)
             self._layered = kind == "overlay"
             self._follows_layers = self._layered and not self.writable
@@ -121,9 +122,10 @@ class Store(StoreTransactions):
         self._closed = False
         OPEN[id(self)] = weakref.ref(self)
 
-    def _check_place(self) -> None:
-        if not self.writable:
+    def _check_place(self, create: bool) -> None:
+        if not self.writable or not create:
             require(self._root)
+        if not self.writable:
             return
         bits = files.mode(self._root)
         if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not self._force:
@@ -376,6 +378,7 @@ class Store(StoreTransactions):
         segment_bytes: int | str | None = None,
         durability: Durability | None = None,
         compact: Compaction | None = None,
+        create: bool | None = None,
         on_mismatch: OnMismatch = "raise",
     ) -> Stream:
         """Open a stream, creating it where it is not there.
@@ -391,13 +394,16 @@ class Store(StoreTransactions):
             durability: of a new stream: stored with it; of one that is there: for this handle,
                 with on_mismatch="alter" stored as well.
             compact: keep the last record of each key (see `Compaction`); default all of them.
+            create: where it is not there: False raises `NotFound`, True makes it. By default it is
+                made as well, but where no setting was named either, who reads it and finds nothing
+                gets a `MillstreamWarning`, once: the name may be a mistake.
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` and `add_partitions` do (fewer partitions
                 still raise); "keep" what is stored.
 
         Raises: ConfigMismatch where the stream is there with other settings than given; NotFound
-        when it is not there and the store is read-only; InvalidArgument, StorageError; Unsupported
-        where the store is read-only and something is to be altered.
+        when it is not there, with create=False or in a read-only store; InvalidArgument,
+        StorageError; Unsupported where a read-only store is to be altered.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -411,13 +417,19 @@ class Store(StoreTransactions):
         given = settings.given(partitions, retention, segment_bytes, compact)
         settings.check_durability(durability)
         settings.check_on_mismatch(on_mismatch)
+        may_create = settings.check_create(create)
         alters = on_mismatch == "alter"
         with self._lock:
             path = self._stream_path(name) / "stream.json"
             made = not files.exists(path)
             if made:
-                if not self.writable:
-                    raise NotFound(f"{self.path}: there is no stream {name!r}")
+                if files.exists(self._stream_path(name)):
+                    raise CorruptBatch(
+                        f"{path}: is missing, where the stream is; restore it from a backup",
+                        path=path,
+                    )
+                if not self.writable or not may_create:
+                    raise settings.missing(self.path, "stream", name, self.streams())
                 config = settings.new(given, durability)
                 parent = self._root / "streams"
                 control.create(parent, name, config, self._store_id, self._generation)
@@ -433,6 +445,8 @@ class Store(StoreTransactions):
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._streams[key] = Stream(self, name, config, key[1])
+            named = durability is not None or any(one is not None for one in given.values())
+            known._is_surprise = made and create is None and not named
         if differing and alters:
             known._alter(differing)
         return known
@@ -462,9 +476,7 @@ class Store(StoreTransactions):
         self._check_writable()
         settings.check_name(name)
         with self._lock:
-            if name not in self._names():
-                raise NotFound(f"{self.path}: there is no stream {name!r}")
-            self.stream(name)._set_state(control.DROPPED)
+            self.stream(name, create=False)._set_state(control.DROPPED)
             gone = self._root / "streams" / f".{name}-{os.urandom(4).hex()}.dropped"
             try:
                 files.rename(self._stream_path(name), gone)
@@ -488,7 +500,7 @@ class Store(StoreTransactions):
         with _native.loading:
             from millstream import backup
         self._check_open()
-        backup.backup(self, files.absolute(target))
+        backup.backup(self, files.absolute(address.directory(target)))
 
 
 OPEN: dict[int, weakref.ref[Store]] = {}
@@ -527,6 +539,7 @@ def open(
     durability: Durability | None = None,
     mode: Mode = "rw",
     force: bool = False,
+    create: bool = True,
     timeout: float | None = None,
 ) -> Store:
     """Open the store in a directory, creating it where there is none.
@@ -534,16 +547,18 @@ def open(
     Any number of processes at once.
 
     Args:
-        path: the directory. Created 0700, its files 0600.
+        path: the directory, also as ``file:///path``. Created 0700, its files 0600.
         durability: "process", "interval" or "sync": what an append has survived when it returns. A
             new store stores it, "interval" by default; for one that is there it holds for this
             handle.
         mode: "rw", or "r": changes no byte, and needs no right to write.
         force: accept a file system, or a directory, that is refused otherwise.
+        create: False: raise `NotFound` where there is no store.
         timeout: seconds to wait for others that are opening or closing; default 30.
 
-    Raises: NotFound (mode "r" without a store), Unsupported (file system), StorageError,
-    LockTimeout, CorruptBatch (a damaged configuration file), VersionMismatch.
+    Raises: NotFound (no store, with mode "r" or create=False), Unsupported (file system),
+    InvalidArgument (an address with a scheme that is not known), StorageError, LockTimeout,
+    CorruptBatch (a damaged configuration file), VersionMismatch.
 
     >>> import millstream, tempfile
     >>> with tempfile.TemporaryDirectory() as directory, millstream.open(directory) as store:
@@ -555,20 +570,16 @@ def open(
         raise InvalidArgument(f'mode {mode!r}: expected "rw" or "r"')
     settings.check_durability(durability)
     checked = check_timeout(timeout)
-    directory = files.absolute(path)
-    if mode == "rw":
+    may_create = boolean("create", create)
+    directory = files.absolute(address.directory(path))
+    if mode == "rw" and may_create:
         files.make_directories(directory)
-    return _join(directory, mode, force, durability, GATE_SECONDS if checked is None else checked)
-
-
-def _join(
-    path: str, mode: Mode, force: bool, durability: Durability | None, timeout: float
-) -> Store:
+    seconds = GATE_SECONDS if checked is None else checked
     try:
-        directory = files.Directory(path, follow=True)
+        held = files.Directory(directory, follow=True)
     except NotFound as error:
-        raise no_store(path) from error
-    return Store(directory, mode, durability, force, timeout)
+        raise no_store(directory) from error
+    return Store(held, mode, durability, force, seconds, may_create)
 
 
 def shared(

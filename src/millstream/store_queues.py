@@ -58,6 +58,7 @@ class StoreQueues:
         ageing: bool | None = None,
         codec: object = None,
         durability: Durability | None = None,
+        create: bool = True,
         on_mismatch: OnMismatch = "raise",
     ) -> Queue:
         """Open a queue, creating it where it is not there.
@@ -85,13 +86,14 @@ class StoreQueues:
                 and `decode`; default: values are bytes. Not stored: each handle has its own.
             durability: of a new queue: stored with it; of one that is there: for this handle, with
                 on_mismatch="alter" stored as well.
+            create: False: raise `NotFound` where it is not there.
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` does (what that cannot change still
                 raises); "keep" what is stored.
 
         Raises: ConfigMismatch where the queue is there with other settings than given; NotFound
-        when it is not there and the store is read-only; InvalidArgument, StorageError; Unsupported
-        where the store is read-only and something is to be altered.
+        when it is not there, with create=False or in a read-only store; InvalidArgument,
+        StorageError; Unsupported where a read-only store is to be altered.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -108,6 +110,7 @@ class StoreQueues:
         settings.check_name(name)
         codecs.resolve(codec)
         settings.check_on_mismatch(on_mismatch)
+        may_create = settings.check_create(create)
         alters = on_mismatch == "alter"
         options = {
             "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
@@ -128,8 +131,8 @@ class StoreQueues:
                         f"{path}: is missing, where the queue is; restore it from a backup",
                         path=path,
                     )
-                if not self.writable:
-                    raise NotFound(f"{self.path}: there is no queue {name!r}")
+                if not self.writable or not may_create:
+                    raise settings.missing(self.path, "queue", name, self._queue_names())
                 parent = self._root / "queues"
                 files.make_directory(parent)
                 slots.create(parent, name, queue_settings.new(asked), self._store_id)
@@ -169,9 +172,7 @@ class StoreQueues:
         self._check_writable()
         with self._lock:
             settings.check_name(name)
-            if name not in self._queue_names():
-                raise NotFound(f"{self.path}: there is no queue {name!r}")
-            queue = self.queue(name)
+            queue = self.queue(name, create=False)
             queue._set_state(slots.DROPPED)
             queue._wake_all()
             gone = self._root / "queues" / f".{name}-{os.urandom(4).hex()}.dropped"

@@ -56,6 +56,7 @@ WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
 )
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 LOCK_SECONDS = 30.0
+SURPRISE_SECONDS = 1.0
 UNSYNCED_BYTES = 256 << 20
 INTERVAL = _native.LEVELS["interval"]
 
@@ -76,6 +77,8 @@ class Stream(StreamGroups):
         self._directory = files.Directory(store._stream_path(name))
         """Held open: a stream of the same name that is made later is another one."""
         self.path = self._directory.path
+        self._is_surprise = False
+        """It was made by its name alone, in this process, and nobody has read it yet."""
         self._groups = {}
         self._consumers = weakref.WeakSet()
         self._stream_id = int(config["stream_id"], 16)
@@ -315,7 +318,7 @@ class Stream(StreamGroups):
         ...     [list(batch.values) for batch in stream.read(start=1)]
         [[b'b', b'c']]
         """
-        return reader.read(
+        batches = reader.read(
             self,
             partition=partition,
             start=start,
@@ -325,6 +328,7 @@ class Stream(StreamGroups):
             durable=durable,
             on_lost=on_lost,
         )
+        return self._pointing_out(batches) if self._is_surprise else batches
 
     def aread(
         self,
@@ -338,7 +342,7 @@ class Stream(StreamGroups):
         on_lost: Literal["raise", "earliest"] = "raise",
     ) -> AsyncIterator[Batch]:
         """`read` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
-        return reader.aread(
+        batches = reader.aread(
             self,
             partition=partition,
             start=start,
@@ -348,6 +352,7 @@ class Stream(StreamGroups):
             durable=durable,
             on_lost=on_lost,
         )
+        return self._apointing_out(batches) if self._is_surprise else batches
 
     def view(self) -> View:
         """Load the latest value of each key into memory, and keep it current: see `View`.
@@ -357,7 +362,55 @@ class Stream(StreamGroups):
         with _native.loading:
             from millstream.view import View
         self._check_live()
+        self._point_out()
         return View(self)
+
+    def _point_out(self, since: float | None = None) -> None:
+        """Warn, once, who finds nothing in a stream that was not there before they named it.
+
+        Args:
+            since: of who waits: when that began; a second later it is time to say so.
+        """
+        if not self._is_surprise or (since and time.monotonic() - since < SURPRISE_SECONDS):
+            return
+        self._is_surprise = False
+        if any(self._log(index).next_offset for index in range(self.partitions)):
+            return
+        import sys
+        import warnings
+
+        from millstream.growth import MillstreamWarning
+
+        frame, level = sys._getframe(1), 2
+        while frame.f_back and str(frame.f_globals.get("__name__")).startswith("millstream."):
+            frame, level = frame.f_back, level + 1
+        others = [name for name in self.store.streams() if name != self.name]
+        warnings.warn(
+            f"{self.store.path}: the stream {self.name!r} was not there: it was made just now, and"
+            f" there is nothing to read. {settings.others(self.name, others)} With create=False"
+            " that is NotFound; with create=True it is meant",
+            MillstreamWarning,
+            stacklevel=level,
+        )
+
+    def _pointing_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        some = False
+        for batch in batches:
+            some = True
+            yield batch
+        if not some:
+            self._point_out()
+
+    async def _apointing_out(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+        some = False
+        try:
+            async for batch in batches:
+                some = True
+                yield batch
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+        if not some:
+            self._point_out()
 
     # --- offsets ----------------------------------------------------------------------------------
 
@@ -602,4 +655,4 @@ def _unchanged(value: object) -> bool:
 def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:
     if name not in store.streams():
         raise NotFound(f"{store.path}: there is no stream {name!r} any more")
-    return store.stream(name, durability=durability)
+    return store.stream(name, durability=durability, create=False)

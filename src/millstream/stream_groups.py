@@ -53,6 +53,7 @@ class StreamGroups(_native.StreamCore):
         on_lost: Literal["raise", "earliest"] = "raise",
         on_assign: Told | None = None,
         on_revoke: Told | None = None,
+        create: bool = True,
     ) -> Consumer:
         """Join a consumer group, which is made where it is not there.
 
@@ -80,9 +81,11 @@ class StreamGroups(_native.StreamCore):
                 callback raises comes out of the `poll` or `close` that called it, which has then
                 done its part all the same: it is not called again for these partitions, and the
                 consumer can be used on.
+            create: False: raise `NotFound` where there is no such group.
 
-        Raises: InvalidArgument, InvalidType, OffsetOutOfRange (`start`), LimitExceeded (256 members
-            in the group), StoreFull, StorageError; Unsupported where the store is read-only.
+        Raises: NotFound (create=False), InvalidArgument, InvalidType, OffsetOutOfRange (`start`),
+            LimitExceeded (256 members in the group), StoreFull, StorageError; Unsupported where the
+            store is read-only.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -97,6 +100,8 @@ class StreamGroups(_native.StreamCore):
         with _native.loading:
             from millstream.consumer import Consumer
         stream: Stream = self  # type: ignore[assignment]
+        if not settings.check_create(create):
+            self._group(group)  # raises
         return Consumer(
             stream, group, start=start, delivery=delivery, auto_commit=auto_commit,
             max_records=max_records, timeout=timeout, session=session,

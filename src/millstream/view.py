@@ -50,6 +50,7 @@ class View(Latest):
     >>> import millstream
     >>> with millstream.temporary() as store:
     ...     stream = store.stream("s")
+    ...     _ = stream.append(b"0", key=b"a")
     ...     with stream.view() as view:
     ...         position = stream.append(b"1", key=b"a")
     ...         view.wait_for(position)

@@ -22,8 +22,10 @@ SHOWN = 8  # names, where one is not among them
 
 def find_store(path: str) -> None:
     """Raise NotFound where there is nothing of a store: only verbs that say so make one."""
+    from millstream import address
     from millstream.errors import NotFound
 
+    path = address.directory(path)
     if not os.path.isdir(path):
         raise NotFound(f"{path}: no such store{like_it(path)}")
     if not PARTS.intersection(os.listdir(path)):

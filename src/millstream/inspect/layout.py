@@ -16,6 +16,7 @@ from typing import Any, TypeAlias
 import numpy.typing as npt
 import xxhash
 
+from millstream import address
 from millstream.errors import InvalidArgument, InvalidType, StorageError
 
 ALIGN64, FILLER, FLAGS_KNOWN = 1 << 7, 1 << 8, (1 << 9) - 1
@@ -34,11 +35,8 @@ Path_: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]
 
 
 def top_of(path: Path_) -> Path:
-    """Check a path that a caller gave."""
-    try:
-        text = os.fsdecode(path)
-    except TypeError as error:
-        raise InvalidType(f"path {path!r}: expected str, bytes or os.PathLike") from error
+    """Check a path that a caller gave, or an address."""
+    text = address.directory(path)
     if not text or "\0" in text:
         raise InvalidArgument(f"path {text!r}: is empty, or has a NUL character")
     return Path(text)

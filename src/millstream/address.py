@@ -1,0 +1,77 @@
+"""Where a store is, as users write it: a path, or an address with a scheme.
+
+What stands behind a scheme is a function that makes of the address what `millstream.open` works on.
+A scheme that is not here is refused, or a directory of that name would be made and worked in.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from millstream.errors import InvalidArgument, InvalidType
+
+__all__ = ["SCHEMES", "directory"]
+
+LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
+SCHEME_CHARACTERS = LETTERS | frozenset("0123456789+-.")
+
+
+def _of_file(address: str) -> str:
+    """The path of ``file:///path`` and ``file://localhost/path``; %-escapes are resolved."""
+    from urllib.parse import unquote
+
+    host, slash, path = address.partition("://")[2].partition("/")
+    if host.lower() not in ("", "localhost"):
+        raise InvalidArgument(
+            f"address {address!r}: a file: address names no machine but this one; write it as"
+            f" file:///{host}{slash}{path}, with three slashes"
+        )
+    if not path.strip("/"):
+        raise InvalidArgument(f"address {address!r}: names no directory; write file:///PATH")
+    if "?" in path or "#" in path:
+        raise InvalidArgument(
+            f"address {address!r}: takes neither ? nor #; where the path has one, write %3F or %23"
+        )
+    return "/" + unquote(path, errors="surrogateescape")
+
+
+SCHEMES: dict[str, Callable[[str], str]] = {"file": _of_file}
+"""By name, in small letters."""
+
+
+def scheme_of(text: str) -> str | None:
+    """The scheme of an address, in small letters; None: it is a path.
+
+    >>> scheme_of("Kafka://127.0.0.1:9092"), scheme_of("/var/lib/app"), scheme_of("./a://b")
+    ('kafka', None, None)
+    """
+    head, mark, _ = text.partition("://")
+    head = head.lower()
+    if not mark or not LETTERS.issuperset(head[:1]) or not SCHEME_CHARACTERS.issuperset(head):
+        return None
+    return head or None
+
+
+def directory(address: str | bytes | os.PathLike[str]) -> str:
+    """The path that a caller gave, as a path or as an address.
+
+    Raises: InvalidArgument for a scheme that is not known, InvalidType.
+
+    >>> directory("file:///var/lib/my%20app"), directory("data")
+    ('/var/lib/my app', 'data')
+    """
+    try:
+        text = os.fsdecode(address)
+    except TypeError as error:
+        raise InvalidType(f"path {address!r}: expected str, bytes or os.PathLike") from error
+    scheme = scheme_of(text)
+    if scheme is None:
+        return text
+    if scheme not in SCHEMES:
+        known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
+        raise InvalidArgument(
+            f"address {text!r}: no scheme {scheme}:// is known, only {known} and plain paths; a"
+            f" directory of that name is ./{text}"
+        )
+    return SCHEMES[scheme](text)
