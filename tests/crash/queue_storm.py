@@ -81,7 +81,7 @@ def produce(q, account, worker, dice, shared, ordered) -> None:
             except millstream.QueueFull:
                 ids = []
         else:
-            ids = q.put_many(items, timeout=0.02)
+            ids = q.put_many([millstream.Put(**item) for item in items], timeout=0.02)
         account.say((PUT, number, time.monotonic_ns(), len(ids), 0))
         if ids and dice.random() < 0.02:
             chosen = dice.randrange(len(ids))

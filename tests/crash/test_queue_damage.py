@@ -128,7 +128,7 @@ def test_file_that_was_cut_is_repaired_and_what_is_left_is_delivered(tmp_path, n
     path = tmp_path / "store"
     with millstream.open(path, durability="process") as store:
         q = store.queue("q", capacity=100, dead_limit=4, payload_bytes=1 << 20, dedup_window=60)
-        q.put_many([{"value": value, "dedup_id": value[:8]} for value in VALUES])
+        q.put_many([millstream.Put(value, dedup_id=value[:8]) for value in VALUES])
     file = path / "queues" / "q" / name
     os.truncate(file, int(file.stat().st_size * share))
     assert any(name in str(problem) for problem in inspect.verify(path).problems)
@@ -240,7 +240,7 @@ def poked(path, seed):
             if not 52 <= at < 56:
                 os.pwrite(hints, dice.randbytes(8) if step % 3 else bytes(8), at // 8 * 8)
             try:
-                if q.put_many([{"value": b"%d" % step, "delay": 0.001 * (step % 3)}]):
+                if q.put_many([millstream.Put(b"%d" % step, delay=0.001 * (step % 3))]):
                     put.add(b"%d" % step)
                 for m in q.get_many(3, timeout=0):
                     if q.ack_many([m]) == []:

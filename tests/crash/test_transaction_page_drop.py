@@ -138,7 +138,7 @@ def go_on(store):
         key = b"%d" % (n % 3)
         return {
             "out": {"value": record.value, "key": key},
-            "jobs": {"value": record.value, "key": key, "dedup_id": str(n)},
+            "jobs": millstream.Put(record.value, key=key, dedup_id=str(n)),
         }
 
     source = store.stream("in")

@@ -39,7 +39,7 @@ def pipes(store):
     def divide(record):
         return {
             "out": {"value": record.value, "key": record.key},
-            "jobs": {"value": record.value, "key": record.key},
+            "jobs": millstream.Put(record.value, key=record.key),
         }
 
     source = store.stream("in", partitions=3)

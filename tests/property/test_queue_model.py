@@ -29,7 +29,7 @@ from queue_model import (
 )  # fmt: skip
 
 import millstream
-from millstream import Empty, LeaseLost, QueueFull, RetryPolicy, inspect
+from millstream import Empty, LeaseLost, Put, QueueFull, RetryPolicy, inspect
 from millstream.testing import clock
 
 LEASE = 150
@@ -118,7 +118,7 @@ class QueueMachine(QueueModel, RuleBasedStateMachine):
     @rule(many=st.lists(puts, min_size=1, max_size=8), second=st.booleans())
     def put_many(self, many, second):
         made = [self.new(*put) for put in many]
-        ids = self.queue(second).put_many([arguments for _, arguments in made])
+        ids = self.queue(second).put_many([Put(**arguments) for _, arguments in made])
         for (m, _), number in zip(made, ids, strict=False):
             assert self.fits(m)
             self.add(m, number)

@@ -145,10 +145,10 @@ def test_without_keys_one_partition_is_in_order(store):
 
 
 def test_keys_in_a_queue_that_is_not_ordered(store):
-    items = [{"value": value, "key": b"k"} for value in MANY]
+    items = [millstream.Put(value, key=b"k") for value in MANY]
     store.queue("ordered", ordering="key").put_many(items)
     assert store.advice() == []
-    other = [{"value": b"other " + value, "key": b"k"} for value in MANY]
+    other = [millstream.Put(b"other " + value, key=b"k") for value in MANY]
     store.queue("plain").put_many([*other, b"without"])
     assert figures(store) == {("ordering ignored", "queue plain"): 60}
     assert "60 of 61" in store.advice()[0].text

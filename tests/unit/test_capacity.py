@@ -141,7 +141,7 @@ def test_who_is_two_behind_leaves_the_last_one_alone(store, monkeypatch, killed)
     q = store.queue("q", capacity=10, ordering="key")
     with millstream.open(store.path) as second, millstream.open(store.path) as third:
         altering, behind = second.queue("q"), third.queue("q")
-        q.put_many([{"value": b"1", "key": b"k"}, {"value": b"2", "key": b"k"}])
+        q.put_many([millstream.Put(b"1", key=b"k"), millstream.Put(b"2", key=b"k")])
         q.alter(capacity=20)
         held = altering.get()
         late = threading.Thread(target=behind.put, args=(b"3",), kwargs={"key": b"k"})
@@ -200,7 +200,7 @@ def test_killed_before_any_file_operation_it_is_as_before_or_raised(tmp_path, or
     for step in range(100):
         with millstream.open(tmp_path / f"{step}", durability="process") as store:
             q = store.queue("q", capacity=10, ordering=ordering, payload_bytes=0)
-            q.put_many([{"value": b"%d" % number, "key": b"k"} for number in range(8)])
+            q.put_many([millstream.Put(b"%d" % number, key=b"k") for number in range(8)])
             q.put(b"8", key=b"l", delay=0.01)
             command = [sys.executable, "-c", ALTERER, store.path, str(step)]
             ended = subprocess.run(command, check=False).returncode
@@ -209,7 +209,7 @@ def test_killed_before_any_file_operation_it_is_as_before_or_raised(tmp_path, or
             with millstream.open(store.path) as other:  # one who joins now
                 joined = other.queue("q")
                 assert len(joined) == 9
-                count = len(joined.put_many([{"value": b"x", "key": b"k"}] * 3000))
+                count = len(joined.put_many([millstream.Put(b"x", key=b"k")] * 3000))
                 assert count in (1, 1991)
                 assert ended == 9 or count == 1991
                 q._check()

@@ -77,7 +77,7 @@ def test_queue_gives_back_what_was_put(store, codec):
     queue = store.queue("q", codec=codec)
     value = {"to": ["ann", "bob"], "n": 1}
     queue.put(value)
-    queue.put_many([{"value": value}, {"value": value, "priority": 0}])
+    queue.put_many([millstream.Put(value), millstream.Put(value, priority=0)])
     for _ in range(3):
         with queue.get(timeout=60) as message:
             assert message.value == value

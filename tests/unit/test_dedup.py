@@ -33,7 +33,7 @@ def test_second_put_of_an_id_stores_nothing_and_returns_the_first_one(q):
     assert q.put(b"b", dedup_id="order-1", priority=2, delay=5) == first
     assert q.put(b"c", dedup_id=b"order-1") == first
     assert q.put(b"d", dedup_id="order-2") != first
-    assert q.put_many([{"value": b"e", "dedup_id": "order-1"}, b"f"])[0] == first
+    assert q.put_many([millstream.Put(b"e", dedup_id="order-1"), b"f"])[0] == first
     assert [m.value for m in q.get_many(10)] == [b"a", b"d", b"f"]
 
 

@@ -146,7 +146,7 @@ def test_queue_full_of_the_function_itself_comes_out(store):
 
 
 def test_idle_pipe_writes_nothing(store):
-    numbers, out = store.stream("in"), store.stream("out")
+    numbers, out = store.stream("in", create=True), store.stream("out")
     with store.pipe(numbers, lambda record: record.value, out) as pipe:
         for _ in range(5):
             assert pipe.step() == 0
@@ -157,3 +157,23 @@ def test_idle_pipe_writes_nothing(store):
         for _ in range(5):
             assert pipe.step() == 0
         assert store._journal().end == end
+
+
+def test_what_is_put_into_a_queue_is_a_payload_or_a_put(store):
+    jobs, out = store.queue("jobs"), store.queue("out", codec="json")
+    results = [{"value": 5}, [1, [2, {"value": 3}]], millstream.Put({"key": 6}, priority=0)]
+    jobs.put_many([b"%d" % number for number in range(len(results))])
+    with store.pipe(jobs, lambda message: results[int(message.value)], out) as pipe:
+        assert pipe.run(timeout=0) == 3
+    assert [m.value for m in out.get_many(9)] == [{"value": 5}, 1, [2, {"value": 3}], {"key": 6}]
+
+
+@pytest.mark.parametrize("sink", ["queue", "stream"])
+def test_what_belongs_to_the_other_kind_of_sink_is_refused(store, sink):
+    jobs, out = store.queue("jobs"), getattr(store, sink)("out")
+    jobs.put(b"1")
+    wrong = {"value": b"x", "key": b"k"} if sink == "queue" else millstream.Put(b"x", key=b"k")
+    refused = pytest.raises(millstream.InvalidType, match="millstream.Put|dict of append's")
+    with store.pipe(jobs, lambda message: wrong, out) as pipe, refused:
+        pipe.run(timeout=0)
+    assert (len(jobs), len(out) if sink == "queue" else out.next_offset(0)) == (1, 0)

@@ -1,6 +1,7 @@
 """The queue as its users see it: each call of the API, and what it does with bad input."""
 
 import asyncio
+import copy
 import os
 import pickle
 import queue as standard
@@ -83,16 +84,57 @@ def test_ids_rise_and_are_not_used_again(store, tmp_path):
     assert first < second < third
 
 
-def test_put_many_takes_bytes_and_dicts(q):
-    ids = q.put_many([b"a", {"value": b"b", "priority": 3, "headers": {"x": b"y"}}, b"c"])
+def test_put_many_takes_values_and_puts(q):
+    ids = q.put_many([b"a", millstream.Put(b"b", priority=3, headers={"x": b"y"}), b"c"])
     assert len(set(ids)) == 3
     got = q.get_many(5)
     assert values(got) == [b"a", b"c", b"b"]
     assert got[2].headers == {"x": b"y"}
-    with pytest.raises(millstream.InvalidArgument, match="no argument of put"):
-        q.put_many([{"value": b"", "prio": 1}])
-    with pytest.raises(millstream.InvalidArgument, match="needs a value"):
-        q.put_many([{}])
+    with pytest.raises(TypeError, match="prio"):
+        millstream.Put(b"", prio=1)
+
+
+@pytest.mark.parametrize("payload", [{}, {"value": 5}, {"value": b"x", "priority": 1}, {"a": 1}])
+def test_a_dict_is_a_payload_with_a_codec_and_an_error_without(store, payload):
+    plain, coded = store.queue("plain"), store.queue("coded", codec="pickle")
+    with store.transaction() as tx:
+        tx.put(coded, payload)
+        calls = (
+            plain.put,
+            lambda item: plain.put_many([b"1", item]),
+            lambda item: tx.put(plain, item),
+        )
+        for call in calls:
+            with pytest.raises(millstream.InvalidType, match=r"millstream\.Put\(.*codec="):
+                call(payload)
+    coded.put(payload)
+    coded.put_many([payload, millstream.Put(payload, priority=3)])
+    assert values(coded.get_many(9)) == [payload] * 4
+    assert values(plain.get_many(9)) == [b"1"]
+
+
+def test_a_put_is_an_item_of_put_many_alone(store):
+    plain, coded = store.queue("plain"), store.queue("coded", codec="pickle")
+    with store.transaction() as tx:
+        for queue in (plain, coded):
+            for call in (queue.put, lambda item, queue=queue: tx.put(queue, item)):
+                with pytest.raises(millstream.InvalidType, match="Put"):
+                    call(millstream.Put(b"x"))
+    assert len(plain) == len(coded) == 0
+
+
+def test_a_put_is_compared_printed_pickled_and_not_changed():
+    put = millstream.Put(b"x", priority=2, headers={"a": b"1"})
+    for again in (pickle.loads(pickle.dumps(put)), copy.copy(put), copy.deepcopy(put)):
+        assert again == put
+    assert put != millstream.Put(b"x")
+    assert put != b"x"
+    assert repr(put) == "Put(b'x', priority=2, headers={'a': b'1'})"
+    assert eval(repr(put), {"Put": millstream.Put}) == put
+    with pytest.raises(AttributeError):
+        put.priority = 3
+    with pytest.raises(TypeError, match="unhashable"):
+        hash(put)
 
 
 def test_full_queue_refuses_times_out_and_goes_on_when_there_is_room(store):
@@ -353,7 +395,7 @@ def test_pause_and_resume(q):
 
 def test_peek_takes_nothing(q):
     q.put(b"later", delay=60)
-    q.put_many([{"value": b"b", "priority": 1}, {"value": b"a", "headers": {"x": b"y"}}])
+    q.put_many([millstream.Put(b"b", priority=1), millstream.Put(b"a", headers={"x": b"y"})])
     seen = q.peek(10)
     assert [(s.value, s.state) for s in seen] == [
         (b"a", "ready"), (b"b", "ready"), (b"later", "delayed")
@@ -372,14 +414,14 @@ def test_cancel_and_purge(q):
     held = q.put(b"held")
     m = q.get(timeout=0)
     assert not q.cancel(held)
-    q.put_many([b"a", {"value": b"b", "delay": 60}])
+    q.put_many([b"a", millstream.Put(b"b", delay=60)])
     assert q.purge() == 2
     assert len(q) == 1
     m.ack()
 
 
 def test_stats_count_by_state(q):
-    q.put_many([b"a", b"b", {"value": b"c", "priority": 2}, {"value": b"d", "delay": 60}])
+    q.put_many([b"a", b"b", millstream.Put(b"c", priority=2), millstream.Put(b"d", delay=60)])
     q.get(timeout=0)
     stats = q.stats()
     assert (stats.ready, stats.delayed, stats.leased, stats.dead) == (2, 1, 1, 0)
@@ -458,7 +500,7 @@ def test_redrive_takes_the_oldest_for_which_there_is_room(store):
 
 def test_one_message_of_a_key_is_in_flight(store):
     q = store.queue("ordered", ordering="key", retry=RetryPolicy(backoff=0.0))
-    q.put_many([{"value": b"a1", "key": b"a"}, {"value": b"a2", "key": b"a"}])
+    q.put_many([millstream.Put(b"a1", key=b"a"), millstream.Put(b"a2", key=b"a")])
     q.put(b"b1", key=b"b")
     first, other = q.get(timeout=0), q.get(timeout=0)
     assert (first.value, other.value) == (b"a1", b"b1")
@@ -474,7 +516,7 @@ def test_one_message_of_a_key_is_in_flight(store):
 def test_messages_without_a_key_wait_for_none(tmp_path, on_dead):
     with millstream.open(tmp_path / "store") as store:
         q = store.queue("q", ordering="key", on_dead=on_dead, capacity=10)
-        q.put_many([b"1", b"2", {"value": b"later", "delay": 3600}, b"3", b"dead", b"4"])
+        q.put_many([b"1", b"2", millstream.Put(b"later", delay=3600), b"3", b"dead", b"4"])
         assert [m.value for m in q.get_many(2, timeout=0)] == [b"1", b"2"]
         third, dead = q.get_many(2, timeout=0)
         dead.reject("no")
@@ -500,7 +542,7 @@ def test_messages_without_a_key_wait_for_none(tmp_path, on_dead):
 def test_codec_encodes_and_decodes(store):
     q = store.queue("json", codec="json")
     q.put({"a": [1, None]})
-    q.put_many([[1], {"value": {"b": 2}}])
+    q.put_many([[1], millstream.Put({"b": 2})])
     assert q.peek()[0].value == {"a": [1, None]}
     with q.get(timeout=60) as m:
         assert m.value == {"a": [1, None]}
@@ -781,7 +823,7 @@ def test_dedup_id_is_refused_where_it_would_do_nothing(q):
 
 def test_messages_without_a_key_wait_for_nobody_in_an_ordered_queue(store):
     q = store.queue("some", ordering="key", capacity=100)
-    q.put_many([b"1", {"value": b"a", "key": b"k"}, b"2", {"value": b"b", "key": b"k"}, b"3"])
+    q.put_many([b"1", millstream.Put(b"a", key=b"k"), b"2", millstream.Put(b"b", key=b"k"), b"3"])
     first = q.get_many(10)
     assert values(first) == [b"1", b"a", b"2", b"3"]
     first[0].nack(delay=0)
@@ -805,7 +847,7 @@ def test_late_ack_is_told_also_where_nobody_has_taken_the_message_back(tmp_path)
 
 def test_ordered_stop_holds_up_the_key_of_a_dead_message(store):
     q = store.queue("stop", ordering="key", on_dead="stop")
-    q.put_many([{"value": b"1", "key": b"a"}, {"value": b"2", "key": b"a"}])
+    q.put_many([millstream.Put(b"1", key=b"a"), millstream.Put(b"2", key=b"a")])
     q.get(timeout=0).reject("no")
     assert q.get_many(1, timeout=0) == []
     assert q.dead.redrive() == 1

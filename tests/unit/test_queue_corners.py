@@ -75,7 +75,7 @@ def test_delay_of_more_than_a_month_is_kept_behind_another_of_its_key(store, tim
 def test_message_that_stood_for_months_behind_its_key_comes_at_once(store, time):
     """Ticks come round after half a year: what had waited for more than a quarter waited on."""
     q = store.queue("q", ordering="key", lease=30 * DAY)
-    q.put_many([{"value": b"first", "key": b"k"}, {"value": b"second", "key": b"k"}])
+    q.put_many([millstream.Put(b"first", key=b"k"), millstream.Put(b"second", key=b"k")])
     m = q.get(timeout=0)
     for _ in range(12):
         time.advance(10 * DAY)
@@ -88,7 +88,7 @@ def test_message_that_stood_for_months_behind_its_key_comes_at_once(store, time)
 def test_purge_takes_all_of_a_key(store):
     """The removal of the first let the next one go, which stayed."""
     q = store.queue("q", ordering="key")
-    q.put_many([{"value": b"%d" % i, "key": b"k", "delay": i % 2} for i in range(9)])
+    q.put_many([millstream.Put(b"%d" % i, key=b"k", delay=i % 2) for i in range(9)])
     assert q.purge() == 9
     assert len(q) == 0
 

@@ -372,7 +372,7 @@ def test_signal_handlers_are_restored(queue):
 
 def put_jobs(queue, tmp_path, count):
     where = {"to": str(tmp_path).encode()}
-    return queue.put_many([{"value": b"job", "headers": where} for _ in range(count)])
+    return queue.put_many([millstream.Put(b"job", headers=where) for _ in range(count)])
 
 
 def notes(tmp_path):
