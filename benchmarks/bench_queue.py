@@ -55,7 +55,7 @@ def alone(path: str, work: str, count: int, standing: int) -> float:
     """Seconds a message in one process, with so many delayed ones standing."""
     queue = queue_of(path)
     for at in range(0, standing, 1_000):
-        queue.put_many([{"value": b"later", "delay": 86_400.0}] * min(1_000, standing - at))
+        queue.put_many([millstream.Put(b"later", delay=86_400.0)] * min(1_000, standing - at))
     WORK[work](queue, max(1_000, count // 10))
     return WORK[work](queue, count)
 

@@ -28,7 +28,7 @@ def main() -> None:
 
         def work_of(record):
             order = json.loads(record.value)
-            return {"value": record.value, "priority": 0 if order["express"] else 2}
+            return millstream.Put(record.value, priority=0 if order["express"] else 2)
 
         for half in (1, 2):
             with store.pipe(orders, work_of, parcels, group="packing", batch=25) as pipe:

@@ -43,7 +43,7 @@ def main() -> None:
         jobs = store.queue("jobs")
         results = store.queue("results", dedup_window=3600.0)
         where = {"store": path.encode()}
-        jobs.put_many([{"value": b"%d" % number, "headers": where} for number in range(JOBS)])
+        jobs.put_many([millstream.Put(b"%d" % number, headers=where) for number in range(JOBS)])
 
         with Worker(jobs, square, concurrency=3, mode="process") as pool:
             while len(results) < JOBS // 4:

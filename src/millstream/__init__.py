@@ -1,6 +1,40 @@
-"""Streams that the processes of one machine share, in a directory, without a broker."""
+"""Streams, queues and transactions that the processes of one machine share, without a server.
 
-from millstream._native import Batch, Message, Position, Span
+A store is a directory. Any number of processes open it at once; what is in it outlives them all.
+
+>>> import millstream
+>>> with millstream.temporary() as store:  # or open("data"), which stays
+...     flights = store.stream("flights", partitions=2)  # a log: each reader gets all of it
+...     position = flights.append(b"EWR-IAH", key=b"N14228")
+...     print([value for batch in flights.read() for value in batch.values])
+...
+...     mail = store.queue("mail")  # work: each message to one worker, until it is acknowledged
+...     number = mail.put(b"to ann@example.org")
+...     with mail.get(timeout=1) as message:  # the end of the block acknowledges
+...         print(message.value)
+...
+...     with store.transaction() as tx:  # all of it, or nothing
+...         tx.append(flights, b"LGA-IAH", key=b"N24211")
+...         tx.put(mail, b"to bob@example.org")
+[b'EWR-IAH']
+b'to ann@example.org'
+
+Where to begin:
+
+- `open` and `temporary` give a `Store`; its `stream` and `queue` a `Stream` and a `Queue`.
+- `Stream.append`, `append_many`, `read`, `consumer` (groups that share the work), `view`.
+- `Queue.put`, `get`, `worker`; `run` works until SIGTERM, `Worker` until it is told to stop.
+- `Store.transaction` spans all of them; `Store.pipe` is the loop around one.
+- `MillstreamError` is the base of all errors; `errors` has their tree.
+- How much an append survives is the store's `durability`: "process", "interval" or "sync".
+- `codecs` for values that are not bytes, `compat` in place of `queue` and `multiprocessing`,
+  `testing` for a clock to advance, `inspect` to verify and repair a store that nobody has open.
+
+The command line is `millstream --help`.
+"""
+
+from millstream import errors
+from millstream._native import Batch, Message, Position, Put, Span
 from millstream.errors import (
     Aborted,
     Closed,
@@ -36,7 +70,11 @@ from millstream.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream import codecs as codecs
+    from millstream import compat as compat
     from millstream import inspect as inspect
+    from millstream import testing as testing
+    from millstream import worker as worker
     from millstream.advice import Advice as Advice
     from millstream.compaction import CompactionProgress, CompactionResult
     from millstream.consumer import Consumer as Consumer
@@ -44,12 +82,14 @@ if TYPE_CHECKING:
     from millstream.growth import MillstreamWarning as MillstreamWarning
     from millstream.options import Durability
     from millstream.pipe import Pipe as Pipe
+    from millstream.pipe import Record as Record
     from millstream.producer import Producer as Producer
     from millstream.queue import Queue as Queue
     from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
     from millstream.stats import PartitionStats, StreamStats
     from millstream.transaction import Transaction as Transaction
     from millstream.view import View as View
+    from millstream.worker import Worker as Worker
     from millstream.worker import run as run
 
 __version__ = "0.1.0"
@@ -86,9 +126,11 @@ __all__ = [
     "Poisoned",
     "Position",
     "Producer",
+    "Put",
     "Queue",
     "QueueFull",
     "QueueStats",
+    "Record",
     "Reentered",
     "Reject",
     "Retention",
@@ -107,38 +149,51 @@ __all__ = [
     "VersionMismatch",
     "View",
     "WaitTimeout",
+    "Worker",
     "WorkerError",
     "__version__",
+    "codecs",
+    "compat",
+    "errors",
+    "inspect",
     "open",
     "run",
     "temporary",
+    "testing",
+    "worker",
 ]
 
 
+_MODULES = ("codecs", "compat", "inspect", "testing", "worker")
+_HOMES = {
+    "advice": ("Advice",),
+    "compaction": ("CompactionProgress", "CompactionResult"),
+    "consumer": ("Consumer",),
+    "group": ("Group",),
+    "growth": ("MillstreamWarning",),
+    "options": ("Durability",),
+    "pipe": ("Pipe", "Record"),
+    "producer": ("Producer",),
+    "queue": ("Queue",),
+    "queue_records": ("DeadLetter", "QueueStats", "StoredMessage"),
+    "stats": ("PartitionStats", "StreamStats"),
+    "transaction": ("Transaction",),
+    "view": ("View",),
+    "worker": ("Worker", "run"),
+}
+
+
 def __getattr__(name: str) -> object:
-    """Import at their first use what few programs need."""
+    """Import at its first use what few programs need."""
     import importlib
 
-    if name == "inspect":
-        return importlib.import_module("millstream.inspect")
-    if name in ("CompactionProgress", "CompactionResult"):
-        return getattr(importlib.import_module("millstream.compaction"), name)
-    if name == "Durability":
-        return importlib.import_module("millstream.options").Durability
-    if name == "Producer":
-        return importlib.import_module("millstream.producer").Producer
-    if name == "MillstreamWarning":
-        return importlib.import_module("millstream.growth").MillstreamWarning
-    if name in ("Advice", "Consumer", "Group", "Pipe", "Transaction"):
-        return getattr(importlib.import_module(f"millstream.{name.lower()}"), name)
-    if name == "Queue":
-        return importlib.import_module("millstream.queue").Queue
-    if name == "View":
-        return importlib.import_module("millstream.view").View
-    if name == "run":
-        return importlib.import_module("millstream.worker").run
-    if name in ("DeadLetter", "QueueStats", "StoredMessage"):
-        return getattr(importlib.import_module("millstream.queue_records"), name)
-    if name in ("PartitionStats", "StreamStats"):
-        return getattr(importlib.import_module("millstream.stats"), name)
+    if name in _MODULES:
+        return importlib.import_module(f"millstream.{name}")
+    for home, names in _HOMES.items():
+        if name in names:
+            return getattr(importlib.import_module(f"millstream.{home}"), name)
     raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return list(__all__)

@@ -8,7 +8,7 @@ from collections import Counter
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from millstream._native import Batch, Position
+from millstream._native import Batch, Position, Put
 from millstream.errors import (
     Aborted,
     Closed,
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from millstream.store import Store
     from millstream.transaction import Transaction
 
-__all__ = ["Pipe"]
+__all__ = ["Pipe", "Record"]
 
 FOREVER = 1e9
 SLICE_SECONDS = 0.2
@@ -92,6 +92,9 @@ class Pipe:
                 raise InvalidType(f"{one!r}: expected a stream or a queue")
             if one.store._directory.identity != store._directory.identity:
                 raise InvalidArgument(f"{one!r} is not of {store.path}: a pipe stays in one store")
+        for one in sinks.values():
+            if isinstance(one, Stream):
+                one._is_surprise = False  # to put something there it was made
         self.store = store
         self.count = 0
         self.aborted = 0
@@ -263,23 +266,24 @@ class Pipe:
             self._put_out(tx, name, part)
 
     def _put_out(self, tx: Transaction, name: str, result: Any) -> None:
-        sink = self._sinks[name]
-        if result is None:
+        several = isinstance(result, (list, tuple))
+        for one in result if several else (result,):
+            if one is not None:
+                self._put_one(tx, self._sinks[name], one)
+
+    def _put_one(self, tx: Transaction, sink: Stream | Queue, result: Any) -> None:
+        if isinstance(sink, Queue):
+            arguments = result._arguments() if isinstance(result, Put) else {}
+            tx.put(sink, result.value if isinstance(result, Put) else result, **arguments)
             return
-        if isinstance(result, (list, tuple)):
-            for one in result:
-                self._put_out(tx, name, one)
-            return
+        if isinstance(result, Put):
+            raise InvalidType(f"{result!r:.80}: for a stream, return a dict of append's arguments")
         arguments = dict(result) if isinstance(result, Mapping) else {"value": result}
         if "value" not in arguments:
             raise InvalidType(
                 f"{result!r:.80}: a dict of arguments needs a value; to null it, None"
             )
-        value = arguments.pop("value")
-        if isinstance(sink, Stream):
-            tx.append(sink, value, **arguments)
-        else:
-            tx.put(sink, value, **arguments)
+        tx.append(sink, arguments.pop("value"), **arguments)
 
     def close(self) -> None:
         """Leave the group."""

@@ -10,6 +10,7 @@ from millstream import _native, capacity, codecs, dedup, files, slots, timestamp
 from millstream.errors import (
     Closed,
     Indeterminate,
+    InvalidType,
     MillstreamError,
     Poisoned,
     StorageError,
@@ -241,6 +242,8 @@ class QueueHandle(_native.QueueCore):
 
     def _encoded(self, value: Any) -> bytes:
         """What the codec makes of a value."""
+        if isinstance(value, _native.Put):
+            raise InvalidType("value: a Put is an item of put_many; give put its arguments")
         codec = codecs.resolve(self._codec)
         made: bytes = value if codec is None else codec.encode(value)
         return made

@@ -95,8 +95,9 @@ class StoreTransactions(StoreGroups):
 
         Args:
             source: a stream, whose records ``function`` gets, or a queue, whose messages it gets.
-            function: returns what is to be put out: None, a value, a dict of arguments (``value``,
-                ``key``, ...), or a list of these; where `sink` is a dict, a dict of names to these.
+            function: returns what is to be put out: None, a value, or a list of values; where
+                `sink` is a dict, a dict of names to these. In place of a value, for a stream, a
+                dict of the arguments of `append` (``value``, ``key``, ...); for a queue a `Put`.
             sink: a stream, a queue, or a dict of names to them.
             group: the consumer group, of a source that is a stream.
             batch: at most so many records or messages in one transaction.
@@ -133,7 +134,7 @@ class StoreTransactions(StoreGroups):
         def flush_queue(name: str) -> None:
             with contextlib.suppress(Closed, NotFound):
                 if name in self._queue_names():
-                    self.queue(name).flush(timeout=timeout)
+                    self.queue(name, create=False).flush(timeout=timeout)
 
         streams = [partial(flush_stream, name) for name in self._names()]
         queues = [partial(flush_queue, name) for name in self._queue_names()]
@@ -299,7 +300,7 @@ class StoreTransactions(StoreGroups):
 
     def _handle(self, name: str) -> Stream:
         store: Store = self  # type: ignore[assignment]
-        return self._journal().stream if name == JOURNAL else store.stream(name)
+        return self._journal().stream if name == JOURNAL else store.stream(name, create=False)
 
     def _let_go(self) -> None:
         """Give up all handles, and leave."""

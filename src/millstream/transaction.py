@@ -206,6 +206,7 @@ class Transaction(_native.TransactionCore):
         share = self._shares.get((stream, index))
         if share is None:
             share = self._shares[stream, index] = _Growing()
+            stream._is_surprise = False  # it was made to append to it
         return share
 
     def put(
@@ -228,8 +229,7 @@ class Transaction(_native.TransactionCore):
         """
         self._check()
         self._require(queue, Queue, "queue")
-        if queue._codec is not None:
-            value = queue._encoded(value)
+        value = queue._encoded(value)
         data = _content("value", value)
         if data is None:
             raise InvalidType("value: expected bytes-like, found None")
@@ -346,7 +346,14 @@ def _content(what: str, value: Any) -> bytes | None:
     try:
         return memoryview(value).tobytes()
     except TypeError as error:
-        raise InvalidType(f"{what}: expected bytes-like, found {type(value).__name__}") from error
+        advice = ""
+        if isinstance(value, dict):
+            advice = (
+                "; for arguments of put write millstream.Put(value, ...) where it is taken, to"
+                ' store the dict open the queue with codec="json"'
+            )
+        found = type(value).__name__
+        raise InvalidType(f"{what}: expected bytes-like, found {found}{advice}") from error
     except (BufferError, ValueError) as error:  # released, or what its exporter says
         raise InvalidType(f"{what}: not bytes that can be read: {error}") from error
 

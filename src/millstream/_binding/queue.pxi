@@ -14,6 +14,66 @@ cdef struct PreparedPut:
     int64_t expires_us
 
 
+@cython.final
+@cython.freelist(64)
+cdef class Put:
+    """An item of `Queue.put_many` with arguments of its own: those of `Queue.put`, but `timeout`.
+
+    They are checked when it is put. Compares, pickles; cannot be changed.
+
+    >>> import millstream
+    >>> with millstream.temporary() as store:
+    ...     jobs = store.queue("jobs", codec="json")
+    ...     ids = jobs.put_many([{"to": "ann"}, millstream.Put({"to": "bob"}, priority=0)])
+    ...     [m.value["to"] for m in jobs.get_many(2)]
+    ['ann', 'bob']
+    """
+    cdef readonly object value
+    cdef readonly object priority
+    cdef readonly object delay
+    cdef readonly object at
+    cdef readonly object key
+    cdef readonly object ttl
+    cdef readonly object dedup_id
+    cdef readonly object headers
+
+    def __init__(self, value, *, priority=0, delay=0.0, at=None, key=None, ttl=None, dedup_id=None,
+                 headers=None):
+        self.value = value
+        self.priority = priority
+        self.delay = delay
+        self.at = at
+        self.key = key
+        self.ttl = ttl
+        self.dedup_id = dedup_id
+        self.headers = headers
+
+    def _arguments(self):
+        """What it was made with beside the value, where that is not what `put` takes anyway."""
+        given = {"priority": self.priority, "delay": self.delay, "at": self.at, "key": self.key,
+                 "ttl": self.ttl, "dedup_id": self.dedup_id, "headers": self.headers}
+        return {name: one for name, one in given.items()
+                if one is not None and not (name in ("priority", "delay") and one == 0)}
+
+    def __eq__(self, other):
+        if type(other) is not Put:
+            return NotImplemented
+        return (self.value, self._arguments()) == (other.value, (<Put>other)._arguments())
+
+    __hash__ = None
+
+    def __repr__(self):
+        given = "".join(f", {name}={one!r}" for name, one in self._arguments().items())
+        return f"Put({self.value!r}{given})"
+
+    def __reduce__(self):
+        return _put_again, (self.value, self._arguments())
+
+
+def _put_again(value, arguments):
+    return Put(value, **arguments)
+
+
 cdef class QueueCore(_QueueFiles):
     """Base of `millstream.Queue`: putting and taking.
 
@@ -34,6 +94,10 @@ cdef class QueueCore(_QueueFiles):
         memset(&message, 0, sizeof(ms_message))
         if type(value) is bytes:
             data = value
+        elif isinstance(value, dict):
+            raise _errors.InvalidType(
+                "value: a dict, and the queue has no codec; for arguments of put in put_many write"
+                " millstream.Put(value, ...), to store the dict open the queue with codec=\"json\"")
         else:
             data = as_bytes(value, "value")
         message.payload = <const uint8_t *>PyBytes_AS_STRING(data)
@@ -98,6 +162,12 @@ cdef class QueueCore(_QueueFiles):
             raise _errors.LimitExceeded(
                 f"a message of {total} bytes: more than a slot, and all blocks, hold")
         return ms_queue_try_put(&self.c, &message, now, out, out_owner, err)
+
+    cdef object encoded(self, object value):
+        """What the codec makes of it."""
+        if type(value) is Put:
+            raise _errors.InvalidType("value: a Put is an item of put_many; give put its arguments")
+        return self.codec.encode(value)
 
     cdef int hash_dedup(self, object dedup_id, uint64_t *out) except -1:
         cdef bytes text
@@ -202,7 +272,7 @@ cdef class QueueCore(_QueueFiles):
         if timeout is not None:
             deadline_of(timeout)  # checked also where nothing is waited for
         if self.codec is not None:
-            value = self.codec.encode(value)
+            value = self.encoded(value)
         ms_now_near(&self.c, &now)
         status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers, &now, NULL,
                               &out, &owner, &err)
@@ -239,15 +309,15 @@ cdef class QueueCore(_QueueFiles):
         Durability: as for `put`, for all of them when this returns.
 
         Args:
-            items: iterable of values, or of dicts of `put`'s arguments (``{"value": b"...",
-                "priority": 1}``; `timeout` is not one of them).
+            items: iterable of values, as `put` takes them, or of `Put`, where one has arguments of
+                its own.
             timeout: seconds to wait in all where the queue is full; None: as long as it takes.
 
         Raises: as `put`, but for QueueFull. Where one raises, those before it were put.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
-        ...     len(store.queue("mail").put_many([b"a", {"value": b"b", "delay": 60}]))
+        ...     len(store.queue("mail").put_many([b"a", millstream.Put(b"b", delay=60)]))
         2
         """
         cdef ms_instant now
@@ -259,6 +329,7 @@ cdef class QueueCore(_QueueFiles):
         cdef int found = ROOM
         cdef bint full = False
         cdef list ids = []
+        cdef Put arguments
         self.alive()
         cdef int64_t started = ms_clock_monotonic_ns()
         cdef int64_t deadline = started
@@ -270,8 +341,11 @@ cdef class QueueCore(_QueueFiles):
         ms_now_near(&self.c, &now)
         try:
             for item in items:
-                if type(item) is dict:
-                    (value, priority, delay, at, key, ttl, dedup_id, headers) = put_arguments(item)
+                if type(item) is Put:
+                    arguments = <Put>item
+                    value, priority, delay = arguments.value, arguments.priority, arguments.delay
+                    at, key, ttl = arguments.at, arguments.key, arguments.ttl
+                    dedup_id, headers = arguments.dedup_id, arguments.headers
                     plain = False
                 else:
                     value = item
@@ -280,7 +354,7 @@ cdef class QueueCore(_QueueFiles):
                         ttl = dedup_id = headers = None
                         plain = True
                 if self.codec is not None:
-                    value = self.codec.encode(value)
+                    value = self.encoded(value)
                 while True:
                     status = self.put_one(value, priority, delay, at, key, ttl, dedup_id, headers,
                                           &now, NULL, &out, &owner, &err)
@@ -668,17 +742,4 @@ cdef class QueueCore(_QueueFiles):
             ms_queue_sleep(&c, place, ticket, most)
 
 
-cdef tuple put_arguments(dict item):
-    """The arguments of `put` that a dict has, in order."""
-    unknown = item.keys() - PUT_NAMES
-    if unknown:
-        raise _errors.InvalidArgument(f"{sorted(map(str, unknown))[0]!r} is no argument of put")
-    if "value" not in item:
-        raise _errors.InvalidArgument("a dict of put's arguments needs a value")
-    return (item["value"], item.get("priority", 0), item.get("delay", 0.0), item.get("at"),
-            item.get("key"), item.get("ttl"), item.get("dedup_id"), item.get("headers"))
-
-
 cdef frozenset NO_MESSAGE = frozenset((MS_MESSAGE_FREE, MS_MESSAGE_WRITING, MS_MESSAGE_SPARE))
-cdef frozenset PUT_NAMES = frozenset(
-    ("value", "priority", "delay", "at", "key", "ttl", "dedup_id", "headers"))

@@ -30,7 +30,7 @@ QUEUE, DONE, ACKED = "late-flights", "done", "acknowledged"
 LATE_MINUTES = 120
 LANES = (360, 240, 180)  # minutes from which a job has priority 0, 1, 2; below: 3
 WORKERS = 4
-PUT = 1_000  # jobs a call
+AT_ONCE = 1_000  # jobs a call
 KILL_AFTER = 0.25  # of all jobs
 JOB_SECONDS = 0.0005  # what a job takes, as if it asked somebody
 PATIENCE_SECONDS = 120.0
@@ -112,14 +112,16 @@ def lane_of(minutes: int) -> int:
 
 def put_jobs(queue: Queue, source: Source) -> int:
     """Put a job for each late flight, in the order of scheduled departure."""
+    from millstream import Put
+
     late = source.values[source.values["dep_delay"] > LATE_MINUTES]
     rows = zip(late["dep_delay"].tolist(), late["carrier"].tolist(), strict=True)
     items = [
-        {"value": JOB.pack(number, minutes, carrier), "priority": lane_of(minutes), "key": carrier}
+        Put(JOB.pack(number, minutes, carrier), priority=lane_of(minutes), key=carrier)
         for number, (minutes, carrier) in enumerate(rows)
     ]
-    for start in range(0, len(items), PUT):
-        queue.put_many(items[start : start + PUT])
+    for start in range(0, len(items), AT_ONCE):
+        queue.put_many(items[start : start + AT_ONCE])
     return len(items)
 
 

@@ -26,7 +26,7 @@ from millstream.cli.records import (
 from millstream.cli.stores import Mode, existing_queue, find_store, opened
 
 if TYPE_CHECKING:
-    from millstream import Queue, QueueStats
+    from millstream import Put, Queue, QueueStats
 
 PEEKED = 10
 BATCH = 1_000  # messages that one call puts or takes
@@ -217,9 +217,11 @@ def payloads(args: argparse.Namespace) -> Iterator[list[bytes]]:
             yield lines[start : start + BATCH]
 
 
-def items_of(args: argparse.Namespace, values: Iterable[bytes]) -> list[dict[str, Any]]:
+def items_of(args: argparse.Namespace, values: Iterable[bytes]) -> list[Put]:
     """Return what `put_many` takes."""
-    shared = {
+    from millstream import Put
+
+    shared: dict[str, Any] = {
         "priority": args.priority,
         "delay": args.delay,
         "at": args.at,
@@ -229,7 +231,7 @@ def items_of(args: argparse.Namespace, values: Iterable[bytes]) -> list[dict[str
         "headers": dict(args.header) or None,
     }
     shared = {name: value for name, value in shared.items() if value is not None}
-    return [{"value": value, **shared} for value in values]
+    return [Put(value, **shared) for value in values]
 
 
 def run_get(args: argparse.Namespace) -> int:

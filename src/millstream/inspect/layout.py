@@ -17,7 +17,7 @@ import numpy.typing as npt
 import xxhash
 
 from millstream import address
-from millstream.errors import InvalidArgument, InvalidType, StorageError
+from millstream.errors import InvalidArgument, StorageError
 
 ALIGN64, FILLER, FLAGS_KNOWN = 1 << 7, 1 << 8, (1 << 9) - 1
 TIMESTAMPS, OFFSETS, KEYS, KEY_NULLS, VALUE_NULLS, HEADERS, FIXED = (1 << bit for bit in range(7))
