@@ -100,7 +100,7 @@ def work(scratch: Path) -> None:
     """The teller: from the last order whose events are there to the last one."""
     ledger = Ledger.load(scratch / "snapshot.json")
     with millstream.open(scratch / "store") as store:
-        stream = store.stream("ledger")
+        stream = store.stream("ledger", create=True)
         teller = stream.producer(id="teller")
         # Events of order n have the sequences 2 n and 2 n + 1.
         for number in range(teller.last_sequence // 2 + 1, ORDERS):

@@ -53,7 +53,7 @@ def scheme_of(text: str) -> str | None:
     return head or None
 
 
-def directory(address: str | bytes | os.PathLike[str]) -> str:
+def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """The path that a caller gave, as a path or as an address.
 
     Raises: InvalidArgument for a scheme that is not known, InvalidType.

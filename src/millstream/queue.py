@@ -459,4 +459,4 @@ class Getting(Coroutine[Any, Any, Message]):
 def _reopen(store: Store, name: str, durability: Durability | None, codec: object) -> Queue:
     if name not in store.queues():
         raise NotFound(f"{store.path}: there is no queue {name!r} any more")
-    return store.queue(name, durability=durability, codec=codec)
+    return store.queue(name, durability=durability, codec=codec, create=False)

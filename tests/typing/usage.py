@@ -31,6 +31,8 @@ def stores() -> None:
         assert_type(store.streams(), list[str])
         store.drop_stream("old")
         store.backup(Path("elsewhere"))
+    millstream.open("file:///var/lib/app", create=False).close()
+    with millstream.open("data") as store:
         store.flush(timeout=1.0)
     with millstream.temporary(durability="process") as store:
         assert_type(store, Store)
@@ -58,6 +60,15 @@ def streams(store: Store) -> Stream:
     store.stream("flights", partitions=9, on_mismatch="alter")
     store.queue("mail", retry=millstream.RetryPolicy(), on_mismatch="keep")
     store.queue("mail", on_mismatch="yes")  # type: ignore[arg-type]
+    store.stream("flights", create=False).consumer("billing", create=False).close()
+    store.queue("mail", create=False).put_many([b"x", millstream.Put(b"y", priority=1, at=None)])
+    assert_type(millstream.Put(b"y").priority, int)
+    assert_type(store.queue("mail").retry, millstream.RetryPolicy)
+    assert_type(millstream.codecs.json.encode([1]), bytes)
+    with millstream.testing.clock() as clock:
+        assert_type(clock.advance(1.0), float)
+    worker = millstream.Worker(store.queue("mail"), print)
+    assert_type(worker.stop(), millstream.worker.Counts)
     flights.alter(retention=None, segment_bytes=1 << 20, durability="sync")
     assert_type(flights.add_partitions(2), int)
     assert_type(flights.partition_for(b"N14228"), int)

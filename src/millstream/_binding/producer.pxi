@@ -98,7 +98,7 @@ cdef class Sequences:
 
 
 cdef class ProducerCore:
-    """Base of `millstream.producer.Producer`: appending, each record at most once."""
+    """Base of `millstream.Producer`: appending, each record at most once."""
     cdef StreamCore log
     cdef uint32_t number
     cdef bint is_closed
