@@ -20,6 +20,7 @@ from millstream.errors import Indeterminate, StorageError
 from millstream.group import Group
 from millstream.queue import Queue
 from millstream.segments import PartitionLog
+from millstream.worker import Worker
 
 SECONDS = 30.0
 LATE_NS = 10 * 10**9
@@ -582,3 +583,72 @@ def test_a_wait_of_asyncio_whose_thread_cannot_be_started_is_a_storage_error(sto
                 asyncio.run(call())
         give()
         assert asyncio.run(call()) in (b"a", [b"a"])
+
+
+@pytest.mark.parametrize(("mode", "at_work"), [("thread", 0), ("thread", 1), ("process", 1)])
+def test_a_worker_whose_threads_cannot_be_started_is_a_storage_error_and_takes_nothing(
+    store, monkeypatch, mode, at_work
+):
+    queue = store.queue("q")
+    queue.put(b"a")
+    with queue.get(timeout=0):  # the store's own thread is there
+        pass
+    worker = Worker(queue, print, concurrency=3, mode=mode)
+    start, started = threading.Thread.start, []
+
+    def refuse_after(thread):
+        if len(started) == at_work:
+            raise RuntimeError("can't start new thread")
+        started.append(thread)
+        start(thread)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse_after)
+        with pytest.raises(StorageError, match="can't start new thread"):
+            worker.start()
+    assert not worker.alive
+    for thread in started:  # one that went on would take messages for ever
+        thread.join(SECONDS)
+        assert not thread.is_alive()
+    assert sum(worker.stop()) == 0
+
+
+LEFT_OPEN = """
+import os, resource, sys
+import millstream
+
+def exhaust():
+    before = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (3, before[1]))
+    return before
+
+store = millstream.open(sys.argv[1], durability="interval")
+stream, queue = store.stream("s"), store.queue("q")
+stream.append(b"a")
+queue.put(b"a")
+before = exhaust()
+stream.append(b"b")
+if sys.argv[2] == "close":
+    try:
+        store.close()
+    except millstream.StorageError as error:
+        print(error.strerror)
+    print(store.closed)
+    resource.setrlimit(resource.RLIMIT_NOFILE, before)
+"""
+
+
+@pytest.mark.parametrize("how", ["close", "exit"])
+def test_a_store_is_closed_also_without_a_free_descriptor(tmp_path, how):
+    path = tmp_path / "store"
+    command = [sys.executable, "-c", LEFT_OPEN, str(path), how]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    if how == "close":  # it is closed; what could not be done is said
+        assert done.stdout.splitlines()[-1] == "True", done.stdout + done.stderr
+    with millstream.open(path) as store:
+        assert [bytes(value) for batch in store.stream("s").read() for value in batch.values] == [
+            b"a",
+            b"b",
+        ]
+        assert len(store.queue("q")) == 1

@@ -94,6 +94,27 @@ def test_shares_before_one_that_has_no_room_are_durable(stream, monkeypatch, app
     assert_durable(stream, raised.value.appended)
 
 
+def test_a_directory_that_became_a_file_is_a_storage_error_behind_shares_that_are_durable(
+    tmp_path,
+):
+    with millstream.open(tmp_path, durability="sync") as store:
+        stream = store.stream("s", partitions=PARTITIONS, segment_bytes="64KiB")
+        for partition in range(PARTITIONS):
+            stream.append(b"a", partition=partition)
+        directory = tmp_path / "streams" / "s" / f"{PARTITIONS - 1:05}"
+        directory.rename(tmp_path / "away")
+        directory.touch()
+        with pytest.raises(StorageError) as raised:  # no segment has room for so much
+            stream.append_many([bytes(30_000)] * len(KEYS), keys=KEYS)
+        assert type(raised.value) is StorageError
+        assert len(raised.value.appended) == PARTITIONS - 1
+        assert_durable(stream, raised.value.appended)
+        with pytest.raises(StorageError):
+            stream.stats()
+        directory.unlink()
+        (tmp_path / "away").rename(directory)
+
+
 @pytest.mark.parametrize("append", CALLS)
 def test_a_share_whose_sync_fails_is_published_and_the_others_are_appended(
     stream, monkeypatch, append
