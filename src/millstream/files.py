@@ -373,7 +373,7 @@ def remove_whole(directory: Directory) -> None:
 def _empty(path: Path) -> None:
     for name in names(path):
         entry = path / name
-        if stat.S_ISDIR(_look(entry).st_mode):
+        if stat.S_ISDIR(mode(entry)):
             remove_tree(entry)
         else:
             remove(entry)
@@ -482,8 +482,7 @@ def _is_linked_elsewhere(descriptor: int, path: Path) -> bool:
         ours = 0
         for name in names(path.parent):
             if name.startswith(path.name):
-                with contextlib.suppress(FileNotFoundError):
-                    ours += _look(path.parent / name).st_ino == found.st_ino
+                ours += inode(path.parent / name) == found.st_ino
         if ours >= found.st_nlink:
             return False
     return True
@@ -501,18 +500,18 @@ def size(descriptor: int) -> int:
 
 def allocated_bytes(path: Path) -> int:
     """Bytes of disk that a file takes; 0 when it is gone."""
-    try:
+    with reporting(path, "looking at its size"), contextlib.suppress(FileNotFoundError):
         return _look(path).st_blocks * 512
-    except FileNotFoundError:
-        return 0
+    return 0
 
 
 def inode(target: Path | int) -> int:
     """Number of the file behind a path or a descriptor; 0 when it is gone."""
-    try:
-        return (os.fstat(target) if isinstance(target, int) else _look(target)).st_ino
-    except FileNotFoundError:
-        return 0
+    if isinstance(target, int):
+        return os.fstat(target).st_ino
+    with reporting(target, "looking for it"), contextlib.suppress(FileNotFoundError):
+        return _look(target).st_ino
+    return 0
 
 
 def boot() -> str:

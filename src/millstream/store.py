@@ -284,7 +284,11 @@ class Store(StoreTransactions):
         """Walk what nobody used since an unclean end, so that the store can be marked clean."""
         if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
             return
-        for name in self._names():
+        try:
+            names = self._names()
+        except MillstreamError:  # no descriptor is left, say
+            return
+        for name in names:
             # It stays unclean, and the next open says why
             with contextlib.suppress(MillstreamError):
                 stream = self._handle(name)

@@ -17,6 +17,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
+from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType, WorkerError
 from millstream.loops import LOG, SLICE_SECONDS, Counts, Loop, Mode, Options, check_options, sum_of
 from millstream.options import check_timeout
@@ -46,6 +47,25 @@ EXIT_OVERDUE = 75
 # --- many loops -----------------------------------------------------------------------------------
 
 
+def start_all(running: Threads | Processes, path: str) -> None:
+    """Start the threads, all or none: nobody would know of some, which take messages for ever.
+
+    Raises: StorageError where there can be none.
+    """
+    threads, running._threads = running._threads, []
+    try:
+        for thread in threads:
+            _native.start(thread, path)
+            running._threads.append(thread)
+    except BaseException:
+        running.ask(0.0)
+        deadline = time.monotonic() + EXIT_SECONDS
+        while running.alive and time.monotonic() < deadline:
+            time.sleep(0.005)
+        running.end()
+        raise
+
+
 class Threads:
     """Loops in threads of this process."""
 
@@ -56,10 +76,9 @@ class Threads:
             threading.Thread(target=loop.run, name=f"{queue.name}-{number}", daemon=True)
             for number, loop in enumerate(self._loops)
         ]
-        for thread in self._threads:
-            thread.start()
         self.begun = threading.Event()
         self.begun.set()
+        start_all(self, queue.path)
 
     @property
     def counts(self) -> Counts:
@@ -88,7 +107,7 @@ class Threads:
 
     def end(self) -> None:
         """Give back what is still worked on."""
-        for loop, thread in zip(self._loops, self._threads, strict=True):
+        for loop, thread in zip(self._loops, self._threads, strict=False):
             thread.join(0.0)
             if thread.is_alive():
                 loop.release()
@@ -141,8 +160,7 @@ class Processes:
             threading.Thread(target=self._supervise, args=(number,), daemon=True)
             for number in range(options.concurrency)
         ]
-        for thread in self._threads:
-            thread.start()
+        start_all(self, queue.path)
 
     @property
     def counts(self) -> Counts:
@@ -533,7 +551,7 @@ class Worker:
     def start(self) -> None:
         """Begin to take messages; processes have begun when it returns. Nothing where it has begun.
 
-        Raises: WorkerError where processes cannot start.
+        Raises: WorkerError where processes cannot start, StorageError where threads cannot.
         """
         self.begin()
         assert self._running is not None
@@ -703,7 +721,7 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     Returns: what was done; it prints as text.
 
     Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start);
-    what ended a worker that was not told to end.
+    StorageError (threads cannot); what ended a worker that was not told to end.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
