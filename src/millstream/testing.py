@@ -61,6 +61,7 @@ class Clock:
 
         Raises: InvalidArgument for more than a hundred years.
 
+        >>> import millstream
         >>> with clock() as time, millstream.temporary() as store:
         ...     queue = store.queue("q")
         ...     at = int((time.now + 3600) * 1e6)

@@ -300,8 +300,10 @@ def test_help_says_every_default(words):
     assert wanted <= said
 
 
-def test_help_and_version_end_well_whoever_reads_them():
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_help_and_version_end_well_whoever_reads_them(unbuffered, monkeypatch):
     """A reader that went away made a traceback of `--version`."""
+    monkeypatch.setenv("PYTHONUNBUFFERED", unbuffered)
     for words in (["--help"], ["--version"], ["queue", "--help"], ["queue", "put", "--help"]):
         command = [sys.executable, "-m", "millstream", *words]
         ours, theirs = os.pipe()

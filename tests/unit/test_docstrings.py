@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream import _native
+from millstream import _native, compat
 
 MODULES = sorted(
     module.name
@@ -29,6 +29,12 @@ def run(tests):
         assert result.failed == 0, f"{test.name}: see its output"
         count += result.attempted
     return count
+
+
+@pytest.fixture(scope="module", autouse=True)
+def store_of_compat():
+    """The process has one temporary store, which stays open until its end: here, from the begin."""
+    compat.Queue()
 
 
 @pytest.mark.parametrize("name", MODULES)

@@ -81,6 +81,10 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **{"formatter_class": Defaults, **options})
 
+    def print_help(self, file: Any = None) -> None:
+        """Print it, and let errors of writing out: argparse drops those of an unbuffered stdout."""
+        print(self.format_help(), end="", file=file)
+
     def error(self, message: str) -> NoReturn:
         """Say what is wrong with the command line, and where it is explained; leave with 2."""
         super().error(f"{message}; see `{self.prog} --help`")
