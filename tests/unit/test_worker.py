@@ -702,7 +702,7 @@ def test_what_keeps_a_queue_from_being_empty_is_said(store, queue):
     assert "1 leased elsewhere; it is paused" in said
     lease.ack()
     ordered = store.queue("o", ordering="key")
-    ordered.put_many([{"value": b"%d" % i, "key": b"k"} for i in range(3)])
+    ordered.put_many([millstream.Put(b"%d" % i, key=b"k") for i in range(3)])
     with ordered.get(timeout=5):
         said = Worker(ordered, print).waits_for
         assert (
