@@ -5,6 +5,7 @@ import stat
 import threading
 
 import pytest
+from open_copy import copy_open
 from timing import until
 
 import millstream
@@ -333,7 +334,68 @@ def test_read_only_copy_of_a_store_with_transactions_needs_it_at_rest(tmp_path):
         tx.append(store.stream("s"), b"x")
     with millstream.open(tmp_path / "s", mode="r") as store:
         with millstream.open(tmp_path / "s"), pytest.raises(Unsupported, match="have it open"):
-            store.backup(tmp_path / "beside a writer")
-        store.backup(tmp_path / "copy")
+            store.backup(tmp_path / "copy")
+        store.backup(tmp_path / "copy")  # what was refused has left nothing
     with millstream.open(tmp_path / "copy") as store:
+        assert store.stream("s").next_offset(0) == 1
+
+
+def test_backup_that_fails_leaves_nothing_and_touches_no_target_that_is_in_use(tmp_path):
+    used = tmp_path / "used"
+    (tmp_path / "empty").mkdir()
+    used.mkdir()
+    (used / "mine").write_text("x")
+    with millstream.open(tmp_path / "s") as store, store.transaction() as tx:
+        tx.append(store.stream("s"), b"x")
+    with millstream.open(tmp_path / "s", mode="r") as store, millstream.open(tmp_path / "s"):
+        for name in ("new", "empty"):
+            with pytest.raises(Unsupported, match="have it open"):
+                store.backup(tmp_path / name)
+        with pytest.raises(StorageError, match="empty or a new directory"):
+            store.backup(used)
+    assert not (tmp_path / "new").exists()
+    assert list((tmp_path / "empty").iterdir()) == []
+    assert (used / "mine").read_text() == "x"
+
+
+def test_reader_copies_a_store_that_was_killed_with_transactions(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        stream, queue = store.stream("s", partitions=2), store.queue("q", capacity=10)
+        queue.put(b"m" * 9000)
+        for i in range(5):
+            with store.transaction() as tx:
+                tx.append(stream, b"%d" % i, key=b"k%d" % i)
+                tx.put(queue, b"of %d" % i)
+        copy_open(tmp_path / "s", tmp_path / "killed")
+    (tmp_path / "killed" / "lost+found").mkdir()
+    with millstream.open(tmp_path / "killed", mode="r") as store:
+        assert store.needs_recovery
+        store.backup(tmp_path / "copy")
+    assert not (tmp_path / "copy" / "lost+found").exists()
+    assert inspect.verify(tmp_path / "copy").ok
+    with millstream.open(tmp_path / "copy") as store:
+        assert sum(map(len, store.stream("s").read())) == 5
+        assert len(store.queue("q")) == 6
+        assert store.queue("q").get(timeout=0).value == b"m" * 9000
+        with store.transaction() as tx:
+            tx.append(store.stream("s"), b"goes on", key=b"k")
+
+
+def test_first_transaction_of_all_may_come_while_a_store_without_queues_is_copied(
+    tmp_path, monkeypatch
+):
+    capture = backup._capture
+    with millstream.open(tmp_path / "s") as store:
+        stream = store.stream("s")
+
+        def captured(*arguments):
+            found = capture(*arguments)
+            if not store._has_journal():
+                with store.transaction() as tx:
+                    tx.append(stream, b"x")
+            return found
+
+        monkeypatch.setattr(backup, "_capture", captured)
+        store.backup(tmp_path / "copy")
+    with millstream.open(tmp_path / "copy", mode="r") as store:
         assert store.stream("s").next_offset(0) == 1
