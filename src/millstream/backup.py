@@ -6,6 +6,7 @@ Bytes below a tail never change, so copying up to it is enough. Queues: see queu
 from __future__ import annotations
 
 import contextlib
+import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
@@ -25,23 +26,46 @@ def backup(store: Store, path: str) -> None:
     """Copy `store` to the new directory at `path`."""
     if files.lies_in(path, store._directory):
         raise InvalidArgument(f"{path}: lies within the store that is to be copied")
-    files.make_target(path)
+    made = files.make_target(path)
     directory = files.Directory(path, follow=True)
     try:
-        _copy(store, directory.path)
+        target = directory.path
+        if set(files.names(target)) - {files.LOST_AND_FOUND}:
+            raise StorageError(
+                39, "the target of a backup must be an empty or a new directory", target
+            )
+        try:
+            _copy(store, target)
+        except BaseException as error:
+            _remove(directory, error, whole=made)
+            raise
     finally:
         directory.close()
 
 
+def _remove(directory: files.Directory, error: BaseException, *, whole: bool) -> None:
+    """What a copy that failed has made; what cannot be removed is said with the error."""
+    try:
+        if whole:
+            files.remove_whole(directory)
+            return
+        for name in files.names(directory.path):
+            if name != files.LOST_AND_FOUND:
+                files.remove_any(directory.path / name)
+    except StorageError as left:
+        error.add_note(f"what was copied is still there: {left}")
+
+
 def _copy(store: Store, target: files.Path) -> None:
-    if set(files.names(target)) - {files.LOST_AND_FOUND}:
-        raise StorageError(39, "the target of a backup must be an empty or a new directory", target)
     files.make_directory(target / "streams")
     had_journal = store._has_journal()
     moment = _capture(store, target)
     if store._has_journal() and not had_journal:  # the first transaction of all came in between
-        files.remove_tree(target / "queues")
+        if files.exists(target / "queues"):
+            files.remove_tree(target / "queues")
         moment = _capture(store, target)
+    if moment is None:
+        return
     for stream, tails, groups in moment:
         directory = target / "streams" / stream.name
         _copy_stream(stream, tails, directory)
@@ -56,12 +80,16 @@ def _copy(store: Store, target: files.Path) -> None:
 
 def _capture(
     store: Store, target: files.Path
-) -> list[tuple[Stream, list[tuple[int, bytes]], dict[str, bytes]]]:
+) -> list[tuple[Stream, list[tuple[int, bytes]], dict[str, bytes]]] | None:
     """Of each stream how far its logs go, and its groups; the queues are copied.
 
     All of it between two transactions: the journal, of which nothing is left to do, is not copied.
+    Where something is, and this reader cannot do it, the whole store is copied as it lies: None.
     """
-    with store._between_transactions():
+    with store._between_transactions() as is_done:
+        if not is_done:
+            _copy_as_it_lies(store._root, target)
+            return None
         streams = list(_there(store.stream, store.streams()))
         # Before the logs, so that no position is behind their ends.
         groups = [_groups(stream) for stream in streams]
@@ -85,6 +113,37 @@ def _there(handle: Callable[..., Handle], names: list[str]) -> Iterator[Handle]:
     for name in names:
         with contextlib.suppress(NotFound):
             yield handle(name, create=False)
+
+
+def _copy_as_it_lies(source: files.Path, target: files.Path) -> None:
+    """A directory that nobody writes to; whoever opens the copy to write recovers it."""
+    # What makes a store of it comes last.
+    for name in sorted(files.names(source), key=lambda name: (name == "store.json", name)):
+        if name == files.LOST_AND_FOUND:
+            continue
+        if stat.S_ISDIR(files.mode(source / name)):
+            files.make_directory(target / name)
+            _copy_as_it_lies(source / name, target / name)
+        else:
+            _copy_file(source / name, target / name)
+    files.sync_directory(target)
+
+
+def _copy_file(source: files.Path, target: files.Path) -> None:
+    end = files.data_end(source)
+    descriptor = files.open_file(source, write=False)
+    try:
+        copy = files.open_file(target, write=True, create=True)
+        try:
+            for at in range(0, end, CHUNK_BYTES):
+                data = files.read(descriptor, min(CHUNK_BYTES, end - at), at, source)
+                files.write(copy, data, at, target)
+            files.extend(copy, files.size(descriptor), target)
+            files.sync(copy, target)
+        finally:
+            files.close(copy)
+    finally:
+        files.close(descriptor)
 
 
 def _groups(stream: Stream) -> dict[str, bytes]:

@@ -225,7 +225,7 @@ def make_directory(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def _make_directory(path: str) -> None:
+def _make_directory(path: str) -> bool:
     with reporting(path, "creating the directory"):
         below, held = _where(path)
         try:
@@ -233,8 +233,9 @@ def _make_directory(path: str) -> None:
         except FileExistsError:
             if not stat.S_ISDIR(_look(path).st_mode):
                 raise StorageError(errno.ENOTDIR, "is there and is not a directory", path) from None
-            return
+            return False
         os.chmod(below, 0o700, dir_fd=held.number)
+        return True
 
 
 def make_directories(path: str) -> None:
@@ -245,10 +246,11 @@ def make_directories(path: str) -> None:
         _sync_directory(os.path.dirname(path))
 
 
-def make_target(path: str) -> None:
-    """Create a directory that a caller asks for, in one that is there, 0700."""
-    _make_directory(path)
+def make_target(path: str) -> bool:
+    """Create a directory that a caller asks for, in one that is there, 0700. Was it missing?"""
+    made = _make_directory(path)
     _sync_directory(os.path.dirname(path))
+    return made
 
 
 def lies_in(path: str, directory: Directory) -> bool:
@@ -370,13 +372,17 @@ def remove_whole(directory: Directory) -> None:
             os.rmdir(directory.text)
 
 
+def remove_any(path: Path) -> None:
+    """Remove a file, or a directory and all below it."""
+    if stat.S_ISDIR(mode(path)):
+        remove_tree(path)
+    else:
+        remove(path)
+
+
 def _empty(path: Path) -> None:
     for name in names(path):
-        entry = path / name
-        if stat.S_ISDIR(mode(entry)):
-            remove_tree(entry)
-        else:
-            remove(entry)
+        remove_any(path / name)
 
 
 def file_system(path: str) -> str:

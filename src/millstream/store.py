@@ -498,8 +498,10 @@ class Store(StoreTransactions):
         The copy holds, of each partition, all up to one moment, and of each queue what was not
         finished, each message as of a moment of the copying; of a transaction all or nothing (they
         wait while queues are copied). Its first open verifies it. It is synced when this returns.
+        Where it raises it leaves nothing of a copy; a process that is killed leaves no store.
 
-        Raises: StorageError where the target is there and not empty; StoreFull.
+        Raises: StorageError where the target is there and not empty; StoreFull; Unsupported where
+        a store with transactions was opened with mode="r", and others have it open to write.
         """
         with _native.loading:
             from millstream import backup

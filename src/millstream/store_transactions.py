@@ -197,23 +197,29 @@ class StoreTransactions(StoreGroups):
         return files.exists(self._stream_path(JOURNAL))
 
     @contextlib.contextmanager
-    def _between_transactions(self) -> Iterator[None]:
-        """All that is committed is applied, and nobody commits meanwhile."""
+    def _between_transactions(self) -> Iterator[bool]:
+        """All that is committed is applied, and nobody commits meanwhile.
+
+        False: for a reader, of a store that nobody has open, in which there may be something to do.
+        """
         if not self._has_journal():
-            yield
+            yield True
             return
         if not self.writable:
-            with self._at_rest():
-                yield
+            with self._at_rest() as is_done:
+                yield is_done
             return
         journal = self._journal()
         with journal.holding():
             journal.apply_pending()
-            yield
+            yield True
 
     @contextlib.contextmanager
-    def _at_rest(self) -> Iterator[None]:
-        """For a reader, who cannot apply anything: nobody has the store open, nor comes in."""
+    def _at_rest(self) -> Iterator[bool]:
+        """For a reader, who cannot apply anything: nobody has the store open, nor comes in.
+
+        Is all done that is committed?
+        """
         with _native.loading:
             from millstream import journal
         self._members.enter_gate(self._gate_seconds)
@@ -223,13 +229,7 @@ class StoreTransactions(StoreGroups):
                     f"{self.path}: has transactions, which must not commit meanwhile, and other"
                     " processes have it open: open it to write"
                 )
-            if not journal.is_done(self):  # type: ignore[arg-type]
-                raise Unsupported(
-                    f"{self.path}: was not closed, and has transactions of which not all is known"
-                    " to be done: open it to write first; where that cannot be, copy the directory"
-                    " (cp -a) while nobody has it open"
-                )
-            yield
+            yield journal.is_done(self)  # type: ignore[arg-type]
         finally:
             self._members.leave_gate()
 
