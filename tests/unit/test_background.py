@@ -585,6 +585,34 @@ def test_a_wait_of_asyncio_whose_thread_cannot_be_started_is_a_storage_error(sto
         assert asyncio.run(call()) in (b"a", [b"a"])
 
 
+def test_retention_runs_where_the_thread_was_faster_than_the_opening(tmp_path, monkeypatch):
+    """It finds no stream with a retention yet, and sleeps until something is asked of it."""
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        stream = store.stream("s", segment_bytes="64KiB")
+        for _ in range(3):
+            stream.append(bytes(60_000))
+        stream.alter(retention=millstream.Retention(records=100))
+    watch, pause, asleep = Background.watch, Background._pause, threading.Event()
+
+    def watch_and_let_it_sleep(self, stream):
+        watch(self, stream)
+        assert asleep.wait(SECONDS)
+
+    def note(self):
+        due = pause(self)
+        asleep.set()
+        return due
+
+    monkeypatch.setattr(Background, "watch", watch_and_let_it_sleep)
+    monkeypatch.setattr(Background, "_pause", note)
+    retired = threading.Event()
+    with millstream.open(path) as store:
+        monkeypatch.setattr(Background, "_retain", lambda *_: retired.set())
+        store.stream("s")
+        assert retired.wait(SECONDS)  # though nobody appends
+
+
 @pytest.mark.parametrize(("mode", "at_work"), [("thread", 0), ("thread", 1), ("process", 1)])
 def test_a_worker_whose_threads_cannot_be_started_is_a_storage_error_and_takes_nothing(
     store, monkeypatch, mode, at_work
