@@ -449,6 +449,7 @@ class Store(StoreTransactions):
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._streams[key] = Stream(self, name, config, key[1])
+                self._background.watch(known)  # among these the thread looks
             named = durability is not None or any(one is not None for one in given.values())
             known._is_surprise = made and create is None and not named
         if differing and alters:
