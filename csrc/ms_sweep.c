@@ -152,6 +152,8 @@ static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
     if (expires < p->expiry_due) p->expiry_due = expires;
     return;
   }
+  /* A damaged time ends no message: who takes it makes it a dead letter, and says so. */
+  if (!ms_queue_slot_valid(p->queue, slot, ms_word_reuse(word))) return;
   ms_status status = ms_queue_finish(p->queue, slot, word, p->now, &owner);
   if (status == MS_OK)
     atomic_fetch_add_explicit(&p->queue->hints->expired, 1, memory_order_relaxed);

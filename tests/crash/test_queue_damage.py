@@ -148,7 +148,7 @@ def test_file_that_was_cut_is_repaired_and_what_is_left_is_delivered(tmp_path, n
         q._check()
 
 
-@pytest.mark.parametrize("put_at", [-(1 << 63), (1 << 63) - 1])
+@pytest.mark.parametrize("put_at", [-(1 << 63), 1, (1 << 63) - 1])
 def test_damaged_message_can_be_looked_at_whatever_its_times_are(tmp_path, put_at):
     directory = make(tmp_path / "store")
     for field in range(8, 40, 8):  # of the first slot: put_at, due and expires are among them
