@@ -424,7 +424,7 @@ def test_an_entry_that_another_process_did_not_sync_is_synced_before_its_number_
     assert stream.stats().producers == 2  # which reads it, and syncs nothing
     assert not synced
     assert stream.producer("a")._number == 1
-    assert synced == [os.path.join(stream.path, "producers")]
+    assert synced == [f"{stream.path}/producers"]
     assert stream.producer("b")._number == 2
     assert len(synced) == 1
 
