@@ -31,7 +31,7 @@ static void work(ms_queue *queue, ms_instant *now) {
   for (int i = 0; i < ROUNDS; i++) {
     now->mono_ns += 1000000000;
     now->boot_ns += 1000000000;
-    now->wall_us += 1000000;
+    now->time_us += 1000000;
     ms_queue_try_turn(queue, now, &next);
     ms_queue_sweep(queue, now, NULL, 0);
     if (ms_queue_try_get(queue, 500, now, NULL, &lease) != MS_OK) break;
