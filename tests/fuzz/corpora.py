@@ -14,7 +14,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent / "unit"))
 from queue_builder import ACKING, DEAD, DELAYED, HELD, LEASED, PREPARED, WRITING, QueueBuilder, word
 from store_builder import StoreBuilder
 
-FOUND: dict[str, list[str]] = {"segment": [], "group": [], "queue": []}
+FOUND: dict[str, list[str]] = {"segment": [], "control": [], "group": [], "queue": [], "arrow": []}
 """By harness: inputs in hex that once failed."""
 UNIT = 64
 
@@ -62,6 +62,35 @@ def segments() -> list[bytes]:
     return [bytes(log.segment.data)]
 
 
+def controls() -> list[bytes]:
+    """The control page of a stream, and two segments: a spare, a finished roll, a dead writer's."""
+    found = []
+    for activated, control in (
+        (False, {}),
+        (True, {}),
+        (False, {"hint_tail": 8, "append": 5 | 9 << 15}),
+        (False, {"tail": 40000, "hint_tail": 40000}),
+        (False, {"tail": 2**40, "hint_tail": 2**40, "durable": 2**40}),
+        (False, {"tail": 1 << 17, "hint_tail": 1 << 17, "active": 9}),
+        (False, {"tail": 2**64 - 8, "hint_tail": 2**64 - 8, "hint_offset": 2**64 - 1}),
+        (False, {"tail": 40000}),
+        (False, {"tail": 60000, "append": 5 | 9 << 15}),
+        (False, {"hint_offset": 2**63, "active": 0}),
+    ):
+        log = StoreBuilder(Path("nowhere")).stream("s").log(0)
+        log.roll(base_position=1 << 16)
+        log.append([b"a", b"b"], keys=[b"k", None])
+        log.append([b"x" * 3000], producer=1, sequence=5)
+        log.roll()  # which its owner did not get to name
+        log.control = {"active": 1, **control}
+        spare = log.segment.data
+        if not activated:
+            spare[4096:4168] = bytes(72)
+        page = log.stream.control_bytes().ljust(8192, b"\0")
+        found.append(page + bytes(log.segments[0].data) + bytes(spare))
+    return found
+
+
 def groups() -> list[bytes]:
     """Partitions with positions, one with a transaction's mark; a member of another session."""
     header = struct.pack("<8sII16sQQQQ", b"MSGROUP1", 1, 256, bytes(16), 7, 99, 5, 0)
@@ -97,17 +126,65 @@ def queues() -> list[bytes]:
     return [slots + blocks + dedup.ljust(64, b"\0")]
 
 
+def arrows() -> list[bytes]:
+    """Columns as fuzz_arrow.c makes them, by its list of formats: one alone, or a table of three.
+
+    A column: format, name, what is odd, elements, offset, nulls; for views how many buffers; which
+    buffers there are; then each buffer, behind a byte that says where it lies.
+    """
+    value, key, timestamp = 0, 3, 4
+    offsets = {
+        "z": struct.pack("<12i", *range(0, 36, 3)),
+        "Z": struct.pack("<12q", *range(0, 36, 3)),
+    }
+    text, bits = b"\x01" + b"\x24" * 36, b"\x01\xff\xfd"
+
+    def strings(index: int, name: int, how: str, flags: int = 0x4F) -> bytes:
+        raw = bytes([index, name, 0, 11, 1, 0, flags])
+        if flags & 1:
+            raw += bits
+        return raw + b"\x01" + offsets[how] + b"\x24" + text
+
+    def views(index: int, name: int) -> bytes:
+        short = struct.pack("<i12s", 5, b"short")
+        long = struct.pack("<i4sii", 20, b"long", 1, 3)
+        rows = b"\x01" + (short + long) * 5 + short
+        return bytes([index, name, 0, 11, 0, 1, 2, 0x4E]) + rows + b"\x0a\x01" + bytes(10) + bytes(
+            [0, 40, 1]
+        ) + bytes(40) + b"\0\x01"  # fmt: skip
+
+    def fixed(index: int, name: int, width: int, odd: int = 0) -> bytes:
+        rows = bytes(range(1, 11)) * width
+        return bytes([index, name, odd, 10, 1, 1, 0x4F]) + bits + b"\x01" + rows
+
+    columns = [strings(i, value, how) for i, how in ((1, "z"), (2, "z"), (3, "Z"), (4, "Z"))]
+    columns += [strings(1, value, "z", 0x46), views(5, value), views(6, value)]
+    columns += [fixed(i, value, 8) for i in range(50)] + [
+        fixed(13, value, 8, 1 << i) for i in range(8)
+    ]
+    column_k, column_t = strings(1, key, "z"), fixed(24, timestamp, 8)
+    found = []
+    for column in columns:
+        found.append(bytes([0, 1, 5]) + column + column_k + column_t)
+        found.append(bytes([1, 0, 5]) + column + column_k + column_t + b"\x01\xff\xff\xff")
+    return found
+
+
 def corpora() -> dict[str, list[bytes]]:
     """By harness: its inputs."""
     found = {}
     for name, files, flags in (
         ("segment", segments(), (0, 1, 3, 7, 15)),
+        ("control", controls(), (0, 3, 15)),
         ("group", groups(), (0, 1, 3)),
         ("queue", queues(), (0, 1, 3, 4, 7, 8, 31)),
     ):
         seeds = [bytes([flag]) + pieces(file) for file in files for flag in flags]
         more = [one for i, seed in enumerate(seeds) for one in damaged(seed, 40, i)]
         found[name] = seeds + more + [bytes.fromhex(text) for text in FOUND[name]]
+    seeds = arrows()
+    more = [one for i, seed in enumerate(seeds) for one in damaged(seed, 20, i)]
+    found["arrow"] = seeds + more + [bytes.fromhex(text) for text in FOUND["arrow"]]
     return found
 
 
