@@ -480,7 +480,7 @@ ms_status ms_batch_check(const ms_view *view, uint64_t seed, ms_error *err) {
   if (filler) return MS_OK;
   const uint64_t count = view->count;
   bool sound =
-      view->timestamp_min <= view->timestamp_max && view->base_offset < INT64_MAX / 2 &&
+      view->timestamp_min <= view->timestamp_max && view->base_offset < MS_OFFSET_MAX &&
       (view->timestamps != NULL || view->timestamp_min == view->timestamp_max) &&
       offsets_rise(view->value_offsets, count, view->value_offsets[count]) &&
       lengths_within(view->value_offsets, count, (int32_t)MS_VALUE_BYTES_MAX) &&

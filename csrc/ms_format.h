@@ -37,6 +37,9 @@
 #define MS_HEADER_NAME_BYTES_MAX 255u
 #define MS_HEADER_VALUE_BYTES_MAX (1u << 20)
 #define MS_BATCH_BYTES_MAX (1u << 30)
+/* No log comes that far: who says so is damaged, and what lies below can be added up. */
+#define MS_POSITION_MAX (UINT64_MAX / 4)
+#define MS_OFFSET_MAX ((uint64_t)INT64_MAX / 2)
 
 enum {
   MS_BATCH_TIMESTAMPS = 1 << 0,

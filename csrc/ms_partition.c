@@ -81,6 +81,26 @@ static ms_status refuse(const ms_partition *partition, ms_error *err) {
   return MS_OK;
 }
 
+/* Is this a position of the segment, or the one behind its last? */
+static bool is_within(const ms_segment *segment, uint64_t position) {
+  return position >= segment->base_position && position <= ms_segment_capacity_end(segment);
+}
+
+/* Could the log end there? A control page that was damaged must not have what is stored
+ * overwritten. */
+static ms_status check_end(const ms_partition *partition, const ms_mark *end, ms_error *err) {
+  const ms_segment *active = partition->active;
+  bool written_to = active != NULL && active->activated && active->epoch == partition->generation;
+  if (end->position % 8 == 0 && end->position <= MS_POSITION_MAX && end->offset < MS_OFFSET_MAX &&
+      (!written_to || is_within(active, end->position)))
+    return MS_OK;
+  return ms_fail(err, MS_CORRUPT, end->position, written_to ? active->base_position : 0,
+                 end->position,
+                 "the control file is damaged: it says that the log ends at position %" PRIu64
+                 ", offset %" PRIu64 "; close the store in all processes and open it again",
+                 end->position, end->offset);
+}
+
 /* The end of the log, for its writer. */
 static ms_status find_end(ms_partition *partition, ms_error *err) {
   uint64_t tail = load64(&partition->block->tail);
@@ -90,6 +110,7 @@ static ms_status find_end(ms_partition *partition, ms_error *err) {
     if (partition->active == NULL || !partition->active->activated) return MS_MOVED;
     status = ms_segment_mark_at(partition->active, tail, &partition->end, err);
   }
+  if (status == MS_OK) status = check_end(partition, &partition->end, err);
   partition->end_valid = status == MS_OK;
   return status;
 }
@@ -234,7 +255,8 @@ ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_
       partition->active = segment = next;
       partition->next = NULL;
     }
-    if (segment != NULL && segment->activated && segment->epoch == partition->generation) {
+    if (segment != NULL && segment->activated && segment->epoch == partition->generation &&
+        is_within(segment, tail)) {
       uint64_t at = ms_segment_file_position(segment, tail);
       if (fits(segment, at, sizeof(ms_batch_header)))
         memset(segment->bytes + at, 0, sizeof(ms_batch_header));

@@ -79,8 +79,8 @@ ms_status ms_segment_load_activation(ms_segment *segment) {
   memcpy((uint8_t *)&copy + 8, (const uint8_t *)record + 8, ACTIVATION_HASHED);
   if (ms_xxh3_64((const uint8_t *)&copy + 8, ACTIVATION_HASHED, segment->salt) != checksum ||
       copy.number != segment->number || copy.base_position % 8 != 0 ||
-      copy.predecessor >= copy.number || copy.base_position > UINT64_MAX / 4 ||
-      copy.base_offset > INT64_MAX / 2)
+      copy.predecessor >= copy.number || copy.base_position > MS_POSITION_MAX ||
+      copy.base_offset > MS_OFFSET_MAX)
     return MS_END;
   segment->base_offset = copy.base_offset;
   segment->base_position = copy.base_position;
@@ -331,6 +331,9 @@ ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *ou
     MS_TRY(ms_segment_view(segment, mark.position, position, &view, err));
     mark_after(&mark, &view);
   }
+  if (mark.position != position)
+    return ms_fail(err, MS_CORRUPT, position, mark.position, position,
+                   "position %" PRIu64 " is not in segment %" PRIu64, position, segment->number);
   *out_mark = mark;
   return MS_OK;
 }

@@ -85,7 +85,8 @@ MS_MUST_USE ms_status ms_segment_find_timestamp(ms_segment *segment, int64_t tim
                                                 uint64_t limit, uint64_t *out_position,
                                                 ms_error *err);
 
-/* The mark at `position`, which is the end of a batch or the segment's base. */
+/* The mark at `position`, which is the end of a batch or the segment's base. MS_CORRUPT: it is
+ * neither. */
 MS_MUST_USE ms_status ms_segment_mark_at(ms_segment *segment, uint64_t position, ms_mark *out_mark,
                                          ms_error *err);
 
