@@ -645,8 +645,9 @@ static ms_status import_views(const struct ArrowSchema *schema, const struct Arr
     out[i] = (ms_slice){view + 4, size};
     if (MS_LIKELY(size >= 0 && size <= 12)) continue;
     int64_t buffer = load_i32(view + 8), at = load_i32(view + 12);
+    /* A sum of two that are below 2^31; a size that is subtracted from could be any number. */
     if (size < 0 || buffer < 0 || buffer >= buffer_count || at < 0 ||
-        at > load_i64(sizes + 8 * buffer) - size || array->buffers[2 + buffer] == NULL)
+        at + size > load_i64(sizes + 8 * buffer) || array->buffers[2 + buffer] == NULL)
       return FAIL_COLUMN(
           MS_INVALID, schema,
           "the view of element %" PRIu64 " (%" PRId64 " bytes) is outside of its buffer", i, size);
