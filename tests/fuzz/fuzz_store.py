@@ -11,6 +11,7 @@ import random
 import sys
 import tempfile
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import millstream
@@ -141,8 +142,12 @@ def inputs(count: int, seed: int) -> list[bytes]:
     return found
 
 
-def main() -> None:
-    """Look for more."""
+def search(
+    build: Callable[[Path], None],
+    one_input: Callable[[bytes, Path], None],
+    inputs: Callable[[int, int], list[bytes]],
+) -> None:
+    """Look for more, as many seconds as the command line says."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
     with tempfile.TemporaryDirectory() as name:
         built = Path(name) / "built"
@@ -150,12 +155,17 @@ def main() -> None:
         try:
             import atheris
         except ImportError:
-            end, seed = time.monotonic() + seconds, time.time_ns()
-            while time.monotonic() < end:
-                for data in inputs(1, seed):
-                    print(seed, data.hex(), flush=True)
-                    one_input(data, built)
-                seed += 1
+            begin, seed = time.monotonic(), time.time_ns()
+            count, last = 0, b""
+            try:
+                while time.monotonic() < begin + seconds:
+                    for last in inputs(10, seed + count):
+                        one_input(last, built)
+                        count += 1
+            except BaseException:
+                print(f"after {count} inputs: {last.hex()}", flush=True)
+                raise
+            print(f"{count} inputs in {time.monotonic() - begin:.0f} s", flush=True)
             return
         atheris.instrument_all()
         atheris.Setup(
@@ -165,4 +175,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    search(build, one_input, inputs)

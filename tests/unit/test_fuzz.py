@@ -1,25 +1,26 @@
-"""Stores with damaged files through the Python face, with a fixed seed."""
+"""Stores with damaged files, and journals of any content, through the Python face; fixed seeds."""
 
 import logging
 
 import pytest
-from fuzz import fuzz_store
+from fuzz import fuzz_journal, fuzz_store
 
 
-@pytest.fixture(scope="module")
-def built(tmp_path_factory):
+@pytest.fixture(scope="module", params=[fuzz_store, fuzz_journal], ids=["store", "journal"])
+def harness(request, tmp_path_factory):
     path = tmp_path_factory.mktemp("fuzz") / "store"
-    fuzz_store.build(path)
-    return path
+    request.param.build(path)
+    return request.param, path
 
 
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("number", range(4))
-def test_damaged_stores_raise_nothing_but_errors_of_millstream(built, number):
+def test_foreign_bytes_raise_nothing_but_errors_of_millstream(harness, number):
+    module, built = harness
     logging.disable()
     try:
-        for data in [*fuzz_store.inputs(15, number), *fuzz_store.FOUND[number::4]]:
-            print(data.hex())  # shown where it fails
-            fuzz_store.one_input(data, built)
+        for data in [*module.inputs(15, number), *module.FOUND[number::4]]:
+            print(data[:100].hex())  # shown where it fails
+            module.one_input(data, built)
     finally:
         logging.disable(logging.NOTSET)
