@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 from typing import Any, NamedTuple
 
-__all__ = ["Ack", "Effects", "Mark", "Place", "Put", "Share", "decode", "encode", "length_of"]
+__all__ = [
+    "Ack", "Effects", "Mark", "Place", "Put", "Share", "check_count", "decode", "encode",
+    "length_of",
+]  # fmt: skip
 
 TO_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
 
@@ -111,27 +114,109 @@ def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | N
     return values, keys, headers
 
 
+BITS_64 = 1 << 64
+TIME_MAX = 1 << 63
+"""In microseconds: what 64 bits with a sign hold."""
+
+
+def _rows(found: Any, what: str, *sizes: int) -> list[list[Any]]:
+    """A list of lists of these sizes, or ValueError."""
+    if not isinstance(found, list):
+        raise ValueError(f"its {what} are no list but {found!r:.60}")
+    for row in found:
+        if not isinstance(row, list) or len(row) not in sizes:
+            raise ValueError(f"{row!r:.60} is none of its {what}")
+    return found
+
+
+def _number(found: Any, what: str, limit: int, least: int = 0) -> int:
+    if type(found) is not int or not least <= found < limit:
+        raise ValueError(f"{found!r:.60} as {what} is no number of [{least}, {limit})")
+    return found
+
+
+def _name(found: Any, what: str) -> str:
+    if type(found) is not str:
+        raise ValueError(f"{found!r:.60} as {what} is no text")
+    return found
+
+
+def _time(found: Any, what: str) -> int:
+    return _number(found, what, TIME_MAX, -TIME_MAX)
+
+
+def check_count(manifest: Any) -> int:
+    """How many records follow a manifest; ValueError: it is none."""
+    if not isinstance(manifest, list) or len(manifest) != 6:
+        raise ValueError(f"{manifest!r:.60} is no manifest")
+    return _number(manifest[0], "the records behind it", 1 << 32)
+
+
 def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: list[Any]) -> Effects:
-    """What `encode` was given; the lists begin behind the manifest."""
+    """What `encode` was given; the lists begin behind the manifest.
+
+    Raises:
+        ValueError: it says what cannot be.
+    """
     _, place_rows, share_rows, put_rows, ack_rows, mark_rows = manifest
+    places = []
+    for name, number in _rows(place_rows, "places", 2):
+        places.append(Place(_name(name, "a place"), _number(number, "its id", BITS_64)))
     shares, at = [], 0
-    for place, partition, timestamps, count, flags in share_rows:
+    for place, partition, timestamps, count, flags in _rows(share_rows, "shares", 5):
+        _number(place, "a place", len(places))
+        _number(partition, "a partition", 1 << 32)
+        _number(count, "the records of a share", len(values) - at + 1)
+        if isinstance(timestamps, list):
+            _number(len(timestamps), "the timestamps of a share", count + 1, count)
+            for timestamp in timestamps:
+                _time(timestamp, "a timestamp")
+        else:
+            _time(timestamps, "a timestamp")
+        _number(flags, "the flags of a share", 4)
         rows = slice(at, at + count)
         its_keys = keys[rows] if flags & 1 else None
         its_headers = headers[rows] if flags & 2 else None
         share = Share(place, partition, timestamps, values[rows], its_keys, its_headers)
         shares.append(share)
         at += count
+    _number(len(_rows(put_rows, "puts", 8, 9)), "puts", len(values) - at + 1, len(values) - at)
     puts = []
     for row in put_rows:
-        dedup = None if row[7] is None else (row[7][0], row[7][1])
+        place, slot, word, number, priority, due, expires, hashes = row[:8]
+        _number(place, "a place", len(places))
+        _number(slot, "a slot", 1 << 32)
+        _number(word, "a state word", BITS_64)
+        _number(number, "the id of a message", BITS_64)
+        _number(priority, "a priority", 1 << 31)
+        _time(due, "a time")
+        _time(expires, "a time")
+        dedup = None
+        if hashes is not None:
+            ((first, second),) = _rows([hashes], "deduplication ids", 2)
+            dedup = _number(first, "a hash", BITS_64), _number(second, "a hash", BITS_64)
+        if values[at] is None:
+            raise ValueError("a message has no value")
         content = values[at], keys[at], headers[at] or None
-        absolute = len(row) > 8 and bool(row[8])  # earlier versions did not tell
+        # Earlier versions did not tell.
+        absolute = len(row) > 8 and bool(_number(row[8], "whether a time is of the wall clock", 2))
         puts.append(Put._make((*row[:7], dedup, absolute, *content)))
         at += 1
-    places = [Place(*row) for row in place_rows]
-    acks = [Ack(*row) for row in ack_rows]
-    return Effects(places, shares, puts, acks, [Mark(*row) for row in mark_rows])
+    acks = []
+    for place, slot, word, number in _rows(ack_rows, "acks", 4):
+        _number(place, "a place", len(places))
+        _number(slot, "a slot", 1 << 32)
+        _number(word, "a state word", BITS_64)
+        acks.append(Ack(place, slot, word, _number(number, "the id of a message", BITS_64)))
+    marks = []
+    for place, group, group_id, partition, epoch, offset in _rows(mark_rows, "marks", 6):
+        _number(place, "a place", len(places))
+        _number(partition, "a partition", 1 << 32)
+        _number(epoch, "an epoch", BITS_64)
+        _number(offset, "an offset", BITS_64)
+        number = _number(group_id, "the id of a group", BITS_64)
+        marks.append(Mark(place, _name(group, "a group"), number, partition, epoch, offset))
+    return Effects(places, shares, puts, acks, marks)
 
 
 def length_of(effects: Effects) -> int:

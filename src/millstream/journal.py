@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _native, compacted, control, files, group, settings
 from millstream.applier import Applier
-from millstream.effects import Effects, Place, decode, encode, length_of
+from millstream.effects import Effects, Place, check_count, decode, encode, length_of
 from millstream.errors import (
     CorruptBatch,
     LockTimeout,
@@ -207,24 +207,43 @@ class Journal:
     def _read(self, begin: int, end: int) -> Iterator[tuple[int, int, int, Effects]]:
         rows: list[tuple[Any, Any, Any]] = []
         manifest: list[Any] = []
-        epoch = offset = 0
+        epoch, offset, count = 0, begin, 0
         for batch in self.stream.read(partition=0, start=begin):
             keys, headers = list(batch.keys), list(batch.headers)
             for i, value in enumerate(batch.values):
                 if not manifest:
-                    manifest = json.loads(bytes(value or b"null"))
                     epoch, offset = batch.epoch, batch.first_offset + i
+                    try:
+                        manifest = json.loads(bytes(value or b"null"))
+                        count = check_count(manifest)
+                    except (ValueError, RecursionError) as error:
+                        raise self._corrupt(offset, error) from error
                     rows = []
                 else:
                     rows.append((value, keys[i], headers[i]))
-                if len(rows) == manifest[0]:
+                if len(rows) == count:
                     columns = [list(column) for column in zip(*rows, strict=True)] or [[], [], []]
-                    effects = decode(manifest, columns[0], columns[1], columns[2])
+                    try:
+                        effects = decode(manifest, columns[0], columns[1], columns[2])
+                    except ValueError as error:
+                        raise self._corrupt(offset, error) from error
                     following = offset + 1 + len(rows)
                     yield epoch << OFFSET_BITS | offset, offset, following, effects
                     manifest = []
                     if following >= end:
                         return
+        if manifest:
+            raise self._corrupt(offset, f"{count} records are to follow it, {len(rows)} do")
+
+    def _corrupt(self, offset: int, why: object) -> CorruptBatch:
+        """What is there is whole, as its hash says, and no transaction."""
+        path = self.stream.path
+        return CorruptBatch(
+            f"{path}: the record at offset {offset} is no transaction: {why}; restore a backup, or"
+            f" move {path} away to open the store without what it says",
+            path=path,
+            position=offset,
+        )
 
     def look(self, seen: int) -> int:
         """Apply what has waited at `seen` since the last look: its committer is dead, or slow.

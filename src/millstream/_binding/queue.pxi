@@ -450,6 +450,8 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t owner = 0
         cdef ms_status status
         self.alive()
+        if slot >= ms_load32(&self.c.slots.slot_count):  # a journal says it, which is foreign
+            return False
         while True:
             ms_now(&self.c, &now)
             status = ms_queue_try_decide(&self.c, slot, word, committed, &now, &owner)
