@@ -125,7 +125,9 @@ typedef struct ms_control_block {
   _Atomic uint32_t compact;
   _Atomic uint32_t compacted;
   uint32_t reserved2;
-  uint64_t reserved3[10];
+  _Atomic uint64_t synced_to;
+  _Atomic uint64_t synced_offset;
+  uint64_t reserved3[8];
 } ms_control_block;
 
 typedef struct ms_segment_header {
@@ -514,6 +516,8 @@ typedef struct ms_group_partition {
   XX(ms_control_block, structure, 160)      \
   XX(ms_control_block, compact, 164)        \
   XX(ms_control_block, compacted, 168)      \
+  XX(ms_control_block, synced_to, 176)      \
+  XX(ms_control_block, synced_offset, 184)  \
   XX(ms_segment_header, magic, 0)           \
   XX(ms_segment_header, version, 8)         \
   XX(ms_segment_header, partition, 12)      \

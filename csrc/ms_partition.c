@@ -69,11 +69,20 @@ static ms_status refuse(const ms_partition *partition, ms_error *err) {
     return ms_fail(err, MS_POISONED, load64(&block->durable), 0, poison,
                    "an earlier sync of the partition failed; close the store in every process and "
                    "open it again");
-  if (MS_UNLIKELY(poison == MS_POISON_CORRUPT))
-    return ms_fail(err, MS_CORRUPT, load64(&block->tail), 0, poison,
-                   "the log is corrupt behind position %" PRIu64
-                   "; nothing is appended until it is repaired",
-                   load64(&block->tail));
+  if (MS_UNLIKELY(poison == MS_POISON_CORRUPT)) {
+    uint64_t tail = load64(&block->tail), synced = load64(&block->synced_to);
+    if (synced <= tail)
+      return ms_fail(err, MS_CORRUPT, tail, 0, poison,
+                     "the log is corrupt behind position %" PRIu64
+                     "; nothing is appended until it is repaired",
+                     tail);
+    return ms_fail(err, MS_CORRUPT, tail, synced, tail,
+                   "what follows segment number %" PRIu64
+                   " is missing or damaged: expected a log up to position %" PRIu64
+                   ", offset %" PRIu64 ", which were synced, found its end at position %" PRIu64
+                   ". Restore the files, or let `millstream repair` give up what was in them",
+                   load64(&block->active), synced, load64(&block->synced_offset), tail);
+  }
   /* Acquire: pairs with the release in ms_partition_recovered. */
   if (MS_UNLIKELY(atomic_load_explicit(&block->walked, memory_order_acquire) !=
                   partition->generation))
@@ -140,6 +149,8 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
   MS_YIELD("roll_active");
   /* Release: who loads this number finds the record valid (ms_segment_load_activation). */
   atomic_store_explicit(&partition->block->active, next->number, memory_order_release);
+  if (predecessor == 0) /* the oldest one: without its file the log is not whole */
+    atomic_store_explicit(&partition->block->first_segment, next->number, memory_order_relaxed);
   partition->active = next;
   partition->populated = 0;
   return MS_OK;
@@ -349,6 +360,10 @@ void ms_partition_recovered(ms_control_block *block, uint64_t generation, const 
   atomic_store_explicit(&block->durable, end->position, memory_order_relaxed);
   atomic_store_explicit(&block->durable_offset, end->offset, memory_order_relaxed);
   atomic_store_explicit(&block->durable_hash, (uint32_t)end->hash, memory_order_relaxed);
+  if (poison == MS_POISON_NONE) { /* else the next recovery must know it, too */
+    atomic_store_explicit(&block->synced_to, 0, memory_order_relaxed);
+    atomic_store_explicit(&block->synced_offset, 0, memory_order_relaxed);
+  }
   atomic_store_explicit(&block->poison, poison, memory_order_relaxed);
   publish(block, end);
   MS_YIELD("recovered");

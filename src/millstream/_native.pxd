@@ -110,6 +110,8 @@ cdef extern from "ms_format.h" nogil:
         uint32_t structure
         uint32_t compact
         uint32_t compacted
+        uint64_t synced_to
+        uint64_t synced_offset
     ctypedef struct ms_compaction:
         int64_t first
         int64_t last

@@ -24,16 +24,26 @@ MAGIC = b"MSCNTRL1"
 BLOCKS = 4096
 BLOCK_BYTES = 256
 LIVE, DROPPED, REPLACED = 1, 2, 3
+POSITION_MAX = 1 << 62  # above: no position of a log
 
 
-def _block(durable: int = 0, durable_hash: int = 0, durable_offset: int = 0) -> bytes:
+def _block(
+    durable: int = 0,
+    durable_hash: int = 0,
+    durable_offset: int = 0,
+    first_segment: int = 0,
+    synced: tuple[int, int] = (0, 0),
+) -> bytes:
     """A block of the control file in which recovery has yet to find the log.
 
-    It begins at the durable mark.
+    It begins at the durable mark. `first_segment`, where it is not 0, must be there, and the log
+    up to `synced` (position, offset).
     """
     block = bytearray(BLOCK_BYTES)
     struct.pack_into("<q", block, 32, -(1 << 63))
     struct.pack_into("<IQQ", block, 68, durable_hash, durable, durable_offset)
+    struct.pack_into("<Q", block, 144, first_segment)
+    struct.pack_into("<QQ", block, 176, *synced)
     return bytes(block)
 
 
@@ -72,35 +82,45 @@ def create(
         files.replace(making / "control", data, length=len(data))
 
 
-def rebuilt(directory: files.Path, store_id: bytes, generation: int) -> bytes:
+def rebuilt(directory: files.Path, store_id: bytes, generation: int, *, clean: bool) -> bytes:
     """A control file for this generation.
 
-    Of the old one only the durable marks are kept, as hints.
+    Of the old one the durable marks are kept: what lies before one was synced, so that it is damage
+    where it is not there. Of a store that was closed cleanly the oldest segment is kept, too; and
+    nothing, where the file is not what the last to close left.
     """
     files.require_directory(directory)
     config = files.read_json(directory / "stream.json")
     old = _content(directory)
-    if old[:8] != MAGIC or old[16:32] != store_id:
+    if old[:8] != MAGIC or old[16:32] != store_id or (clean and not _has_seal(old)):
         old = b""
-    blocks = []
-    for index in range(config["partitions"]):
-        at = BLOCKS + index * BLOCK_BYTES + 68
-        blocks.append(_block(*_durable_hint(old, at)))
+    blocks = [
+        _rebuilt_block(old[BLOCKS + index * BLOCK_BYTES :][:BLOCK_BYTES], clean)
+        for index in range(config["partitions"])
+    ]
     return _file(config, store_id, generation, blocks)
 
 
-def _durable_hint(old: bytes, at: int) -> tuple[int, int, int]:
-    """(durable, its hash, its offset) of a block of an old control file."""
-    if len(old) < at + 20:
-        return 0, 0, 0
-    durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", old, at)
-    return durable, durable_hash, durable_offset
+def _rebuilt_block(old: bytes, clean: bool) -> bytes:
+    if len(old) < BLOCK_BYTES:
+        return _block()
+    poison, tail = struct.unpack_from("<IQ", old, 4)
+    durable_hash, durable, durable_offset = struct.unpack_from("<IQQ", old, 68)
+    walked, first_segment = struct.unpack_from("<QQ", old, 136)
+    synced = max((durable, durable_offset), struct.unpack_from("<QQ", old, 176))
+    if synced[0] % 8 or synced[0] > POSITION_MAX:
+        synced = (0, 0)
+    # Retention raises it before it unlinks, and a power cut may take that. It is known after a
+    # clean end, and kept until the log is whole again.
+    if not (clean or walked == 0 or (poison and tail == 0)):
+        first_segment = 0
+    return _block(durable, durable_hash, durable_offset, first_segment, synced)
 
 
-def rebuild(directory: files.Path, store_id: bytes, generation: int) -> None:
+def rebuild(directory: files.Path, store_id: bytes, generation: int, clean: bool) -> None:
     """Put a rebuilt file in the place of the old one, and say so to who has that mapped."""
     path = directory / "control"
-    data = rebuilt(directory, store_id, generation)
+    data = rebuilt(directory, store_id, generation, clean=clean)
     if files.exists(path):
         # A read-only process may still have the old file mapped: tell it.
         descriptor = files.open_file(path, write=True)
@@ -193,7 +213,10 @@ def _checksum(data: bytes) -> int:
 
 def is_sealed(directory: files.Path) -> bool:
     """Is the file, byte for byte, what the last to close left?"""
-    data = _content(directory)
+    return _has_seal(_content(directory))
+
+
+def _has_seal(data: bytes) -> bool:
     return len(data) >= BLOCKS and data[CHECKSUM : CHECKSUM + 8] == struct.pack(
         "<Q", _checksum(data)
     )

@@ -10,7 +10,6 @@ from millstream import _native, recovery, timestamps
 from millstream._native import Batch, Cursor, Position
 from millstream.errors import (
     Closed,
-    CorruptBatch,
     InvalidArgument,
     InvalidType,
     NotFound,
@@ -160,6 +159,8 @@ class PartitionReader:
         log = self.log
         if not 0 <= offset < UNLIMITED or not log.native.holds(offset):
             first, following = log.first_offset, log.next_offset
+            if offset > following and log.native.poison == CORRUPT:
+                raise log.corrupt()
             if not first <= offset <= following:
                 if self.on_lost != "earliest":
                     raise log.out_of_range(offset)
@@ -212,14 +213,8 @@ class PartitionReader:
             position = cursor.position
             if position >= limit:
                 log.stream._check_live()
-                if log.native.poison == CORRUPT and not self.durable:
-                    raise CorruptBatch(
-                        f"{log}: the log is damaged behind offset {log.next_offset - 1}, position"
-                        f" {limit}; nothing was changed, see `millstream verify` and `millstream"
-                        " repair`",
-                        path=log.path,
-                        position=limit,
-                    )
+                if log.native.poison == CORRUPT:
+                    raise log.corrupt()
                 return None
             segment = self._segment
             if segment is None or not segment.base_position <= position < self._end:

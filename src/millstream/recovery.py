@@ -22,6 +22,8 @@ EVERYTHING = (1 << 64) - 1
 
 def extend(log: PartitionLog) -> None:
     """A read-only process whom nobody tells the tail walks on from where it was."""
+    if log.native.poison:
+        return
     chain, _ = _chain(log)
     mark, kept, _ = _walk(log, chain, looking=False)
     _open(log, chain, mark, kept, log.native.poison)
@@ -45,6 +47,8 @@ def _recover_owned(log: PartitionLog) -> None:
     doubtful = reason or any(segment.activated or _was_used(segment) for segment in readable)
     if None in rest or (doubtful and _synced_behind(chain[kept:], readable, mark[0], bool(chain))):
         poison = CORRUPT
+    if mark[0] < log.native.synced_to:
+        poison = CORRUPT  # it was synced, and its file is not there, or not whole
     if kept < len(chain) and poison == 0:
         readable = chain[kept + 1 :] + readable
         chain = chain[: kept + 1]
@@ -60,10 +64,9 @@ def _open(
     log: PartitionLog, chain: list[_native.Segment], mark: Mark, kept: int, poison: int
 ) -> None:
     first = chain[0] if chain else None
+    oldest = first.number if first else log.native.first_segment if poison else 0
     active = chain[min(kept, len(chain) - 1)].number if chain else 0
-    log.native.recovered(
-        mark, active, first.number if first else 0, first.base_offset if first else mark[1], poison
-    )
+    log.native.recovered(mark, active, oldest, first.base_offset if first else mark[1], poison)
     if any(segment.compaction for segment in chain):
         log.native.replaced()
     log.native.set_active(None)
@@ -78,8 +81,10 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
     """
     chain: list[_native.Segment] = []
     rest: list[_native.Segment | None] = []
-    broken = False
-    for number in log.listed():
+    listed = log.listed()
+    # The oldest one is missing, and retention did not take it.
+    broken = not log.is_open and log.native.first_segment not in (0, *listed)
+    for number in listed:
         try:
             segment = log.segment(number, write=log.store.writable)
         except NotFound:

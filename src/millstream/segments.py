@@ -73,8 +73,13 @@ class PartitionLog:
 
     def ensure_walked(self) -> None:
         """Recover the partition unless somebody did in this generation."""
-        if self.native.walked != self.store._generation:
+        if not self.is_open:
             recovery.recover(self)
+
+    @property
+    def is_open(self) -> bool:
+        """Was the partition recovered in this generation?"""
+        return bool(self.native.walked == self.store._generation)
 
     # --- which segments there are -----------------------------------------------------------------
 
@@ -252,6 +257,32 @@ class PartitionLog:
             partition=self.index,
             first=first,
             next=following,
+        )
+
+    def corrupt(self) -> CorruptBatch:
+        """The error for what recovery found to be damaged."""
+        native = self.native
+        tail, synced = native.tail, native.synced_to
+        if synced <= tail:
+            return CorruptBatch(
+                f"{self}: the log is damaged behind offset {self.next_offset - 1}, position"
+                f" {tail}; nothing was changed, see `millstream verify` and `millstream repair`",
+                path=self.path,
+                position=tail,
+            )
+        path = self.file(native.active_number + 1 if native.active_number else native.first_segment)
+        if native.active_number and files.exists(path):
+            path = self.file(native.active_number)
+        expected = f"the log up to position {synced}, offset {native.synced_offset}"
+        found = f"its end at position {tail}, offset {self.next_offset}"
+        return CorruptBatch(
+            f"{path}: this segment file, or those behind it, are missing or damaged: expected"
+            f" {expected}, all of it synced, found {found}; nothing was changed. Restore the files"
+            " from a backup, or let `millstream repair` give up what was in them",
+            path=path,
+            position=tail,
+            expected=expected,
+            found=found,
         )
 
     # --- appending: what the core cannot do itself ------------------------------------------------

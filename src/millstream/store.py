@@ -200,7 +200,8 @@ class Store(StoreTransactions):
 
     def _open_first(self) -> None:
         """Nobody else lives here: after an unclean end, begin a new generation."""
-        self._clean = self._clean and self._all_settled()
+        closed_cleanly = self._clean
+        self._clean = closed_cleanly and self._all_settled()
         if not self._clean:
             self._generation += 1
         self._save(clean=False)
@@ -210,8 +211,8 @@ class Store(StoreTransactions):
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
             elif not self._clean:
-                rebuild = control.rebuild, directory, self._store_id, self._generation
-                reserve.lend(self._root, *rebuild)
+                known = directory, self._store_id, self._generation, closed_cleanly
+                reserve.lend(self._root, control.rebuild, *known)
         self._open_queues_first()
 
     def _all_settled(self, *, sealed: bool = True) -> bool:
@@ -363,7 +364,8 @@ class Store(StoreTransactions):
             )
 
     def _rebuilt(self, directory: files.Path) -> bytes:
-        return control.rebuilt(directory, self._store_id, self._generation)
+        generation, clean = self._generation, self._clean
+        return control.rebuilt(directory, self._store_id, generation, clean=clean)
 
     def _map_control(self, directory: files.Path) -> mmap.mmap:
         if self._private:

@@ -117,6 +117,14 @@ cdef class Partition:
         return ms_load64(&self.c.block.first_offset)
 
     @property
+    def synced_to(self):
+        return ms_load64(&self.c.block.synced_to)
+
+    @property
+    def synced_offset(self):
+        return ms_load64(&self.c.block.synced_offset)
+
+    @property
     def structure(self):
         return ms_load32(&self.c.block.structure)
 

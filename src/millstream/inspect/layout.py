@@ -62,9 +62,9 @@ MEMBERS = Layout("8sII16s", "magic version count store_id")
 MEMBER = Layout("IIqQ", "incarnation pid claimed pid_namespace")
 CONTROL = Layout("8sII16sQQI", "magic version partitions store_id stream_id generation state")
 BLOCK = Layout(
-    "IIQQQqQQ8xIIQQ48xQQQ",
+    "IIQQQqQQ8xIIQQ48xQQQ16xQQ",
     "append poison tail hint_tail hint_offset hint_timestamp hint_hash active sync durable_hash"
-    " durable durable_offset walked first_segment first_offset",
+    " durable durable_offset walked first_segment first_offset synced_to synced_offset",
 )
 SEGMENT = Layout(
     "8sII16sQQQQIIqQ",

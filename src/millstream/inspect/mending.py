@@ -30,7 +30,6 @@ from millstream.inspect.catalog import (
     check_members,
     open_store,
     open_stream,
-    partition_numbers,
     probe,
     read_json,
     stream_paths,
@@ -65,8 +64,8 @@ Patch = tuple[int, bytes]
 class Action:
     """One thing that repair did, would do (`dry_run`), or cannot do.
 
-    `kind`: "filler", "activation", "sequences", "slots", "blocks", "dedup", "message", "unclean" or
-    "cannot"; `position` is a byte of the file.
+    `kind`: "filler", "activation", "given_up", "sequences", "slots", "blocks", "dedup", "message",
+    "unclean" or "cannot"; `position` is a byte of the file.
     """
 
     kind: str
@@ -170,7 +169,7 @@ class Repair:
             except StorageError as error:
                 self.cannot(unreadable(where / "stream.json", error))
                 continue
-            for number in partition_numbers(found):
+            for number in range(found.config["partitions"]):
                 log = self.activations(store, Log(store, found, number))
                 self.batches(log)
                 made = producers.mended(store, log)
@@ -225,7 +224,12 @@ class Repair:
     # batches
 
     def batches(self, log: Log) -> None:
-        """Put fillers over damaged batches that something valid follows."""
+        """Put fillers over damaged batches that something valid follows.
+
+        Where nothing but whole segments is missing, at an end of the log, the rest goes on without.
+        """
+        before_it = len(self.actions)
+        gone: list[Problem] = []
         patches: dict[Path, list[Patch]] = {}
         segment: SegmentInfo | None = None
         before: Batch | None = None  # the last one in this segment
@@ -247,10 +251,32 @@ class Repair:
                     self.cannot(damage)
                 damage = event if event.kind == "batch" else None
                 rebuilt = any((a.kind, a.path) == ("activation", event.path) for a in self.actions)
-                if damage is None and not rebuilt:
+                if rebuilt or damage is not None:
+                    continue
+                if is_beyond(log, event):
+                    gone.append(event)
+                else:
                     self.cannot(event)
         for path, found in patches.items():
             self.replace(path, found)
+        if gone and any(action.kind == "cannot" for action in self.actions[before_it:]):
+            for problem in gone:
+                self.cannot(problem)
+        elif gone:
+            self.give_up(log, gone)
+
+    def give_up(self, log: Log, gone: list[Problem]) -> None:
+        """Let the log end, or begin, where its files do: forget what the control file says."""
+        path, at = log.stream.path / "control", 4096 + 256 * log.number
+        for problem in gone:
+            lost = "records"
+            if problem.offset_range is not None:
+                lost = f"records {problem.offset_range[0]} to {problem.offset_range[1]}"
+                lost += " (not included)"
+            text = f"partition {log.number} goes on without {problem.path.name}: {lost} are lost;"
+            text += f" expected {problem.expected}, found {problem.found}"
+            self.actions.append(Action("given_up", path, at, text))
+        self.replace(path, [(at, bytes(256))])
 
     def span(
         self,
@@ -341,6 +367,14 @@ class Repair:
             with suppress(OSError):
                 os.unlink(copy)
             raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def is_beyond(log: Log, problem: Problem) -> bool:
+    """Whether what is missing lay before all segments that are left, or behind them."""
+    if problem.kind != "missing":
+        return False
+    numbers = [segment.number for segment in log.segments]
+    return not numbers or not numbers[0] < int(problem.path.stem) < numbers[-1]
 
 
 def rebuild(log: Log, path: Path, store: StoreInfo) -> SegmentInfo | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -35,6 +36,9 @@ from millstream.inspect.layout import (
     Note,
     Problem,
 )
+
+CORRUPT = 2  # of `poison`
+POSITION_MAX = 1 << 62  # above: no position of a log
 
 
 class Log:
@@ -108,18 +112,27 @@ class Log:
         self.settled = walked and (store.clean or store.alive)
 
     def _check_control(self, store: StoreInfo) -> None:
-        if not self.settled:
+        if not self.block:
             return
         first, active = self.block["first_segment"], self.block["active"]
+        if not self.settled:  # an unclean store keeps only what recovery has not found
+            refused = self.block["poison"] == CORRUPT and self.block["tail"] == 0
+            first, active = first if refused or self.block["walked"] == 0 else 0, 0
         numbers = [segment.number for segment in self.segments]
         for what, number in (("oldest", first), ("active", active)):
             gone = number and number not in numbers and (what == "active" or not store.alive)
             if gone and not (what == "oldest" and numbers and numbers[0] < number):
                 path = self.path / f"{number:016}.seg"
-                advice = "the segment is gone or unreadable: restore it from a backup"
+                advice = "the segment is gone or unreadable: restore it from a backup;"
+                advice += " millstream repair gives up what was in it"
                 found = f"segments {numbers[:1]} to {numbers[-1:]}"
                 expected = f"segment {number}, the {what} one"
-                problem = Problem("missing", path, None, None, expected, found, advice)
+                lost = None
+                if what == "oldest" and self.segments:
+                    lost = (self.block["first_offset"], self.segments[0].base_offset)
+                elif what == "active" and self.segments:
+                    lost = (self.segments[-1].base_offset, self.block["hint_offset"])
+                problem = Problem("missing", path, None, lost, expected, found, advice)
                 self.findings.append(problem)
 
     def _chain(self, segments: list[SegmentInfo]) -> list[SegmentInfo]:
@@ -155,6 +168,39 @@ class Log:
 
     def events(self) -> Iterator[SegmentInfo | Batch | Finding]:
         """Walk: yield each segment, then its batches, with findings where they are found."""
+        sound, at, offset = True, 0, 0
+        for event in self._events():
+            if isinstance(event, Problem):
+                sound = False
+            elif isinstance(event, SegmentInfo):
+                at, offset = event.base_position, max(offset, event.base_offset)
+            elif isinstance(event, Batch):
+                at, offset = event.position + event.length, max(offset, event.next_offset)
+            yield event
+        if sound:
+            yield from self._not_reached(at, offset)
+
+    def _not_reached(self, at: int, offset: int) -> Iterator[Problem]:
+        """Yield what had been synced and is not there, where nothing else says so."""
+        block = self.block
+        if not block or (self.settled and block["poison"] != CORRUPT):
+            return
+        synced, end = max(
+            (block["durable"], block["durable_offset"]),
+            (block["synced_to"], block["synced_offset"]),
+        )
+        if at >= synced or synced % 8 or synced > POSITION_MAX:
+            return
+        number = self.segments[-1].number if self.segments else max(block["first_segment"] - 1, 0)
+        path = self.path / f"{number + 1:016}.seg"
+        if os.path.lexists(path):
+            path = self.path / f"{number:016}.seg"
+        expected = f"the log up to position {synced}, which was synced"
+        advice = "restore the files from a backup; millstream repair gives up what was in them"
+        found = f"its end at position {at}"
+        yield Problem("missing", path, None, (offset, end), expected, found, advice)
+
+    def _events(self) -> Iterator[SegmentInfo | Batch | Finding]:
         yield from self.findings
         walk: Walk | None = None
         for index, segment in enumerate(self.segments):
