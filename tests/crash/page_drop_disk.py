@@ -37,7 +37,7 @@ class Disk:
                 if entry.is_file(follow_symlinks=False):
                     self.files[entry.inode()] = content(entry.path)
         monkeypatch.setattr(files, "sync", self.sync)
-        monkeypatch.setattr(files, "sync_directory", self.sync_directory)
+        monkeypatch.setattr(files, "_sync_directory", self.sync_directory)
         for name in ("rename", "remove"):
             monkeypatch.setattr(files, name, self._announced(getattr(files, name)))
 

@@ -141,7 +141,7 @@ def test_names_that_a_dead_publisher_did_not_sync_are_synced_before_the_first_ac
         store = millstream.open(live)
         work = Workload(store, 1)
         with monkeypatch.context() as killed:  # before it could sync the directories
-            killed.setattr(files, "sync_directory", lambda path: None)
+            killed.setattr(files, "_sync_directory", lambda path: None)
             work.stream._partition(0).provide_next()
         work.step("small sync", 0)
         disk.cut(target, random.Random(0), keep=0.0)
