@@ -645,3 +645,37 @@ def test_retention_by_background_rules_keeps_resends_known(store):
     assert producer.append(b"x", sequence=5) is None
     again = store.stream("s", durability="interval").producer("p")
     assert again.append(b"x", sequence=5) is None and again.last_sequence == 1999
+
+
+@pytest.mark.parametrize("how", ["flipped", "cut off"])
+@pytest.mark.parametrize("saved", [False, True])
+def test_the_number_of_a_damaged_last_entry_is_not_given_again(tmp_path, how, saved):
+    """It looks like an entry that was never whole, but records of the log are of that number."""
+    path = tmp_path / "s"
+    with millstream.open(path) as store:
+        stream = store.stream("s", partitions=3, segment_bytes=1 << 16)
+        for name in ("first", "last"):
+            stream.producer(name).append(b"x", sequence=7, partition=1)
+        if saved:  # and the header of the batch is gone
+            for _ in range(4):
+                stream.append(b"v" * 40_000, partition=1)
+            assert stream.delete_before(millstream.Position(1, 1, stream.next_offset(1) - 1)) > 2
+    registry = path / "streams" / "s" / "producers"
+    whole = registry.read_bytes()
+    registry.write_bytes(whole[:-24] if how == "cut off" else whole[:-3] + b"?" + whole[-2:])
+    damaged = registry.read_bytes()
+    assert not inspect.verify(path).ok
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        for name in ("other", "last"):
+            with pytest.raises(CorruptBatch, match="producers.*restore") as caught:
+                stream.producer(name)
+            assert caught.value.path.endswith("producers")
+        assert stream.producer("first").append(b"again", sequence=7, partition=1) is None
+        stream.append(b"plain", partition=1)
+    assert registry.read_bytes() == damaged
+    registry.write_bytes(whole)
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        assert stream.producer("last").append(b"again", sequence=7, partition=1) is None
+        assert stream.producer("other")._number == 3
