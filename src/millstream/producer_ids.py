@@ -2,6 +2,8 @@
 
 A file that is only appended to, under a lock on its first byte. An entry is synced before its
 number is used: a batch that survives a power cut never names a number that another id gets later.
+An entry that is damaged may look like one that was never whole, so a new id gets a number only when
+no batch of the log names it.
 """
 
 from __future__ import annotations
@@ -51,6 +53,7 @@ class ProducerIds:
     """The ids of one stream, as this process knows them. Thread-safe."""
 
     def __init__(self, stream: Stream) -> None:
+        self._stream = stream
         self.path = stream.path / "producers"
         self._identity = (MAGIC, files.FORMAT, 0, stream.store._store_id, stream._stream_id, 0)
         self._numbers: dict[str, int] = {}
@@ -99,6 +102,7 @@ class ProducerIds:
             # Who wrote what was read may have died before it was synced.
             data = files.read(descriptor, self._end - self._synced, self._synced, self.path)
             if number is None:
+                self._check_unused(1 + len(self._numbers))
                 data += _entry(1 + len(self._numbers), name)
             if 1 + len(self._numbers) > NUMBER_MAX:
                 raise LimitExceeded(f"{self.path}: has {NUMBER_MAX} producers, the limit")
@@ -113,6 +117,20 @@ class ProducerIds:
             if is_locked:  # a child that was forked meanwhile has it open as well
                 files.unlock(descriptor, 0)
             files.close(descriptor)
+
+    def _check_unused(self, number: int) -> None:
+        """Raise where a batch names the number: an entry behind those that are valid is lost."""
+        where = self._stream._where_producer(number)
+        if where is not None:
+            raise CorruptBatch(
+                f"{self.path}: no valid entry at byte {self._end}, though records in {where} are of"
+                f" producer {number}, which it registered; nothing was changed, restore the file"
+                " from a backup. Ids whose entries are valid can be used meanwhile",
+                path=self.path,
+                position=self._end,
+                expected=f"the entry of producer {number}",
+                found=f"{number - 1} entries",
+            )
 
     def _read(self, descriptor: int) -> None:
         """Read the entries that were added since."""

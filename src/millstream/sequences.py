@@ -17,6 +17,7 @@ from millstream.errors import CorruptBatch, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.segments import PartitionLog
+    from millstream.stream import Stream
 
 HEADER = struct.Struct("<8sII16sQQQII")
 MAGIC = b"MSSEQNC1"
@@ -70,6 +71,16 @@ class PartitionSequences:
 
 def _file(log: PartitionLog) -> files.Path:
     return log.path / "sequences"
+
+
+def where(stream: Stream, producer: int) -> PartitionLog | None:
+    """A partition that has batches of a producer."""
+    for index in range(stream.partitions):
+        if files.exists(stream.path / f"{index:05d}" / "sequences"):  # else no producer was there
+            log = stream._log(index)
+            if sequences_of(log).of(producer) != (-1, -1):
+                return log
+    return None
 
 
 def sequences_of(log: PartitionLog) -> PartitionSequences:

@@ -244,6 +244,12 @@ class Stream(StreamGroups):
         else:
             log.ensure_walked()
 
+    def _where_producer(self, number: int) -> PartitionLog | None:
+        """A partition that has batches of a producer."""
+        with _native.loading:
+            from millstream import sequences
+        return sequences.where(self, number)
+
     def _after_append(
         self, log: PartitionLog, events: int, end: int, level: int, timeout: float | None
     ) -> None:
