@@ -123,6 +123,43 @@ CASES = {
     after(5, lambda: None).join()
     assert queue.get().value == b"x"
 """,
+    "transactions of many": """
+    def commit():
+        with store.transaction() as tx:
+            tx.put(queue, b"x")
+            tx.append(stream, b"x")
+    store.queue("q").alter(capacity=100)
+    for committing in [gevent.spawn(commit) for _ in range(20)]:
+        committing.get()
+    after(5, lambda: None).join()
+    assert len(queue) == stream.next_offset(0) == 20
+""",
+    "many open and close": """
+    def use(number):
+        with millstream.open(sys.argv[1] + str(number % 2)) as other:
+            stream = other.stream("s")
+            stream.append(b"x", durability="sync")
+            other.queue("q").put(b"x")
+            with stream.consumer(f"g{number}") as consumer:
+                consumer.poll(0)
+    for using in [gevent.spawn(use, number) for number in range(20)]:
+        using.get()
+    after(5, lambda: None).join()
+""",
+    "a callback of the hub does not wait for a greenlet": """
+    import millstream._native as native
+    lock = native.Lock("a lock")
+    found = []
+    def try_it():
+        try:
+            lock.acquire()
+        except millstream.errors.Reentered as error:
+            found.append(error)
+    with lock:
+        gevent.get_hub().loop.run_callback(try_it)
+        after(5, lambda: None).join()
+    assert len(found) == 1
+""",
     "workers": """
     seen = []
     def work(message):
