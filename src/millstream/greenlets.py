@@ -1,6 +1,6 @@
 """Waiting under gevent: in a real thread, while the hub runs other greenlets.
 
-Imported, and asked, only where `gevent.monkey` was imported and something is about to sleep.
+Imported, and asked, only where `gevent.monkey` was imported.
 """
 
 from __future__ import annotations
@@ -22,6 +22,8 @@ def room() -> Callable[..., object] | None:
     hub = sys.modules["gevent._hub_local"].get_hub_if_exists()
     if hub is None or hub.dead:  # a real thread without greenlets
         return None
+    if current() is hub:  # a callback of its own, or a signal handler that came into one
+        return None
     found = _rooms.get(id(hub))
     if found is None or found.hub is not hub:
         from gevent.threadpool import ThreadPool
@@ -31,3 +33,13 @@ def room() -> Callable[..., object] | None:
         found = _rooms[id(hub)] = ThreadPool(THREADS, hub=hub)
     apply: Callable[..., object] = found.apply
     return apply
+
+
+def current() -> object:
+    """The greenlet that runs in this thread."""
+    return sys.modules["greenlet"].getcurrent()
+
+
+def pause(seconds: float) -> None:
+    """Let the other greenlets of this thread run."""
+    sys.modules["gevent.hub"].sleep(seconds)

@@ -431,6 +431,8 @@ class Getting(Coroutine[Any, Any, Message]):
     def __init__(self, queue: Queue, timeout: float | None) -> None:
         self._coroutine = queue._aget(timeout)
         self._message: Message | None = None
+        self.__name__ = "aget"  # as a task shows it
+        self.__qualname__ = "Queue.aget"
 
     def send(self, value: Any) -> Any:
         """As of any coroutine."""

@@ -69,6 +69,7 @@ class Store(StoreTransactions):
         timeout: float,
         create: bool = True,
     ) -> None:
+        _native.see_greenlets()
         self.path = directory.text
         self.writable = mode == "rw"
         self._mode = mode

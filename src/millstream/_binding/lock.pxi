@@ -3,6 +3,9 @@
 # A handler of a signal, a finalizer or a callback may call anything in the middle of a call of its
 # own thread. So whoever has to wait looks first whether what it waits for can ever come: not where
 # this thread has it, nor where who has it waits, over any number of others, for this thread.
+#
+# Under gevent a greenlet is what a thread is otherwise: others run in the same thread wherever it
+# starts or joins a thread, or waits. Who waits lets them; in the hub, nobody can.
 import errno as _errno
 import os as _os
 from _weakref import ref as _ref
@@ -22,8 +25,64 @@ cdef enum:
     FORK_WAIT_NS = 10000000000
     CHAIN_MOST = 64
 
-cdef dict waiting = {}  # by thread, the seat that it waits for
+cdef double GREENLET_SECONDS = 0.001  # for which the others run before one looks again
+
+cdef dict waiting = {}  # by caller, the seat that it waits for
 cdef dict seats = {}    # by name, weakly
+
+cdef bint greenlets = False  # gevent is there
+cdef object current_greenlet = None
+cdef object pause_greenlet = None
+cdef object greenlet_room = None
+cdef dict held_by = {}       # by greenlet, what `ms_held` is by thread
+
+
+def see_greenlets():
+    """Where gevent is there by now, greenlets are who makes calls; not in the middle of one."""
+    global greenlets, current_greenlet, pause_greenlet, greenlet_room
+    import sys
+    if greenlets or ms_held != 0 or "gevent.monkey" not in sys.modules:
+        return
+    with loading:
+        from millstream import greenlets as module
+    current_greenlet, pause_greenlet = module.current, module.pause
+    greenlet_room = module.room
+    greenlets = True
+
+
+cdef object room_of_greenlets():
+    """What sleeps in a real thread where gevent runs greenlets in this one, else None."""
+    if not greenlets:
+        see_greenlets()
+        if not greenlets:
+            return None
+    return greenlet_room()
+
+
+cdef unsigned long greenlet() noexcept:
+    now = current_greenlet()
+    return <unsigned long><PyObject *>now
+
+
+cdef inline unsigned long caller() noexcept:
+    """Who makes this call: the thread, or the greenlet."""
+    return greenlet() if greenlets else PyThread_get_thread_ident()
+
+
+cdef void hold_in_greenlet(unsigned long who, int change) noexcept:
+    held = held_by.get(who, 0) + change
+    if held:
+        held_by[who] = held
+    else:
+        held_by.pop(who, None)
+
+
+cdef bint let_others_run() except -1:
+    """Under gevent, let the other greenlets of this thread run for a moment. False: sleep."""
+    if not greenlets or greenlet_room() is None:
+        return False
+    pause_greenlet(GREENLET_SECONDS)
+    return True
 
 
 cdef class _Seat:
@@ -31,40 +90,50 @@ cdef class _Seat:
     cdef object __weakref__
     cdef readonly str name
     cdef unsigned long holder
+    cdef unsigned long thread  # of a holder that is a greenlet
     cdef uint32_t fork
     cdef uint32_t owner      # of a word: what it holds then; else 0
     cdef bint inherited      # of a word: from a dead owner
 
     cdef inline bint is_mine(self, uint32_t owner) noexcept:
-        return (self.holder == PyThread_get_thread_ident() and self.fork == ms_fork_count()
+        return (self.holder == caller() and self.fork == ms_fork_count()
                 and self.owner == owner)
 
     cdef inline void sit(self, uint32_t owner, bint inherited) noexcept:
-        self.holder = PyThread_get_thread_ident()
+        self.holder = caller()
         self.fork = ms_fork_count()
         self.owner = owner
         self.inherited = inherited
         global ms_held
         ms_held += 1
+        if greenlets:
+            self.thread = PyThread_get_thread_ident()
+            hold_in_greenlet(self.holder, 1)
 
     cdef inline bint leave(self) noexcept:
         """False: a forked child comes out of a block that its parent is in."""
         global ms_held
         if self.fork != ms_fork_count():
             return False
+        if greenlets:
+            hold_in_greenlet(self.holder, -1)
         self.holder = 0
         ms_held -= 1
         return True
 
     cdef bint leads_here(self, uint32_t owner):
         """Does whoever has it wait for what this thread has?"""
-        cdef unsigned long me = PyThread_get_thread_ident()
+        cdef unsigned long me = caller()
         cdef _Seat at = self
         cdef int steps
+        # Another greenlet of this thread goes on only where this one may let it.
+        cdef unsigned long stopped = 0
+        if greenlets and greenlet_room() is None:
+            stopped = PyThread_get_thread_ident()
         for steps in range(CHAIN_MOST):
             if at.holder == 0 or at.fork != ms_fork_count() or (at is self and at.owner != owner):
                 return False
-            if at.holder == me:
+            if at.holder == me or (stopped != 0 and at.thread == stopped):
                 return True
             at = waiting.get(at.holder)
             if at is None:
@@ -83,14 +152,14 @@ cdef class _Seat:
 
 cdef object wait_begins(_Seat seat):
     """Note what this thread waits for; returns what it waited for before."""
-    me = PyThread_get_thread_ident()
+    me = caller()
     before = waiting.get(me)
     waiting[me] = seat
     return before
 
 
 cdef int wait_ends(object before) except -1:
-    me = PyThread_get_thread_ident()
+    me = caller()
     if before is None:
         waiting.pop(me, None)
     else:
@@ -188,6 +257,8 @@ cdef class Lock(_Seat):
                 left = deadline - ms_clock_monotonic_ns()
                 if left <= 0:
                     return False
+                if let_others_run():
+                    continue
                 left = min(left, <int64_t>LOCK_SLICE_NS)
                 seen = self.word
                 self.sleepers += 1
@@ -217,7 +288,7 @@ def lock_of(str name, *, bint reentrant=False):
 
 def held():
     """How many locks and words this thread has: not 0 in the middle of a call."""
-    return ms_held
+    return held_by.get(greenlet(), 0) if greenlets else ms_held
 
 
 def start(thread, path):
@@ -310,18 +381,20 @@ def _before_fork():
     while lock.holder != 0 and lock.fork == ms_fork_count():
         if ms_clock_monotonic_ns() > deadline:
             return
+        if greenlets and lock.thread == PyThread_get_thread_ident():  # it stands still meanwhile
+            return
         seen = lock.word
         lock.sleepers += 1
         with nogil:
             ms_futex_wait(<const void *>&lock.word, seen, LOCK_SLICE_NS)
         lock.sleepers -= 1
-    forking = PyThread_get_thread_ident()
+    forking = caller()
     lock.acquire()
 
 
 def _after_fork_in_parent():
     global forking
-    if forking == PyThread_get_thread_ident():
+    if forking == caller():
         forking = 0
         (<Lock>loading).release()
 
@@ -331,6 +404,7 @@ def _after_fork_in_child():
     ms_held = 0
     forking = 0
     waiting.clear()
+    held_by.clear()
 
 
 ms_fork_watch()

@@ -70,12 +70,13 @@ cdef class Word:
     cdef int outwait(self, uint32_t me, double timeout) except -1:
         cdef uint32_t owner = 0
         cdef int64_t deadline = ms_clock_monotonic_ns() + <int64_t>(timeout * 1e9)
-        cdef int64_t left
+        cdef int64_t left, wait
         cdef ms_status status
         while True:
             left = deadline - ms_clock_monotonic_ns()
+            wait = 0 if left <= 0 or let_others_run() else left
             with nogil:
-                status = ms_owner_wait(self.word, me, left if left > 0 else 0, &owner)
+                status = ms_owner_wait(self.word, me, wait, &owner)
             if status == MS_OK:
                 self.seat.sit(me, False)
                 return 0

@@ -206,6 +206,8 @@ cdef class Partition:
         self.syncing.check(ms_load32(&self.c.block.sync) & 0x7fffffff)
         before = wait_begins(self.syncing)
         try:
+            if self.syncing.holder != 0 and let_others_run():
+                left = 0
             with nogil:
                 status = ms_partition_lead_or_wait(self.c.block, self.c.self, position, left, &lead)
         finally:

@@ -14,16 +14,6 @@ def xxh3_64(data, uint64_t seed=0):
         PyBuffer_Release(&view)
 
 
-cdef object room_of_greenlets():
-    """What sleeps in a real thread where gevent runs greenlets in this one, else None."""
-    import sys
-    if "gevent.monkey" not in sys.modules:
-        return None
-    with loading:
-        from millstream.greenlets import room
-    return room()
-
-
 def fork_guard(int descriptor):
     """Close the descriptor in forked children."""
     cdef int error = ms_fork_guard(descriptor)
