@@ -41,7 +41,7 @@ END = """
 if __name__ == "__main__":
     gevent.spawn(tick)
     with millstream.open(sys.argv[1], durability="process") as store, gevent.Timeout(60):
-        main(store, store.queue("q", capacity=2), store.stream("s"))
+        main(store, store.queue("q", capacity=2), store.stream("s", create=True))
     print("done")
 """
 
