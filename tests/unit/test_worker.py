@@ -796,3 +796,26 @@ def test_run_without_workers_is_refused(queue):
 def test_counts_say_it_in_words():
     assert str(Counts(1, 2, 1, 3)) == "1 done, 2 failed (1 of them dead), 3 released"
     assert Counts(1) + Counts(0, 1) == Counts(1, 1)
+
+
+def test_stop_in_the_middle_of_a_sync_says_so(tmp_path, monkeypatch):
+    """As from a signal handler: the worker's thread waits for the sync word of this very thread."""
+    with millstream.open(tmp_path / "store", durability="sync") as store:
+        queue = store.queue("q")
+        sync = queue._sync_now
+        stopped = []
+
+        def interrupted():
+            if not stopped:
+                stopped.append(None)
+                worker = Worker(queue, lambda message: None)
+                worker.start()
+                with pytest.raises(millstream.errors.Reentered):
+                    worker.stop()
+                stopped.append(worker)
+            sync()
+
+        monkeypatch.setattr(queue, "_sync_now", interrupted)
+        queue.put(b"x")
+        stopped[1].stop()
+        assert not stopped[1].alive
