@@ -105,6 +105,11 @@ class Threads:
         for loop in self._loops:
             loop.stopping.set()
 
+    def await_end(self) -> None:
+        """Wait a moment; Reentered where one waits for what this thread holds."""
+        for thread in self._threads:
+            _native.join(thread, 0.005)
+
     def end(self) -> None:
         """Give back what is still worked on."""
         for loop, thread in zip(self._loops, self._threads, strict=False):
@@ -251,6 +256,10 @@ class Processes:
         self.begun.set()
         for child in children:
             child.tell(grace)
+
+    def await_end(self) -> None:
+        """Wait a moment."""
+        time.sleep(0.005)
 
     def end(self) -> None:
         """Wait a moment for the children to give back what they have, then kill who remains."""
@@ -583,11 +592,14 @@ class Worker:
         Returns: what was done since the worker was made.
 
         Raises: WorkerError where processes died and could not be replaced; they are stopped.
+        Reentered in a signal handler or finalizer, where a thread waits for what the call under it
+        holds: it ends when that has returned.
         """
         self.ask(grace)
         deadline = time.monotonic() + (check_timeout(grace) or 0.0)
         while self.alive and time.monotonic() < deadline:
-            time.sleep(0.005)
+            assert self._running is not None
+            self._running.await_end()
         told = self._running is None  # by an earlier call
         counts = self.end()
         if isinstance(self.error, WorkerError) and not told:
