@@ -128,8 +128,10 @@ class Log:
                 found = f"segments {numbers[:1]} to {numbers[-1:]}"
                 expected = f"segment {number}, the {what} one"
                 lost = None
-                if what == "oldest" and self.segments:
-                    lost = (self.block["first_offset"], self.segments[0].base_offset)
+                if what == "oldest":
+                    known = max(self.block["durable_offset"], self.block["synced_offset"])
+                    behind = self.segments[0].base_offset if self.segments else known
+                    lost = (self.block["first_offset"], behind)
                 elif what == "active" and self.segments:
                     lost = (self.segments[-1].base_offset, self.block["hint_offset"])
                 problem = Problem("missing", path, None, lost, expected, found, advice)
