@@ -592,3 +592,12 @@ def test_a_masked_array_is_no_value(stream, store):
         with pytest.raises(InvalidType, match="mask"):
             call()
     assert stream.next_offset(0) == 0
+
+
+@pytest.mark.parametrize("one", [5, b"abc", "abc"])
+def test_a_transaction_takes_no_single_value_for_many(one):
+    with millstream.temporary() as store:
+        stream = store.stream("s", create=True)
+        with store.transaction() as tx, pytest.raises(InvalidType, match="value: expected .*found"):
+            tx.append_many(stream, one)
+        assert stream.next_offset(0) == 0

@@ -2,10 +2,11 @@
 
 import json
 import os
+import re
 
 import pytest
 from test_cli import at_terminal, read_until
-from test_cli_walk import no_stdin, run  # noqa: F401
+from test_cli_walk import COMMANDS, no_stdin, run  # noqa: F401
 
 import millstream
 
@@ -126,6 +127,36 @@ def test_a_queue_is_created_and_altered(path, capfd):
     run(capfd, ["queue", "create", path, "q"], 3)
     run(capfd, ["queue", "create", path, "q", "--if-not-exists", "--lease", "1m"], 0)
     run(capfd, ["queue", "create", path, "q", "--if-not-exists", "--lease", "2m"], 3)
+
+
+NONE_BY_DEFAULT = {"--retention-bytes", "--retention-age", "--retention-records", "--ttl"}
+NONE_BY_DEFAULT |= {"--ordering", "--dedup-id", "--delay", "--at", "--key", "--header"}
+
+
+@pytest.mark.parametrize("verb", [("create",), ("queue", "create"), ("queue", "put")])
+def test_the_defaults_that_help_says_are_those_of_what_is_made(tmp_path, capfd, verb):
+    words = []
+    for action in COMMANDS[" ".join(verb)]._actions:
+        if action.option_strings and action.nargs is None:
+            name = action.option_strings[-1]
+            said = re.search(r"\(default: ([^);]*)\)", action.help) if action.help else None
+            if action.default is None:
+                assert said or name in NONE_BY_DEFAULT, f"{verb}: {name} does not say its default"
+            if said and said[1] not in ("none", "0") and not name.startswith("--compact"):
+                words += [name, said[1]]
+    assert len(words) >= 4
+    for store, given in (("named", words), ("unnamed", [])):
+        run(capfd, [*verb, tmp_path / store, "x", *(["v"] if verb[-1] == "put" else []), *given], 0)
+    shown = ["info"] if verb == ("create",) else ["queue", "info"]
+    named, unnamed = (json_of(capfd, *shown, tmp_path / one, "x") for one in ("named", "unnamed"))
+    for found in (named, unnamed):
+        found.pop("path", None)
+    assert named == unnamed
+
+
+def test_a_setting_is_shown_as_it_can_be_given(path, capfd):
+    _, err = run(capfd, ["create", path, "s", "--retention-age", "30d"], 0)
+    assert "retention age 2592000," in err[0]
 
 
 # --- drop -----------------------------------------------------------------------------------------

@@ -113,6 +113,16 @@ def test_a_dict_is_a_payload_with_a_codec_and_an_error_without(store, payload):
     assert values(plain.get_many(9)) == [b"1"]
 
 
+@pytest.mark.parametrize("one", [{"value": 5}, {}, "abc", b"abc", bytearray(b"a"), 5, None])
+@pytest.mark.parametrize("codec", [None, "json"])
+def test_put_many_takes_no_single_value_for_many(store, codec, one):
+    """Of a dict it stored the names, of a string each letter."""
+    queue = store.queue("q", codec=codec)
+    with pytest.raises(millstream.InvalidType, match="items: expected .*found"):
+        queue.put_many(one)
+    assert len(queue) == 0
+
+
 def test_a_put_is_an_item_of_put_many_alone(store):
     plain, coded = store.queue("plain"), store.queue("coded", codec="pickle")
     with store.transaction() as tx:

@@ -81,6 +81,14 @@ def test_what_is_looked_at_is_short_however_long_it_is(parts):
     assert max(len(repr(stored)), len(repr(letter))) < 200
 
 
+def test_a_put_is_shown_short_and_can_be_read_back_where_it_is():
+    put = millstream.Put(b"x" * 1_000_000, key=b"k" * 3000, headers={"h": b"v" * 9000}, delay=3)
+    assert len(repr(put)) < 300
+    assert "delay=3" in repr(put)
+    put = millstream.Put({"to": "ann"}, key=b"ann")
+    assert repr(put) == "Put({'to': 'ann'}, key=b'ann')"
+
+
 def test_queues_and_dead_letters_say_how_many_there_are(parts):
     store, _, queue = parts
     queue.put_many([b"a", b"b"])
