@@ -49,6 +49,8 @@ cdef class TransactionCore:
 
 def contents(values, str what):
     """(list of bytes and None, bytes in all) of what a caller gave, to be kept."""
+    if type(values) is not list and type(values) is not dict:  # its keys, as of append_many
+        check_many(values, what, "append")
     cdef list found = values if type(values) is list else list(values)
     cdef list kept = None
     cdef Py_ssize_t i, total = 0

@@ -63,15 +63,36 @@ cdef class Put:
     __hash__ = None
 
     def __repr__(self):
-        given = "".join(f", {name}={one!r}" for name, one in self._arguments().items())
-        return f"Put({self.value!r}{given})"
+        given = "".join(f", {name}={_short(one)}" for name, one in self._arguments().items())
+        return f"Put({_short(self.value)}{given})"
 
     def __reduce__(self):
         return _put_again, (self.value, self._arguments())
 
 
+def _short(value):
+    """As it is, where that is short: values may have megabytes."""
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > REPR_KEY:
+        return f"{value[:REPR_KEY]!r}... of {len(value)}"
+    text = repr(value)
+    return text if len(text) <= 2 * REPR_KEY else f"{text[:2 * REPR_KEY]}..."
+
+
 def _put_again(value, arguments):
     return Put(value, **arguments)
+
+
+cdef int check_many(object items, str what, str single) except -1:
+    """What goes through one by one, but is one value, would be put in pieces."""
+    if isinstance(items, (str, bytes, bytearray, memoryview, dict)):
+        raise _errors.InvalidType(f"{what}: expected an iterable of values, found one "
+                                  f"{type(items).__name__}; {single}() takes a single value")
+    try:
+        iter(items)
+    except TypeError as error:
+        raise _errors.InvalidType(f"{what}: expected an iterable of values, found "
+                                  f"{type(items).__name__}") from error
+    return 0
 
 
 cdef class QueueCore(_QueueFiles):
@@ -313,7 +334,8 @@ cdef class QueueCore(_QueueFiles):
                 its own.
             timeout: seconds to wait in all where the queue is full; None: as long as it takes.
 
-        Raises: as `put`, but for QueueFull. Where one raises, those before it were put.
+        Raises: as `put`, but for QueueFull; InvalidType for one dict, string or bytes. Where one
+        raises, those before it were put.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
@@ -338,6 +360,8 @@ cdef class QueueCore(_QueueFiles):
         cdef bint plain = True
         priority, delay, at, key = _ZERO, 0.0, None, None
         ttl = dedup_id = headers = None
+        if type(items) is not list and type(items) is not tuple:
+            check_many(items, "items", "put")
         ms_now_near(&self.c, &now)
         try:
             for item in items:

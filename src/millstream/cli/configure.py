@@ -26,6 +26,35 @@ QUEUE = (
     *("capacity", "lease", "ttl", "payload_max", "dedup_window", "ageing"),
     *("priorities", "slot_bytes", "payload_bytes", "ordering", "dead_limit", "on_dead"),
 )
+DEFAULTS = {
+    "segment_bytes": "128MiB",
+    "durability": "store",
+    "compact_min_dirty": "0.5",
+    "compact_min_age": "0",
+    "compact_tombstone_age": "24h",
+    "compact_max_rate": "64MiB",
+}
+"""Of a new stream, as help says them; a test makes one with them and one without."""
+QUEUE_DEFAULTS = {
+    "capacity": "100000",
+    "lease": "30",
+    "payload_max": "16MiB",
+    "dedup_window": "0",
+    "durability": "store",
+    "max_attempts": "12",
+    "backoff": "1",
+    "factor": "2",
+    "max_delay": "10m",
+    "jitter": "0.25",
+}
+"""Of a new queue."""
+
+
+def say_defaults(parser: argparse.ArgumentParser, defaults: dict[str, str]) -> None:
+    """Say in the help of what makes something what holds where an option is not given."""
+    for action in parser._actions:
+        if action.dest in defaults:
+            action.help = f"{action.help} (default: {defaults[action.dest]})"
 
 
 def register(verbs: Verbs) -> None:
@@ -36,6 +65,7 @@ def register(verbs: Verbs) -> None:
         "--partitions", type=count_argument, metavar="N", help="how many (default: 1)"
     )
     add_stream_settings(parser, "")
+    say_defaults(parser, DEFAULTS)
     parser = add(verbs, "alter", run_alter, "stream", "change the settings of a stream, in use too")
     parser.add_argument(
         "--partitions",
@@ -55,6 +85,7 @@ def register_queue(verbs: Verbs) -> None:
     parser = add(verbs, "create", run_create_queue, "queue", "make a queue, and the store for it")
     add_if_not_exists(parser)
     add_queue_settings(parser, "")
+    say_defaults(parser, QUEUE_DEFAULTS)
     fixed = parser.add_argument_group("what cannot be changed later")
     fixed.add_argument("--priorities", type=count_argument, metavar="N", help="1 to 8 (default: 4)")
     fixed.add_argument(

@@ -395,7 +395,7 @@ def text_of(value: object) -> str:
         return {None: "none", True: "yes", False: "no"}[value]
     if isinstance(value, tuple):
         return " ".join(map(text_of, value))
-    return f"{value:g}" if isinstance(value, float) else str(value)
+    return f"{value:.15g}" if isinstance(value, float) else str(value)
 
 
 def plural(count: int, noun: str) -> str:

@@ -132,10 +132,20 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
     parser.add_argument("-0", "-z", "--null", action="store_true", help="lines of stdin end in NUL")
     add_create(parser)
     new = parser.add_argument_group("if the queue is new")
-    new.add_argument("--capacity", type=count_argument, metavar="N", help="messages not finished")
-    new.add_argument("--priorities", type=count_argument, metavar="N", help="1 to 8")
+    new.add_argument(
+        "--capacity",
+        type=count_argument,
+        metavar="N",
+        help="messages not finished (default: 100000)",
+    )
+    new.add_argument("--priorities", type=count_argument, metavar="N", help="1 to 8 (default: 4)")
     new.add_argument("--ordering", choices=("key",), help="one message of a key at a time")
-    new.add_argument("--dedup-window", type=seconds_argument, metavar="S", help="0: none")
+    new.add_argument(
+        "--dedup-window",
+        type=seconds_argument,
+        metavar="S",
+        help="how long a --dedup-id is stored once (default: 0)",
+    )
 
 
 def register_get(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
