@@ -110,6 +110,8 @@ def run(how: str, kills: int) -> bool:
             victim.kill()
             victim.wait()
             workers.append(start(how, store.path))
+        while "pipe" not in numbers.groups():  # no worker has come so far before it was killed
+            time.sleep(0.05)
         while numbers.group("pipe").lag() or len(checks) or len(count(checked)) < NUMBERS:
             time.sleep(0.05)
         for worker in workers:
