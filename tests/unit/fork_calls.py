@@ -158,7 +158,7 @@ def main(path, forks):
     chance = random.Random(1)
     failed = 0
     for number in range(forks):
-        time.sleep(chance.random() * 0.003)
+        time.sleep(chance.random() * 0.003)  # the moment of the fork is what varies
         child = os.fork()
         if child == 0:
             signal.alarm(SECONDS)

@@ -7,10 +7,10 @@ import logging
 import subprocess
 import sys
 import threading
-import time
 import warnings
 
 import pytest
+from timing import until
 
 import millstream
 from millstream import _native
@@ -44,13 +44,6 @@ def clock():
 
     yield advance
     _native.set_clock(False)
-
-
-def await_true(what, seconds=SECONDS):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.005)
 
 
 def failing(error):
@@ -94,13 +87,13 @@ def test_the_thread_survives_a_failed_sync_that_cannot_even_be_logged(store, mon
             stream.append(b"a")
             queue.put(b"a")
             assert broken.called.wait(SECONDS)
-            await_true(lambda: stream.stats().health == "background failing")
+            until(lambda: stream.stats().health == "background failing")
             assert "injected" in stream.stats().background
     finally:
         log.removeFilter(broken)
-    await_true(lambda: stream.durable_offset(0) == 1)
-    await_true(lambda: not queue._unsynced_seconds)
-    await_true(lambda: stream.stats().health == queue.stats().health == "sound")
+    until(lambda: stream.durable_offset(0) == 1)
+    until(lambda: not queue._unsynced_seconds)
+    until(lambda: stream.stats().health == queue.stats().health == "sound")
 
 
 @pytest.mark.parametrize("where", ["_round", "_pause", "_take", "_sync_all", "_retention_due"])
@@ -108,7 +101,7 @@ def test_the_thread_survives_a_failed_sync_that_cannot_even_be_logged(store, mon
 def test_the_thread_survives_whatever_is_raised_in_it(store, monkeypatch, where, error):
     stream = store.stream("s", retention=millstream.Retention(records=10**9))
     stream.append(b"a")
-    await_true(lambda: stream.durable_offset(0) == 1)
+    until(lambda: stream.durable_offset(0) == 1)
     thread, raised = store._background._thread, threading.Event()
 
     def fail(*_, **__):
@@ -119,7 +112,7 @@ def test_the_thread_survives_whatever_is_raised_in_it(store, monkeypatch, where,
         patch.setattr(Background, where, fail)
         stream.append(b"b")
         assert raised.wait(SECONDS)
-    await_true(lambda: stream.durable_offset(0) == 2)
+    until(lambda: stream.durable_offset(0) == 2)
     assert store._background._thread is thread
 
 
@@ -136,8 +129,8 @@ def test_one_partition_that_fails_keeps_no_other_from_being_synced(store, monkey
         patch.setattr(PartitionLog, "_sync_owned", sync)
         for index in range(3):
             stream.append(b"a", partition=index)
-        await_true(lambda: stream.durable_offset(0) == stream.durable_offset(2) == 1)
-    await_true(lambda: stream.durable_offset(1) == 1)
+        until(lambda: stream.durable_offset(0) == stream.durable_offset(2) == 1)
+    until(lambda: stream.durable_offset(1) == 1)
 
 
 def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeypatch, clock):
@@ -154,7 +147,7 @@ def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeyp
         background._stopping, background._thread = False, dead
         call()
         assert background._thread.is_alive()
-    await_true(lambda: stream.durable_offset(0) == 1)
+    until(lambda: stream.durable_offset(0) == 1)
     # Also where the core had no news to tell: it looks at the clock.
     with monkeypatch.context() as patch:
         patch.setattr(Background, "_round", lambda _: None)
@@ -167,7 +160,7 @@ def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeyp
     clock(LATE_NS)
     assert stream.append(b"c").offset == 2
     assert background._thread.is_alive()
-    await_true(lambda: stream.durable_offset(0) == 3)
+    until(lambda: stream.durable_offset(0) == 3)
 
 
 def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
@@ -182,7 +175,7 @@ def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
         patch.setattr(Compactor, "_look_at_all", fail)
         stream = store.stream("s", compact=millstream.Compaction())
         assert failed.wait(SECONDS)
-        await_true(lambda: "MemoryError" in stream.stats().background)
+        until(lambda: "MemoryError" in stream.stats().background)
     monkeypatch.setattr(Compactor, "_look_at_all", lambda _: looked.set())
     assert looked.wait(SECONDS)
     compactor = store._background._compactor
@@ -228,7 +221,7 @@ def test_without_a_thread_who_appends_puts_or_commits_syncs(store, monkeypatch):
             store.stream("compact", compact=millstream.Compaction())
     assert kept.append(b"a").offset == 0
     assert background._thread.is_alive()
-    await_true(lambda: stream.stats().health == "sound")
+    until(lambda: stream.stats().health == "sound")
     consumer.close()
 
 
@@ -443,7 +436,7 @@ def test_what_is_overdue_is_seen_from_another_process(store, hung, tmp_path):
 def test_an_idle_stream_and_one_of_level_process_are_never_overdue(store, clock):
     stream = store.stream("s")
     stream.append(b"a")
-    await_true(lambda: stream.durable_offset(0) == 1)
+    until(lambda: stream.durable_offset(0) == 1)
     unsynced = store.stream("p", durability="process")
     unsynced.append(b"a")
     clock(LATE_NS)
@@ -501,7 +494,7 @@ def test_the_thread_imports_nothing_also_where_it_fails_or_applies_a_journal(tmp
 
 
 EXHAUSTED = """
-import os, resource, sys, time
+import os, resource, sys, time, timing
 import millstream
 
 resource.setrlimit(resource.RLIMIT_NOFILE, (256, 256))
@@ -517,14 +510,12 @@ with millstream.open(sys.argv[1], durability="interval") as store:
     deadline = time.monotonic() + 1.0
     while time.monotonic() < deadline:
         stream.append(b"b")
-        time.sleep(0.005)
+        time.sleep(0.005)  # the thread fails meanwhile, on its own clock
     for one in taken:
         os.close(one)
     stream.append(b"c")
-    deadline = time.monotonic() + 30.0
-    while stream.stats().health != "sound" or stream.durable_offset(0) < stream.next_offset(0):
-        assert time.monotonic() < deadline, stream.stats()
-        time.sleep(0.01)
+    timing.until(lambda: stream.stats().health == "sound")
+    timing.until(lambda: stream.durable_offset(0) == stream.next_offset(0))
 """
 
 

@@ -7,9 +7,9 @@ import subprocess
 import sys
 import textwrap
 import threading
-import time
 
 import pytest
+from timing import until
 
 import millstream
 from millstream import files
@@ -33,13 +33,6 @@ def stream(tmp_path):
 def close(store):
     with contextlib.suppress(millstream.MillstreamError):  # what the test has poisoned
         store.close()
-
-
-def await_true(what, seconds=SECONDS):
-    deadline = time.monotonic() + seconds
-    while not what():
-        assert time.monotonic() < deadline, "did not come true"
-        time.sleep(0.005)
 
 
 def refuse_segments(monkeypatch, partition, error):
@@ -137,7 +130,7 @@ def test_ctrl_c_between_shares_leaves_what_is_stored_to_the_background(stream, m
         append(stream)
     there = [index for index in range(PARTITIONS) if stream.next_offset(index)]
     assert len(there) == PARTITIONS - 1
-    await_true(lambda: all(stream.durable_offset(i) == stream.next_offset(i) for i in there))
+    until(lambda: all(stream.durable_offset(i) == stream.next_offset(i) for i in there))
 
 
 def test_ctrl_c_in_the_sync_of_one_record_leaves_it_to_the_background(stream, monkeypatch):
@@ -147,7 +140,7 @@ def test_ctrl_c_in_the_sync_of_one_record_leaves_it_to_the_background(stream, mo
         with pytest.raises(KeyboardInterrupt):
             stream.append(b"b", partition=0)
     assert stream.next_offset(0) == 2
-    await_true(lambda: stream.durable_offset(0) == 2)
+    until(lambda: stream.durable_offset(0) == 2)
 
 
 def test_a_chunk_of_arrow_data_that_fails_leaves_durable_ones(stream, monkeypatch):
@@ -352,7 +345,7 @@ def test_a_store_that_is_closed_while_a_record_is_synced(tmp_path, monkeypatch):
     threads[0].start()
     assert begun.wait(SECONDS)
     threads[1].start()
-    await_true(lambda: stream.closed or store._closed)
+    until(lambda: stream.closed or store._closed)
     go_on.set()
     for thread in threads:
         thread.join(SECONDS)
@@ -391,7 +384,7 @@ def run_python(code):
 
 
 EXHAUSTED = """
-    import contextlib, os, resource, sys, tempfile, time, warnings
+    import contextlib, os, resource, sys, tempfile, time, timing, warnings
     import millstream
 
     @contextlib.contextmanager
@@ -422,8 +415,7 @@ def test_sync_needs_no_descriptor_that_it_did_not_have_before_it_stored_anything
             for _ in range(8):
                 stream.append(b"x" * 4000)
             native = stream._opened()[0].native
-            while native.next is None:  # the spare comes when it is half full
-                time.sleep(0.001)
+            timing.until(lambda: native.next is not None)  # the spare: it is half full
             stream.append(b"x")
             other = store.stream("t", durability="process")
             other.append(b"x")
