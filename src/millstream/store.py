@@ -246,7 +246,7 @@ class Store(StoreTransactions):
             OPEN.pop(id(self), None)
             self._members.abandon()
             return
-        if not self._closed and _native.held():
+        if not self._closed and _native.held() > 0:
             raise Reentered(
                 f"{self.path}: closed in the middle of a call of this thread, by a signal handler,"
                 " finalizer or callback; nothing was done. Close it when that call has returned"

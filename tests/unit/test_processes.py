@@ -10,6 +10,7 @@ import sys
 import textwrap
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import xxhash
@@ -401,14 +402,16 @@ def test_time_outs_name_the_holder(tmp_path):
 
 
 def test_opening_waits_for_the_gate_as_long_as_it_is_told(tmp_path):
-    with millstream.open(tmp_path / "s") as store:
+    with millstream.open(tmp_path / "s") as store, ThreadPoolExecutor(1) as another:
         store._members.enter_gate(10)
-        for mode in ("rw", "r"):
-            begun = time.monotonic()
-            with pytest.raises(LockTimeout):
-                millstream.open(tmp_path / "s", mode=mode, timeout=0.1)
-            assert 0.1 <= time.monotonic() - begun < SOON
-        store._members.leave_gate()
+        try:
+            for mode in ("rw", "r"):
+                begun = time.monotonic()
+                with pytest.raises(LockTimeout):
+                    another.submit(millstream.open, tmp_path / "s", mode=mode, timeout=0.1).result()
+                assert 0.1 <= time.monotonic() - begun < SOON
+        finally:
+            store._members.leave_gate()
         millstream.open(tmp_path / "s", timeout=0).close()
 
 
