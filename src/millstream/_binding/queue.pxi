@@ -72,10 +72,10 @@ cdef class Put:
 
 def _short(value):
     """As it is, where that is short: values may have megabytes."""
-    if isinstance(value, (bytes, bytearray, str)) and len(value) > REPR_KEY:
+    if isinstance(value, (bytes, bytearray, str)) and len(value) > <Py_ssize_t>REPR_KEY:
         return f"{value[:REPR_KEY]!r}... of {len(value)}"
     text = repr(value)
-    return text if len(text) <= 2 * REPR_KEY else f"{text[:2 * REPR_KEY]}..."
+    return text if len(text) <= 2 * <Py_ssize_t>REPR_KEY else f"{text[:2 * REPR_KEY]}..."
 
 
 def _put_again(value, arguments):

@@ -447,7 +447,8 @@ cdef class _QueueFiles:
         """Microseconds to add to a time of the store's clock, to show it by the wall clock."""
         cdef int64_t shift = ms_clock_wall_us() - ms_clock_boot_ns() // 1000 - \
             self.c.clock_offset_us
-        if not -SHIFT_US <= shift - self.shift_us <= SHIFT_US:  # less is between two readings
+        # Less lies between two readings.
+        if not -<int64_t>SHIFT_US <= shift - self.shift_us <= <int64_t>SHIFT_US:
             self.shift_us = shift
         return self.shift_us
 
