@@ -250,7 +250,7 @@ class WholeMachine(StreamSteps, QueueSteps):
         def function(record):
             m, named = self.new_message("lines", *put)
             seen.append((record.position, (record.key, record.value), m))
-            return named
+            return millstream.Put(**named)
 
         before = dict(committed)
         source, sink = self.stream("plain", second), self.queue("lines", second)
