@@ -25,7 +25,7 @@ PACKAGE = os.path.dirname(millstream.__file__) + os.sep
 NO_FILES = {
     "Advice", "Compaction", "CompactionProgress", "CompactionResult", "DeadLetter",
     "PartitionStats", "Position", "Put", "QueueStats", "Retention", "RetryPolicy", "Span",
-    "StoredMessage", "StreamStats", "GroupMember", "GroupPartition",
+    "Record", "StoredMessage", "StreamStats", "GroupMember", "GroupPartition",
 }  # fmt: skip
 """Values: they touch neither files nor threads."""
 ELSEWHERE = {"apoll", "aget", "aput", "aread", "worker", "position_in"}
@@ -261,6 +261,8 @@ CALLS = {
     "Batch.to_arrow": None,  # needs pyarrow; touches no file
     "Batch.values_as": lambda w: functools.partial(w.batch().values_as, "S1"),
     "Batch.values": lambda w: functools.partial(list, w.batch().values),
+    # Threads of workers are refused in test_background.py, their processes in test_worker.py.
+    **dict.fromkeys(f"Worker.{name}" for name in ("start", "begin", "stop", "ask", "end")),
     "compat.Queue": lambda w: lambda: compat.Queue(path=w.path, name=f"c{w.next()}"),
     "compat.SimpleQueue": lambda w: compat.SimpleQueue,
     "compat.Queue.put": lambda w: functools.partial(w.items.put, 1, timeout=1),
