@@ -74,7 +74,8 @@ class WholeMachine(StreamSteps, QueueSteps):
             "jobs": {**common, "ordering": None, "on_dead": "skip", "dedup_window": WINDOW},
             "lines": {**common, "ordering": "key", "on_dead": on_dead},
         }
-        self.stay, self.compaction = stay, Compaction(tombstone_age=3600 if stay else 0)
+        # Tombstones that stay do so through all steps: 50 of at most 700 s make 35,000.
+        self.stay, self.compaction = stay, Compaction(tombstone_age=86_400 if stay else 0)
         self.queues = {name: QueueModel(options) for name, options in self.options.items()}
         self.open()
         for name in ("plain", "keyed", "kept", "brief"):
