@@ -42,7 +42,7 @@ class _GroupTurn(_Turn):
         """Sleep until there may be something, it is time to look for the dead, or the deadline."""
         stream, member = self.stream, self.member
         seen = stream._prepare_wait()
-        if self.ready() or stream.closed or stream._state != 1 or member.unseen:
+        if self.ready() or self.over() or member.unseen:
             return
         slice_ = LOOK_SECONDS if member.others else ALONE_SECONDS
         left = min(deadline - time.monotonic(), slice_)

@@ -295,6 +295,10 @@ class _Turn:
     def ready(self) -> bool:
         return any(one.ready() for one in self.readers)
 
+    def over(self) -> bool:
+        """Is there nothing left to wait for? Whoever makes it so wakes the stream afterwards."""
+        return self.stream.closed or self.stream._state != 1
+
     def look_again(self) -> None:
         """Between waits: partitions may have been added, the stream dropped."""
         stream = self.stream
@@ -316,7 +320,7 @@ class _Turn:
         """Sleep until there may be something, or the deadline."""
         stream = self.stream
         seen = stream._prepare_wait()
-        if self.ready() or stream.closed or stream._state != 1:
+        if self.ready() or self.over():
             return
         if self.grows and stream.partitions > len(self.readers):
             return

@@ -6,7 +6,7 @@ import contextlib
 import math
 import threading
 import time
-from collections.abc import ItemsView, Iterator, KeysView, Mapping, ValuesView
+from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
 from millstream import _native, eras, view_snapshot
 from millstream._native import Latest, Position, Span
@@ -187,7 +187,7 @@ class View(Latest):
     def _loaded(self, values: Latest, place: Place | None) -> Replay | None:
         """A replay that is at the end; None: retention, compaction or partitions came between."""
         try:
-            replay = Replay(self.stream, values, place)
+            replay = Replay(self.stream, values, place, lambda: self._stopping)
             while not self._stopping and replay.step():
                 pass
         except OffsetOutOfRange:
@@ -266,6 +266,19 @@ class _Reader(PartitionReader):
             raise self.log.out_of_range(offset, " is before a tombstone that compaction removed")
 
 
+class _ReplayTurn(_Turn):
+    """The readers of a replay, which is `stopped` before the stream is woken."""
+
+    def __init__(
+        self, stream: Stream, readers: list[PartitionReader], stopped: Callable[[], bool]
+    ) -> None:
+        super().__init__(stream, readers, grows=False)
+        self._stopped = stopped
+
+    def over(self) -> bool:
+        return self._stopped() or super().over()
+
+
 def _tombstones_ends(log: PartitionLog) -> dict[int, int]:
     """Behind the last tombstone that was removed, of each segment that has lost one."""
     found = {}
@@ -285,9 +298,16 @@ class Replay:
     of which the record with the latest timestamp counts.
     """
 
-    def __init__(self, stream: Stream, values: Latest, place: Place | None) -> None:
+    def __init__(
+        self,
+        stream: Stream,
+        values: Latest,
+        place: Place | None,
+        stopped: Callable[[], bool] = lambda: False,
+    ) -> None:
         self.stream = stream
         self.values = values
+        self._stopped = stopped
         self.partitions = stream.partitions if place is None else len(place.following)
         self.applied = 0
         self._strays: dict[bytes, tuple[int, bytes | None, int]] | None = {}
@@ -310,7 +330,7 @@ class Replay:
             if self._strays is not None:  # loading: what retention took is not asked for
                 start = self.following[index] = max(start, log.first_offset)
             readers.append(_Reader(log, start, self._gone[index]))
-        return _Turn(self.stream, readers, grows=False)
+        return _ReplayTurn(self.stream, readers, self._stopped)
 
     def step(self) -> bool:
         """Go one step on in each partition: was there anything?"""

@@ -8,12 +8,13 @@ import struct
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Mapping
 
 import pytest
 
 import millstream
-from millstream import _native, files, view_snapshot
+from millstream import _native, files, reader, view_snapshot
 from millstream import view as view_module
 from millstream._native import Latest
 from millstream.segments import PartitionLog
@@ -522,6 +523,26 @@ def test_closed_store_ends_the_view(store):
     with pytest.raises(millstream.Closed):
         view[b"a"]
     view.close()
+
+
+def test_close_wakes_the_thread_that_was_about_to_sleep(store, monkeypatch):
+    stream, wait = store.stream("s"), reader._Turn.wait
+    about_to, woken, slept = threading.Event(), threading.Event(), []
+
+    def wait_late(turn, *rest):
+        about_to.set()
+        woken.wait(10)
+        began = time.monotonic()
+        wait(turn, *rest)
+        slept.append(time.monotonic() - began)
+
+    monkeypatch.setattr(reader._Turn, "wait", wait_late)
+    monkeypatch.setattr(_native, "join", lambda thread: (woken.set(), thread.join()))
+    view = stream.view()
+    assert about_to.wait(10)
+    view.close()
+    assert len(slept) == 1
+    assert slept[0] < view_module.WAIT_SECONDS / 2
 
 
 def test_other_process_sees_what_is_appended_here(store):
