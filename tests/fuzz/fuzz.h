@@ -21,6 +21,12 @@ static inline void *zeros(uint64_t size) {
   return memory;
 }
 
+/* The same memory for each input, zero again: new pages would cost more than all else. */
+static inline void *zeros_again(void **kept, uint64_t size) {
+  if (*kept == NULL) return *kept = zeros(size);
+  return memset(*kept, 0, size);
+}
+
 /* The next piece, into the file; false at the end. */
 static inline int piece(uint8_t *file, uint64_t file_size, const uint8_t **data, size_t *size) {
   if (*size < 4) return 0;

@@ -130,7 +130,7 @@ def write_journal(path: Path, data: bytes) -> None:
 
 def one_input(data: bytes, built: Path) -> None:
     """Give a copy this journal and open it."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=fuzz_store.MEMORY) as name:
         path = Path(name) / "store"
         fuzz_store.copy(built, path)
         path.with_name("rows").write_bytes(built.with_name("rows").read_bytes())
@@ -159,4 +159,4 @@ def inputs(count: int, seed: int) -> list[bytes]:
 
 
 if __name__ == "__main__":
-    fuzz_store.search(build, one_input, inputs)
+    fuzz_store.search(build, one_input, inputs, FOUND)

@@ -27,7 +27,7 @@ static void work(ms_queue *queue, ms_instant *now) {
   ms_lease lease;
   uint32_t owner;
   int64_t next;
-  uint8_t *content = malloc(1 << 20);
+  static uint8_t content[1 << 20];
   for (int i = 0; i < ROUNDS; i++) {
     now->mono_ns += 1000000000;
     now->boot_ns += 1000000000;
@@ -67,7 +67,6 @@ static void work(ms_queue *queue, ms_instant *now) {
     else
       (void)!ms_queue_try_decide(queue, i, word, i % 2, now, &owner);
   }
-  free(content);
 }
 
 int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
@@ -79,7 +78,9 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint64_t start[3] = {0, (sizes[0] + 4095) / 4096 * 4096, 0};
   start[2] = start[1] + (sizes[1] + 4095) / 4096 * 4096;
   uint64_t whole = start[2] + sizes[2], hints_size = ms_hints_size(SLOTS, LANES, (flags & 4) != 0);
-  uint8_t *bytes = zeros(whole), *hints = zeros(hints_size);
+  static void *files, *plain_hints, *ordered_hints, *scratches;
+  uint8_t *bytes = zeros_again(&files, whole);
+  uint8_t *hints = zeros_again(flags & 4 ? &ordered_hints : &plain_hints, hints_size);
   while (piece(bytes, whole, &data, &size)) {}
   ms_error err;
   ms_queue queue = {.slots = (ms_slots_header *)(void *)bytes,
@@ -106,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (ms_queue_attach(&queue, sizes[0], sizes[1], hints_size, &err) != MS_OK) abort();
   if (flags & 1) mend_slots(&queue);
   ms_instant now = {INT64_C(5000000000), INT64_C(9000000000), INT64_C(1700000000000000)};
-  void *scratch = zeros(24 * SLOTS + 64);
+  void *scratch = zeros_again(&scratches, 24 * SLOTS + 64);
   ms_queue_recover(&queue, !(flags & 8), &now, scratch);
   ms_dedup table;
   ms_dedup_header *header = (ms_dedup_header *)(void *)(bytes + start[2]);
@@ -125,8 +126,5 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   ms_queue_count(&queue, &counts);
   char text[200];
   (void)!ms_queue_check(&queue, text, sizeof text);
-  free(scratch);
-  free(hints);
-  free(bytes);
   return 0;
 }

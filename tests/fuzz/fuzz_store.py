@@ -6,19 +6,31 @@ allowed, whatever the bytes are.
 """
 
 import contextlib
+import functools
+import gc
+import importlib
+import logging
 import os
+import pkgutil
 import random
 import sys
 import tempfile
 import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
+from types import FunctionType, ModuleType
 
 import millstream
 from millstream import MillstreamError, files, inspect
 
-FOUND: list[bytes] = []
+FOUND: list[bytes] = [
+    bytes.fromhex("4f2fc53165393939393939c456610000000000000000210120feefffc1c950b725"),
+]  # fmt: skip
 """Inputs that once failed."""
+PAGE = 4096
+MEMORY = "/dev/shm" if os.path.isdir("/dev/shm") else None
+"""Where stores are made by the thousand."""
 WORDS = (b"\x00" * 8, b"\xff" * 8, b"\x00\x00\x00\x80" * 2, b"\xff\xff\xff\x7f" * 2, b"1e999999")
 
 
@@ -39,42 +51,53 @@ def build(path: Path) -> None:
             transaction.put(queue, b"y")
 
 
-def copy(built: Path, path: Path) -> None:
-    """Without what is zero: most of a file."""
-    for file in sorted(built.rglob("*")):
-        to = path / file.relative_to(built)
-        if file.is_dir():
-            to.mkdir(parents=True, exist_ok=True)
-            continue
-        to.parent.mkdir(parents=True, exist_ok=True)
-        with file.open("rb") as source, to.open("wb") as target:
+@functools.lru_cache(maxsize=4)
+def image(built: Path) -> list[tuple[Path, int, list[tuple[int, bytes]]]]:
+    """Each file's path, size, and pages that are not zero: a small part of it."""
+    found = []
+    for file in sorted(one for one in built.rglob("*") if one.is_file()):
+        pages = []
+        with file.open("rb") as opened:
             size, at = file.stat().st_size, 0
-            target.truncate(size)
             while at < size:
-                raw = os.pread(source.fileno(), 1 << 20, at)
-                if raw.strip(b"\0"):
-                    os.pwrite(target.fileno(), raw, at)
                 try:
-                    at = os.lseek(source.fileno(), at + len(raw), os.SEEK_DATA)
+                    at = os.lseek(opened.fileno(), at, os.SEEK_DATA) // PAGE * PAGE
                 except OSError:  # no more
                     break
+                raw = os.pread(opened.fileno(), PAGE, at)
+                if raw.strip(b"\0"):
+                    pages.append((at, raw))
+                at += PAGE
+        found.append((file.relative_to(built), size, pages))
+    return found
 
 
-def damage(path: Path, data: bytes) -> None:
-    """Eleven bytes an edit: which file, where (as a share of it), what to write there."""
-    found = sorted(one for one in path.rglob("*") if one.is_file() and one.stat().st_size)
+def copy(built: Path, path: Path) -> None:
+    """Without what is zero."""
+    for name, size, pages in image(built):
+        to = path / name
+        to.parent.mkdir(parents=True, exist_ok=True)
+        with to.open("wb", buffering=0) as target:
+            target.truncate(size)
+            for at, raw in pages:
+                os.pwrite(target.fileno(), raw, at)
+
+
+def damage(path: Path, built: Path, data: bytes) -> None:
+    """Eleven bytes an edit: which file, where in what is not zero of it, what to write there."""
+    files = [one for one in image(built) if one[2]]
     for at in range(0, len(data) - 10, 11):
-        file = found[data[at] % len(found)]
-        size = file.stat().st_size
+        name, size, pages = files[data[at] % len(files)]
         place = int.from_bytes(data[at + 1 : at + 3], "little")
         # Half of them near the beginning, where the headers are.
-        where = place % 512 if place & 1 else size * place // 65536
+        first, raw = pages[0] if place & 1 else pages[(place >> 10) % len(pages)]
+        where = min(first + (place >> 1) % 512 * 8 % len(raw), size)
         edit = data[at + 3 : at + 11]
         if edit[:1] == b"\xfe":  # the file ends here
-            os.truncate(file, where)
+            os.truncate(path / name, where)
         else:
-            with file.open("r+b") as opened:
-                opened.seek(where // 8 * 8)
+            with (path / name).open("r+b") as opened:
+                opened.seek(where)
                 opened.write(edit)
 
 
@@ -115,10 +138,10 @@ def poll(store: millstream.Store) -> None:
 
 def one_input(data: bytes, built: Path) -> None:
     """Damage a copy and use it."""
-    with tempfile.TemporaryDirectory() as name:
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         path = Path(name) / "store"
         copy(built, path)
-        damage(path, data)
+        damage(path, built, data)
         use(path, "r")
         with contextlib.suppress(MillstreamError):
             inspect.verify(path)
@@ -142,37 +165,64 @@ def inputs(count: int, seed: int) -> list[bytes]:
     return found
 
 
+def instrument(atheris: ModuleType) -> None:
+    """Count what runs of millstream; `instrument_all` takes minutes, over all of Python."""
+    for module in pkgutil.walk_packages(millstream.__path__, "millstream."):
+        if not module.name.endswith("__main__"):
+            importlib.import_module(module.name)
+    for one in gc.get_objects():
+        if isinstance(one, FunctionType) and (one.__module__ or "").startswith("millstream"):
+            atheris.instrument_func(one)
+
+
 def search(
     build: Callable[[Path], None],
     one_input: Callable[[bytes, Path], None],
     inputs: Callable[[int, int], list[bytes]],
+    found: list[bytes],
 ) -> None:
     """Look for more, as many seconds as the command line says."""
     seconds = float(sys.argv[1]) if len(sys.argv) > 1 else 60.0
-    with tempfile.TemporaryDirectory() as name:
+    logging.disable()
+    warnings.simplefilter("ignore")
+    with tempfile.TemporaryDirectory(dir=MEMORY) as name:
         built = Path(name) / "built"
         build(built)
         try:
             import atheris
         except ImportError:
-            begin, seed = time.monotonic(), time.time_ns()
-            count, last = 0, b""
-            try:
-                while time.monotonic() < begin + seconds:
-                    for last in inputs(10, seed + count):
-                        one_input(last, built)
-                        count += 1
-            except BaseException:
-                print(f"after {count} inputs: {last.hex()}", flush=True)
-                raise
-            print(f"{count} inputs in {time.monotonic() - begin:.0f} s", flush=True)
+            search_at_random(seconds, one_input, inputs, built)
             return
-        atheris.instrument_all()
-        atheris.Setup(
-            [sys.argv[0], f"-max_total_time={seconds:.0f}"], lambda data: one_input(data, built)
-        )
+        instrument(atheris)
+        corpus = Path(name) / "corpus"
+        corpus.mkdir()
+        for number, data in enumerate([*found, *inputs(200, 1)]):
+            (corpus / f"{number}").write_bytes(data)
+        options = [f"-max_total_time={seconds:.0f}", "-timeout=60", "-rss_limit_mb=4096"]
+        options += ["-max_len=200", "-print_final_stats=1", str(corpus)]
+        atheris.Setup([sys.argv[0], *options], lambda data: one_input(data, built))
         atheris.Fuzz()
 
 
+def search_at_random(
+    seconds: float,
+    one_input: Callable[[bytes, Path], None],
+    inputs: Callable[[int, int], list[bytes]],
+    built: Path,
+) -> None:
+    """Without atheris: other random edits each time."""
+    begin, seed = time.monotonic(), time.time_ns()
+    count, last = 0, b""
+    try:
+        while time.monotonic() < begin + seconds:
+            for last in inputs(10, seed + count):
+                one_input(last, built)
+                count += 1
+    except BaseException:
+        print(f"after {count} inputs: {last.hex()}", flush=True)
+        raise
+    print(f"{count} inputs in {time.monotonic() - begin:.0f} s", flush=True)
+
+
 if __name__ == "__main__":
-    search(build, one_input, inputs)
+    search(build, one_input, inputs, FOUND)

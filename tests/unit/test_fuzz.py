@@ -1,6 +1,7 @@
 """Stores with damaged files, and journals of any content, through the Python face; fixed seeds."""
 
 import logging
+import os
 
 import pytest
 from fuzz import fuzz_journal, fuzz_store
@@ -24,3 +25,22 @@ def test_foreign_bytes_raise_nothing_but_errors_of_millstream(harness, number):
             module.one_input(data, built)
     finally:
         logging.disable(logging.NOTSET)
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize("size", [0, 1, 100])
+def test_file_that_ends_early_is_an_error_of_millstream(tmp_path, size):
+    built = tmp_path / "built"
+    fuzz_store.build(built)
+    tried = 0
+    for name, whole, _ in fuzz_store.image(built):
+        if whole <= size:
+            continue
+        copied = tmp_path / f"{tried}"
+        fuzz_store.copy(built, copied)
+        os.truncate(copied / name, size)
+        print(name)  # shown where it fails
+        fuzz_store.use(copied, "r")
+        fuzz_store.use(copied, "rw")
+        tried += 1
+    assert tried > 10
