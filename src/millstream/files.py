@@ -583,6 +583,12 @@ def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mm
                 expected=length,
                 found=os.fstat(descriptor).st_size,
             )
+        if length == 0:
+            raise CorruptBatch(
+                f"{path}: empty, but it was made with its header; see `millstream verify`",
+                path=path,
+                found=0,
+            )
         access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
         return mmap.mmap(descriptor, length, access=access)
 
