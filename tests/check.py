@@ -281,43 +281,66 @@ def thread_programs() -> None:
             shell(*fixed, program, env=env, timeout=600)
 
 
+def core_objects(folder: Path, *compiler: str) -> list[Path]:
+    """Compile the core once for all harnesses."""
+    folder.mkdir()
+    core = files(".c", under="csrc")
+    goals = [folder / f"{source.stem}.o" for source in core]
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        list(pool.map(lambda one, to: shell(*compiler, "-c", "-o", to, one), core, goals))
+    return goals
+
+
 def fuzz_harnesses() -> None:
-    """Replay each corpus under ASan and UBSan; look for more for a minute in all, with clang."""
+    """Replay each corpus under ASan and UBSan; look for more for a minute in all, with clang.
+
+    MILLSTREAM_FUZZ_SECONDS looks longer: that many seconds for each harness.
+    """
     folder = ROOT / "tests" / "fuzz"
     harnesses = sorted(folder.glob("fuzz_*.c"))
     if not harnesses:
         raise Failed("no tests/fuzz/fuzz_*.c")
-    core = files(".c", under="csrc")
+    seconds = int(os.environ.get("MILLSTREAM_FUZZ_SECONDS", max(5, 60 // len(harnesses))))
     clang = next(filter(shutil.which, ["clang", *(f"clang-{n}" for n in range(22, 13, -1))]), "")
+    common = [*C_FLAGS, "-DMS_DEBUG", "-I", "csrc", "-fno-sanitize-recover=all"]
+    replaying = ["gcc", *common, "-fsanitize=address,undefined"]
     with tempfile.TemporaryDirectory() as name:
         scratch = Path(name)
         shell(sys.executable, folder / "corpora.py", scratch)
+        core = core_objects(scratch / "replaying", *replaying)
+        if clang:
+            searching = [clang, *common, "-fsanitize=fuzzer,address,undefined"]
+            covered = [clang, *common, "-fsanitize=fuzzer-no-link,address,undefined"]
+            covered_core = core_objects(scratch / "searching", *covered)
         for path in harnesses:
             program = scratch / path.stem
             corpus = sorted((scratch / path.stem.removeprefix("fuzz_")).iterdir())
-            common = [*C_FLAGS, "-DMS_DEBUG", "-I", "csrc", "-fno-sanitize-recover=all"]
-            common += ["-o", program, path]
-            shell("gcc", "-fsanitize=address,undefined", *common, *core, folder / "replay.c")
+            shell(*replaying, "-o", program, path, folder / "replay.c", *core)
             shell(program, *corpus, timeout=300)
             if clang:
-                shell(clang, "-fsanitize=fuzzer,address,undefined", *common, *core)
+                shell(*searching, "-o", program, path, *covered_core)
                 found = scratch / "found" / path.stem
                 found.mkdir(parents=True)
-                seconds = max(5, 60 // len(harnesses))
                 limits = [f"-max_total_time={seconds}", "-timeout=30", "-rss_limit_mb=2048"]
                 keep = f"-artifact_prefix={ROOT}/"
-                shell(program, *limits, keep, found, corpus[0].parent)
+                told = shell(program, *limits, keep, found, corpus[0].parent)
+                print(f"     {path.name}: {told.strip().splitlines()[-1]}")
     if not clang:
         print("     (corpora replayed; clang is not here, so nothing new was looked for)")
 
 
 def fuzz_python() -> None:
-    """Each harness of the Python face for half a minute; with atheris where it is installed."""
+    """Each harness of the Python face for half a minute; with atheris where it is installed.
+
+    MILLSTREAM_FUZZ_SECONDS looks longer.
+    """
+    seconds = os.environ.get("MILLSTREAM_FUZZ_SECONDS", "30")
     harnesses = sorted((ROOT / "tests" / "fuzz").glob("fuzz_*.py"))
     if not harnesses:
         raise Failed("no tests/fuzz/fuzz_*.py")
     for path in harnesses:
-        shell(sys.executable, path, "30", timeout=600)
+        told = shell(sys.executable, path, seconds, timeout=int(seconds) + 600)
+        print(f"     {path.name}: {told.strip().splitlines()[-1]}")
 
 
 def site() -> None:

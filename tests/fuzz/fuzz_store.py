@@ -199,7 +199,7 @@ def search(
         for number, data in enumerate([*found, *inputs(200, 1)]):
             (corpus / f"{number}").write_bytes(data)
         options = [f"-max_total_time={seconds:.0f}", "-timeout=60", "-rss_limit_mb=4096"]
-        options += ["-max_len=200", "-print_final_stats=1", str(corpus)]
+        options += ["-max_len=200", str(corpus)]
         atheris.Setup([sys.argv[0], *options], lambda data: one_input(data, built))
         atheris.Fuzz()
 
