@@ -141,6 +141,7 @@ def one_input(data: bytes, built: Path) -> None:
                     store.queue("q").peek(10)
                 found = [bytes(v) for batch in store.stream("s").read() for v in batch.values]
                 assert set(found) >= {b"%d" % i for i in range(20)}, found
+        fuzz_store.check_nothing_runs()
         with contextlib.suppress(MillstreamError):
             inspect.verify(path)
 

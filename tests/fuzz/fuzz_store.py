@@ -15,6 +15,7 @@ import pkgutil
 import random
 import sys
 import tempfile
+import threading
 import time
 import warnings
 from collections.abc import Callable
@@ -26,6 +27,7 @@ from millstream import MillstreamError, files, inspect
 
 FOUND: list[bytes] = [
     bytes.fromhex("4f2fc53165393939393939c456610000000000000000210120feefffc1c950b725"),
+    bytes.fromhex("862423fee0cb3feaed344eb11136fe5745a04fea41d5"),
 ]  # fmt: skip
 """Inputs that once failed."""
 PAGE = 4096
@@ -136,6 +138,12 @@ def poll(store: millstream.Store) -> None:
             consumer.commit()
 
 
+def check_nothing_runs() -> None:
+    """What could not be opened, or was closed, has no thread."""
+    left = [thread for thread in threading.enumerate() if thread.name.startswith("millstream")]
+    assert left == [], left
+
+
 def one_input(data: bytes, built: Path) -> None:
     """Damage a copy and use it."""
     with tempfile.TemporaryDirectory(dir=MEMORY) as name:
@@ -146,6 +154,7 @@ def one_input(data: bytes, built: Path) -> None:
         with contextlib.suppress(MillstreamError):
             inspect.verify(path)
         use(path, "rw")
+        check_nothing_runs()
         text = Path(name) / "json"
         text.write_bytes(data)
         with contextlib.suppress(MillstreamError):

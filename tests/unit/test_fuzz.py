@@ -1,5 +1,7 @@
 """Stores with damaged files, and journals of any content, through the Python face; fixed seeds."""
 
+import contextlib
+import gc
 import logging
 import os
 
@@ -27,6 +29,16 @@ def test_foreign_bytes_raise_nothing_but_errors_of_millstream(harness, number):
         logging.disable(logging.NOTSET)
 
 
+def open_files():
+    """What descriptors and maps of this process lead to."""
+    found = []
+    for name in os.listdir("/proc/self/fd"):
+        with contextlib.suppress(OSError):  # that of the listing
+            found.append(os.readlink(f"/proc/self/fd/{name}"))
+    with open("/proc/self/maps") as lines:
+        return found + [line.split(maxsplit=5)[-1] for line in lines]
+
+
 @pytest.mark.filterwarnings("ignore")
 @pytest.mark.parametrize("size", [0, 1, 100])
 def test_file_that_ends_early_is_an_error_of_millstream(tmp_path, size):
@@ -42,5 +54,8 @@ def test_file_that_ends_early_is_an_error_of_millstream(tmp_path, size):
         print(name)  # shown where it fails
         fuzz_store.use(copied, "r")
         fuzz_store.use(copied, "rw")
+        fuzz_store.check_nothing_runs()
+        gc.collect()  # tracebacks hold what could not be opened
+        assert [one for one in open_files() if one.startswith(str(copied))] == []
         tried += 1
     assert tried > 10
