@@ -118,6 +118,7 @@ class Store(StoreTransactions):
             finally:
                 self._members.leave_gate()
         except BaseException:
+            self._background.stop()  # which the replay of a journal may have begun
             self._let_go()
             raise
         self._closed = False
