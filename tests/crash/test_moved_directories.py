@@ -7,7 +7,6 @@ is, and nothing is written into the one that has its name by then.
 import os
 import pickle
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import crash_workers as workers
@@ -307,18 +306,12 @@ def test_closed_directory_is_no_other_ones(memory_directory):
 
 
 def made_anew(path, name="s"):
-    """Another thread drops a stream and makes one of its name, with records in two segments."""
-
-    def make():
-        with millstream.open(path) as other:
-            other.drop_stream(name)
-            stream = other.stream(name, segment_bytes=SMALL)
-            for _ in range(5):
-                stream.append_many([b"of the new one" * 20] * 100)
-
-    # A thread that is in the middle of a call of its own may not close a store.
-    with ThreadPoolExecutor(1) as another:
-        another.submit(make).result()
+    """Another handle drops a stream and makes one of its name, with records in two segments."""
+    with millstream.open(path) as other:
+        other.drop_stream(name)
+        stream = other.stream(name, segment_bytes=SMALL)
+        for _ in range(5):
+            stream.append_many([b"of the new one" * 20] * 100)
 
 
 def test_retention_of_a_dropped_stream_removes_nothing_of_its_successor(
