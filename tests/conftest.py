@@ -10,6 +10,7 @@ import warnings
 import pytest
 
 import millstream
+from millstream import _native
 from millstream.store import _all_open as open_stores
 from millstream.testing import clock
 
@@ -44,6 +45,16 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_teardown(item):
+    """Before fixtures close: what a failed test holds, it holds in this very thread."""
+    item.held = _native.held()
+    if item.held:
+        for seat in gc.get_objects():
+            while isinstance(seat, _native.Lock | _native.Word) and seat.mine:
+                seat.release()
+
+
 @pytest.fixture(autouse=True)
 def nothing_left_behind(request):
     """One failure stays one failure: what a test leaves open is closed before the next one.
@@ -54,6 +65,7 @@ def nothing_left_behind(request):
     handlers = [signal.getsignal(number) for number in SIGNALS]
     yield
     left = [f"open: {store!r}" for store in open_stores() if store not in stores]
+    left += [f"held: {name}" for name in request.node.held]
     passed = getattr(request.node, "did_pass", False)
     if left or not passed:
         close_all(stores)

@@ -108,7 +108,7 @@ class Background:
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
-        self._starting = _native.Lock(f"{store.path}: starting a thread")
+        self._starting = _native.Lock(f"{store.path}: starting a thread", store._members)
         self._thread: threading.Thread | None = None
         self._troubles: dict[tuple[str, str], str] = {}
         """By what, and at what: why it failed when it was tried last."""
@@ -290,6 +290,17 @@ class Background:
         if thread is not None and thread.is_alive() and thread is not threading.current_thread():
             _native.join(thread)
         self._thread = None
+
+    def go_on(self) -> None:
+        """The store is not closed after all."""
+        self._stopping = False
+        self._thread = None  # one that was told to end does
+        self._compactor = None
+        for stream in self._streams():
+            self.watch(stream)
+        if self._logs and self.store.writable:
+            self._wanted.ring()
+            self.runs()
 
     def _run(self) -> None:
         while not self._stopping and self._thread is threading.current_thread():

@@ -9,6 +9,7 @@ from millstream import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.members import Members
     from millstream.segments import PartitionLog
 
 
@@ -18,13 +19,13 @@ class SegmentCache:
     A map takes one descriptor, syncing another.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, members: Members) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
         self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
             OrderedDict()
         )
-        self._lock = _native.Lock("the maps of segments", reentrant=True)
+        self._lock = _native.Lock("the maps of segments", members, reentrant=True)
 
     def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
         """The segment, where it is mapped."""

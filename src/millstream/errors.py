@@ -255,7 +255,11 @@ class Reentered(LockTimeout):
 
     So it is where a signal handler, a finalizer (``__del__``, a callback of ``weakref``) or a
     callback of a call (a codec, ``progress``) uses the store at the wrong moment. Waiting would
-    never end, so it was not waited for, and nothing was done.
+    never end, so it was not waited for, and nothing was done. Only what the call under way has of
+    the same store counts: a handler may open, use and close another one at any time, but for the
+    moment in which that call imports what is needed for the first time (import, open and use once
+    before, and there is none). `Store.close` raises it where the call under way holds anything of
+    the store, which stays open.
 
     What to do: have the handler set a flag, and do the work where no call is under way.
     """

@@ -111,6 +111,7 @@ class Members:
         except BaseException:
             gate.release()
             raise
+        gate.session = self
         self._gate = gate
 
     def leave_gate(self) -> None:

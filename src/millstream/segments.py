@@ -59,11 +59,14 @@ class PartitionLog:
         self._inodes: dict[int, int] = {}
         """Of the maps: compaction may have put another file in the place of one."""
         self._unsealed: set[int] = set()
-        self._lock = _native.Lock(f"{self}: its segments", reentrant=True)
+        members = self.store._members
+        self._lock = _native.Lock(f"{self}: its segments", members, reentrant=True)
         # Between processes `link` lets one of several makers win; so it is within one of a call.
-        self._making = _native.Lock(f"{self}: making a segment", reentrant=True)
+        self._making = _native.Lock(f"{self}: making a segment", members, reentrant=True)
         self.sequences: PartitionSequences | None = None
-        self.opening_sequences = _native.Lock(f"{self}: opening sequences", reentrant=True)
+        self.opening_sequences = _native.Lock(
+            f"{self}: opening sequences", members, reentrant=True
+        )
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()

@@ -33,7 +33,7 @@ class PartitionSequences:
         self.log = log
         self.table = _native.Sequences()
         self.saved_at = 0
-        self._lock = _native.Lock(f"{log}: reading sequences")
+        self._lock = _native.Lock(f"{log}: reading sequences", log.store._members)
         with log.maintaining:
             if not files.exists(_file(log)):
                 # No producer was ever here, so what is there needs no reading.

@@ -86,11 +86,8 @@ class Store(StoreTransactions):
         self._open_journal = None
         self._transactions = set()
         self._replaying = False
-        self._cache = SegmentCache()
-        self._lock = _native.Lock(f"{self.path}: the store", reentrant=True)
         self._closed = True  # until it is open: what did not open has nothing to close
         self._fork = _native.fork_count()
-        self._background = Background(self)
         self._remove_when_closed = False
         self._gate_seconds = GATE_SECONDS
         self._directory = directory
@@ -108,6 +105,9 @@ class Store(StoreTransactions):
         except BaseException:
             self._directory.close()
             raise
+        self._cache = SegmentCache(self._members)
+        self._lock = _native.Lock(f"{self.path}: the store", self._members, reentrant=True)
+        self._background = Background(self)
         try:
             self._members.enter_gate(timeout)
             try:
@@ -238,45 +238,83 @@ class Store(StoreTransactions):
     def close(self) -> None:
         """Sync what this process wrote, and leave.
 
-        Batches stay valid; calls on the handles raise `Closed`.
+        Batches stay valid; calls on the handles raise `Closed`. Threads may be in calls of the
+        store, and so may this one where it runs what a user gave: a function, a codec, an iterator.
 
         The last process to close marks the store clean, so that the next open recovers nothing.
+
+        Raises: Reentered in a signal handler, finalizer or callback, where the call of this thread
+        that it interrupted is at a place where it holds what closing needs; the error names it.
+        Then the store is open still, and is to be closed when that call has returned. Calls on
+        other stores do not matter. What could not be synced: StorageError, Poisoned, LockTimeout;
+        the store is closed.
         """
         if self._fork != _native.fork_count():
             self._closed = True
             OPEN.pop(id(self), None)
             self._members.abandon()
             return
-        if not self._closed and _native.held() > 0:
-            raise Reentered(
-                f"{self.path}: closed in the middle of a call of this thread, by a signal handler,"
-                " finalizer or callback; nothing was done. Close it when that call has returned"
-            )
+        self._check_may_close()
         failed = self._settle_journal()
+        refuse_reentered(failed)
         with self._lock:
             if self._closed:
                 return
-            warned = self._abandon_transactions()
             if not self._remove_when_closed:
                 self._recover_the_rest()
             self._closed = True
             OPEN.pop(id(self), None)
-            self._background.stop()
-            well = not failed
+            try:
+                self._background.stop()
+                well = self._sync_all(failed)
+            except Reentered:
+                self._closed = False
+                OPEN[id(self)] = weakref.ref(self)
+                self._background.go_on()
+                raise
+            except BaseException:
+                self._let_go()
+                raise
+            warned = self._abandon_transactions()
             try:
                 if self.writable and not self._remove_when_closed:
-                    synced, errors = self._background.sync_everything()
-                    failed += errors + self._sync_queues()
-                    well = well and synced and not failed
-                    self._members.note_time(*self._clock.note())
-                    self._members.enter_gate(self._gate_seconds)
-                    if well and not self._members.anyone():
-                        with contextlib.suppress(StoreFull):  # all is synced; the next open walks
-                            self._mark_clean()
+                    self._leave(well and not failed)
             finally:
                 self._let_go()
             if failed or warned:
                 raise (failed + warned)[0]
+
+    def _check_may_close(self) -> None:
+        """Raise in the middle of a call of this thread that would go on with what is closed."""
+        if self._closed:
+            return
+        held = _native.held(self._members)
+        if _native.loading.mine:  # closing imports, too
+            held.append(_native.loading.name)
+        if held:
+            raise Reentered(
+                f"{self.path}: closed in the middle of a call of this thread, by a signal handler,"
+                f" finalizer or callback; that call has: {', '.join(held)}. Nothing was done, the"
+                " store is open still: close it when that call has returned"
+            )
+
+    def _sync_all(self, failed: list[Exception]) -> bool:
+        """Before leaving: did all go well? What failed is added. Reentered: it cannot be now."""
+        if not self.writable or self._remove_when_closed:
+            return True
+        well, errors = self._background.sync_everything()
+        refuse_reentered(errors)
+        failed += errors + self._sync_queues()
+        refuse_reentered(failed)
+        self._members.note_time(*self._clock.note())
+        return well
+
+    def _leave(self, well: bool) -> None:
+        """All is synced. As the last, say that the store is clean, else the next open walks."""
+        with contextlib.suppress(Reentered, StoreFull):
+            self._members.enter_gate(self._gate_seconds)
+            if well and not self._members.anyone():
+                self._mark_clean()
 
     def _leave_to_parent(self) -> None:
         """In a forked child: a map kept here would keep the space of what the parent removes."""
@@ -320,7 +358,7 @@ class Store(StoreTransactions):
             try:
                 self.close()
             except Reentered:  # it may run in the middle of any call
-                self._closed = True
+                self._closed = self._background._stopping = True
                 OPEN.pop(id(self), None)
                 self._let_go()
             except Exception:  # there is nobody to tell
@@ -512,6 +550,13 @@ class Store(StoreTransactions):
             from millstream import backup
         self._check_open()
         backup.backup(self, files.absolute(address.directory(target)))
+
+
+def refuse_reentered(errors: list[Exception]) -> None:
+    """Raise what says that nothing can be done in the middle of a call."""
+    for error in errors:
+        if isinstance(error, Reentered):
+            raise error
 
 
 OPEN: dict[int, weakref.ref[Store]] = {}

@@ -25,8 +25,8 @@ class StoreGroups(StoreQueues):
         raise NotImplementedError
 
     def _sync_queues(self) -> list[Exception]:
-        failed = [error for stream in self._streams.values() for error in stream._close_groups()]
-        return failed + super()._sync_queues()
+        failed = super()._sync_queues()  # first: these may find that it cannot be done now
+        return [*failed, *(e for stream in self._streams.values() for e in stream._close_groups())]
 
     def _settle_queues(self) -> bool:
         with _native.loading:

@@ -14,12 +14,6 @@ from functools import partial as _partial
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
-cdef extern from *:
-    """
-    static _Thread_local int ms_held; /* locks and words that this thread has */
-    """
-    int ms_held
-
 cdef enum:
     LOCK_SLICE_NS = 50000000  # 50 ms, then look whether the wait can end
     FORK_WAIT_NS = 10000000000
@@ -34,14 +28,15 @@ cdef bint greenlets = False  # gevent is there
 cdef object current_greenlet = None
 cdef object pause_greenlet = None
 cdef object greenlet_room = None
-cdef dict held_by = {}       # by greenlet, what `ms_held` is by thread
+
+cdef PyObject *first_held = NULL  # of all that threads of this process have now
 
 
 def see_greenlets():
     """Where gevent is there by now, greenlets are who makes calls; not in the middle of one."""
     global greenlets, current_greenlet, pause_greenlet, greenlet_room
     import sys
-    if greenlets or ms_held != 0 or "gevent.monkey" not in sys.modules:
+    if greenlets or held() or "gevent.monkey" not in sys.modules:
         return
     with loading:
         from millstream import greenlets as module
@@ -69,14 +64,6 @@ cdef inline unsigned long caller() noexcept:
     return greenlet() if greenlets else PyThread_get_thread_ident()
 
 
-cdef void hold_in_greenlet(unsigned long who, int change) noexcept:
-    held = held_by.get(who, 0) + change
-    if held:
-        held_by[who] = held
-    else:
-        held_by.pop(who, None)
-
-
 cdef bint let_others_run() except -1:
     """Under gevent, let the other greenlets of this thread run for a moment. False: sleep."""
     if not greenlets or greenlet_room() is None:
@@ -94,32 +81,56 @@ cdef class _Seat:
     cdef uint32_t fork
     cdef uint32_t owner      # of a word: what it holds then; else 0
     cdef bint inherited      # of a word: from a dead owner
+    cdef public object session  # the `Members` of the open store that it, or its holder, is of
+    cdef PyObject *before    # in the list of what is held
+    cdef PyObject *after
+    cdef bint listed
+
+    def __dealloc__(self):
+        if self.listed:
+            self.unlist()
 
     cdef inline bint is_mine(self, uint32_t owner) noexcept:
         return (self.holder == caller() and self.fork == ms_fork_count()
                 and self.owner == owner)
 
     cdef inline void sit(self, uint32_t owner, bint inherited) noexcept:
+        global first_held
+        if self.listed:  # it was never given back, and whose it was is dead
+            self.unlist()
         self.holder = caller()
         self.fork = ms_fork_count()
         self.owner = owner
         self.inherited = inherited
-        global ms_held
-        ms_held += 1
         if greenlets:
             self.thread = PyThread_get_thread_ident()
-            hold_in_greenlet(self.holder, 1)
+        self.before = NULL
+        self.after = first_held
+        if first_held != NULL:
+            (<_Seat>first_held).before = <PyObject *>self
+        first_held = <PyObject *>self
+        self.listed = True
 
     cdef inline bint leave(self) noexcept:
         """False: a forked child comes out of a block that its parent is in."""
-        global ms_held
         if self.fork != ms_fork_count():
             return False
-        if greenlets:
-            hold_in_greenlet(self.holder, -1)
         self.holder = 0
-        ms_held -= 1
+        if self.listed:
+            self.unlist()
         return True
+
+    cdef inline void unlist(self) noexcept:
+        global first_held
+        self.listed = False
+        if self.fork != ms_fork_count():  # the list of a child began anew
+            return
+        if self.before != NULL:
+            (<_Seat>self.before).after = self.after
+        else:
+            first_held = self.after
+        if self.after != NULL:
+            (<_Seat>self.after).before = self.before
 
     cdef bint leads_here(self, uint32_t owner):
         """Does whoever has it wait for what this thread has?"""
@@ -198,8 +209,9 @@ cdef class Lock(_Seat):
     cdef bint reentrant
     cdef bint is_loading
 
-    def __init__(self, str name, *, bint reentrant=False):
+    def __init__(self, str name, session=None, *, bint reentrant=False):
         self.name = name
+        self.session = session
         self.reentrant = reentrant
 
     def __enter__(self):
@@ -286,9 +298,21 @@ def lock_of(str name, *, bint reentrant=False):
     return seat_of(name, True, reentrant)
 
 
-def held():
-    """How many locks and words this thread has: not 0 in the middle of a call."""
-    return held_by.get(greenlet(), 0) if greenlets else ms_held
+def held(session=None):
+    """Names of the locks and words that this thread has, of a session or of all.
+
+    None in the middle of no call.
+    """
+    cdef PyObject *at = first_held
+    cdef unsigned long me = caller()
+    cdef _Seat seat
+    cdef list found = []
+    while at != NULL:
+        seat = <_Seat>at
+        if seat.holder == me and (session is None or seat.session is session):
+            found.append(seat.name)
+        at = seat.after
+    return found
 
 
 def start(thread, path):
@@ -400,11 +424,10 @@ def _after_fork_in_parent():
 
 
 def _after_fork_in_child():
-    global ms_held, forking
-    ms_held = 0
+    global first_held, forking
+    first_held = NULL
     forking = 0
     waiting.clear()
-    held_by.clear()
 
 
 ms_fork_watch()

@@ -23,6 +23,10 @@ cdef class Word:
     cdef readonly str name
     cdef public double timeout
 
+    cdef inline void sit(self, uint32_t me, bint inherited) noexcept:
+        self.seat.session = self.members
+        self.seat.sit(me, inherited)
+
     def __enter__(self):
         self.take(self.timeout)
         return self
@@ -45,11 +49,11 @@ cdef class Word:
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
-            self.seat.sit(me, False)
+            self.sit(me, False)
             return True
         if self.members.is_dead(owner & 0x7fffffff):
             if ms_owner_take_over(self.word, me, owner, &owner) == MS_OK:
-                self.seat.sit(me, True)
+                self.sit(me, True)
                 return True
         return False
 
@@ -58,7 +62,7 @@ cdef class Word:
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
-            self.seat.sit(me, False)
+            self.sit(me, False)
             return
         self.seat.check(owner & 0x7fffffff)
         before = wait_begins(self.seat)
@@ -78,12 +82,12 @@ cdef class Word:
             with nogil:
                 status = ms_owner_wait(self.word, me, wait, &owner)
             if status == MS_OK:
-                self.seat.sit(me, False)
+                self.sit(me, False)
                 return 0
             PyErr_CheckSignals()
             if self.members.is_dead(owner):
                 if ms_owner_take_over(self.word, me, owner, &owner) == MS_OK:
-                    self.seat.sit(me, True)
+                    self.sit(me, True)
                     return 0
                 continue
             self.seat.check(owner & 0x7fffffff)

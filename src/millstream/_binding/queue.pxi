@@ -188,7 +188,9 @@ cdef class QueueCore(_QueueFiles):
         """What the codec makes of it."""
         if type(value) is Put:
             raise _errors.InvalidType("value: a Put is an item of put_many; give put its arguments")
-        return self.codec.encode(value)
+        value = self.codec.encode(value)
+        self.alive()  # it is a user's, and may have closed the store
+        return value
 
     cdef int hash_dedup(self, object dedup_id, uint64_t *out) except -1:
         cdef bytes text
@@ -360,11 +362,14 @@ cdef class QueueCore(_QueueFiles):
         cdef bint plain = True
         priority, delay, at, key = _ZERO, 0.0, None, None
         ttl = dedup_id = headers = None
-        if type(items) is not list and type(items) is not tuple:
+        cdef bint foreign = type(items) is not list and type(items) is not tuple
+        if foreign:
             check_many(items, "items", "put")
         ms_now_near(&self.c, &now)
         try:
             for item in items:
+                if foreign:
+                    self.alive()  # whose iterator it is may have closed the store
                 if type(item) is Put:
                     arguments = <Put>item
                     value, priority, delay = arguments.value, arguments.priority, arguments.delay

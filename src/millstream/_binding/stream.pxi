@@ -168,7 +168,8 @@ cdef class StreamCore:
         if self.opened is None:
             self.opened = []
             self.natives = []
-            self.opening = Lock(f"{self.path}: opening a partition", reentrant=True)
+            self.opening = Lock(f"{self.path}: opening a partition", self.store._members,
+                                reentrant=True)
             self.turn = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
         self.natives.extend([None] * (self.count - len(self.natives)))
