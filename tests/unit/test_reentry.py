@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import reentry_calls
-from timing import SOON, until
+from timing import until
 
 import millstream
 from millstream import _native
