@@ -64,9 +64,7 @@ class PartitionLog:
         # Between processes `link` lets one of several makers win; so it is within one of a call.
         self._making = _native.Lock(f"{self}: making a segment", members, reentrant=True)
         self.sequences: PartitionSequences | None = None
-        self.opening_sequences = _native.Lock(
-            f"{self}: opening sequences", members, reentrant=True
-        )
+        self.opening_sequences = _native.Lock(f"{self}: opening sequences", members, reentrant=True)
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()
