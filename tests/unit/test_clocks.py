@@ -60,7 +60,9 @@ class Machine:
     @contextlib.contextmanager
     def process(self, code: str):
         """A process that runs the code; it prints, and reads a line where it calls `ask`."""
-        environment = {**os.environ, "LD_PRELOAD": str(self.shim), "WALL_CLOCK": str(self.ahead)}
+        before = os.environ.get("LD_PRELOAD", "")  # a sanitizer, which must come first
+        loaded = f"{before} {self.shim}".strip()
+        environment = {**os.environ, "LD_PRELOAD": loaded, "WALL_CLOCK": str(self.ahead)}
         with subprocess.Popen(
             [sys.executable, "-c", FRAME + code, self.store],
             env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
