@@ -214,30 +214,57 @@ def built_copy(env: dict[str, str]) -> Iterator[Path]:
         yield copy
 
 
-def is_under_test(copy: Path, env: dict[str, str]) -> None:
+def is_under_test(copy: Path, env: dict[str, str], *before: str) -> None:
     """Fail where what `import millstream` loads is not the extension of the copy."""
     where_from = "import millstream._native as native; print(native.__file__)"
-    loaded = shell(sys.executable, "-c", where_from, cwd=copy.parent, env=env).strip()
+    loaded = shell(*before, sys.executable, "-c", where_from, cwd=copy.parent, env=env).strip()
     if not Path(loaded).is_relative_to(copy):
         raise Failed(f"the extension under test is {loaded}, not that of {copy}")
 
 
+# Address space randomised as far as new kernels do leaves no room for the shadow of TSan.
+UNRANDOM = ["setarch", "-R"] if shutil.which("setarch") else []
+
+
+def under_sanitizer(
+    kind: str, libraries: list[str], options: dict[str, str], tests: list[str]
+) -> None:
+    """Run tests with the core and the binding built for a sanitizer, which Python is not."""
+    env = {"MILLSTREAM_SANITIZE": kind}
+    with built_copy(env) as copy:
+        env |= {"PYTHONPATH": str(copy / "src"), **options}
+        paths = [shell("gcc", f"-print-file-name={name}").strip() for name in libraries]
+        before = [*UNRANDOM, "env", f"LD_PRELOAD={' '.join(paths)}"]
+        is_under_test(copy, env, *before)
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+        command += ["--capture=sys", *tests]  # or a report dies with the process
+        shell(*before, *command, cwd=copy, env=env, live=True)
+
+
 def sanitized() -> None:
     """The whole suite with the core and the binding under AddressSanitizer and UBSan."""
-    env = {"MILLSTREAM_SANITIZE": "address,undefined"}
-    with built_copy(env) as copy:
-        libraries = ["libasan.so", "libubsan.so"]
-        env["LD_PRELOAD"] = " ".join(
-            shell("gcc", f"-print-file-name={library}").strip() for library in libraries
-        )
-        env["PYTHONPATH"] = str(copy / "src")
-        env["PYTHONMALLOC"] = "malloc"
-        env["ASAN_OPTIONS"] = "detect_leaks=0:abort_on_error=1:handle_segv=0"
-        env["UBSAN_OPTIONS"] = "halt_on_error=1:print_stacktrace=1"
-        is_under_test(copy, env)
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests"]
-        command += ["--capture=sys"]  # or a report dies with the process
-        shell(*command, cwd=copy, env=env, live=True)
+    options = {
+        "PYTHONMALLOC": "malloc",
+        # Tests take memory away; what they get then is an error and no report.
+        "ASAN_OPTIONS": "detect_leaks=0:abort_on_error=1:handle_segv=0:allocator_may_return_null=1",
+        "UBSAN_OPTIONS": "halt_on_error=1:print_stacktrace=1",
+    }
+    under_sanitizer("address,undefined", ["libasan.so", "libubsan.so"], options, ["tests"])
+
+
+THREADED = [
+    "altering", "append", "arrow", "async", "background", "batch", "capacity", "compaction",
+    "dedup", "durability", "groups", "opening_at_once", "pipe", "producer", "queue",
+    "queue_corners", "read", "retention", "store", "stream", "transaction", "view",
+]  # fmt: skip
+"""Tests of what threads share. TSan sees one process: those of several would show it nothing."""
+
+
+def threads_of_the_suite() -> None:
+    """What threads share, through the Python face, with core and binding under TSan."""
+    tests = [f"tests/unit/test_{name}.py" for name in THREADED]
+    options = {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0:second_deadlock_stack=1"}
+    under_sanitizer("thread", ["libtsan.so"], options, tests)
 
 
 def covered() -> None:
@@ -269,16 +296,14 @@ def thread_programs() -> None:
     programs = sorted((ROOT / "tests" / "c").glob("thread_*.c"))
     if not programs:
         raise Failed("no tests/c/thread_*.c")
-    core = files(".c", under="csrc")
-    # Address space randomised as far as new kernels do leaves no room for TSan's shadow.
-    fixed = ["setarch", "-R"] if shutil.which("setarch") else []
+    compiler = ["gcc", *C_FLAGS, "-fsanitize=thread", "-I", "csrc", "-I", "tests/c"]
     with tempfile.TemporaryDirectory() as scratch:
+        core = core_objects(Path(scratch) / "core", *compiler)
         for path in programs:
             program = Path(scratch) / path.stem
-            shell("gcc", *C_FLAGS, "-fsanitize=thread", "-I", "csrc", "-I", "tests/c",
-                  "-o", program, path, *core)  # fmt: skip
+            shell(*compiler, "-o", program, path, *core)
             env = {"TSAN_OPTIONS": "halt_on_error=1:second_deadlock_stack=1"}
-            shell(*fixed, program, env=env, timeout=600)
+            shell(*UNRANDOM, program, env=env, timeout=600)
 
 
 def core_objects(folder: Path, *compiler: str) -> list[Path]:
@@ -385,7 +410,10 @@ VERBS = {
     ],
     "compilers": [Step("generated C with GCC and a current clang", every_compiler)],
     "asan": [Step("the suite under ASan and UBSan", sanitized, alone=True)],
-    "tsan": [Step("C threads under TSan", thread_programs, alone=True)],
+    "tsan": [
+        Step("C threads under TSan", thread_programs, alone=True),
+        Step("what threads share, under TSan", threads_of_the_suite, alone=True),
+    ],
     "fuzz": [
         Step("fuzz harnesses", fuzz_harnesses, alone=True),
         Step("fuzz the Python face", fuzz_python, alone=True),
