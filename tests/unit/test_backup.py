@@ -17,6 +17,7 @@ from millstream import (
     StorageError,
     Unsupported,
     backup,
+    files,
     inspect,
 )
 
@@ -180,6 +181,28 @@ def test_copy_has_the_messages_of_queues(tmp_path):
         assert all(
             found.get(number, b"%d" % n * n) == b"%d" % n * n for n, number in enumerate(ids)
         )
+
+
+def test_copy_of_a_queue_takes_few_writes(tmp_path, monkeypatch):
+    """Each write gives the processor to threads that put and get, and waits to have it back."""
+    writes = []
+    write = files.write
+
+    def counted(descriptor, data, position, path):
+        writes.append(len(data))
+        write(descriptor, data, position, path)
+
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        q = store.queue("q", capacity=10_000, payload_bytes="8MiB")
+        ids = q.put_many([b"%d" % n * (1 + n % 3 * 1000) for n in range(2000)])
+        for message in q.get_many(500, timeout=0):
+            message.ack()
+        monkeypatch.setattr(files, "write", counted)
+        store.backup(tmp_path / "copy")
+    assert len(writes) < 100
+    assert inspect.verify(tmp_path / "copy").ok
+    with millstream.open(tmp_path / "copy") as copy:
+        assert [m.id for m in copy.queue("q").get_many(2000, timeout=0)] == ids[500:]
 
 
 def test_copy_of_a_queue_under_traffic_has_all_that_stood_throughout(tmp_path):
