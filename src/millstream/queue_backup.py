@@ -24,6 +24,7 @@ LENGTHS = struct.Struct("<IIII")
 FREE, WRITING, SPARE, PREPARED = 0, 3, 12, 17
 PAGE = slots.PAGE
 ATTEMPTS = 100
+GATHERED_BYTES = 4 << 20
 
 
 class _Places(NamedTuple):
@@ -55,6 +56,51 @@ class _Places(NamedTuple):
         return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index
 
 
+class _Gathered:
+    """A file that is written in a few large pieces.
+
+    Each write lets another thread run, and waits until that one lets it go on, some milliseconds:
+    with three that put and get, a write a slot made half a minute of a second.
+    """
+
+    def __init__(self, path: files.Path, length: int) -> None:
+        self.path = path
+        self.pieces: dict[int, bytes] = {}
+        self.bytes = 0
+        self.descriptor = files.open_file(path, write=True, create=True)
+        try:
+            files.extend(self.descriptor, length, path)
+        except BaseException:
+            self.close()
+            raise
+
+    def close(self) -> None:
+        files.close(self.descriptor)
+
+    def write(self, data: bytes, at: int) -> None:
+        """What comes later for the same place counts."""
+        self.pieces[at] = data
+        self.bytes += len(data)
+        if self.bytes >= GATHERED_BYTES:
+            self.flush()
+
+    def flush(self) -> None:
+        run: list[bytes] = []
+        start = end = 0
+        for at, data in sorted(self.pieces.items()):
+            if at != end:
+                files.write(self.descriptor, b"".join(run), start, self.path)
+                run, start = [], at
+            run.append(data)
+            end = at + len(data)
+        files.write(self.descriptor, b"".join(run), start, self.path)
+        self.pieces, self.bytes = {}, 0
+
+    def sync(self) -> None:
+        self.flush()
+        files.sync(self.descriptor, self.path)
+
+
 def copy(queue: Queue, target: files.Path) -> None:
     """Copy a queue into a directory to be made."""
     files.make_directory(target)
@@ -64,8 +110,9 @@ def copy(queue: Queue, target: files.Path) -> None:
     queue._check_live()  # as large as the configuration says, or larger
     config["capacity"] = queue.capacity
     files.write_json(target / "queue.json", config)
-    copying = _Copy(queue, target)
+    copying = _Copy(queue)
     try:
+        copying.make(target)
         copying.run()
     finally:
         copying.close()
@@ -80,29 +127,28 @@ def _copy_dedup(queue: Queue, target: files.Path) -> None:
 class _Copy:
     """The files of slots and blocks of a copy that is being made."""
 
-    def __init__(self, queue: Queue, target: files.Path) -> None:
+    def __init__(self, queue: Queue) -> None:
         self.count = queue._slot_count
         self.live: mmap.mmap = queue._files.slots
         self.live_blocks: mmap.mmap | None = queue._files.blocks
         self.block_count = queue._block_count
         self.places = _Places(queue._files.sizes.slot_bytes)
-        self.paths = [target / "slots"]
-        lengths = queue._files.sizes.bytes_of(
+        self.lengths = queue._files.sizes.bytes_of(
             queue._files.sizes.slot_max, queue._files.sizes.block_max
         )
-        if self.live_blocks is not None:
-            self.paths.append(target / "blocks")
-        self.descriptors: list[int] = []
-        for path, length in zip(self.paths, lengths, strict=False):
-            self.descriptors.append(files.open_file(path, write=True, create=True))
-            files.extend(self.descriptors[-1], length, path)
+        self.files: list[_Gathered] = []
+
+    def make(self, target: files.Path) -> None:
+        names = ["slots"] if self.live_blocks is None else ["slots", "blocks"]
+        for name, length in zip(names, self.lengths, strict=False):
+            self.files.append(_Gathered(target / name, length))
 
     def close(self) -> None:
-        for descriptor in self.descriptors:
-            files.close(descriptor)
+        for file in self.files:
+            file.close()
 
     def write(self, which: int, data: bytes, at: int) -> None:
-        files.write(self.descriptors[which], data, at, self.paths[which])
+        self.files[which].write(data, at)
 
     def word(self, slot: int) -> int:
         return int(WORD.unpack_from(self.live, self.places.word(slot))[0])
@@ -119,7 +165,8 @@ class _Copy:
                 self.copy_blocks(slot, word, first_block - 1)
                 in_blocks.append((slot, word))
             self.write(0, WORD.pack(word), self.places.word(slot))
-            self.write(0, content, self.places.slot(slot))
+            if has_message or any(content[:SLOT_HEAD_BYTES]):  # who was never used stays a hole
+                self.write(0, content, self.places.slot(slot))
             if has_message:
                 at = self.places.failures(slot)
                 self.write(0, self.live[at : at + FAILURES_BYTES], at)
@@ -130,8 +177,8 @@ class _Copy:
         self.write(0, self.live[:PAGE], 0)  # last: its next id is above all that were copied
         if self.live_blocks is not None:
             self.write(1, self.live_blocks[:PAGE], 0)
-        for path, descriptor in zip(self.paths, self.descriptors, strict=True):
-            files.sync(descriptor, path)
+        for file in self.files:
+            file.sync()
 
     def reuse_of(self, slot: int) -> int:
         return self.word(slot) >> 40 & 1023
@@ -145,6 +192,8 @@ class _Copy:
                 break
             if word >> 59 in (FREE, SPARE):
                 content = self.live[at : at + SLOT_HEAD_BYTES]
+                if self.places.slot_bytes <= PAGE:  # or a write for each; so they join
+                    content = content.ljust(self.places.slot_bytes, b"\0")
             else:
                 content = self.live[at : at + self.places.slot_bytes]
             after = self.word(slot)
