@@ -142,7 +142,7 @@ def recover_until(path, calls):
         "sync",
         "rename",
         "remove",
-        "sync_directory",
+        "_sync_directory",
         "allocate",
         "close",
         "replace",

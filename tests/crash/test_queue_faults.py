@@ -15,7 +15,7 @@ import millstream
 from millstream import files
 
 CALLS = (
-    "open_file", "read", "write", "allocate", "extend", "map_file", "sync", "sync_directory",
+    "open_file", "read", "write", "allocate", "extend", "map_file", "sync", "_sync_directory",
     "rename", "remove", "names", "lock", "make_directory", "require_directory", "remove_tree",
 )  # fmt: skip
 OPTIONS = {"capacity": 1500, "dead_limit": 10, "payload_bytes": 700 * 4096, "durability": "sync"}
@@ -132,7 +132,7 @@ class Work:
 @pytest.mark.parametrize("number", [errno.EIO, errno.ENOSPC, errno.EMFILE])
 def test_each_file_call_fails_once(memory_directory, monkeypatch, number):
     ops = faults = 0
-    said = set()
+    said, hits = set(), set()
     calls = range(1, 1000) if os.environ.get("MILLSTREAM_FULL") else range(1 + number % 3, 1000, 3)
     for at in calls:
         path = memory_directory / f"store{at}"
@@ -143,6 +143,7 @@ def test_each_file_call_fails_once(memory_directory, monkeypatch, number):
         if not injected.hit:
             break
         faults += 1
+        hits.add(injected.hit)
         ops += len(work.tried)
         said |= {type(error).__name__ for error in work.errors}
         try:
@@ -152,6 +153,7 @@ def test_each_file_call_fails_once(memory_directory, monkeypatch, number):
             raise
         shutil.rmtree(path)
     assert faults > 50
+    assert {"write", "sync", "_sync_directory"} <= hits
     if number == errno.ENOSPC:
         assert "StoreFull" in said
     assert said <= {"StoreFull", "StorageError", "Indeterminate", "Poisoned", "LeaseLost"}, said
