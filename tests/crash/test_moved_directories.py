@@ -383,19 +383,27 @@ def test_records_of_two_directories_are_not_taken_for_those_of_one(two_stores):
         list(records)
 
 
-def test_repair_writes_nothing_into_a_store_that_took_the_place(two_stores, monkeypatch):
+@pytest.mark.parametrize("step", ["copy", "link", "replace", "fsync"])
+def test_repair_writes_nothing_into_a_store_that_took_the_place(two_stores, monkeypatch, step):
+    """Nor where that happens behind the last look, between two calls."""
     segment = two_stores / "streams" / "a" / "00000" / f"{1:016d}.seg"
     with open(segment, "r+b") as file:
         file.seek(inspect.store(two_stores).streams["a"].partitions[0][0].data_position + 200)
         file.write(b"damage")
     assert inspect.verify(two_stores).problems
-    copied, before = mending.copy_changed, tree(two_stores.with_name("copy"))
+    before = tree(two_stores.with_name("copy"))
+    module, name = (mending, "copy_changed") if step == "copy" else (os, step)
+    call = getattr(module, name)
 
-    def replaced(*arguments):
-        copied(*arguments)
-        swapped(two_stores)
+    def replaced(*arguments, **named):
+        monkeypatch.setattr(module, name, call)
+        if step != "copy":
+            swapped(two_stores)
+        call(*arguments, **named)
+        if step == "copy":
+            swapped(two_stores)
 
-    monkeypatch.setattr(mending, "copy_changed", replaced)
+    monkeypatch.setattr(module, name, replaced)
     with pytest.raises(millstream.StorageError, match="moved or replaced"):
         inspect.repair(two_stores)
     assert tree(two_stores) == before
