@@ -177,11 +177,12 @@ def staying(path: Path) -> Iterator[None]:
 class File:
     """One file read in windows; what is not there comes back short."""
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, folder: int | None = None) -> None:
+        """Open by its path; with a `folder`, a descriptor, by its name in that directory."""
         self.path = path
         flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
         try:
-            self.fd = os.open(path, flags)
+            self.fd = os.open(path if folder is None else path.name, flags, dir_fd=folder)
         except OSError as error:
             raise StorageError(error.errno, error.strerror, str(path)) from None
         found = os.fstat(self.fd)

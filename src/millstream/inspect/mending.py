@@ -103,18 +103,52 @@ def repair(
         StorageError: a process has the store open (its pid is named), or a file system's refusal.
         NotFound: no such stream or queue.
     """
-    place = Place(top_of(path))
-    with gate(place.path):
-        place.check()  # the gate is that of this directory
+    with Held(top_of(path)) as place, gate(place):
         return Repair(place, dry_run=dry_run).run(stream, queue)
 
 
+class Held(Place):
+    """A directory that is held open: what is changed lies in it, wherever its path leads by now."""
+
+    def __init__(self, path: Path) -> None:
+        try:
+            self.fd = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            raise NotFound(f"no store in {path}: there is no such directory") from None
+        except OSError as error:
+            raise StorageError(error.errno, error.strerror, str(path)) from None
+        super().__init__(path)
+        found = os.fstat(self.fd)
+        self.identity = found.st_dev, found.st_ino
+
+    def __enter__(self) -> Held:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        os.close(self.fd)
+
+    @contextmanager
+    def folder(self, path: Path) -> Iterator[int]:
+        """A descriptor of the directory that a file of the store lies in."""
+        flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | os.O_NOFOLLOW
+        fd = os.open(".", flags, dir_fd=self.fd)
+        try:
+            for name in path.relative_to(self.path).parent.parts:
+                below = os.open(name, flags, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd
+        finally:
+            os.close(fd)
+
+
 @contextmanager
-def gate(path: Path) -> Iterator[None]:
+def gate(place: Held) -> Iterator[None]:
     """Hold the gate of a store that no other process has open; StorageError if one has."""
+    path, flags = place.path, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
     name = path / "members"
     try:
-        fd = os.open(name, os.O_RDWR | os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK)
+        fd = os.open("members", flags, dir_fd=place.fd)
     except FileNotFoundError:
         raise NotFound(f"no store in {path}: it has no file 'members'") from None
     except OSError as error:
@@ -143,7 +177,7 @@ def gate(path: Path) -> Iterator[None]:
 class Repair:
     """One run over a store whose gate is held."""
 
-    def __init__(self, place: Place, *, dry_run: bool) -> None:
+    def __init__(self, place: Held, *, dry_run: bool) -> None:
         self.place, self.path, self.dry_run = place, place.path, dry_run
         self.actions: list[Action] = []
         self.changed = False
@@ -184,7 +218,7 @@ class Repair:
             self.actions.append(Action("unclean", self.path / "store.json", None, text))
             if not self.dry_run:
                 self.place.check()
-                mark_unclean(self.path)
+                mark_unclean(self.place)
         return self.actions
 
     def all_sound(self, every: bool, stream: str | None) -> bool:
@@ -348,25 +382,39 @@ class Repair:
         self.changed = True
         if self.dry_run:
             return
-        copy = path.with_name(f"{path.name}.repair.tmp")
-        self.place.check()
+        self.place.check()  # what was read is of the directory that is held
+        copy = f"{path.name}.repair.tmp"
         try:
-            copy_changed(path, copy, patches, used, least)
-            aside = path.with_name(f"{path.name}.corrupt")
-            count = 1
-            self.place.check()
-            while os.path.lexists(aside):
-                count += 1
-                aside = path.with_name(f"{path.name}.{count}.corrupt")
-            # A second name, then one rename: at no instant is the segment without a file.
-            os.link(path, aside)
-            sync_directory(path.parent)
-            os.replace(copy, path)
-            sync_directory(path.parent)
+            with self.place.folder(path) as folder:
+                try:
+                    copy_changed(folder, path, copy, patches, used, least)
+                    self.place.check()
+                    # A second name, then one rename: at no instant is the segment without a file.
+                    set_aside(folder, path.name)
+                    os.fsync(folder)
+                    os.replace(copy, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+                    os.fsync(folder)
+                except OSError:
+                    with suppress(OSError):
+                        os.unlink(copy, dir_fd=folder)
+                    raise
+        except StorageError:
+            raise
         except OSError as error:
-            with suppress(OSError):
-                os.unlink(copy)
             raise StorageError(error.errno, error.strerror, str(path)) from error
+
+
+def set_aside(folder: int, name: str) -> None:
+    """Give a file the first free of `NAME.corrupt`, `NAME.2.corrupt`, ... as a second name."""
+    count = 1
+    while True:
+        aside = f"{name}.corrupt" if count == 1 else f"{name}.{count}.corrupt"
+        try:
+            os.link(name, aside, src_dir_fd=folder, dst_dir_fd=folder, follow_symlinks=False)
+        except FileExistsError:
+            count += 1
+        else:
+            return
 
 
 def is_beyond(log: Log, problem: Problem) -> bool:
@@ -440,15 +488,12 @@ def filler(salt: int, position: int, length: int, offset: int, chain: int, seque
 
 
 def copy_changed(
-    source: Path, target: Path, patches: list[Patch], used: int | None = None, least: int = 0
+    folder: int, source: Path, target: str, patches: list[Patch], used: int | None, least: int
 ) -> None:
     """Write and sync a copy with patches in it; blocks behind all that is used, none shared."""
-    with suppress(FileNotFoundError):
-        os.unlink(target)
-    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
-    fd = os.open(target, flags, 0o600)
+    fd = open_new(folder, target)
     try:
-        with File(source) as file:
+        with File(source, folder) as file:
             end = file.size if used is None else min(used, file.size)
             os.ftruncate(fd, max(file.size, least))
             for at in range(0, end, COPY_BYTES):
@@ -472,31 +517,31 @@ def write_all(fd: int, data: memoryview, at: int) -> None:
         data, at = data[done:], at + done
 
 
-def mark_unclean(path: Path) -> None:
+def open_new(folder: int, name: str) -> int:
+    """Make a file in the place of what an earlier run may have left."""
+    with suppress(FileNotFoundError):
+        os.unlink(name, dir_fd=folder)
+    flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
+    return os.open(name, flags, 0o600, dir_fd=folder)
+
+
+def mark_unclean(place: Held) -> None:
     """Replace `store.json` by one that says unclean."""
-    body = {**read_json(path / "store.json", STORE_JSON), "clean": False}
+    path = place.path / "store.json"
+    body = {**read_json(path, STORE_JSON), "clean": False}
     text = json.dumps(body, sort_keys=True, separators=(",", ":"), ensure_ascii=True)
     whole = json.dumps({"body": body, "checksum": f"{hash64(text.encode()):016x}"}) + "\n"
-    copy = path / "store.json.repair.tmp"
+    place.check()  # what was read is of the directory that is held
+    copy = f"{path.name}.repair.tmp"
     try:
-        with suppress(FileNotFoundError):
-            os.unlink(copy)
-        fd = os.open(copy, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600)
-        try:
-            write_all(fd, memoryview(whole.encode()), 0)
-            os.fsync(fd)
-        finally:
-            os.close(fd)
-        os.replace(copy, path / "store.json")
-        sync_directory(path)
+        with place.folder(path) as folder:
+            fd = open_new(folder, copy)
+            try:
+                write_all(fd, memoryview(whole.encode()), 0)
+                os.fsync(fd)
+            finally:
+                os.close(fd)
+            os.replace(copy, path.name, src_dir_fd=folder, dst_dir_fd=folder)
+            os.fsync(folder)
     except OSError as error:
-        raise StorageError(error.errno, error.strerror, str(copy)) from error
-
-
-def sync_directory(path: Path) -> None:
-    """Make the names in a directory durable."""
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(fd)
-    finally:
-        os.close(fd)
+        raise StorageError(error.errno, error.strerror, str(path)) from error
