@@ -3,7 +3,7 @@
 import os
 import subprocess
 import sys
-from pathlib import Path
+from pathlib import Path, PurePath
 
 import pytest
 
@@ -32,7 +32,7 @@ def test_a_scheme_that_is_not_known_is_refused_everywhere(tmp_path, wrong):
         for call in (
             millstream.open,
             lambda where: millstream.open(where, mode="r"),
-            lambda where: millstream.open(os.fsencode(where)),
+            lambda where: isinstance(where, str) and millstream.open(os.fsencode(where)),
             store.backup,
             inspect.verify,
             inspect.repair,
@@ -42,6 +42,19 @@ def test_a_scheme_that_is_not_known_is_refused_everywhere(tmp_path, wrong):
         ):
             with pytest.raises(millstream.InvalidArgument, match=r"scheme .*file://"):
                 call(wrong)
+
+
+@pytest.mark.parametrize("wrong", [*UNKNOWN[:-1], "file:///x"])
+def test_an_address_that_went_through_a_path_object_is_refused_as_well(tmp_path, wrong):
+    with millstream.open(tmp_path / "store") as store:
+        for call in (
+            millstream.open,
+            store.backup,
+            inspect.verify,
+            lambda where: compat.Queue(path=where),
+        ):
+            with pytest.raises(millstream.InvalidArgument, match="must be a str"):
+                call(PurePath(wrong))
 
 
 @pytest.mark.parametrize("verb", ["ls", "info", "verify"])
@@ -86,6 +99,17 @@ def test_what_has_no_scheme_is_a_path(tmp_path, monkeypatch, plain):
     with millstream.open(plain) as store:
         assert store.path == os.path.abspath(plain)
         assert Path(plain, "store.json").exists()
+    monkeypatch.chdir("empty")
+
+
+@pytest.mark.parametrize("plain", ["a:b", "C:/x", "1a:/b", "a b:/c", "x/ab:/c"])
+def test_a_path_object_that_no_address_was_squeezed_into_is_a_path(tmp_path, monkeypatch, plain):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / plain).parent.mkdir(exist_ok=True, parents=True)
+    with millstream.open(Path(plain)) as store:
+        assert store.path == os.path.abspath(plain)
+    with millstream.open(tmp_path / "ab:") as store:  # an absolute one says what it means
+        assert store.path == str(tmp_path / "ab:")
     monkeypatch.chdir("empty")
 
 

@@ -425,11 +425,25 @@ def test_full_disk_behind_stdout_is_a_failure(store):
     assert done.stderr == b"millstream: No space left on device\n"
 
 
-def test_closed_stdout_is_a_failure_and_no_file_of_the_store_takes_its_place(store):
-    words = f"{sys.executable} -m millstream cat {store} letters >&-"
+@pytest.mark.parametrize(
+    "verb",
+    ["cat {} letters", "ls {}", "info --json {}", "dump {}", "ls --help"],
+)  # fmt: skip
+def test_closed_stdout_is_a_failure_and_no_file_of_the_store_takes_its_place(store, verb):
+    words = f"{sys.executable} -m millstream {verb.format(store)} >&-"
     done = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, timeout=600)
     assert (done.returncode, done.stderr) == (4, b"millstream: stdout is closed\n")
     json_of("verify", store)
+
+
+def test_closed_stdout_is_no_failure_of_a_command_that_prints_nothing(tmp_path):
+    words = f"{sys.executable} -m millstream create --json {tmp_path}/new s >&-"
+    printed = subprocess.run(["sh", "-c", words], stderr=subprocess.PIPE, timeout=600)
+    assert printed.returncode == 4
+    words = f"{sys.executable} -m millstream append {tmp_path}/new s >&- 2>/dev/null"
+    assert subprocess.run(["sh", "-c", words], input=b"x\n", timeout=600).returncode == 0
+    with millstream.open(tmp_path / "new", mode="r") as new:
+        assert new.stream("s").next_offset(0) == 1
 
 
 @pytest.mark.parametrize("partitions", [1, 4])
