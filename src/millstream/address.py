@@ -53,8 +53,19 @@ def scheme_of(text: str) -> str | None:
     return head or None
 
 
+def _squeezed(text: str) -> str | None:
+    """The scheme of an address of which `pathlib.Path` made one slash of two; not a drive letter.
+
+    >>> _squeezed("kafka:/127.0.0.1:9092"), _squeezed("c:/data"), _squeezed("/a:/b")
+    ('kafka', None, None)
+    """
+    head, mark, rest = text.partition(":/")
+    scheme = scheme_of(f"{head}://{rest}") if mark else None
+    return scheme if scheme and len(scheme) > 1 else None
+
+
 def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
-    """The path that a caller gave, as a path or as an address.
+    """The path that a caller gave, as a path or as an address; an address is a str or bytes.
 
     Raises: InvalidArgument for a scheme that is not known, InvalidType.
 
@@ -67,6 +78,11 @@ def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> s
         raise InvalidType(f"path {address!r}: expected str, bytes or os.PathLike") from error
     scheme = scheme_of(text)
     if scheme is None:
+        if not isinstance(address, str | bytes) and (scheme := _squeezed(text)):
+            raise InvalidArgument(
+                f"path {text!r}: a path squeezes the // of {scheme}://, so an address must be a"
+                f" str; a directory of that name is {os.path.abspath(text)}"
+            )
         return text
     if scheme not in SCHEMES:
         known = ", ".join(f"{name}://" for name in sorted(SCHEMES))

@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import argparse
 import errno
+import io
 import os
 import sys
 from collections.abc import Sequence
@@ -136,6 +137,8 @@ def build_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; see the module for what the codes mean."""
     occupy_standard_descriptors()
+    if sys.stdout is None:
+        sys.stdout = ClosedOutput()
     try:
         try:
             args = build_parser().parse_args(argv)
@@ -168,6 +171,21 @@ def occupy_standard_descriptors() -> None:
     os.close(descriptor)
 
 
+class ClosedOutput(io.TextIOBase):
+    """A stdout that the caller closed: print to None would pass for done."""
+
+    @property
+    def buffer(self) -> ClosedOutput:
+        """The same for bytes."""
+        return self
+
+    def write(self, data: str | bytes) -> int:
+        """Fail, but for nothing."""
+        if data:
+            raise OSError(errno.EBADF, "stdout is closed")
+        return 0
+
+
 def exit_code(error: Exception) -> int | None:
     """Return the exit code of an error that a user can cause; None for a mistake of ours."""
     from millstream.errors import MillstreamError, StorageError
@@ -192,8 +210,7 @@ def complain(error: Exception) -> None:
 
 def flush() -> None:
     """Write out what stdout holds, so that a broken pipe or a full disk shows here."""
-    if sys.stdout is not None:
-        sys.stdout.flush()
+    sys.stdout.flush()
 
 
 def flush_or_mute() -> None:

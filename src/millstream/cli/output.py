@@ -235,7 +235,7 @@ def rich_progress(title: str, total: int | None, unit: str) -> Iterator[Progress
 
 def terminal_width() -> int | None:
     """Return how many columns there are on stdout; None where it is no terminal."""
-    if sys.stdout is None or not sys.stdout.isatty():
+    if not sys.stdout.isatty():
         return None
     return max(shutil.get_terminal_size().columns, LEAST_WIDTH)
 

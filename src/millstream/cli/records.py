@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import errno
 import heapq
 import os
 import select
@@ -425,8 +424,6 @@ class Sink:
     """Writes records to stdout as the arguments say, up to a number of them."""
 
     def __init__(self, args: argparse.Namespace) -> None:
-        if sys.stdout is None:
-            raise OSError(errno.EBADF, "stdout is closed")
         self.out = sys.stdout.buffer
         self.left: int | None = getattr(args, "max_records", None)
         self.end = b"\0" if args.null else b"\n"
