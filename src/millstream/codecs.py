@@ -32,7 +32,10 @@ class Codec(Protocol):
     """What `codec=` takes."""
 
     def encode(self, value: Any, /) -> Any:
-        """Return the bytes of a value."""
+        """Return the bytes of a value.
+
+        What it raises comes out of `put` and `put_many` as it is; the value is not stored.
+        """
 
     def decode(self, data: Any, /) -> Any:
         """Return the value of these bytes; any exception says that they have none."""

@@ -277,7 +277,8 @@ cdef class QueueCore(_QueueFiles):
             timeout: seconds to wait where the queue is full; None: as long as it takes.
 
         Raises: QueueFull after `timeout`, StoreFull, LimitExceeded, InvalidArgument, InvalidType,
-        Closed, Unsupported (read-only); Poisoned, Indeterminate (a sync failed).
+        Closed, Unsupported (read-only); Poisoned, Indeterminate (a sync failed). What the codec
+        raises for a value comes out as it is (`TypeError` of `codec="json"`); nothing is stored.
 
         >>> import millstream
         >>> with millstream.temporary() as store:
