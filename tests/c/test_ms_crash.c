@@ -31,7 +31,9 @@ enum {
   CONTROL_BYTES = MS_CONTROL_BLOCKS_POSITION + 4096,
   IMAGE_BYTES = CONTROL_BYTES + SLOTS * SLOT_BYTES,
   IMAGES_MAX = 4000,
-  TAKERS_MAX = 6 /* images of the first death from which a second one is tried, spread evenly */
+  /* images of the first death from which a second one is tried, spread evenly */
+  TAKERS_MAX = 2,
+  TAKERS_MAX_FULL = 6
 };
 
 static const ms_identity identity_of_all = {
@@ -749,7 +751,7 @@ static void test_death_at_each_instruction(void) {
     keeping = false;
     if (steps == 0) CHECK_SKIP("no ptrace here");
     uint64_t images = kept_count, again = 0;
-    size_t stride = kept_count / TAKERS_MAX + 1;
+    size_t stride = kept_count / check_count(TAKERS_MAX, TAKERS_MAX_FULL) + 1;
     for (size_t k = 0; k < kept_count; k++) {
       if (k % stride == 0) {
         memcpy(copy, kept[k], IMAGE_BYTES);
