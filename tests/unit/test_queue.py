@@ -2,6 +2,7 @@
 
 import asyncio
 import copy
+import gc
 import os
 import pickle
 import queue as standard
@@ -973,3 +974,21 @@ def test_word_of_a_queue_is_named_by_its_path(store):
     assert queue.path in word.name
     with word:
         assert word.value
+
+
+def test_closed_queue_that_nobody_holds_keeps_no_file(tmp_path):
+    """A cycle kept its maps, and so four descriptors, until the collector ran, which may be never:
+    servers freeze it or turn it off."""
+    gc.collect()
+    before = len(os.listdir("/proc/self/fd"))
+    gc.disable()
+    try:
+        for _ in range(3):
+            with millstream.open(tmp_path / "store") as store:
+                queue = store.queue("q", codec=None, dedup_window=60.0)
+                queue.put(b"x", dedup_id="once")
+                assert len(queue.dead) == 0
+            del store, queue
+        assert len(os.listdir("/proc/self/fd")) == before
+    finally:
+        gc.enable()
