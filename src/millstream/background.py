@@ -302,6 +302,10 @@ class Background:
             self._wanted.ring()
             self.runs()
 
+    def let_go(self) -> None:
+        """Hold no queue or group any more: the store is closed."""
+        self._queues.clear()
+
     def _run(self) -> None:
         while not self._stopping and self._thread is threading.current_thread():
             try:

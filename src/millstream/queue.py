@@ -52,7 +52,6 @@ class Queue(QueueHandle):
     Attributes:
         store: the store.
         name: the name.
-        dead: the dead letters.
     """
 
     def __init__(
@@ -73,7 +72,6 @@ class Queue(QueueHandle):
         self._workers: list[Any] = []
         self._waiters: list[Sleepers] = []
         self._random: Callable[[], float] | None = None
-        self.dead = DeadLetters(self)
         self._config = config
         try:
             self._files = slots.Files(self.path, config, store._store_id, write=store.writable)
@@ -95,6 +93,11 @@ class Queue(QueueHandle):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (_reopen, (self.store, self.name, self._override, self._codec))
+
+    @property
+    def dead(self) -> DeadLetters:
+        """The dead letters."""
+        return DeadLetters(self)  # kept, it would be a cycle, and hold the files until collected
 
     # --- asyncio ----------------------------------------------------------------------------------
 

@@ -19,7 +19,6 @@ from millstream.errors import (
 from millstream.options import Durability, RetryPolicy, check_timeout
 
 if TYPE_CHECKING:
-    from millstream.dead_letters import DeadLetters
     from millstream.sleepers import Sleepers
     from millstream.store import Store
 
@@ -36,7 +35,6 @@ class QueueHandle(_native.QueueCore):
     store: Store
     name: str
     path: files.Path
-    dead: DeadLetters
     _override: Durability | None
     _codec: object
     _config: dict[str, Any]

@@ -304,11 +304,14 @@ class StoreTransactions(StoreGroups):
 
     def _let_go(self) -> None:
         """Give up all handles, and leave."""
+        store: Store = self  # type: ignore[assignment]
         self._dispose_journal()
         for stream in self._streams.values():
             stream._dispose()
         for queue in self._queues.values():
             queue._dispose()
+        self._queues = {}  # their maps go with the last who holds them
+        store._background.let_go()
         self._cache.clear()
         self._members.close()
         if self._remove_when_closed:

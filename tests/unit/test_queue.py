@@ -983,12 +983,15 @@ def test_closed_queue_that_nobody_holds_keeps_no_file(tmp_path):
     before = len(os.listdir("/proc/self/fd"))
     gc.disable()
     try:
-        for _ in range(3):
+        for number in range(3):
             with millstream.open(tmp_path / "store") as store:
                 queue = store.queue("q", codec=None, dedup_window=60.0)
-                queue.put(b"x", dedup_id="once")
+                queue.put_many([b"x"])
+                queue.put(b"x", dedup_id=str(number))
+                message = queue.get(timeout=0)
+                message.ack()
                 assert len(queue.dead) == 0
-            del store, queue
+            del store, queue, message
         assert len(os.listdir("/proc/self/fd")) == before
     finally:
         gc.enable()
