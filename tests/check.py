@@ -263,7 +263,7 @@ THREADED = [
 def threads_of_the_suite() -> None:
     """What threads share, through the Python face, with core and binding under TSan."""
     tests = [f"tests/unit/test_{name}.py" for name in THREADED]
-    options = {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0:second_deadlock_stack=1"}
+    options = {"TSAN_OPTIONS": "halt_on_error=1:die_after_fork=0:detect_deadlocks=0"}
     under_sanitizer("thread", ["libtsan.so"], options, tests)
 
 
