@@ -16,9 +16,10 @@ import millstream
 from millstream import _native
 from millstream.background import Background
 from millstream.compactor import Compactor
-from millstream.errors import Indeterminate, StorageError
+from millstream.errors import Closed, Indeterminate, StorageError
 from millstream.group import Group
 from millstream.queue import Queue
+from millstream.queue_handle import QueueHandle
 from millstream.segments import PartitionLog
 from millstream.worker import Worker
 
@@ -523,6 +524,58 @@ def test_a_second_without_descriptors_is_over_when_it_is_over(tmp_path):
     command = [sys.executable, "-c", EXHAUSTED, str(tmp_path / "store")]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("kind", ["queue", "group"])
+def test_what_is_dropped_while_it_is_synced_is_no_trouble(tmp_path, monkeypatch, caplog, kind):
+    with millstream.open(tmp_path / "s", durability="interval") as store:
+        stream, queue = store.stream("s"), store.queue("q")
+        stream.append(b"x")
+        consumer = stream.consumer(group="g")
+        consumer.poll(1.0)
+        background = store._background
+        background.stop()  # the test does its rounds
+        background._stopping = False
+        monkeypatch.setattr(Background, "runs", lambda _: True)
+        if kind == "queue":
+            queue.put(b"x")
+        else:
+            consumer.commit()
+        one = {"queue": QueueHandle, "group": Group}[kind]
+        sync = one._make_durable
+
+        def dropped_meanwhile(self, *arguments):
+            monkeypatch.setattr(one, "_make_durable", sync)
+            if kind == "queue":
+                store.drop_queue("q")
+            else:
+                store.drop_stream("s")
+            self._make_durable(*arguments)
+
+        monkeypatch.setattr(one, "_make_durable", dropped_meanwhile)
+        assert background._queues
+        background._sync_all()
+        assert background.trouble == ""
+        assert not background._queues
+        assert caplog.records == []
+
+
+def test_a_commit_of_a_group_whose_stream_is_dropped_meanwhile_says_so(tmp_path, monkeypatch):
+    with millstream.open(tmp_path / "s", durability="sync") as store:
+        stream = store.stream("s")
+        stream.append(b"x")
+        consumer = stream.consumer(group="g")
+        consumer.poll(1.0)
+        sync = Group._sync_now
+
+        def dropped_meanwhile(self):
+            monkeypatch.setattr(Group, "_sync_now", sync)
+            store.drop_stream("s")
+            self._sync_now()
+
+        monkeypatch.setattr(Group, "_sync_now", dropped_meanwhile)
+        with pytest.raises((Closed, Indeterminate)):
+            consumer.commit()
 
 
 # --- the other threads ----------------------------------------------------------------------------
