@@ -512,10 +512,12 @@ class Background:
             try:
                 one._sync_in_background()
             except Exception as error:
-                self._queues.add(one)
-                self._ill("syncing", one.path, error)
-            else:
-                self._well("syncing", one.path)
+                if not (one.closed or one._state != 1):
+                    self._queues.add(one)
+                    self._ill("syncing", one.path, error)
+                    continue
+                # It was dropped or closed meanwhile: nothing of it is left to be synced.
+            self._well("syncing", one.path)
         for log in list(self._unsynced):
             log.native.take_written()
             if log.native.durable >= log.native.tail or log.native.poison:

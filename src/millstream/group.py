@@ -310,11 +310,14 @@ class Group(_native.GroupCore):
         """Holder of the sync word."""
         if self._poison:
             raise Poisoned(5, "an earlier sync failed", self.path)
+        if self.closed or self._descriptor < 0:
+            raise Closed(f"{self.path}: the group was removed or closed while it was synced")
         number = self._begin_sync()
         try:
             files.sync(self._descriptor, self.path)
         except StorageError as error:
-            self._set_poison(1)
+            if not self.closed:
+                self._set_poison(1)
             raise Indeterminate(
                 error.errno or 5, f"the sync behind a commit failed: {error.strerror}", self.path
             ) from error
