@@ -672,7 +672,8 @@ def test_signal_while_children_start_ends_the_run(queue, tmp_path, monkeypatch):
     import slow_jobs
 
     (tmp_path / "slow_jobs.py").write_text(
-        f"import time; open({str(tmp_path / 'here')!r}, 'w').close(); time.sleep(100)\n"  # killed
+        f"import signal; open({str(tmp_path / 'here')!r}, 'w').close()\n"
+        "while True: signal.pause()\n"  # until it is killed
     )
     queue.worker(mode="process")(slow_jobs.work)
 
