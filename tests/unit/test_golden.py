@@ -8,7 +8,7 @@ import tarfile
 from pathlib import Path
 
 import pytest
-import xxhash
+from golden.make import brief
 
 import millstream
 from millstream import inspect
@@ -38,16 +38,6 @@ def unpack(name, directory):
 @pytest.fixture
 def golden(tmp_path):
     return lambda name: unpack(name, tmp_path)
-
-
-def brief(value):
-    """As make.py writes bytes down."""
-    if value is None:
-        return None
-    value = bytes(value)
-    if len(value) <= 40:
-        return value.decode("latin-1")
-    return f"{len(value)} bytes, {xxhash.xxh3_64_hexdigest(value)}"
 
 
 def briefs(headers):

@@ -12,6 +12,7 @@ from millstream.inspect import producers
 from millstream.inspect.catalog import (
     SegmentInfo,
     StoreInfo,
+    StreamInfo,
     open_store,
     open_stream,
     partition_numbers,
@@ -80,15 +81,25 @@ def strict(path: Path) -> Iterator[None]:
         raise damaged(bad.problem("file", path, None, "restore it from a backup")) from None
 
 
+def strict_store(top: Path) -> StoreInfo:
+    """Return what `store.json` says."""
+    with strict(top / "store.json"):
+        return open_store(top)[0]
+
+
+def strict_stream(where: Path) -> StreamInfo:
+    """Return what the `stream.json` of a stream says."""
+    with strict(where / "stream.json"):
+        return open_stream(where)
+
+
 def logs(path: Path_, stream: str | None = None, partition: int | None = None) -> Iterator[Log]:
     """Yield the partitions of a store; raises what `store` raises."""
     top = top_of(path)
     with staying(top):
-        with strict(top / "store.json"):
-            info, _ = open_store(top)
+        info = strict_store(top)
         for where in stream_paths(top, stream):
-            with strict(where / "stream.json"):
-                found = open_stream(where)
+            found = strict_stream(where)
             numbers = partition_numbers(found)
             if partition is not None:
                 if not 0 <= partition < found.config["partitions"]:
@@ -107,11 +118,9 @@ def store(path: Path_) -> StoreInfo:
         StorageError: a file cannot be read.
     """
     top = top_of(path)
-    with strict(top / "store.json"):
-        info, _ = open_store(top)
+    info = strict_store(top)
     for where in stream_paths(top, None):
-        with strict(where / "stream.json"):
-            info.streams[where.name] = open_stream(where)
+        info.streams[where.name] = strict_stream(where)
     for log in logs(top):
         for finding in log.findings:
             if isinstance(finding, Problem):
@@ -192,8 +201,7 @@ def dumped(
 ) -> Iterator[dict[str, object]]:
     """Yield what `dump` shows."""
     if queue is None:
-        with strict(path / "store.json"):
-            store, _ = open_store(path)
+        store = strict_store(path)
         for where in stream_paths(path, stream):
             with strict(where / "stream.json"):
                 yield from producers.described_ids(store, open_stream(where))
@@ -213,8 +221,7 @@ def queues(path: Path_, queue: str | None = None) -> Iterator[Queue]:
     """Yield the queues of a store, each open until the next; raises what `store` raises."""
     top = top_of(path)
     with staying(top):
-        with strict(top / "store.json"):
-            info, _ = open_store(top)
+        info = strict_store(top)
         for where in queue_paths(top, queue):
             with strict(where / "queue.json"):
                 found = open_queue(where)
