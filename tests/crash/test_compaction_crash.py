@@ -25,7 +25,7 @@ SEGMENT = 1 << 16
 KEYS = 40
 KEEP = millstream.Compaction(tombstone_age=0)
 CHANGING = (
-    "write", "sync", "rename", "remove", "sync_directory", "allocate", "extend", "close",
+    "write", "sync", "rename", "remove", "_sync_directory", "allocate", "extend", "close",
     "open_file", "map_file",
 )  # fmt: skip
 
@@ -124,14 +124,16 @@ def test_killed_at_every_file_operation(prepared, tmp_path):
     )
     total = int(text)
     assert total > 40
-    for step in range(total):
+    each = 1 if os.environ.get("MILLSTREAM_FULL") else 2
+    steps = range(0, total, each)
+    for step in steps:
         path = copied(prepared, tmp_path)
         worker = workers.start("test_compaction_crash.compact_until", str(path), step)
         worker.wait(workers.DEADLINE_S)
         assert worker.returncode == -signal.SIGKILL
         workers.kill(worker)
         finish(path, 1200)
-    workers.report(total, total, 0)
+    workers.report(len(steps), len(steps), 0)
 
 
 def copied(prepared, tmp_path):

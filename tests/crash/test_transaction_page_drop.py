@@ -14,7 +14,7 @@ import millstream
 from millstream import journal as journal_module
 from millstream.background import Background
 
-STATES = 6000 if os.environ.get("MILLSTREAM_FULL") else 350
+STATES = 6000 if os.environ.get("MILLSTREAM_FULL") else 200
 
 
 def number_of(value):

@@ -21,6 +21,7 @@ CORE = ROOT / "csrc"
 SOURCES = sorted(CORE.glob("*.c"))
 PROGRAMS = sorted((ROOT / "tests" / "c").glob("test_ms_*.c"))
 HARNESSES = sorted((ROOT / "tests" / "fuzz").glob("fuzz_*.c"))
+SLOW = {"test_ms_crash", "test_ms_queue_schedules"}
 
 CC = shlex.split(os.environ.get("CC", "cc"))
 FLAGS = ["-std=c11", "-O1", "-g", "-Wall", "-Wextra", "-DMS_DEBUG", f"-I{CORE}"]
@@ -106,7 +107,15 @@ def test_c_programs_are_built_with_sanitizers(core: Core) -> None:
         pytest.skip("this compiler has no sanitizers: the C programs were run without them")
 
 
-@pytest.mark.parametrize("program", PROGRAMS, ids=lambda program: program.stem)
+@pytest.mark.parametrize(
+    "program",
+    [
+        pytest.param(
+            program, marks=pytest.mark.slow if program.stem in SLOW else (), id=program.stem
+        )
+        for program in PROGRAMS
+    ],
+)
 def test_c_program_passes(program: Path, core: Core, build: Path) -> None:
     target = str(build / program.stem)
     own = own_flags(program)
