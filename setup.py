@@ -44,7 +44,7 @@ def flags() -> tuple[list[str], list[str], list[str]]:
     link = ["-pthread", "-Wl,-z,relro,-z,now"]
     if COVERAGE:
         both += ["-O0", "-g", "--coverage", "-fprofile-update=atomic"]
-        link += ["--coverage"]
+        link += ["--coverage", "-Wl,-u,__gcov_dump"]  # for who leaves by os._exit
     elif DEBUG or SANITIZE:
         both += ["-O1", "-g", "-UNDEBUG", "-DMS_DEBUG", "-fno-omit-frame-pointer"]
     else:
@@ -102,5 +102,5 @@ if __name__ == "__main__":
         libraries=[("millstream_core", library)],
         ext_modules=[extension],
         cmdclass={"build_clib": BuildCore, "build_ext": BuildBinding},
-        options={"build_ext": {"cython_c_in_temp": True}},
+        options={"build_ext": {"cython_c_in_temp": True, "cython_line_directives": COVERAGE}},
     )

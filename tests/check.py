@@ -201,7 +201,9 @@ def wheel_from_sdist() -> None:
 
 
 @contextmanager
-def built_copy(env: dict[str, str]) -> Iterator[Path]:
+def built_copy(
+    env: dict[str, str], prepare: Callable[[Path], None] = lambda copy: None
+) -> Iterator[Path]:
     """Give a copy of the tree, its extension built in place with these switches of setup.py."""
     files(".pyx", under="src")
     with tempfile.TemporaryDirectory() as name:
@@ -210,6 +212,7 @@ def built_copy(env: dict[str, str]) -> Iterator[Path]:
             goal = copy / path.relative_to(ROOT)
             goal.parent.mkdir(parents=True, exist_ok=True)
             shutil.copy2(path, goal)
+        prepare(copy)
         shell(sys.executable, "setup.py", "-q", "build_ext", "--inplace", cwd=copy, env=env)
         yield copy
 
@@ -268,23 +271,14 @@ def threads_of_the_suite() -> None:
 
 
 def covered() -> None:
-    """The whole suite, counting lines of C and Python: each runs, or unreached.py says why not."""
-    env = {"MILLSTREAM_COVERAGE": "1"}
-    with built_copy(env) as copy:
-        # The programs of tests/c, too, under gcov instead of sanitizers.
-        env |= {"PYTHONPATH": str(copy / "src"), "CC": "gcc --coverage"}
+    """The suite, counting lines of C, Cython and Python: each error path runs, or has a reason."""
+    build = {"MILLSTREAM_COVERAGE": "1", "CC": reached.COMPILER}
+    with built_copy(build, reached.prepare) as copy:
+        env = reached.environment(copy)
         is_under_test(copy, env)
-        command = [
-            sys.executable,
-            "-m",
-            "coverage",
-            "run",
-            "-m",
-            "pytest",
-            "-p",
-            "no:cacheprovider",
-        ]
-        command += [f"--basetemp={copy.parent / 'pytest'}", "tests"]
+        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests"]
+        command += [f"--basetemp={copy.parent / 'pytest'}"]  # where the programs of tests/c are
+        command += [f"--ignore={path}" for path in reached.LEFT_OUT]
         try:
             shell(*command, cwd=copy, env=env, live=True)
         finally:
@@ -418,7 +412,7 @@ VERBS = {
         Step("fuzz harnesses", fuzz_harnesses, alone=True),
         Step("fuzz the Python face", fuzz_python, alone=True),
     ],
-    "cover": [Step("lines that the suite runs", covered, alone=True)],
+    "cover": [Step("error paths that the suite runs", covered, alone=True)],
     "docs": [Step("the site", site)],
     "bench": [Step("benchmarks", benchmarks, alone=True)],
 }
