@@ -491,3 +491,13 @@ def test_closed_store_holds_no_file(tmp_path):
         assert stream.partitions == 3
         with pytest.raises(millstream.Closed):
             stream.append(b"x")
+
+
+def test_a_store_that_the_collector_finds_in_a_cycle_still_has_its_directory():
+    store = millstream.temporary()
+    store.itself = store
+    path = store.path
+    with pytest.warns(ResourceWarning, match="unclosed"):
+        del store
+        gc.collect()
+    assert not os.path.exists(path)
