@@ -90,20 +90,9 @@ def reporting(path: str, doing: str) -> Iterator[None]:
 # --- where things are -----------------------------------------------------------------------------
 
 
-class Held:
-    """A descriptor that is closed with the last reference: a call that is under way keeps it."""
+Held = _native.Held
 
-    __slots__ = ("number",)
-
-    def __init__(self, number: int | None) -> None:
-        self.number = number
-
-    def __del__(self) -> None:
-        if self.number is not None:
-            os.close(self.number)
-
-
-ANYWHERE = Held(None)
+ANYWHERE = Held(-1)
 """For paths that a caller gave: from the root, or from the working directory."""
 
 

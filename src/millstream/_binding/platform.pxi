@@ -2,6 +2,8 @@
 cdef extern from "ms_platform.h" nogil:
     void ms_clock_set(cbool is_virtual, int64_t skew_ns, int64_t set_ns)
     int ms_file_system(int descriptor, uint32_t *magic)
+cdef extern from "<unistd.h>" nogil:
+    int close_descriptor "close"(int descriptor)
 
 
 def xxh3_64(data, uint64_t seed=0):
@@ -80,3 +82,25 @@ def private_memory(bytes data):
     copy = mmap.mmap(-1, len(data))
     copy[:] = data
     return copy
+
+
+@cython.final
+cdef class Held:
+    """A descriptor that is closed with the last reference: a call that is under way keeps it.
+
+    Below 0: none, for paths from the root. The collector of cycles does not know of it, so that it
+    is open while finalizers run: `Store.__del__` would go on with a number that is another file's.
+    """
+    cdef int descriptor
+
+    def __cinit__(self, int descriptor):
+        self.descriptor = descriptor
+
+    def __dealloc__(self):
+        if self.descriptor >= 0:
+            close_descriptor(self.descriptor)
+
+    @property
+    def number(self):
+        """The descriptor, or None."""
+        return self.descriptor if self.descriptor >= 0 else None
