@@ -277,7 +277,12 @@ def covered() -> None:
         env = reached.environment(copy)
         is_under_test(copy, env)
         command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests"]
-        command += [f"--basetemp={copy.parent / 'pytest'}"]  # where the programs of tests/c are
+        # The programs of tests/c stay there; what tests that passed have stored does not.
+        command += [
+            f"--basetemp={copy.parent / 'pytest'}",
+            "-o",
+            "tmp_path_retention_policy=failed",
+        ]
         command += [f"--ignore={path}" for path in reached.LEFT_OUT]
         try:
             shell(*command, cwd=copy, env=env, live=True)

@@ -734,7 +734,7 @@ def try_lock(descriptor: int, start: int, *, shared: bool = False) -> bool:
 
 def unlock(descriptor: int, start: int) -> None:
     """Give a locked byte back."""
-    _lock(descriptor, fcntl.F_UNLCK, start, 1, command=fcntl.F_OFD_SETLK)
+    _native.unlock_byte(descriptor, start)
 
 
 def is_locked(descriptor: int, start: int, length: int = 1) -> bool:

@@ -114,9 +114,11 @@ class ProducerIds:
                 number = self._numbers[name] = 1 + len(self._numbers)
             return number
         finally:
-            if is_locked:  # a child that was forked meanwhile has it open as well
-                files.unlock(descriptor, 0)
-            files.close(descriptor)
+            try:
+                if is_locked:  # a child that was forked meanwhile has it open as well
+                    files.unlock(descriptor, 0)
+            finally:
+                files.close(descriptor)
 
     def _check_unused(self, number: int) -> None:
         """Raise where a batch names the number: an entry behind those that are valid is lost."""

@@ -378,14 +378,17 @@ class Interrupt:
         sys.settrace(None)
 
 
-@contextlib.contextmanager
-def refused(number):
-    """One allocation of Python fails, behind that many."""
-    _testcapi.set_nomemory(number, number + 1)
-    try:
-        yield
-    finally:
-        _testcapi.remove_mem_hooks()
+def refusing(call, number):
+    """One allocation of Python fails in the call, behind that many."""
+
+    def limited():
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            call()
+        finally:
+            _testcapi.remove_mem_hooks()
+
+    return limited
 
 
 LIMITS = {"descriptors": no_descriptors, "threads": no_threads, "memory": no_memory}
@@ -523,10 +526,12 @@ def allocations(path, findings):
         while fine < 6:  # what comes behind the last one refuses nothing
             call = entry(world)
             before = world.records() if name in STORES else None
-            error = findings.run(f"{name}, {number}", call, refused(number), *of_python)
+            call = refusing(call, number)
+            error = findings.run(f"{name}, {number}", call, contextlib.nullcontext(), *of_python)
             if before is not None:
                 accounted(world, name, before, error, findings)
-            fine = 0 if error else fine + 1
+            refused = isinstance(error, (*of_python, millstream.StorageError))
+            fine = 0 if refused else fine + 1
             number += 1 + number // 20
         findings.run(f"{name}, once more", entry(world), contextlib.nullcontext())
     world.end()
@@ -565,7 +570,14 @@ def main(condition, path):
     return min(findings.count, 100)
 
 
-CONDITIONS = (*LIMITS, *(["allocations"] if _testcapi else []), "closed", "closing", "interrupted", "forked")
+CONDITIONS = (
+    *LIMITS,
+    *(["allocations"] if _testcapi else []),
+    "closed",
+    "closing",
+    "interrupted",
+    "forked",
+)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))

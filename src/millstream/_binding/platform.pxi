@@ -1,7 +1,23 @@
 # ms_platform.h and ms_xxh3.h
+from libc.errno cimport errno
+
 cdef extern from "ms_platform.h" nogil:
     void ms_clock_set(cbool is_virtual, int64_t skew_ns, int64_t set_ns)
     int ms_file_system(int descriptor, uint32_t *magic)
+cdef extern from "<fcntl.h>" nogil:
+    struct flock:
+        short l_type
+        short l_whence
+        int64_t l_start
+        int64_t l_len
+        int l_pid
+    int control "fcntl"(int descriptor, int command, flock *lock)
+    enum:
+        F_UNLCK
+        F_OFD_SETLK
+cdef extern from "<stdio.h>" nogil:
+    enum:
+        SEEK_SET
 cdef extern from "<unistd.h>" nogil:
     int close_descriptor "close"(int descriptor)
 
@@ -82,6 +98,15 @@ def private_memory(bytes data):
     copy = mmap.mmap(-1, len(data))
     copy[:] = data
     return copy
+
+
+def unlock_byte(int descriptor, int64_t start):
+    """Give a locked byte back, without memory: for want of that nobody else would ever get it."""
+    cdef flock lock
+    memset(&lock, 0, sizeof(lock))
+    lock.l_type, lock.l_whence, lock.l_start, lock.l_len = F_UNLCK, SEEK_SET, start, 1
+    if control(descriptor, F_OFD_SETLK, &lock) < 0:
+        raise OSError(errno, "unlocking")
 
 
 @cython.final

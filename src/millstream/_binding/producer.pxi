@@ -276,8 +276,8 @@ cdef class ProducerCore:
         cdef ms_appended out
         cdef ms_error err
         cdef ms_status status
-        cdef uint32_t p, share, final = shares.final
-        cdef Span span
+        cdef uint32_t p, share, count, final = shares.final
+        cdef _Share stored
         cdef list spans = []
         cdef list ends = []
         for p in range(shares.parts):
@@ -296,15 +296,15 @@ cdef class ProducerCore:
                 elif not shares.select(records, p):
                     continue
                 shares.select(records, p)
-                span = Span.__new__(Span)
+                stored = share_in(ends, spans)
                 count = self.append_new(records, shares, p, p != final, level, timeout, &out)
-                place_span(span, shares.first_partition + p, &out, count)
-                ends.append((span, out.end))
-                if count:
-                    spans.append((span, out.end))
-            return [span for span, _ in spans]
+                stored.store(shares.first_partition + p, &out, count)
+                if count == 0:
+                    spans.pop()
+            return spans
         except BaseException as error:
-            raise self.log.account_for(error, spans, level, timeout)
+            new = [stored for stored in ends if stored.span.count]
+            raise self.log.account_for(error, new, level, timeout)
 
     cdef uint32_t append_new(self, ms_records *records, _Shares shares, uint32_t p, bint more,
                              int level, object timeout, ms_appended *out) except? 0xffffffff:

@@ -713,7 +713,8 @@ cdef class StreamCore:
         cdef ms_error err
         cdef ms_appended out
         cdef ms_status status
-        cdef list spans = []
+        cdef list shares = [], spans = []
+        cdef _Share share
         try:
             chosen = <uint32_t *>PyMem_Malloc(total * sizeof(uint32_t))
             rows = <uint32_t *>PyMem_Malloc(total * sizeof(uint32_t))
@@ -752,15 +753,14 @@ cdef class StreamCore:
                 self.choose(records, rows, ends, p)
                 if records.count:
                     # At "sync" all are awaited when all are there, so that their syncs are shared.
-                    span = Span.__new__(Span)
+                    share = share_in(shares, spans)
                     self.publish(p, records, &shapes[p], 0 if level == 2 else level, timeout, &out)
-                    place_span(span, p, &out, records.count)
-                    spans.append((span, out.end))
+                    share.store(p, &out, records.count)
             if level == 2:
-                self.make_all_durable(spans, timeout)
-            return [span for span, _ in spans]
+                self.make_all_durable(shares, timeout)
+            return spans
         except BaseException as error:
-            raise self.account_for(error, spans, level, timeout)
+            raise self.account_for(error, shares, level, timeout)
         finally:
             PyMem_Free(chosen)
             PyMem_Free(rows)
@@ -775,44 +775,47 @@ cdef class StreamCore:
             self._partition(index).prepare_sync()
         return 0
 
-    cdef int make_all_durable(self, list spans, object timeout) except -1:
-        """Return when all these (span, end) are durable; what fails does not keep the others."""
+    cdef int make_all_durable(self, list shares, object timeout) except -1:
+        """Return when all these are durable; what fails does not keep the others."""
+        cdef _Share share
         failed = None
-        for span, end in spans:
+        for share in shares:
             try:
-                self._make_durable(span.partition, end, timeout)
+                self._make_durable(share.span.partition, share.end, timeout)
             except _errors.MillstreamError as error:
                 failed = failed or error
         if failed is not None:
             raise failed
         return 0
 
-    cdef object account_for(self, object error, list spans, int level, object timeout):
-        """What to raise where shares, (span, end), were stored before an error.
+    cdef object account_for(self, object error, list shares, int level, object timeout):
+        """What to raise where some of the shares were stored before an error.
 
         Its `appended` has those that are as durable as was asked for. The others are in
         `published` of an `Indeterminate`, and left to the background.
         """
         cdef list durable = [], uncertain = []
+        cdef _Share share
         cdef bint waits = _errors.is_ours(error)  # else it is a signal's, and not to be held up
+        shares = [share for share in shares if share.is_stored]
         if level == 2:
-            for span, _ in spans:
-                self.leave_to_background(span.partition)
-        for span, end in spans:
-            if level == 2 and not self.is_durable(span.partition, end):
+            for share in shares:
+                self.leave_to_background(share.span.partition)
+        for share in shares:
+            if level == 2 and not self.is_durable(share.span.partition, share.end):
                 try:
                     if waits:
-                        self._make_durable(span.partition, end, timeout)
+                        self._make_durable(share.span.partition, share.end, timeout)
                 except Exception as failed:
                     if not _errors.is_ours(failed):
                         raise
-                if not self.is_durable(span.partition, end):
-                    uncertain.append(span)
+                if not self.is_durable(share.span.partition, share.end):
+                    uncertain.append(share.span)
                     continue
-            durable.append(span)
-        if uncertain or (spans and not isinstance(error, _errors.MillstreamError)):
+            durable.append(share.span)
+        if uncertain or (shares and not isinstance(error, _errors.MillstreamError)):
             error = _errors.indeterminate(
-                error, f"{len(spans)} shares are stored, of which {len(uncertain)} may not survive "
+                error, f"{len(shares)} shares are stored, of which {len(uncertain)} may not survive "
                 "a power cut", self.path, tuple(uncertain))
         if isinstance(error, _errors.MillstreamError):
             error.appended = tuple(durable)
@@ -896,6 +899,28 @@ cdef inline void place_span(Span span, uint32_t partition, const ms_appended *ou
     span.epoch = out.epoch
     span.first_offset = out.first_offset
     span.count = count
+
+
+@cython.final
+cdef class _Share:
+    """What one partition gets of a call: made before it is stored, for nothing may fail behind."""
+    cdef Span span
+    cdef uint64_t end
+    cdef bint is_stored
+
+    cdef int store(self, uint32_t partition, const ms_appended *out, uint32_t count) noexcept:
+        place_span(self.span, partition, out, count)
+        self.end = out.end
+        self.is_stored = True
+        return 0
+
+
+cdef _Share share_in(list shares, list spans):
+    cdef _Share share = _Share.__new__(_Share)
+    share.span = Span.__new__(Span)
+    shares.append(share)
+    spans.append(share.span)
+    return share
 
 
 cdef enum:
