@@ -14,6 +14,7 @@ from open_copy import copy_open
 from timing import SOON
 
 import millstream
+import millstream.group
 from millstream import (
     Closed,
     CorruptBatch,
@@ -803,6 +804,36 @@ def test_whoever_still_has_a_group_that_was_removed_hears_so_and_what_to_do(stor
         consumer.close()
         assert len(taken(again)) == 40
         again.close()
+
+
+def test_a_removal_that_did_not_come_to_its_end_is_finished_by_whoever_asks(stream, monkeypatch):
+    stream.consumer(group="g", timeout=0).close()
+    remove = millstream.files.remove
+    monkeypatch.setattr(millstream.files, "remove", lambda path: 1 / 0)  # a kill, say
+    with pytest.raises(ZeroDivisionError):
+        stream.group("g").remove()
+    monkeypatch.setattr(millstream.files, "remove", remove)
+    with pytest.raises(NotFound, match="group 'g'"):
+        stream.group("g")
+    assert stream.groups() == []
+    with stream.consumer(group="g", timeout=0) as consumer:
+        assert sum(len(batch) for batch in consumer) == 40
+
+
+def test_a_slow_removal_leaves_the_group_that_was_made_anew_meanwhile(stream, monkeypatch):
+    stream.consumer(group="g", timeout=0).close()
+    slow, drop = stream.group("g"), millstream.group.Group._drop
+
+    def dropped(group):
+        assert drop(group)
+        monkeypatch.setattr(millstream.group.Group, "_drop", drop)
+        stream.consumer(group="g", timeout=0).close()
+        return True
+
+    monkeypatch.setattr(millstream.group.Group, "_drop", dropped)
+    slow.remove()
+    assert stream.groups() == ["g"]
+    assert stream.group("g").members() == []
 
 
 def test_a_group_that_was_removed_and_made_anew_is_another(stream):
