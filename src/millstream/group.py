@@ -163,6 +163,10 @@ class Group(_native.GroupCore):
             if write and self._generation != stream.store._generation:
                 with _native.lock_of(f"{self.path}: voiding"):
                     self._void_earlier()
+            if self._state != LIVE:  # who removed it came no further
+                if write:
+                    _unlink(self._descriptor, self.path)
+                raise settings.missing(stream.path, "group", name, names(stream.path))
         except BaseException:
             self._dispose()
             raise
@@ -474,13 +478,31 @@ class Group(_native.GroupCore):
         """
         self._check_writable()
         self._watch(True)
-        if not self._drop():
-            who = ", ".join(member.process for member in self.members())
-            raise InvalidArgument(f"{self.path}: the group has members: {who}")
-        files.remove(self.path)
-        files.sync_directory(self.path.parent)
-        self.stream._groups.pop(self.name, None)
+        descriptor = files.open_file(self.path, write=True)  # another thread may let go of ours
+        try:
+            if not self._drop():
+                who = ", ".join(member.process for member in self.members())
+                raise InvalidArgument(f"{self.path}: the group has members: {who}")
+            _unlink(descriptor, self.path)
+        finally:
+            files.close(descriptor)
+        if self.stream._groups.get(self.name) is self:
+            del self.stream._groups[self.name]
         self._dispose()
+
+
+def _unlink(descriptor: int, path: files.Path) -> None:
+    """Remove the file of a group that was dropped, maybe by one that was killed since.
+
+    Under its lock, and by its inode: somebody else may have done it, and made the group anew.
+    """
+    files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+    try:
+        if files.inode(descriptor) == files.inode(path):
+            files.remove(path)
+    finally:
+        files.unlock(descriptor, 0)
+    files.sync_directory(path.parent)
 
 
 def _is_many(start: Any) -> bool:

@@ -20,11 +20,6 @@ import traceback
 import millstream
 from millstream import compat, inspect
 
-try:
-    import _testcapi
-except ImportError:  # of CPython's own tests; not everyone packs them
-    _testcapi = None
-
 FINE = (millstream.MillstreamError, queue.Full, queue.Empty)
 PACKAGE = os.path.dirname(millstream.__file__) + os.sep
 NO_FILES = {
@@ -378,19 +373,6 @@ class Interrupt:
         sys.settrace(None)
 
 
-def refusing(call, number):
-    """One allocation of Python fails in the call, behind that many."""
-
-    def limited():
-        _testcapi.set_nomemory(number, number + 1)
-        try:
-            call()
-        finally:
-            _testcapi.remove_mem_hooks()
-
-    return limited
-
-
 LIMITS = {"descriptors": no_descriptors, "threads": no_threads, "memory": no_memory}
 
 
@@ -513,31 +495,6 @@ def interrupted(path, findings):
     verified(world, findings)
 
 
-def allocations(path, findings):
-    """Each allocation of each call is refused once, or every few where a call makes hundreds."""
-    # The interpreter's own, where it has no memory for a frame, and for a lock.
-    of_python = MemoryError, SystemError, RuntimeError
-    world = World(path)
-    for name, entry in CALLS.items():
-        if entry is None:
-            continue
-        faulthandler.dump_traceback_later(120, exit=True)
-        number = fine = 0
-        while fine < 6:  # what comes behind the last one refuses nothing
-            call = entry(world)
-            before = world.records() if name in STORES else None
-            call = refusing(call, number)
-            error = findings.run(f"{name}, {number}", call, contextlib.nullcontext(), *of_python)
-            if before is not None:
-                accounted(world, name, before, error, findings)
-            refused = isinstance(error, (*of_python, millstream.StorageError))
-            fine = 0 if refused else fine + 1
-            number += 1 + number // 20
-        findings.run(f"{name}, once more", entry(world), contextlib.nullcontext())
-    world.end()
-    verified(world, findings)
-
-
 def forked(path, findings):
     """Each call in a child, on what it inherited."""
     world = World(path)
@@ -570,14 +527,7 @@ def main(condition, path):
     return min(findings.count, 100)
 
 
-CONDITIONS = (
-    *LIMITS,
-    *(["allocations"] if _testcapi else []),
-    "closed",
-    "closing",
-    "interrupted",
-    "forked",
-)
+CONDITIONS = (*LIMITS, "closed", "closing", "interrupted", "forked")
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))

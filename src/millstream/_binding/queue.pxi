@@ -1,5 +1,10 @@
 # ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is queue.py's,
 # through the hooks.
+from cpython.exc cimport PyErr_Clear
+
+cdef extern from "Python.h":
+    PyObject *number_from "PyLong_FromUnsignedLongLong"(unsigned long long value)
+
 
 # What a put has found so far: room, or it waits for some; announced, it looks once more first.
 cdef enum: ROOM, ANNOUNCED, FULL
@@ -306,7 +311,17 @@ cdef class QueueCore(_QueueFiles):
             ms_now_near(&self.c, &now)
         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
         self.note(&now)
-        return out.id
+        cdef PyObject *made = number_from(out.id)
+        if made == NULL:
+            self.without_memory()
+        found = <object>made
+        Py_DECREF(found)
+        return found
+
+    cdef int without_memory(self) except -1:
+        """A message is stored, and there is no memory for its id."""
+        PyErr_Clear()
+        raise self.uncertain(MemoryError())
 
     cdef int put_slowly(self, object value, object priority, object delay, object at, object key,
                         object ttl, object dedup_id, object headers, object timeout, int status,
@@ -352,7 +367,7 @@ cdef class QueueCore(_QueueFiles):
         cdef int status
         cdef int32_t count = 0
         cdef int found = ROOM
-        cdef bint full = False
+        cdef bint full = False, behind = False
         cdef list ids = []
         cdef Put arguments
         self.alive()
@@ -403,8 +418,14 @@ cdef class QueueCore(_QueueFiles):
                 if full:
                     break
                 found = ROOM
-                ids.append(out.id)
                 count += 1
+                behind = True
+                ids.append(out.id)
+                behind = False
+        except MemoryError as error:
+            if not behind:
+                raise
+            raise self.uncertain(error)
         finally:
             if count:
                 ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
