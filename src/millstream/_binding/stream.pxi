@@ -815,8 +815,8 @@ cdef class StreamCore:
             durable.append(share.span)
         if uncertain or (shares and not isinstance(error, _errors.MillstreamError)):
             error = _errors.indeterminate(
-                error, f"{len(shares)} shares are stored, of which {len(uncertain)} may not survive "
-                "a power cut", self.path, tuple(uncertain))
+                error, f"{len(shares)} shares are stored, of which {len(uncertain)} may not survive"
+                " a power cut", self.path, tuple(uncertain))
         if isinstance(error, _errors.MillstreamError):
             error.appended = tuple(durable)
         return error
