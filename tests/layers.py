@@ -36,8 +36,8 @@ C_LAYERS = (
 PYTHON_LAYERS = (
     "errors",
     "greenlets",
-    "address",
     "_native",
+    "address",
     "options",
     "codecs",
     "loops",

@@ -33,7 +33,7 @@ Where to begin:
 The command line is `millstream --help`.
 """
 
-from millstream import errors
+from millstream import _native, errors
 from millstream._native import Batch, Message, Position, Put, Span
 from millstream.errors import (
     Aborted,
@@ -185,14 +185,16 @@ _HOMES = {
 
 def __getattr__(name: str) -> object:
     """Import at its first use what few programs need."""
-    import importlib
+    home = name if name in _MODULES else next((h for h, ns in _HOMES.items() if name in ns), None)
+    if home is None:
+        raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+    with _native.loading:
+        import importlib
 
-    if name in _MODULES:
-        return importlib.import_module(f"millstream.{name}")
-    for home, names in _HOMES.items():
-        if name in names:
-            return getattr(importlib.import_module(f"millstream.{home}"), name)
-    raise AttributeError(f"module 'millstream' has no attribute {name!r}")
+        module = importlib.import_module(f"millstream.{home}")
+        found: object = module if name == home else getattr(module, name)
+    globals()[name] = found
+    return found
 
 
 def __dir__() -> list[str]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 
+from millstream import _native
 from millstream.errors import InvalidArgument, InvalidType
 
 __all__ = ["SCHEMES", "directory"]
@@ -19,8 +20,8 @@ SCHEME_CHARACTERS = LETTERS | frozenset("0123456789+-.")
 
 def _of_file(address: str) -> str:
     """The path of ``file:///path`` and ``file://localhost/path``; %-escapes are resolved."""
-    from urllib.parse import unquote
-
+    with _native.loading:
+        from urllib.parse import unquote
     host, slash, path = address.partition("://")[2].partition("/")
     if host.lower() not in ("", "localhost"):
         raise InvalidArgument(

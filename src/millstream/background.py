@@ -73,32 +73,13 @@ def say(text: str, *, warn: bool = True) -> None:
             sys.stderr.write(f"millstream: {text}\n")
 
 
-class _Bell:
-    """Wakes one thread. An Event whose `set` is cut short by Ctrl-C may stay locked for ever.
-
-    Here both ends are one call of C. Rung before it is waited for, it ends that wait.
-    """
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._lock.acquire()
-
-    def ring(self) -> None:
-        try:
-            self._lock.release()
-        except RuntimeError:
-            return  # it was rung already
-
-    def wait(self, seconds: float | None) -> None:
-        self._lock.acquire(timeout=-1 if seconds is None else seconds)
-
-
 class Background:
     """The thread, and what it was asked to do."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._wanted = _Bell()
+        self._wanted = _native.Bell()
+        self._answered = self._wanted.rung
         self._asked: dict[PartitionLog, int] = {}
         self._again: dict[PartitionLog, int] = {}
         """What failed of it, and is tried again at `_again_at`."""
@@ -309,12 +290,22 @@ class Background:
     def _run(self) -> None:
         while not self._stopping and self._thread is threading.current_thread():
             try:
-                self._wanted.wait(self._pause())
+                self._await()
                 if not self._stopping:
                     self._round()
                 self._well("a round", self.store.path)
             except BaseException as error:  # whatever it is: what is due stays due
                 self._recover(error)
+
+    def _await(self) -> None:
+        """Until it is rung for, or something is due. Rung before, it ends at once."""
+        pause = self._pause()
+        if self._wanted.rung == self._answered:
+            if pause is None:
+                self._wanted.sleep(self._answered)
+            else:
+                self._wanted.wait(self._answered, pause)
+        self._answered = self._wanted.rung
 
     def _recover(self, error: BaseException) -> None:
         with contextlib.suppress(BaseException):

@@ -16,7 +16,6 @@ a queue names its codec; nothing in the data chooses one. Without a codec, value
 from __future__ import annotations
 
 import importlib
-import sys
 import types
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -41,7 +40,21 @@ class Codec(Protocol):
         """Return the value of these bytes; any exception says that they have none."""
 
 
-class _Json:
+class _Standard:
+    """A module of the standard library, imported when it is needed."""
+
+    _name: str
+    _found: Any = None
+
+    def _module(self) -> Any:
+        found = self._found
+        if found is None:
+            with _native.loading:
+                found = self._found = importlib.import_module(self._name)
+        return found
+
+
+class _Json(_Standard):
     """JSON as UTF-8, without spaces, by the standard library. NaN and infinity are refused.
 
     >>> json.encode({"a": [1, None]})
@@ -50,18 +63,16 @@ class _Json:
     {'a': [1, None]}
     """
 
+    _name = "json"
+
     def encode(self, value: Any, /) -> bytes:
         """Return the JSON text of a value."""
-        from json import dumps
-
-        text = dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text = self._module().dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
         return text.encode("utf-8")
 
     def decode(self, data: Any, /) -> Any:
         """Return the value of a JSON text."""
-        from json import loads
-
-        return loads(bytes(data).decode("utf-8"))
+        return self._module().loads(bytes(data).decode("utf-8"))
 
     def __repr__(self) -> str:
         return "millstream.codecs.json"
@@ -70,7 +81,7 @@ class _Json:
         return "json"
 
 
-class _Pickle:
+class _Pickle(_Standard):
     """Nearly any Python object, by pickle.
 
     Warning: whoever can write to the store's directory can run code in every process that takes
@@ -81,17 +92,16 @@ class _Pickle:
     {1, 2}
     """
 
+    _name = "pickle"
+
     def encode(self, value: Any, /) -> bytes:
         """Return the pickle of a value."""
-        from pickle import HIGHEST_PROTOCOL, dumps
-
-        return dumps(value, HIGHEST_PROTOCOL)
+        module = self._module()
+        return module.dumps(value, module.HIGHEST_PROTOCOL)
 
     def decode(self, data: Any, /) -> Any:
         """Return the value of a pickle, which runs what the pickle says."""
-        from pickle import loads
-
-        return loads(data)
+        return self._module().loads(data)
 
     def __repr__(self) -> str:
         return "millstream.codecs.pickle"
@@ -159,13 +169,12 @@ def resolve(codec: object) -> Codec | None:
     if codec is None:
         return None
     if isinstance(codec, str):
-        known: dict[str, Codec] = {"json": json, "pickle": pickle}
+        known: dict[str, _Json | _Pickle] = {"json": json, "pickle": pickle}
         if codec not in known:
             raise InvalidArgument(f'codec {codec!r}: expected "json", "pickle" or an object')
-        if codec not in sys.modules:
-            with _native.loading:  # now, so that no call of the codec is in the middle of it
-                importlib.import_module(codec)
-        return known[codec]
+        found = known[codec]
+        found._module()  # now, so that no call of the codec is in the middle of an import
+        return found
     if isinstance(codec, types.ModuleType):
         return _Module(codec.__name__)
     if isinstance(codec, Codec) and all(map(callable, (codec.encode, codec.decode))):

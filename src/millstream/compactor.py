@@ -34,7 +34,7 @@ class Compactor:
 
     def __init__(self, store: Store) -> None:
         self.store = store
-        self._stopping = threading.Event()
+        self._stopping = _native.Flag()
         self._tried: set[tuple[Stream, int]] = set()
         self._seen: dict[PartitionLog, tuple[float, tuple[int, int, int]]] = {}
         self._thread: threading.Thread | None = None
@@ -146,7 +146,7 @@ class Compactor:
 class Pace:
     """Sleeps so that no more than `rate` bytes a second are gone through."""
 
-    def __init__(self, stopping: threading.Event, rate: int) -> None:
+    def __init__(self, stopping: _native.Flag, rate: int) -> None:
         self._stopping = stopping
         self._rate = rate
         self._next = time.monotonic()

@@ -169,8 +169,8 @@ class Consumer(Assignment):
 
     def _sleepers(self) -> Sleepers:
         """Who sleeps for the loop that runs now."""
-        import asyncio
-
+        with _native.loading:
+            import asyncio
         waiter = self._waiter
         if waiter is None or waiter.over or waiter.loop is not asyncio.get_running_loop():
             if waiter is not None:
@@ -180,8 +180,8 @@ class Consumer(Assignment):
 
     async def __aiter__(self) -> AsyncIterator[Batch]:
         """Batches, until none came for `timeout` seconds, without blocking the loop."""
-        import asyncio
-
+        with _native.loading:
+            import asyncio
         while True:
             batch = await self.apoll(self._timeout)
             if batch is None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import functools
 import logging
-import threading
 import time
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
@@ -118,7 +117,7 @@ class Held:
     def __init__(self, message: Message, lease: float, time_limit: float) -> None:
         self.message = message
         self.alive = _native.keep_alive(message, lease, time_limit)
-        self.lock = threading.Lock()
+        self.lock = _native.Lock("the end of a lease")
         self.settled = False
 
     def settle(self, end: Callable[[], object]) -> bool:
@@ -149,14 +148,14 @@ class Loop:
         self.queue = queue
         self.function = function
         self.options = options
-        self.stopping = threading.Event()
+        self.stopping = _native.Flag()
         self.counts = Counts()
         self.error: BaseException | None = None
         self.begun: float | None = None
         """When the call that is running began."""
         self.held: list[Held] = []
         """The messages that it works on."""
-        self._lock = threading.Lock()
+        self._lock = _native.Lock(f"{queue.path}: counting", reentrant=True)
 
     def run(self) -> None:
         """Work until `stopping` is set, or the queue is closed."""

@@ -273,8 +273,8 @@ def require(directory: files.Path) -> None:
 
 def no_store(directory: str) -> NotFound:
     """The error where a store should be and is none."""
-    import difflib
-
+    with _native.loading:
+        import difflib
     above, name = os.path.split(directory)
     beside = files.names_with(above, "store.json")
     text = "; mode='rw' with create=True makes one"

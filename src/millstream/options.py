@@ -51,8 +51,8 @@ if not TYPE_CHECKING:
         """Make the alias when it is asked for: `typing` takes a third of the package's import."""
         if name != "Durability":
             raise AttributeError(f"module 'millstream.options' has no attribute {name!r}")
-        from typing import Literal
-
+        with _native.loading:
+            from typing import Literal
         return Literal[DURABILITIES]
 
 

@@ -103,9 +103,9 @@ class Queue(QueueHandle):
 
     async def _rest(self, place: Literal["message", "room"], ticket: int, deadline: float) -> None:
         """Return when something may have come to a place, or at the deadline."""
-        import asyncio
-
         with _native.loading:
+            import asyncio
+
             from millstream.sleepers import Sleepers
         loop, name = asyncio.get_running_loop(), f"millstream-{place}"
         for waiter in self._waiters:
@@ -154,8 +154,8 @@ class Queue(QueueHandle):
             try:
                 if self._durability != "sync":
                     return put()
-                import asyncio
-
+                with _native.loading:
+                    import asyncio
                 return await asyncio.get_running_loop().run_in_executor(None, put)
             except QueueFull:
                 if time.monotonic() >= deadline:

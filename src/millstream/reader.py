@@ -389,8 +389,8 @@ def _quiet_until(timeout: float | None) -> float:
 async def _aread(
     turn: _Turn, left: int, follow: bool, timeout: float | None
 ) -> AsyncIterator[Batch]:
-    import asyncio
-
+    with _native.loading:
+        import asyncio
     quiet_until = _quiet_until(timeout)
     waiter = sleepers(turn)
     try:

@@ -155,8 +155,8 @@ def check_create(create: object) -> bool:
 
 def others(name: str, there: Sequence[str]) -> str:
     """A sentence about what there is beside a name: what looks like it, or else the first ones."""
-    import difflib
-
+    with _native.loading:
+        import difflib
     if close := difflib.get_close_matches(name, there, 3):
         return f"Did you mean {' or '.join(map(repr, close))}?"
     if not there:

@@ -10,6 +10,7 @@ from collections.abc import AsyncGenerator, Callable
 from typing import NamedTuple
 
 from millstream import _native
+from millstream.errors import Reentered
 
 IDLE_SECONDS = 1.0
 """How long a thread stays that nobody waits for, while its loop goes on."""
@@ -41,8 +42,8 @@ class Sleepers:
         self.name = name
         self._sleep = sleep
         self._wake = wake
-        self._lock = threading.Lock()
-        self._asked = threading.Event()
+        self._lock = _native.Lock(f"{name}: coroutines that wait", reentrant=True)
+        self._asked = _native.Flag()
         self._waiting: list[_Sleeper] = []
         self._thread: threading.Thread | None = None
         self._stopped = False
@@ -94,7 +95,8 @@ class Sleepers:
         self._asked.set()
         with contextlib.suppress(Exception):  # closed meanwhile: nothing is slept on any more
             self._wake()
-        thread.join(END_SECONDS)
+        with contextlib.suppress(Reentered):  # it ends when the call under this one has returned
+            _native.join(thread, END_SECONDS)
 
     def _run(self) -> None:
         while True:

@@ -148,8 +148,8 @@ class SqlPosition:
 
 
 def _epoch(consumer: Consumer, partition: int) -> int:
-    from millstream.group import epoch_at
-
+    with _native.loading:
+        from millstream.group import epoch_at
     return epoch_at(consumer.stream, partition, consumer.stream._log(partition).first_offset)
 
 

@@ -20,8 +20,8 @@ def dirt_of(log: PartitionLog) -> tuple[float, float | None]:
     """`dirty` and `compacted_at` of a partition."""
     if log.stream.compaction is None and not log.native.compacted:
         return 0.0, None
-    from millstream import compaction
-
+    with _native.loading:
+        from millstream import compaction
     return compaction.dirty_part(log, log.stream.compaction or Compaction())
 
 

@@ -382,11 +382,11 @@ class Stream(StreamGroups):
         self._is_surprise = False
         if any(self._log(index).next_offset for index in range(self.partitions)):
             return
-        import sys
-        import warnings
+        with _native.loading:
+            import sys
+            import warnings
 
-        from millstream.growth import MillstreamWarning
-
+            from millstream.growth import MillstreamWarning
         frame, level = sys._getframe(1), 2
         while frame.f_back and str(frame.f_globals.get("__name__")).startswith("millstream."):
             frame, level = frame.f_back, level + 1

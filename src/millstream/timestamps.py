@@ -72,8 +72,8 @@ def _unmasked(values: Any) -> Any:
 
 def _of_numpy(values: Any) -> Any:
     """Times of numpy, of any unit, as int64 of microseconds."""
-    import numpy
-
+    with _native.loading:
+        import numpy
     values = numpy.asarray(_unmasked(values))
     if numpy.isnat(values).any():
         raise InvalidArgument("timestamps: one of them is NaT")

@@ -78,8 +78,8 @@ def load(stream: Stream, values: Latest) -> Place | None:
     except ValueError as error:  # of what it took over up to there, nothing stays
         values._adopt(_native.Latest())
         why = f"it is damaged: {error}"
-    import logging
-
+    with _native.loading:
+        import logging
     logging.getLogger("millstream").info("%s: not used, all is read anew: %s", path, why)
     return None
 

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType, WorkerError
+from millstream.errors import InvalidArgument, InvalidType, Reentered, WorkerError
 from millstream.loops import LOG, SLICE_SECONDS, Counts, Loop, Mode, Options, check_options, sum_of
 from millstream.options import check_timeout
 
@@ -42,6 +42,8 @@ NOTICE_SECONDS = (5.0, 300.0)
 EXIT_SECONDS = 5.0
 """How long a worker process may take to give back what it has."""
 EXIT_OVERDUE = 75
+WITHIN_SECONDS = 0.5
+"""The same, and until Reentered, in a signal handler: they may wait for the call under it."""
 
 
 # --- many loops -----------------------------------------------------------------------------------
@@ -76,7 +78,7 @@ class Threads:
             threading.Thread(target=loop.run, name=f"{queue.name}-{number}", daemon=True)
             for number, loop in enumerate(self._loops)
         ]
-        self.begun = threading.Event()
+        self.begun = _native.Flag()
         self.begun.set()
         start_all(self, queue.path)
 
@@ -105,6 +107,11 @@ class Threads:
         for loop in self._loops:
             loop.stopping.set()
 
+    def check(self) -> None:
+        """Reentered where one waits for what this thread holds."""
+        for thread in self._threads:
+            _native.join(thread, 0.0)
+
     def await_end(self) -> None:
         """Wait a moment; Reentered where one waits for what this thread holds."""
         for thread in self._threads:
@@ -113,9 +120,9 @@ class Threads:
     def end(self) -> None:
         """Give back what is still worked on."""
         for loop, thread in zip(self._loops, self._threads, strict=False):
-            thread.join(0.0)
             if thread.is_alive():
-                loop.release()
+                with contextlib.suppress(Reentered):  # the thread is at it, and ends when it may
+                    loop.release()
 
 
 class Ended(NamedTuple):
@@ -152,13 +159,14 @@ class Processes:
         self._path = queue.path
         self._parcel = parcel(queue, function, options)
         self._count = options.concurrency
-        self._stopping = threading.Event()
+        self._stopping = _native.Flag()
         self._grace = 0.0
-        self._lock = threading.Lock()
+        self._asked_at = float("inf")
+        self._lock = _native.Lock(f"{queue.path}: its worker processes", reentrant=True)
         self._counts = Counts()
         self._children: dict[int, Child] = {}
         self._begun: set[int] = set()
-        self.begun = threading.Event()
+        self.begun = _native.Flag()
         """All have begun to take messages, or they cannot, or are told to stop."""
         self.error: BaseException | None = None
         self._threads = [
@@ -251,20 +259,31 @@ class Processes:
         """Take nothing more; give back after `grace` seconds what is still worked on."""
         with self._lock:
             self._grace = grace
+            self._asked_at = min(self._asked_at, time.monotonic())
             self._stopping.set()
             children = list(self._children.values())
         self.begun.set()
         for child in children:
             child.tell(grace)
 
+    def check(self) -> None:
+        """They were not started where they might wait for this thread."""
+
     def await_end(self) -> None:
-        """Wait a moment."""
+        """Wait a moment; Reentered where they may wait for what this thread holds."""
         time.sleep(0.005)
+        held = _native.held()
+        if held and time.monotonic() - self._asked_at > WITHIN_SECONDS:
+            raise Reentered(
+                f"{self._path}: its worker processes take nothing more, but did not end yet, and may"
+                f" wait for the call under this one, which has: {', '.join(held)}. Stop them again"
+                " when it has returned"
+            )
 
     def end(self) -> None:
         """Wait a moment for the children to give back what they have, then kill who remains."""
         self.ask(0.0)
-        deadline = time.monotonic() + EXIT_SECONDS
+        deadline = time.monotonic() + (WITHIN_SECONDS if _native.held() else EXIT_SECONDS)
         for thread in self._threads:
             thread.join(max(0.0, deadline - time.monotonic()))
         with self._lock:
@@ -276,8 +295,9 @@ class Processes:
 
 def parcel(queue: Queue, function: Callable[[Any], object], options: Options) -> bytes:
     """What a child needs, as bytes; raises where there can be no child, or nothing can be sent."""
-    from multiprocessing import process
-    from multiprocessing.reduction import ForkingPickler
+    with _native.loading:
+        from multiprocessing import process
+        from multiprocessing.reduction import ForkingPickler
 
     why = None
     if getattr(process.current_process(), "_inheriting", False):
@@ -327,10 +347,11 @@ class Child:
     """A worker process, as its parent has it."""
 
     def __init__(self, parcel: bytes) -> None:
-        import socket
-        import subprocess
-        from multiprocessing import spawn, util
-        from multiprocessing.reduction import ForkingPickler
+        with _native.loading:
+            import socket
+            import subprocess
+            from multiprocessing import spawn, util
+            from multiprocessing.reduction import ForkingPickler
 
         self.ready = False
         self.held = 0
@@ -358,7 +379,8 @@ class Child:
 
     def heard(self) -> Iterator[tuple[str, Any]]:
         """What it says, until it is gone."""
-        import json
+        with _native.loading:
+            import json
 
         with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
             for line in lines:
@@ -379,8 +401,9 @@ class Child:
 
 def main(connection: Connection[Any, Any]) -> None:
     """The main function of a worker process."""
-    import socket
-    from multiprocessing import process, spawn
+    with _native.loading:
+        import socket
+        from multiprocessing import process, spawn
 
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent hears it too
     os.set_inheritable(connection.fileno(), False)
@@ -396,10 +419,7 @@ def main(connection: Connection[Any, Any]) -> None:
         with socket.socket(fileno=number) as channel:
             Reports(channel, None).fail(error)
         raise
-    # By a thread: the handler may interrupt this one while it holds the event's lock.
-    signal.signal(
-        signal.SIGTERM, lambda *_: threading.Thread(target=loop.stopping.set, daemon=True).start()
-    )
+    signal.signal(signal.SIGTERM, lambda *_: loop.stopping.set())
     reports = Reports(socket.socket(fileno=number), loop)
     reports.send({"ready": True})
     threading.Thread(target=reports.run, daemon=True).start()
@@ -418,19 +438,19 @@ class Reports:
         self._loop = loop
         self._sent = Counts()
         self._held = 0
-        self._lock = threading.Lock()
+        self._lock = _native.Lock("the reports of a worker process")
 
     def send(self, said: dict[str, Any]) -> None:
         """Tell something, unless the parent is dead."""
-        import json
-
+        with _native.loading:
+            import json
         with contextlib.suppress(OSError):
             self._channel.sendall(json.dumps(said).encode() + b"\n")
 
     def fail(self, error: BaseException) -> None:
         """Tell what ends this process."""
-        import traceback
-
+        with _native.loading:
+            import traceback
         text = "".join(traceback.format_exception(error))[-TRACEBACK_MOST:]
         self.send({"error": [type(error).__name__, str(error)[:TRACEBACK_MOST], text]})
 
@@ -446,8 +466,8 @@ class Reports:
 
     def run(self) -> None:
         """Report, listen, and end the process when time is up."""
-        import select
-
+        with _native.loading:
+            import select
         loop = self._loop
         assert loop is not None
         deadline = float("inf")
@@ -554,33 +574,53 @@ class Worker:
         check_function(function, self.options.mode)
         self._running: Threads | Processes | None = None
         self._process = os.getpid()
+        self._lock = _native.Lock(f"{queue.path}: its worker")
         self._before = Counts()
         self._error: BaseException | None = None
 
     def start(self) -> None:
         """Begin to take messages; processes have begun when it returns. Nothing where it has begun.
 
-        Raises: WorkerError where processes cannot start, StorageError where threads cannot.
+        Raises: WorkerError where processes cannot start, StorageError where threads cannot; Closed.
+        Reentered in a signal handler or finalizer for processes, where the call under it holds
+        anything that they may need; threads begin there as well, and wait until it has returned.
         """
-        self.begin()
-        assert self._running is not None
+        self._begin()
+        running = self._running
         try:
-            self._running.begun.wait()
+            if running is not None:  # else it was stopped meanwhile
+                running.begun.wait()
         except BaseException:  # Ctrl-C
-            self.end()
+            self._end()
             raise
         if isinstance(self.error, WorkerError):
-            self.end()
+            self._end()
             raise self.error
 
-    def begin(self) -> None:
+    def _begin(self) -> None:
         """The first half of `start`: do not wait for processes."""
-        if self._running is None:
+        held = _native.held()
+        if held and self.options.mode == "process" and not self._is_ours:
+            raise Reentered(
+                f"{self.queue.path}: worker processes are not started in the middle of a call of"
+                f" this thread, which has: {', '.join(held)}. They could wait for it: start them"
+                " when it has returned"
+            )
+        with self._lock:
+            if self._is_ours:
+                return
+            self.queue._check_writable()
             self._error = None
             kind = Threads if self.options.mode == "thread" else Processes
+            self._running = None  # of the parent, where this is a fork
             self._process = os.getpid()
             self._running = kind(self.queue, self.function, self.options)
             atexit.register(self.stop, 0.0)
+
+    @property
+    def _is_ours(self) -> bool:
+        """Does it run, and in this process, not in the one of which this is a fork?"""
+        return self._running is not None and self._process == os.getpid()
 
     def stop(self, grace: float = 30.0) -> Counts:
         """Take nothing more, wait for the calls that run, and give back what is not done then.
@@ -593,50 +633,58 @@ class Worker:
 
         Raises: WorkerError where processes died and could not be replaced; they are stopped.
         Reentered in a signal handler or finalizer, where a thread waits for what the call under it
-        holds: it ends when that has returned.
+        holds, or a process did not end at once and may do so: it takes nothing more, and ends when
+        that has returned; stop it again then.
         """
-        self.ask(grace)
+        self._ask(grace)
         deadline = time.monotonic() + (check_timeout(grace) or 0.0)
-        while self.alive and time.monotonic() < deadline:
-            assert self._running is not None
-            self._running.await_end()
+        while (running := self._running) and self.alive and time.monotonic() < deadline:
+            running.await_end()
         told = self._running is None  # by an earlier call
-        counts = self.end()
+        counts = self._end()
         if isinstance(self.error, WorkerError) and not told:
             raise self.error
         return counts
 
-    def ask(self, grace: float) -> None:
+    def _ask(self, grace: float) -> None:
         """The first half of `stop`: take nothing more."""
-        if self._running is not None and self._process == os.getpid():
-            self._running.ask(check_timeout(grace) or 0.0)
+        seconds = check_timeout(grace) or 0.0
+        if (running := self._running) and self._is_ours:
+            running.ask(seconds)
 
-    def end(self) -> Counts:
+    def _end(self) -> Counts:
         """The second half of `stop`: give back what is not done, now."""
-        if self._process != os.getpid():  # what runs is the parent's, of which this is a fork
-            return self._before
-        if self._running is not None:
-            self._running.end()
-            self._before += self._running.counts
-            self._error = self._running.error
-            self._running = None
-            atexit.unregister(self.stop)
+        if (running := self._running) and self._is_ours:
+            running.end()
+            with self._lock:
+                if self._running is running:  # nobody else was quicker
+                    self._error = running.error
+                    self._before, self._running = self._before + running.counts, None
+                    atexit.unregister(self.stop)
         return self._before
+
+    def _check(self) -> None:
+        """Raise where it would wait for this thread."""
+        if (running := self._running) and self._is_ours:
+            running.check()
 
     @property
     def counts(self) -> Counts:
         """What was done until now."""
-        return self._before + (self._running.counts if self._running else Counts())
+        running = self._running
+        return self._before + (running.counts if running and self._is_ours else Counts())
 
     @property
     def alive(self) -> bool:
         """Does any of its threads or processes still run?"""
-        return self._running is not None and self._running.alive
+        running = self._running
+        return running is not None and self._is_ours and running.alive
 
     @property
     def error(self) -> BaseException | None:
         """What ended one of its threads that was not told to end, or why processes cannot start."""
-        return self._running.error if self._running else self._error
+        running = self._running
+        return running.error if running else self._error
 
     @property
     def waits_for(self) -> str:
@@ -646,12 +694,14 @@ class Worker:
     @property
     def held(self) -> int:
         """How many messages its threads or processes work on now."""
-        return self._running.held if self._running else 0
+        running = self._running
+        return running.held if running and self._is_ours else 0
 
     @property
     def pids(self) -> list[int]:
         """Process ids of its processes."""
-        return self._running.pids if isinstance(self._running, Processes) else []
+        running = self._running
+        return running.pids if isinstance(running, Processes) and self._is_ours else []
 
     def __enter__(self) -> Worker:
         self.start()
@@ -666,14 +716,14 @@ class Worker:
 
     def __repr__(self) -> str:
         name = getattr(self.function, "__qualname__", repr(self.function))
-        state = "not running" if self._running is None else f"running, {self.counts}"
+        state = f"running, {self.counts}" if self._is_ours else "not running"
         return f"<Worker of queue {self.queue.name!r}: {name}, {self.options.mode}, {state}>"
 
 
 def check_function(function: object, mode: Mode) -> None:
     """Can it be called, and where processes are to call it, imported?"""
-    import inspect
-
+    with _native.loading:
+        import inspect
     if not callable(function):
         raise InvalidType(f"worker {function!r}: expected a function")
     if inspect.iscoroutinefunction(function):
@@ -733,7 +783,9 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     Returns: what was done; it prints as text.
 
     Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start);
-    StorageError (threads cannot); what ended a worker that was not told to end.
+    StorageError (threads cannot); Closed; what ended a worker that was not told to end. Reentered
+    in a signal handler or finalizer, where a worker waits for what the call under it holds, or is a
+    process, which may.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -755,18 +807,20 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     with hearing(signal.SIGTERM, signal.SIGINT) as heard:
         try:
             for worker in workers:
-                worker.begin()
+                worker._begin()
             watch(workers, queues if until_empty else (), heard)
             error = next((worker.error for worker in workers if worker.error), None)
             for worker in workers:
-                worker.ask(grace)
+                worker._ask(grace)
             deadline = time.monotonic() + grace
             while any(worker.alive for worker in workers) and time.monotonic() < deadline:
+                for worker in workers:
+                    worker._check()
                 with contextlib.suppress(standard.Empty):
                     heard.get(timeout=0.01)
                     break
         finally:
-            after = sum_of(worker.end() for worker in workers)
+            after = sum_of(worker._end() for worker in workers)
     counts = Counts(*(now - then for now, then in zip(after, before, strict=True)))
     LOG.info("%s: %s", ", ".join(queue.name for queue in queues), counts)
     if error is not None:
@@ -780,6 +834,8 @@ def watch(workers: list[Worker], queues: Sequence[Queue], heard: standard.Simple
     pause = NOTICE_SECONDS[0]
     notice = time.monotonic() + pause
     while not any(worker.error for worker in workers):
+        for worker in workers:
+            worker._check()
         try:
             heard.get(timeout=0.01 if queues else SLICE_SECONDS)
         except standard.Empty:

@@ -5,9 +5,11 @@ prepares, and returns what is called under the condition. Only documented except
 and afterwards the store has what they say. For test_every_call.py.
 """
 
+import asyncio
 import contextlib
 import faulthandler
 import functools
+import importlib.util
 import linecache
 import os
 import queue
@@ -28,8 +30,10 @@ NO_FILES = {
     "Record", "StoredMessage", "StreamStats", "GroupMember", "GroupPartition",
 }  # fmt: skip
 """Values: they touch neither files nor threads."""
-ELSEWHERE = {"apoll", "aget", "aput", "aread", "worker", "position_in"}
-"""For an event loop, or tried with what they need in tests of their own."""
+ELSEWHERE = {"position_in"}
+"""Tried with the database that it needs in a test of its own."""
+if importlib.util.find_spec("pyarrow"):
+    importlib.import_module("pyarrow")  # before there is no room for it
 
 
 class World:
@@ -74,6 +78,7 @@ class World:
         return compat.Queue(path=self.path, name="c")
 
     def message(self):
+        self.queue.resume()
         self.queue.put(b"m")
         return self.queue.get(timeout=5)
 
@@ -137,9 +142,88 @@ def drained(iterator):
     return lambda: [*iterator()]
 
 
-def run_worker(world):
-    world.queue.worker()(lambda message: None)
-    return lambda: millstream.run(world.queue, until_empty=True, grace=1)
+def work(message):
+    """What workers call; their processes import it by its name."""
+
+
+def queue_of_work(world):
+    queue = world.store.queue(f"work{world.next()}")
+    queue.put(b"1")
+    return queue
+
+
+def run_workers(world):
+    """Told to end after a while: what cannot be done meanwhile is tried again and again."""
+    queue = queue_of_work(world)
+    queue.worker()(work)
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+    timer = threading.Timer(3.0, os.kill, (os.getpid(), signal.SIGTERM))
+    timer.start()
+
+    def run():
+        try:
+            millstream.run(queue, until_empty=True, grace=1)
+        finally:
+            timer.cancel()
+
+    return run
+
+
+def started(world, **options):
+    """Start a worker, and end it whatever came of that."""
+    worker = millstream.Worker(queue_of_work(world), work, **options)
+
+    def start():
+        try:
+            worker.start()
+        finally:
+            before = sys.gettrace()
+            sys.settrace(None)
+            with contextlib.suppress(millstream.WorkerError):  # it is what start has raised
+                worker.stop(grace=5)
+            sys.settrace(before)
+
+    return start
+
+
+def stopped(world):
+    worker = millstream.Worker(queue_of_work(world), work)
+    worker.start()
+    return functools.partial(worker.stop, grace=5)
+
+
+def in_a_loop(make):
+    """Call a coroutine function in an event loop, which is there before and ends after."""
+    loop = asyncio.new_event_loop()
+
+    def call():
+        try:
+            loop.run_until_complete(make())
+        finally:
+            before = sys.gettrace()
+            sys.settrace(None)
+            for task in asyncio.all_tasks(loop):
+                task.cancel()
+            loop.run_until_complete(loop.shutdown_asyncgens())
+            loop.close()
+            sys.settrace(before)
+
+    return call
+
+
+async def awaited(call):
+    await call()
+
+
+async def drained_by_a_loop(batches):
+    async for _ in batches():
+        pass
+
+
+def appended_arrow(world):
+    world.stream.append(b"1", partition=1)
+    batch = next(world.stream.read(partition=1))
+    return functools.partial(world.stream.append_arrow, batch.arrow(("key", "value")))
 
 
 CALLS = {
@@ -147,7 +231,7 @@ CALLS = {
     "open again": lambda w: lambda: millstream.open(w.path).close(),
     "open to read": lambda w: lambda: millstream.open(w.path, mode="r").close(),
     "temporary": lambda w: lambda: millstream.temporary().close(),
-    "run": None,
+    "run": run_workers,
     "inspect.verify": lambda w: lambda: inspect.verify(w.path),
     "Store.advice": lambda w: w.store.advice,
     "Store.backup": lambda w: lambda: w.store.backup(f"{w.path}-copy-{w.next()}"),
@@ -165,7 +249,10 @@ CALLS = {
     "Stream.alter": lambda w: lambda: w.stream.alter(segment_bytes=1 << 16),
     "Stream.append": lambda w: lambda: w.stream.append(b"a"),
     "Stream.append and roll": lambda w: lambda: w.stream.append(bytes(60_000)),
-    "Stream.append_arrow": None,  # needs pyarrow; the way below is that of append_many
+    "Stream.append_arrow": appended_arrow,
+    "Stream.aread": lambda w: in_a_loop(
+        lambda: drained_by_a_loop(lambda: w.stream.aread(follow=True, timeout=0.05))
+    ),
     "Stream.append_many": lambda w: lambda: w.stream.append_many([b"a", b"b"], keys=[b"a", b"b"]),
     "Stream.compact": lambda w: w.stream.compact,
     "Stream.consumer": lambda w: lambda: w.stream.consumer(group="n", timeout=0).close(),
@@ -198,6 +285,14 @@ CALLS = {
     "Queue.ack_many": lambda w: functools.partial(w.queue.ack_many, [w.message()]),
     "Queue.alter": lambda w: lambda: w.queue.alter(lease=20),
     "Queue.alter capacity": lambda w: lambda: w.queue.alter(capacity=w.queue.capacity + 1),
+    "Queue.aget": lambda w: (w.queue.put(b"1"), in_a_loop(
+        lambda: awaited(lambda: w.queue.aget(timeout=0.05))
+    ))[1],
+    "Queue.aget of none": lambda w: in_a_loop(
+        lambda: awaited(lambda: w.store.queue("none").aget(timeout=0.05))
+    ),
+    "Queue.aput": lambda w: in_a_loop(lambda: awaited(lambda: w.queue.aput(b"1", timeout=0))),
+    "Queue.worker": lambda w: lambda: w.store.queue("work").worker()(work),
     "Queue.cancel": lambda w: functools.partial(w.queue.cancel, w.queue.put(b"1")),
     "Queue.flush": lambda w: w.queue.flush,
     "Queue.get": lambda w: (w.queue.put(b"1"), lambda: w.queue.get(timeout=0).ack())[1],
@@ -219,6 +314,9 @@ CALLS = {
     "Message.reject": lambda w: w.message().reject,
     "Message.release": lambda w: w.message().release,
     "Message.extend": lambda w: w.message().extend,
+    "Consumer.apoll": lambda w: (
+        w.consumer, in_a_loop(lambda: awaited(lambda: w.consumer.apoll(0.05)))
+    )[1],
     "Consumer.close": lambda w: w.stream.consumer(group="n", timeout=0).close,
     "Consumer.commit": lambda w: (w.consumer.poll(0), w.consumer.commit)[1],
     "Consumer.lag": lambda w: w.consumer.lag,
@@ -257,12 +355,13 @@ CALLS = {
     "Pipe.run": lambda w: functools.partial(w.pipe().run, timeout=0),
     "Pipe.step": lambda w: w.pipe().step,
     "Pipe.stop": lambda w: w.pipe().stop,
-    "Batch.arrow": None,  # the same, by another name
-    "Batch.to_arrow": None,  # needs pyarrow; touches no file
+    "Batch.arrow": lambda w: w.batch().arrow().__arrow_c_array__,
+    "Batch.to_arrow": (lambda w: w.batch().to_arrow) if "pyarrow" in sys.modules else None,
     "Batch.values_as": lambda w: functools.partial(w.batch().values_as, "S1"),
     "Batch.values": lambda w: functools.partial(list, w.batch().values),
-    # Threads of workers are refused in test_background.py, their processes in test_worker.py.
-    **dict.fromkeys(f"Worker.{name}" for name in ("start", "begin", "stop", "ask", "end")),
+    "Worker.start": started,
+    "Worker.start of processes": lambda w: started(w, mode="process"),
+    "Worker.stop": stopped,
     "compat.Queue": lambda w: lambda: compat.Queue(path=w.path, name=f"c{w.next()}"),
     "compat.SimpleQueue": lambda w: compat.SimpleQueue,
     "compat.Queue.put": lambda w: functools.partial(w.items.put, 1, timeout=1),
@@ -272,8 +371,9 @@ CALLS = {
 STORES = {
     "Stream.append": (1, 0), "Stream.append and roll": (1, 0), "Stream.append_many": (2, 0),
     "Producer.append": (1, 0), "Producer.append_many": (1, 0), "Queue.put": (0, 1),
-    "Queue.put_many": (0, 2), "Transaction.append": (1, 0), "Transaction.append_many": (2, 0),
-    "Transaction.put": (0, 1), "Message.ack": (0, -1), "Transaction.ack": (0, -1),
+    "Queue.put_many": (0, 2), "Queue.aput": (0, 1), "Transaction.append": (1, 0),
+    "Transaction.append_many": (2, 0), "Transaction.put": (0, 1), "Message.ack": (0, -1),
+    "Transaction.ack": (0, -1),
 }  # fmt: skip
 """How many records and messages there are more when it returns; as many as before when it raises
 anything but `Indeterminate`."""

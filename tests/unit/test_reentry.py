@@ -1,6 +1,8 @@
 """Calls from signal handlers and finalizers, in the middle of other calls of the same thread."""
 
+import ast
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -28,6 +30,24 @@ def test_any_call_may_interrupt_any_call(outer):
         timeout=300,
         check=False,
     )  # fmt: skip
+    assert ended.returncode == 0, ended.stderr[-6000:]
+
+
+SHARE = 1 if os.environ.get("MILLSTREAM_FULL") else 20
+
+
+def test_public_calls_within_public_calls(tmp_path):
+    """All of them by `MILLSTREAM_FULL`, else one pair of 20, others with each seed."""
+    print("seed", SEED)
+    ended = subprocess.run(
+        [sys.executable, Path(__file__).with_name("reentry_pairs.py"), tmp_path, str(SHARE),
+         str(SEED)],
+        capture_output=True,
+        text=True,
+        timeout=1700,
+        check=False,
+    )  # fmt: skip
+    print(ended.stdout)
     assert ended.returncode == 0, ended.stderr[-6000:]
 
 
@@ -206,3 +226,133 @@ def test_one_failure_stays_one_failure(tmp_path):
         env={**os.environ, "PYTHONPATH": str(here)},
     )  # fmt: skip
     assert "2 failed, 2 passed" in ended.stdout, ended.stdout[-6000:]
+
+
+# --- imports at first use -------------------------------------------------------------------------
+
+
+def late_imports(tree):
+    """(line, names) of the imports in functions that are not made in a `with` of `loading`."""
+    found = []
+
+    def walk(node, late, loading):
+        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            late = True
+        if isinstance(node, ast.With):
+            loading = loading or any("loading" in ast.unparse(item) for item in node.items)
+        if isinstance(node, ast.Import | ast.ImportFrom) and late and not loading:
+            names = [alias.name for alias in node.names]
+            found.append((node.lineno, [getattr(node, "module", None) or name for name in names]))
+        for child in ast.iter_child_nodes(node):
+            walk(child, late, loading)
+
+    walk(tree, False, False)
+    return found
+
+
+def test_imports_at_first_use_are_made_under_their_lock():
+    """Else what interrupts one gets a module that is half there, as a raw ImportError."""
+    loaded = subprocess.run(
+        [sys.executable, "-c", "import millstream, sys; print(*sys.modules)"],
+        capture_output=True,
+        text=True,
+        check=True,
+    ).stdout.split()
+    package = Path(millstream.__file__).parent
+    wrong = []
+    for path in sorted(package.glob("*.py")):
+        for line, names in late_imports(ast.parse(path.read_text())):
+            if not set(names) <= set(loaded):
+                wrong.append(f"{path.name}:{line}: {names}")
+    for path in sorted((package / "_binding").glob("*.pxi")):
+        within = ""
+        for number, line in enumerate(path.read_text().splitlines(), 1):
+            if found := re.match(r" +(?:from ([\w.]+) )?import (\w+)", line):
+                if "loading" not in within and (found[1] or found[2]) not in loaded:
+                    wrong.append(f"{path.name}:{number}: {line.strip()}")
+            elif line.strip():
+                within = line
+    assert not wrong, wrong
+
+
+def test_there_is_no_other_kind_of_lock():
+    """Those of `threading` are waited for for ever by who has them, and by children of a fork."""
+    package = Path(millstream.__file__).parent
+    other = re.compile(r"threading\.(?:Lock|RLock|Event|Condition|Semaphore|Barrier)\b")
+    files = [*package.rglob("*.py"), *package.rglob("*.pxi")]
+    assert files
+    found = [f"{path.name}: {one}" for path in files for one in other.findall(path.read_text())]
+    assert not found, found
+
+
+LAZY = """
+import sys, millstream
+names, seen = sys.argv[1:], []
+
+class Interrupt:
+    # The handler: asks for every lazy name in the middle of the import of another one.
+    def __call__(self, frame, event, _):
+        module = frame.f_globals.get("__name__", "")
+        if not module.startswith("millstream."):
+            return None
+        if event == "line":
+            sys.settrace(None)
+            try:
+                seen.append(getattr(millstream, names[len(seen) % len(names)]))
+            except millstream.Reentered:
+                seen.append("Reentered")
+            sys.settrace(self)
+        return self
+
+for name in names:
+    sys.settrace(Interrupt())
+    try:
+        getattr(millstream, name)
+    finally:
+        sys.settrace(None)
+for name in names:
+    getattr(millstream, name)
+assert "Reentered" in seen
+"""
+
+
+def test_lazy_names_are_asked_for_in_the_middle_of_their_import():
+    """They are whole, or `Reentered` says that they are being imported."""
+    lazy = [*millstream._MODULES, *(name for names in millstream._HOMES.values() for name in names)]
+    for first in range(0, len(lazy), 8):
+        ended = subprocess.run(
+            [sys.executable, "-c", LAZY, *lazy[first:], *lazy[:first]],
+            capture_output=True,
+            text=True,
+            timeout=300,
+            check=False,
+        )
+        assert ended.returncode == 0, ended.stderr[-6000:]
+
+
+def test_a_call_in_the_middle_of_a_users_own_import_says_so():
+    """`import millstream.queue` by a user, interrupted by a handler that makes a queue."""
+    work = """
+import sys, millstream
+store = millstream.temporary()
+said = []
+class Trace:
+    def __call__(self, frame, event, _):
+        if frame.f_globals.get("__name__") == "millstream.queue" and event == "line":
+            sys.settrace(None)
+            try:
+                store.queue("q")
+            except millstream.Reentered as error:
+                said.append(str(error))
+        return self
+sys.settrace(Trace())
+import millstream.queue
+sys.settrace(None)
+assert said and "being imported" in said[0], said
+store.queue("q").put(b"1")
+store.close()
+"""
+    ended = subprocess.run(
+        [sys.executable, "-c", work], capture_output=True, text=True, timeout=300, check=False
+    )
+    assert ended.returncode == 0, ended.stderr[-6000:]

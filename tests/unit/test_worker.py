@@ -820,3 +820,131 @@ def test_stop_in_the_middle_of_a_sync_says_so(tmp_path, monkeypatch):
         queue.put(b"x")
         stopped[1].stop()
         assert not stopped[1].alive
+
+
+# --- in the middle of a call of the same thread, as from a signal handler -------------------------
+
+
+def test_threads_start_in_the_middle_of_a_call_and_wait_for_its_end(store):
+    queue = store.queue("q")
+    queue.put(b"1")
+    seen = []
+    worker = Worker(queue, lambda message: seen.append(store.stream("made")))
+    with store._lock:
+        worker.start()
+        until(lambda: worker.held)
+        with pytest.raises(millstream.Reentered):  # its function waits for this thread
+            worker.stop()
+        assert worker.alive
+    until(lambda: seen)
+    assert worker.stop() == Counts(done=1)
+
+
+def test_run_in_the_middle_of_a_call_it_waits_for_says_so(store):
+    queue = store.queue("q")
+    queue.put(b"1")
+    queue.worker()(lambda message: store.stream("made"))
+    with store._lock, pytest.raises(millstream.Reentered):
+        millstream.run(queue, until_empty=True)
+    assert millstream.run(queue, until_empty=True).done <= 1  # the first may have finished it
+    assert len(queue) == 0
+
+
+def test_run_in_the_middle_of_a_call_it_does_not_wait_for_works(store, tmp_path):
+    queue = store.queue("q")
+    queue.put(b"1")
+    queue.worker()(lambda message: None)
+    with millstream.open(tmp_path / "other") as other, other._lock:
+        assert millstream.run(queue, until_empty=True) == Counts(done=1)
+
+
+def test_processes_are_not_started_in_the_middle_of_a_call(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        queue = store.queue("q")
+        worker = Worker(queue, worker_jobs.note, mode="process")
+        queue.worker(mode="process")(worker_jobs.note)
+        with store._lock:
+            for call in (worker.start, lambda: millstream.run(queue, until_empty=True)):
+                with pytest.raises(millstream.Reentered, match="store"):
+                    call()
+        assert not worker.alive
+        worker.stop()
+
+
+def test_processes_that_do_not_end_in_the_middle_of_a_call_say_so(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        queue = store.queue("q")
+        queue.put(b"1", headers={"to": os.fsencode(tmp_path)})
+        worker = Worker(queue, worker_jobs.slowly, mode="process")
+        worker.start()
+        until(lambda: worker.held)
+        begun = time.monotonic()
+        with store._lock, pytest.raises(millstream.Reentered, match="Stop them again"):
+            worker.stop(grace=600)
+        assert time.monotonic() - begun < SOON
+        worker.stop(grace=0)
+        assert not worker.alive
+
+
+@pytest.mark.parametrize("call", ["start", "stop", "counts"])
+def test_handlers_call_a_worker_at_lines_of_its_own_calls(store, call):
+    """Calls of a worker in the middle of calls of the same one, in its main thread."""
+    queue = store.queue("q")
+    package = os.path.dirname(millstream.__file__)
+    at, count = 0, 1
+    while at < count:
+        at += 1 + count // 12
+        worker = Worker(queue, lambda message: None)
+        count = 0
+
+        def trace(frame, event, _, worker=worker, at=at):
+            nonlocal count
+            if not frame.f_code.co_filename.startswith(package):
+                return None
+            if event == "line":
+                count += 1
+                if count == at:
+                    sys.settrace(None)
+                    with contextlib.suppress(millstream.Reentered):
+                        found = getattr(worker, call)
+                        _ = found() if callable(found) else found
+                    sys.settrace(trace)
+            return trace
+
+        begun = time.monotonic()
+        sys.settrace(trace)
+        try:
+            worker.start()
+            worker.stop(grace=5)
+        finally:
+            sys.settrace(None)
+        worker.stop(grace=5)
+        assert time.monotonic() - begun < SOON
+        assert not worker.alive
+
+
+def test_a_forked_child_starts_a_worker_of_its_own(tmp_path):
+    """What it inherited does not run in it, and a closed queue is said to be closed."""
+    with millstream.open(tmp_path / "s") as store:
+        worker = Worker(store.queue("q"), lambda message: None)
+        with worker:
+            child = os.fork()
+            if child == 0:
+                status = 1
+                try:
+                    assert not worker.alive
+                    assert not worker.pids
+                    try:
+                        worker.start()
+                    except millstream.Closed:
+                        status = 0
+                finally:
+                    os._exit(status)
+            assert os.waitpid(child, 0)[1] == 0
+
+
+def test_a_worker_of_a_closed_queue_does_not_start(tmp_path):
+    with millstream.open(tmp_path / "s") as store:
+        worker = Worker(store.queue("q"), lambda message: None)
+    with pytest.raises(millstream.Closed):
+        worker.start()

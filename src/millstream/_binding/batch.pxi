@@ -31,10 +31,9 @@ cdef object as_numpy(object owner, const void *start, Py_ssize_t count, object d
         Py_ssize_t width):
     global _frombuffer
     if _frombuffer is None:
-        from numpy import frombuffer
-        _frombuffer = frombuffer
+        _frombuffer = module_of("numpy").frombuffer
     if count == 0:
-        import numpy
+        numpy = module_of("numpy")
         empty = numpy.empty(0, dtype)
         empty.flags.writeable = False
         return empty
@@ -165,7 +164,7 @@ cdef class BytesColumn:
     def offsets(self):
         """NumPy int32 view, len + 1; relative to `data`. Zeros where the column is all null."""
         if self.starts == NULL:
-            import numpy
+            numpy = module_of("numpy")
             return numpy.zeros(self.count + 1, numpy.int32)
         return as_numpy(self.owner, self.starts + self.first, self.count + 1, "<i4", 4)
 
@@ -282,7 +281,7 @@ cdef class Batch:
     @property
     def offsets(self):
         """NumPy int64: the offset of each record."""
-        import numpy
+        numpy = module_of("numpy")
         if self.view.offsets != NULL:
             return as_numpy(self.owner, self.view.offsets + self.first, self.count, "<i8", 8)
         start = self.view.base_offset + self.first
@@ -294,7 +293,7 @@ cdef class Batch:
     def timestamps(self):
         """NumPy int64: microseconds since 1970 UTC of each record (``.view("datetime64[us]")`` as
         dates)."""
-        import numpy
+        numpy = module_of("numpy")
         if self.view.timestamps != NULL:
             return as_numpy(self.owner, self.view.timestamps + self.first, self.count, "<i8", 8)
         filled = numpy.full(self.count, self.view.timestamp_min, "<i8")
@@ -343,7 +342,7 @@ cdef class Batch:
         ...     batch.values_as("<u2")
         array([1, 2], dtype=uint16)
         """
-        import numpy
+        numpy = module_of("numpy")
         try:
             dtype = numpy.dtype(dtype)
         except TypeError as error:
@@ -405,7 +404,7 @@ cdef class Batch:
 
     def to_arrow(self, columns=("partition", "offset", "timestamp", "key", "value")):
         """The batch as a ``pyarrow.RecordBatch``; `columns` may add "headers". Needs pyarrow."""
-        import pyarrow
+        pyarrow = module_of("pyarrow")
         return pyarrow.record_batch(arrow_selection(self, columns))
 
 

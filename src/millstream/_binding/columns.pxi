@@ -76,7 +76,7 @@ cdef SliceColumn column_of_list(object items, str what):
 cdef SliceColumn column_of_array(object array, str what, bint strip):
     """A NumPy array: one element (or row, of more dimensions) a slice. `strip`: 'S' without
     padding."""
-    import numpy
+    numpy = module_of("numpy")
     refuse_mask(array, what)
     array = numpy.asarray(array)
     interface = array.__array_interface__

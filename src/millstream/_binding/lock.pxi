@@ -39,6 +39,7 @@ def see_greenlets():
     if greenlets or held() or "gevent.monkey" not in sys.modules:
         return
     with loading:
+        import gevent.threadpool
         from millstream import greenlets as module
     current_greenlet, pause_greenlet = module.current, module.pause
     greenlet_room = module.room
@@ -195,6 +196,26 @@ cdef _Seat seat_of(str name, bint is_lock, bint reentrant):
     return seat
 
 
+cdef bint is_under_way(object name):
+    """Is a module there that is not whole yet?"""
+    import sys
+    spec = getattr(sys.modules.get(name), "__spec__", None)
+    return bool(getattr(spec, "_initializing", False))
+
+
+cdef dict modules = {}
+
+
+cdef object module_of(str name):
+    """A module that only some calls need, imported at the first of them."""
+    found = modules.get(name)
+    if found is None:
+        with loading:
+            from importlib import import_module
+            found = modules[name] = import_module(name)
+    return found
+
+
 @cython.final
 cdef class Lock(_Seat):
     """The lock of threads that all of the package uses; `with lock:` holds it.
@@ -227,6 +248,10 @@ cdef class Lock(_Seat):
             raise _errors.StorageError(
                 error.errno or 0, f"importing it failed: {error.strerror}",
                 error.filename) from error
+        if isinstance(error, ImportError) and is_under_way(error.name):
+            raise _errors.Reentered(
+                f"{error.name}: is being imported by what a signal handler, finalizer or callback is"
+                " in the middle of; do the work when that import is done") from error
         if isinstance(error, ImportError):  # no descriptor or memory for a shared object
             raise _errors.StorageError(0, f"importing it failed: {error}", error.path) from error
 
@@ -360,6 +385,7 @@ cdef class Bell:
     Has no lock, so that any call may be interrupted by any other.
     """
     cdef uint32_t word
+    cdef uint32_t sleepers
 
     @property
     def rung(self):
@@ -369,9 +395,10 @@ cdef class Bell:
     def ring(self):
         """Wake all."""
         self.word += 1
-        ms_futex_wake(<const void *>&self.word, INT32_MAX)
+        if self.sleepers:
+            ms_futex_wake(<const void *>&self.word, INT32_MAX)
 
-    def wait(self, uint32_t seen, double seconds):
+    def wait(self, uint32_t seen, double seconds=1.0):
         """Return when it was rung since, after `seconds`, or earlier."""
         cdef int64_t left = <int64_t>(max(0.0, min(seconds, 1.0)) * 1e9)
         room = room_of_greenlets()
@@ -381,9 +408,55 @@ cdef class Bell:
             self._wait_here(seen, left)
             PyErr_CheckSignals()
 
+    def sleep(self, uint32_t seen):
+        """For a thread of our own, which gets no signals: return when it was rung since."""
+        if room_of_greenlets() is not None:
+            self.wait(seen)
+        else:
+            self._wait_here(seen, INT64_MAX)
+
     def _wait_here(self, uint32_t seen, int64_t left):
+        self.sleepers += 1
         with nogil:
             ms_futex_wait(<const void *>&self.word, seen, left)
+        self.sleepers -= 1
+
+
+@cython.final
+cdef class Flag:
+    """What is set once, or cleared again, and waited for; as an Event, but without a lock."""
+    cdef Bell bell
+    cdef bint up
+
+    def __cinit__(self):
+        self.bell = Bell()
+
+    def is_set(self):
+        """Is it?"""
+        return self.up
+
+    def set(self):
+        """Set it, and wake all who wait."""
+        self.up = True
+        self.bell.ring()
+
+    def clear(self):
+        """Have it not set."""
+        self.up = False
+
+    def wait(self, double seconds=1e30):
+        """Wait until it is set; False: it was not in `seconds`."""
+        cdef double end = ms_clock_monotonic_ns() * 1e-9 + seconds
+        cdef double left
+        cdef uint32_t seen
+        while True:
+            seen = self.bell.word
+            if self.up:
+                return True
+            left = end - ms_clock_monotonic_ns() * 1e-9
+            if left <= 0:
+                return False
+            self.bell.wait(seen, left)
 
 
 # Imports of the package at their first use: `with loading:`. What interrupts one could meet modules

@@ -368,5 +368,6 @@ cdef int64_t milliseconds_of_lease(object seconds) except -1:
 
 
 cdef object utc_datetime(int64_t microseconds):
-    from datetime import datetime, timedelta, timezone
+    with loading:
+        from datetime import datetime, timedelta, timezone
     return datetime(1970, 1, 1, tzinfo=timezone.utc) + timedelta(microseconds=microseconds)
