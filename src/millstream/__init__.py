@@ -33,6 +33,8 @@ Where to begin:
 The command line is `millstream --help`.
 """
 
+import sys
+
 from millstream import _native, errors
 from millstream._native import Batch, Message, Position, Put, Span
 from millstream.errors import (
@@ -188,13 +190,21 @@ def __getattr__(name: str) -> object:
     home = name if name in _MODULES else next((h for h, ns in _HOMES.items() if name in ns), None)
     if home is None:
         raise AttributeError(f"module 'millstream' has no attribute {name!r}")
-    with _native.loading:
-        import importlib
-
-        module = importlib.import_module(f"millstream.{home}")
-        found: object = module if name == home else getattr(module, name)
-    globals()[name] = found
+    asked_by = sys._getframe(1).f_code.co_name
+    if asked_by == "_handle_fromlist" and _native.loading.mine:  # an import within an import
+        module = _import(f"millstream.{home}")
+    else:
+        with _native.loading:
+            module = _import(f"millstream.{home}")
+    globals()[name] = found = module if name == home else getattr(module, name)
     return found
+
+
+def _import(path: str) -> object:
+    if getattr(getattr(sys.modules.get(path), "__spec__", None), "_initializing", False):
+        raise Reentered(f"{path}: is being imported by what a handler or finalizer interrupted")
+    __import__(path)
+    return sys.modules[path]
 
 
 def __dir__() -> list[str]:

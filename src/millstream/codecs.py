@@ -67,7 +67,9 @@ class _Json(_Standard):
 
     def encode(self, value: Any, /) -> bytes:
         """Return the JSON text of a value."""
-        text = self._module().dumps(value, ensure_ascii=False, allow_nan=False, separators=(",", ":"))
+        text: str = self._module().dumps(
+            value, ensure_ascii=False, allow_nan=False, separators=(",", ":")
+        )
         return text.encode("utf-8")
 
     def decode(self, data: Any, /) -> Any:
@@ -97,7 +99,8 @@ class _Pickle(_Standard):
     def encode(self, value: Any, /) -> bytes:
         """Return the pickle of a value."""
         module = self._module()
-        return module.dumps(value, module.HIGHEST_PROTOCOL)
+        data: bytes = module.dumps(value, module.HIGHEST_PROTOCOL)
+        return data
 
     def decode(self, data: Any, /) -> Any:
         """Return the value of a pickle, which runs what the pickle says."""

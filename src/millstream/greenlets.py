@@ -28,8 +28,7 @@ def room() -> Callable[..., object] | None:
     if found is None or found.hub is not hub:
         for gone in [key for key, pool in _rooms.items() if pool.hub is None or pool.hub.dead]:
             del _rooms[gone]
-        found = _rooms[id(hub)] = sys.modules["gevent.threadpool"].ThreadPool(
-            THREADS, hub=hub)
+        found = _rooms[id(hub)] = sys.modules["gevent.threadpool"].ThreadPool(THREADS, hub=hub)
     apply: Callable[..., object] = found.apply
     return apply
 

@@ -178,8 +178,15 @@ class Loop:
         if not messages:
             return
         lease = self.queue.lease
+        try:
+            held = [Held(each, lease, self.options.time_limit) for each in messages]
+        except BaseException:  # no thread can renew leases: others may have the messages
+            for message in messages:
+                with contextlib.suppress(MillstreamError):
+                    message.release()
+            raise
         with self._lock:
-            self.held = [Held(each, lease, self.options.time_limit) for each in messages]
+            self.held = held
             self.begun = time.monotonic()
         try:
             readable = [held for held in self.held if self._decode(held)]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import operator
 
 from millstream import _native
@@ -51,7 +52,8 @@ if not TYPE_CHECKING:
         """Make the alias when it is asked for: `typing` takes a third of the package's import."""
         if name != "Durability":
             raise AttributeError(f"module 'millstream.options' has no attribute {name!r}")
-        with _native.loading:
+        within = _native.loading.mine  # an import, in which a module of ours asks
+        with contextlib.nullcontext() if within else _native.loading:
             from typing import Literal
         return Literal[DURABILITIES]
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
@@ -20,6 +21,7 @@ from millstream.errors import (
     MillstreamError,
     NotFound,
     QueueFull,
+    StorageError,
     WaitTimeout,
 )
 from millstream.options import Durability, RetryPolicy, check_timeout, integer
@@ -143,7 +145,11 @@ class Queue(QueueHandle):
         checked = check_timeout(timeout)
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
 
+        given_up: list[bool] = []
+
         def put() -> int:
+            if given_up:
+                return 0
             return self.put(
                 value, priority=priority, delay=delay, at=at, key=key, ttl=ttl, dedup_id=dedup_id,
                 headers=headers, timeout=0,
@@ -156,7 +162,17 @@ class Queue(QueueHandle):
                     return put()
                 with _native.loading:
                     import asyncio
-                return await asyncio.get_running_loop().run_in_executor(None, put)
+                try:
+                    put_there = asyncio.get_running_loop().run_in_executor(None, put)
+                except (RuntimeError, MemoryError) as error:
+                    given_up.append(True)  # it may be in the list of what another thread does later
+                    raise StorageError(
+                        errno.EAGAIN,
+                        f"no thread could be started ({error}), in which to sync; try"
+                        " again, or raise the limit of processes (ulimit -u)",
+                        self.path,
+                    ) from error
+                return await put_there
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise

@@ -6,6 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
+from millstream import _native
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType, NotFound
 from millstream.files import FORMAT
 from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from millstream import _native
 from millstream._native import Batch, Position
 from millstream.errors import Fenced, InvalidArgument, InvalidType
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from millstream import compacted
+from millstream import _native, compacted
 from millstream._native import Position
 from millstream.options import Compaction, Durability, Retention
 from millstream.producer_ids import ids_of

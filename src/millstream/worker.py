@@ -80,7 +80,6 @@ class Threads:
         ]
         self.begun = _native.Flag()
         self.begun.set()
-        start_all(self, queue.path)
 
     @property
     def counts(self) -> Counts:
@@ -173,7 +172,6 @@ class Processes:
             threading.Thread(target=self._supervise, args=(number,), daemon=True)
             for number in range(options.concurrency)
         ]
-        start_all(self, queue.path)
 
     @property
     def counts(self) -> Counts:
@@ -275,9 +273,9 @@ class Processes:
         held = _native.held()
         if held and time.monotonic() - self._asked_at > WITHIN_SECONDS:
             raise Reentered(
-                f"{self._path}: its worker processes take nothing more, but did not end yet, and may"
-                f" wait for the call under this one, which has: {', '.join(held)}. Stop them again"
-                " when it has returned"
+                f"{self._path}: its worker processes take nothing more, but did not end yet, and"
+                f" may wait for the call under this one, which has: {', '.join(held)}. Stop them"
+                " again when it has returned"
             )
 
     def end(self) -> None:
@@ -614,8 +612,15 @@ class Worker:
             kind = Threads if self.options.mode == "thread" else Processes
             self._running = None  # of the parent, where this is a fork
             self._process = os.getpid()
-            self._running = kind(self.queue, self.function, self.options)
+            running = kind(self.queue, self.function, self.options)
             atexit.register(self.stop, 0.0)
+            self._running = running  # before they begin: whatever comes between, they are known
+            try:
+                start_all(running, self.queue.path)
+            except BaseException:
+                self._running = None
+                atexit.unregister(self.stop)
+                raise
 
     @property
     def _is_ours(self) -> bool:
