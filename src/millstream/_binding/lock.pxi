@@ -250,8 +250,8 @@ cdef class Lock(_Seat):
                 error.filename) from error
         if isinstance(error, ImportError) and is_under_way(error.name):
             raise _errors.Reentered(
-                f"{error.name}: is being imported by what a signal handler, finalizer or callback is"
-                " in the middle of; do the work when that import is done") from error
+                f"{error.name}: is being imported by what a signal handler, finalizer or callback"
+                " is in the middle of; do the work when that import is done") from error
         if isinstance(error, ImportError):  # no descriptor or memory for a shared object
             raise _errors.StorageError(0, f"importing it failed: {error}", error.path) from error
 
