@@ -5,11 +5,13 @@ anywhere, alter, retire, reopen, open a second time, and copy the directory whil
 is what a power cut leaves where nothing was lost.
 """
 
+import os
 import shutil
 import tempfile
 from pathlib import Path
 
 import hypothesis.strategies as st
+import pytest
 import xxhash
 from hypothesis import HealthCheck, settings
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
@@ -285,13 +287,14 @@ class StoreMachine(RuleBasedStateMachine):
             assert self.store.streams() == sorted(self.model)
 
 
+@pytest.mark.slow
 def test_store_behaves_as_its_model():
     from hypothesis.stateful import run_state_machine_as_test
 
     run_state_machine_as_test(
         StoreMachine,
         settings=settings(
-            max_examples=200,
+            max_examples=200 if os.environ.get("MILLSTREAM_FULL") else 100,
             stateful_step_count=30,
             deadline=None,
             database=None,
