@@ -18,6 +18,7 @@ kills itself, or leaves by `os._exit`, writes them first (`tests/counted`).
 """
 
 import ast
+import contextlib
 import json
 import re
 import subprocess
@@ -125,6 +126,7 @@ def environment(copy: Path) -> dict[str, str]:
     """What the suite and all of its children count with."""
     return {
         "CC": COMPILER,
+        "COVERAGE_FILE": str(copy / ".coverage"),
         "COVERAGE_PROCESS_START": str(copy / "pyproject.toml"),
         "PYTHONPATH": f"{copy / 'src'}:{copy / 'tests' / 'counted'}",
     }
@@ -147,7 +149,15 @@ def python_errors(tree: ast.AST) -> Iterator[int]:
 
 
 def python_lines(copy: Path) -> Iterator[Counted]:
-    run(sys.executable, "-m", "coverage", "combine", "-q", "--keep", cwd=copy)
+    import coverage  # of the measuring run alone
+
+    whole = coverage.CoverageData(str(copy / ".coverage"))
+    for path in copy.glob(".coverage.*"):
+        part = coverage.CoverageData(str(path))
+        with contextlib.suppress(coverage.CoverageException):  # killed while it wrote
+            part.read()
+            whole.update(part)
+    whole.write()
     run(sys.executable, "-m", "coverage", "json", "-q", "-o", "python.json", cwd=copy)
     for name, found in json.loads((copy / "python.json").read_text())["files"].items():
         text = (copy / name).read_text(encoding="utf-8")

@@ -1,5 +1,5 @@
-/* flags: -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc */
-/* The core without memory: each allocation of a call is refused once. What the call was to change
+/* flags: -Wl,--wrap=malloc,--wrap=calloc,--wrap=aligned_alloc
+ * The core without memory: each allocation of a call is refused once. What the call was to change
  * is as before, and the next one works. */
 #include <errno.h>
 

@@ -22,6 +22,11 @@ import traceback
 import millstream
 from millstream import compat, inspect
 
+try:
+    import _testcapi
+except ImportError:  # of CPython's own tests; not everyone packs them
+    _testcapi = None
+
 FINE = (millstream.MillstreamError, queue.Full, queue.Empty)
 PACKAGE = os.path.dirname(millstream.__file__) + os.sep
 NO_FILES = {
@@ -378,6 +383,13 @@ STORES = {
 """How many records and messages there are more when it returns; as many as before when it raises
 anything but `Indeterminate`."""
 
+REFUSED = (
+    "Stream.append", "Stream.append and roll", "Stream.append_many", "Stream.producer",
+    "Producer.append", "Producer.append_many", "Queue.put", "Queue.put_many", "Queue.get",
+    "Message.ack", "Group.remove",
+)  # fmt: skip
+"""What is tried with each of its allocations refused."""
+
 
 def missing():
     """Public calls without an entry."""
@@ -471,6 +483,19 @@ class Interrupt:
 
     def __exit__(self, *_):
         sys.settrace(None)
+
+
+def refusing(call, number):
+    """One allocation of Python fails in the call, behind that many."""
+
+    def limited():
+        _testcapi.set_nomemory(number, number + 1)
+        try:
+            call()
+        finally:
+            _testcapi.remove_mem_hooks()
+
+    return limited
 
 
 LIMITS = {"descriptors": no_descriptors, "threads": no_threads, "memory": no_memory}
@@ -595,6 +620,28 @@ def interrupted(path, findings):
     verified(world, findings)
 
 
+def allocations(path, findings):
+    """Each allocation of some calls is refused once, or every few where a call makes hundreds."""
+    # The interpreter's own, where it has no memory for a frame, and for a lock.
+    of_python = MemoryError, SystemError, RuntimeError
+    world = World(path)
+    for name in REFUSED:
+        faulthandler.dump_traceback_later(120, exit=True)
+        number = fine = 0
+        while fine < 6:  # what comes behind the last one refuses nothing
+            call = refusing(CALLS[name](world), number)
+            before = world.records() if name in STORES else None
+            error = findings.run(f"{name}, {number}", call, contextlib.nullcontext(), *of_python)
+            if before is not None and not (error and name == "Queue.put_many"):  # some may be there
+                accounted(world, name, before, error, findings)
+            refused = isinstance(error, (*of_python, millstream.StorageError))
+            fine = 0 if refused else fine + 1
+            number += 1 + number // 20
+        findings.run(f"{name}, once more", CALLS[name](world), contextlib.nullcontext())
+    world.end()
+    verified(world, findings)
+
+
 def forked(path, findings):
     """Each call in a child, on what it inherited."""
     world = World(path)
@@ -627,7 +674,14 @@ def main(condition, path):
     return min(findings.count, 100)
 
 
-CONDITIONS = (*LIMITS, "closed", "closing", "interrupted", "forked")
+CONDITIONS = (
+    *LIMITS,
+    *(["allocations"] if _testcapi else []),
+    "closed",
+    "closing",
+    "interrupted",
+    "forked",
+)
 
 if __name__ == "__main__":
     sys.exit(main(sys.argv[1], sys.argv[2]))
