@@ -164,7 +164,7 @@ class Queue(QueueHandle):
                     import asyncio
                 try:
                     put_there = asyncio.get_running_loop().run_in_executor(None, put)
-                except (RuntimeError, MemoryError) as error:
+                except (RuntimeError, MemoryError, OSError) as error:  # it imports, too
                     given_up.append(True)  # it may be in the list of what another thread does later
                     raise StorageError(
                         errno.EAGAIN,
