@@ -31,7 +31,7 @@ from fnmatch import fnmatchcase
 from pathlib import Path
 from typing import Any
 
-from rules import Failed, fail_on
+from rules import Failed, fail_on, shell
 from unreached import SOMETIMES, UNREACHED
 
 RECOVERY_FILES = (
@@ -119,7 +119,7 @@ def prepare(copy: Path) -> None:
     own = {option.split(":")[0] for option in INLINE}
     kept = [line for line in path.read_text().split("\n") if line.split(":")[0] not in own]
     path.write_text("\n".join([*(line for line in kept if line != "..."), *INLINE]) + "\n")
-    run("clang-format", "-i", *sorted((copy / "csrc").glob("*.c")), cwd=copy)
+    shell("clang-format", "-i", *sorted((copy / "csrc").glob("*.c")), cwd=copy)
 
 
 def environment(copy: Path) -> dict[str, str]:
