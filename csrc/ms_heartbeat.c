@@ -18,6 +18,7 @@
 #define _GNU_SOURCE
 #endif
 #include "ms_heartbeat.h"
+#include "ms_queue.h"
 
 #include <pthread.h>
 #include <signal.h>

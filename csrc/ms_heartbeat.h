@@ -12,7 +12,6 @@
 #define MS_HEARTBEAT_H
 
 #include "ms_group.h"
-#include "ms_queue.h"
 
 /* The caller has the memory of entry and word, and keeps both until ms_heartbeat_remove() returned.
  * It writes none of the fields. */

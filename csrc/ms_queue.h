@@ -13,32 +13,7 @@
 #include "ms_owner.h"
 #include "ms_ring.h"
 #include "ms_wheel.h"
-
-/* Parity coded: a flipped bit is no state, never another one. */
-enum {
-  MS_MESSAGE_FREE = 0,
-  MS_MESSAGE_WRITING = 3,
-  MS_MESSAGE_READY = 5,
-  MS_MESSAGE_DELAYED = 6,
-  MS_MESSAGE_LEASED = 9,
-  MS_MESSAGE_DEAD = 10,
-  MS_MESSAGE_SPARE = 12,
-  MS_MESSAGE_HELD = 15, /* ready or delayed, but behind another message of its key */
-  MS_MESSAGE_PREPARED = 17,
-  MS_MESSAGE_ACKING = 18
-};
-
-#define MS_TICK_BITS 34
-#define MS_TICK_MASK ((UINT64_C(1) << MS_TICK_BITS) - 1)
-
-/* state 5 | lane 3 | attempts 6 | reuse 10 | grant 6 | tick 34; WRITING: the owner word takes the
- * low 40 bits. */
-static inline uint32_t ms_word_state(uint64_t word) { return (uint32_t)(word >> 59); }
-static inline uint32_t ms_word_lane(uint64_t word) { return (uint32_t)(word >> 56 & 7); }
-static inline uint32_t ms_word_attempts(uint64_t word) { return (uint32_t)(word >> 50 & 63); }
-static inline uint32_t ms_word_reuse(uint64_t word) { return (uint32_t)(word >> 40 & 1023); }
-static inline uint32_t ms_word_grant(uint64_t word) { return (uint32_t)(word >> 34 & 63); }
-static inline uint64_t ms_word_tick(uint64_t word) { return word & MS_TICK_MASK; }
+#include "ms_word.h"
 
 /* Why an attempt failed (ms_failure.kind). */
 enum {
@@ -239,10 +214,6 @@ uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t 
 void ms_queue_refuse(ms_queue *queue);
 
 /* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
-
-static inline uint64_t ms_word_transaction(uint64_t word) {
-  return word & ((UINT64_C(1) << 40) - 1);
-}
 
 /* LEASED -> ACKING; *out_word is what to decide. MS_LOST, also where the lease is over. */
 MS_MUST_USE ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease,

@@ -7,8 +7,6 @@
 
 #include "ms_queue.h"
 
-#define MS_NS_PER_TICK 1000000
-#define MS_TICK_REACH (INT64_C(30) * 86400 * 1000) /* a longer delay is parked and re-armed */
 #define MS_NO_SLOT UINT32_MAX
 
 static inline uint8_t *ms_extent(const ms_queue *queue, uint32_t slot) {
@@ -58,22 +56,6 @@ static inline uint32_t ms_slot_count(const ms_queue *queue) {
   return count < queue->slot_max ? count : queue->slot_max;
 }
 
-static inline uint64_t ms_make_word(uint32_t state, uint32_t lane, uint32_t attempts,
-                                    uint32_t reuse, uint32_t grant, uint64_t tick) {
-  return (uint64_t)state << 59 | (uint64_t)lane << 56 | (uint64_t)attempts << 50 |
-         (uint64_t)reuse << 40 | (uint64_t)grant << 34 | (tick & MS_TICK_MASK);
-}
-
-/* The same word in another state and at another tick. */
-static inline uint64_t ms_word_as(uint64_t word, uint32_t state, uint64_t tick) {
-  return (word & ~(UINT64_C(31) << 59) & ~MS_TICK_MASK) | (uint64_t)state << 59 |
-         (tick & MS_TICK_MASK);
-}
-
-static inline uint64_t ms_free_word(uint64_t word, uint32_t state) {
-  return ms_make_word(state, 0, 0, ms_word_reuse(word), 0, 0);
-}
-
 /* then - now, without overflow where one of them is damage. */
 static inline int64_t ms_until_us(int64_t then, int64_t now) {
   int64_t left;
@@ -81,25 +63,10 @@ static inline int64_t ms_until_us(int64_t then, int64_t now) {
   return then > 0 ? INT64_MAX : INT64_MIN;
 }
 
-static inline uint64_t ms_tick_floor(int64_t ns) { return (uint64_t)(ns / MS_NS_PER_TICK); }
-static inline uint64_t ms_tick_ceil(int64_t ns) {
-  return (uint64_t)((ns + MS_NS_PER_TICK - 1) / MS_NS_PER_TICK);
-}
-
-/* Ticks from `now` to a tick of a word, negative when it has passed. */
-static inline int64_t ms_ticks_until(uint64_t now, uint64_t tick) {
-  return (int64_t)((tick - now) << (64 - MS_TICK_BITS)) >> (64 - MS_TICK_BITS);
-}
-
 /* The tick at which left_us have passed: never early, at most MS_TICK_REACH from now. */
 static inline uint64_t ms_tick_after(const ms_instant *now, int64_t left_us) {
   if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
   return ms_tick_ceil(now->boot_ns + left_us * 1000);
-}
-
-/* Was it never leased? Then `due` of its slot is what it waits for, and not a delay since. */
-static inline bool ms_word_is_untaken(uint64_t word) {
-  return ms_word_attempts(word) == 0 && ms_word_grant(word) == 0;
 }
 
 static inline bool ms_slot_is_absolute(const ms_slot *content) {
@@ -122,15 +89,6 @@ bool ms_queue_wall_was_set(const ms_queue *queue, int64_t *out_offset);
 /* Is a lease over? Also where nobody has taken the message back: who is late always knows. */
 static inline bool ms_lease_is_over(const ms_lease *lease, const ms_instant *now) {
   return ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(lease->word)) < 0;
-}
-
-static inline bool ms_move(_Atomic uint64_t *word, uint64_t from, uint64_t to) {
-  MS_YIELD("queue_word");
-  /* Release: what was written into slot and records before is seen by who acquires the word.
-   * Acquire: pairs with the release of whoever made `from`. Sequentially consistent, for the look
-   * at who waits that follows. */
-  return atomic_compare_exchange_strong_explicit(word, &from, to, memory_order_seq_cst,
-                                                 memory_order_relaxed);
 }
 
 static inline void ms_lower(_Atomic uint64_t *due, uint64_t value) {

@@ -21,6 +21,7 @@ C_LAYERS = (
     "ms_ring",
     "ms_wheel",
     "ms_dedup",
+    "ms_word",
     "ms_queue",
     "ms_queue_parts",
     "ms_claim",

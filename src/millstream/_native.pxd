@@ -422,7 +422,7 @@ cdef extern from "ms_dedup.h" nogil:
                             int64_t now_us, uint32_t *in_out_stripe, uint32_t *out_owner)
     void ms_dedup_thaw(const ms_dedup *table)
 
-cdef extern from "ms_queue.h" nogil:
+cdef extern from "ms_word.h" nogil:
     enum:
         MS_MESSAGE_FREE
         MS_MESSAGE_WRITING
@@ -434,6 +434,14 @@ cdef extern from "ms_queue.h" nogil:
         MS_MESSAGE_HELD
         MS_MESSAGE_PREPARED
         MS_MESSAGE_ACKING
+    uint32_t ms_word_state(uint64_t word)
+    uint32_t ms_word_lane(uint64_t word)
+    uint32_t ms_word_attempts(uint64_t word)
+    uint32_t ms_word_reuse(uint64_t word)
+    uint64_t ms_word_transaction(uint64_t word)
+
+cdef extern from "ms_queue.h" nogil:
+    enum:
         MS_FAILED
         MS_FAILED_REJECTED
         MS_FAILED_DECODE
@@ -441,10 +449,6 @@ cdef extern from "ms_queue.h" nogil:
         MS_WAIT_MESSAGE
         MS_WAIT_ROOM
         MS_WAIT_SETTLED
-    uint32_t ms_word_state(uint64_t word)
-    uint32_t ms_word_lane(uint64_t word)
-    uint32_t ms_word_attempts(uint64_t word)
-    uint32_t ms_word_reuse(uint64_t word)
     ctypedef struct ms_instant:
         int64_t mono_ns
         int64_t boot_ns
@@ -545,7 +549,6 @@ cdef extern from "ms_queue.h" nogil:
     ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
                                   const ms_instant *now, uint32_t *out_owner)
     bint ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id)
-    uint64_t ms_word_transaction(uint64_t word)
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)

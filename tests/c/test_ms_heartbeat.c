@@ -9,6 +9,7 @@
 
 #include "check.h"
 #include "ms_heartbeat.h"
+#include "ms_word.h"
 
 enum { LEASE_MS = 30, THREADS = 4, ROUNDS = 2000 };
 
