@@ -95,17 +95,6 @@ ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, b
   return status == MS_END ? MS_OK : moved_as_busy(status, out_owner);
 }
 
-/* Of a message that is not there any more: the slot tells whether it was, for it or a later one
- * lies there. Where neither does, or the word never came to it, the put was lost with the power. */
-bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id) {
-  if (slot >= ms_slot_count(queue)) return false;
-  const ms_slot *content = ms_slot_at(queue, slot);
-  uint64_t found = MS_PEEK(content->id);
-  if (found != id) return found > id;
-  uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-  return ((ms_word_reuse(word) - content->reuse) & 1023) < 512;
-}
-
 void ms_claim_mend(ms_queue *queue, const uint32_t *dead, uint32_t dead_count) {
   ms_dedup *table = table_of(queue);
   for (uint32_t i = 0; table != NULL && i < table->stripes; i++) {

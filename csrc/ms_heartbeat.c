@@ -18,7 +18,7 @@
 #define _GNU_SOURCE
 #endif
 #include "ms_heartbeat.h"
-#include "ms_queue.h"
+#include "ms_delivery.h"
 
 #include <pthread.h>
 #include <signal.h>

@@ -34,6 +34,12 @@ typedef struct ms_instant {
   int64_t time_us;
 } ms_instant;
 
+typedef struct ms_lease {
+  uint64_t word; /* the whole state word: the fencing token */
+  uint64_t id;
+  uint32_t slot;
+} ms_lease;
+
 typedef struct ms_queue ms_queue;
 void ms_now(const ms_queue *queue, ms_instant *out_now);
 /* mono as it is; boot from mono by an offset that is at most 50 ms old: one clock is read, and boot
@@ -112,60 +118,7 @@ void ms_queue_give_back_hints(ms_queue *from, uint32_t taken);
 
 /* --- putting --- */
 
-typedef struct ms_message {
-  const uint8_t *key;
-  const uint8_t *headers;
-  const uint8_t *payload;
-  uint32_t key_length;
-  uint32_t headers_length;
-  uint32_t payload_length;
-  uint32_t lane;
-  int64_t delay_ns;   /* 0: at once */
-  int64_t due_us;     /* on the store's clock; 0: at once */
-  bool absolute;      /* due_us is a time of the wall clock: delay_ns is as of now */
-  int64_t expires_us; /* 0: never */
-  uint64_t key_hash;  /* with buckets: which; 0: no key, so in no order. Taken by the caller */
-  uint64_t dedup[2];
-  uint64_t id;          /* 0: the next; else it was given by a transaction that is done again */
-  uint32_t slot;        /* with an id given: it lay here, and gets this slot if that is free */
-  uint64_t transaction; /* not 0: PREPARED, until ms_queue_try_decide */
-} ms_message;
-
-/* Put a message; visible and kept over any process's death when it returns MS_OK. Wakes nobody:
- * ms_queue_wake_getters() after one or many. MS_FULL, MS_GROW_SLOTS, MS_GROW_BLOCKS, MS_LIMIT;
- * MS_END: a message with its dedup key was put before: its id is out->id, nothing was put; MS_ROLL:
- * the table of those keys is too small.
- * MS_BUSY, of all functions: *out_owner has a word that was needed; MS_OWNER_FREE: the table of
- * dedup keys is another one now, map it. `slot` of out is the slot. */
-typedef struct ms_lease {
-  uint64_t word; /* the whole state word: the fencing token */
-  uint64_t id;
-  uint32_t slot;
-} ms_lease;
-MS_MUST_USE ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message,
-                                       const ms_instant *now, ms_lease *out, uint32_t *out_owner,
-                                       ms_error *err);
-
 /* --- taking --- */
-
-/* Lease the next message until now + lease_ms. MS_EMPTY: none is ready, or paused. *io_alone: in:
- * only one that never failed; out on MS_EMPTY: the next one failed before, take it alone. NULL:
- * any.
- */
-MS_MUST_USE ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
-                                       bool *io_alone, ms_lease *out);
-
-/* The slot's header; content = key, headers, payload, at *out_inline, or NULL when it is in blocks:
- * then ms_queue_copy_content() into content_length bytes. Both hold while the lease does. */
-const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot);
-const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot);
-MS_MUST_USE ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out,
-                                            size_t size, ms_error *err);
-/* Does the slot's header and content carry the right hash (content in blocks: see copy)? */
-bool ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse);
-
-/* Is the word still the token? */
-bool ms_queue_holds(const ms_queue *queue, const ms_lease *lease);
 
 /* The ends of a lease. Each MS_OK, MS_LOST (nothing was changed), or MS_BUSY (*out_owner holds the
  * key's bucket: wait, try again). */
@@ -181,13 +134,6 @@ MS_MUST_USE ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease
 /* Not counted. */
 MS_MUST_USE ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
                                            const ms_instant *now);
-/* The lease ends lease_ms from now; io_lease gets the new token. */
-MS_MUST_USE ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
-                                          const ms_instant *now);
-/* One compare-and-swap of any thread, also without the GIL (the heartbeat). */
-MS_MUST_USE ms_status ms_lease_renew(_Atomic uint64_t *word, uint64_t *io_token, int64_t lease_ms,
-                                     int64_t mono_ns);
-_Atomic uint64_t *ms_queue_word(const ms_queue *queue, uint32_t slot);
 
 /* --- looking, and changing what nobody has leased --- */
 
@@ -197,9 +143,6 @@ uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
 /* READY, DELAYED, HELD or DEAD -> FREE. MS_LOST: it is in another state now. */
 MS_MUST_USE ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
                                           const ms_instant *now, uint32_t *out_owner);
-/* DEAD -> READY, attempts 0. MS_FULL: no room for one more that is not finished. */
-MS_MUST_USE ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
-                                           const ms_instant *now, uint32_t *out_owner);
 /* The newest valid failure record of the message in the slot; false: none. */
 bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out);
 
@@ -210,8 +153,6 @@ typedef struct ms_queue_counts {
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
 /* How many are READY that were never leased; of them the one with the lowest id. One pass. */
 uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
-/* A put found it full: count it, once, however often it tries again. */
-void ms_queue_refuse(ms_queue *queue);
 
 /* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
 
@@ -230,8 +171,6 @@ void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now);
 MS_MUST_USE ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word,
                                           bool committed, const ms_instant *now,
                                           uint32_t *out_owner);
-/* Was the message with this id ever in this slot: is it there, or is it over? At rest. */
-bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id);
 
 /* --- what time and deaths bring --- */
 

@@ -5,56 +5,7 @@
 #ifndef MS_QUEUE_PARTS_H
 #define MS_QUEUE_PARTS_H
 
-#include "ms_queue.h"
-
-#define MS_NO_SLOT UINT32_MAX
-
-static inline uint8_t *ms_extent(const ms_queue *queue, uint32_t slot) {
-  uint64_t stride =
-      (uint64_t)MS_QUEUE_EXTENT_SLOTS * (8u + queue->slot_bytes + 2u * sizeof(ms_failure));
-  return (uint8_t *)queue->slots + MS_QUEUE_EXTENTS_POSITION +
-         (slot / MS_QUEUE_EXTENT_SLOTS) * stride;
-}
-
-static inline _Atomic uint64_t *ms_word_at(const ms_queue *queue, uint32_t slot) {
-  return (_Atomic uint64_t *)(void *)ms_extent(queue, slot) + slot % MS_QUEUE_EXTENT_SLOTS;
-}
-
-static inline ms_slot *ms_slot_at(const ms_queue *queue, uint32_t slot) {
-  return (ms_slot *)(void *)(ms_extent(queue, slot) + 8u * MS_QUEUE_EXTENT_SLOTS +
-                             (size_t)queue->slot_bytes * (slot % MS_QUEUE_EXTENT_SLOTS));
-}
-
-/* Fields that are looked at without a lease too: what is seen counts once the word is moved. */
-#define MS_PEEK(field) atomic_load_explicit(&(field), memory_order_relaxed)
-#define MS_POKE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
-
-static inline ms_failure *ms_failures_at(const ms_queue *queue, uint32_t slot) {
-  return (ms_failure *)(void *)(ms_extent(queue, slot) +
-                                (8u + (size_t)queue->slot_bytes) * MS_QUEUE_EXTENT_SLOTS) +
-         2u * (slot % MS_QUEUE_EXTENT_SLOTS);
-}
-
-static inline _Atomic uint64_t *ms_block_word(const ms_queue *queue, uint32_t block) {
-  uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
-  return (_Atomic uint64_t *)(void *)((uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
-                                      block / MS_QUEUE_EXTENT_BLOCKS * stride) +
-         block % MS_QUEUE_EXTENT_BLOCKS;
-}
-
-static inline uint8_t *ms_block_data(const ms_queue *queue, uint32_t block) {
-  uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
-  return (uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
-         block / MS_QUEUE_EXTENT_BLOCKS * stride + 8u * MS_QUEUE_EXTENT_BLOCKS +
-         (size_t)MS_QUEUE_BLOCK_BYTES * (block % MS_QUEUE_EXTENT_BLOCKS);
-}
-
-/* Slots that may be touched: published, and mapped here. */
-static inline uint32_t ms_slot_count(const ms_queue *queue) {
-  /* Acquire: pairs with the release in ms_queue_publish_slots, behind the allocation. */
-  uint32_t count = atomic_load_explicit(&queue->slots->slot_count, memory_order_acquire);
-  return count < queue->slot_max ? count : queue->slot_max;
-}
+#include "ms_slots.h"
 
 /* then - now, without overflow where one of them is damage. */
 static inline int64_t ms_until_us(int64_t then, int64_t now) {
@@ -67,10 +18,6 @@ static inline int64_t ms_until_us(int64_t then, int64_t now) {
 static inline uint64_t ms_tick_after(const ms_instant *now, int64_t left_us) {
   if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
   return ms_tick_ceil(now->boot_ns + left_us * 1000);
-}
-
-static inline bool ms_slot_is_absolute(const ms_slot *content) {
-  return (MS_PEEK(content->lane) & MS_SLOT_ABSOLUTE) != 0;
 }
 
 /* What a time in a file counts as: itself, unless the store's clock cannot have given it. */
@@ -102,10 +49,6 @@ static inline void ms_lower(_Atomic uint64_t *due, uint64_t value) {
 static inline void ms_queue_note_expiry(ms_queue *queue, uint32_t slot) {
   int64_t expires = MS_PEEK(ms_slot_at(queue, slot)->expires);
   if (expires) ms_lower(&queue->hints->expiry_due, (uint64_t)expires);
-}
-
-static inline uint64_t ms_slot_seed(const ms_queue *queue, uint32_t slot, uint32_t reuse) {
-  return queue->salt ^ ((uint64_t)slot << 10 | reuse);
 }
 
 /* Hint that the slot is READY. What finds no room is found by a sweep. */

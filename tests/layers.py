@@ -23,6 +23,7 @@ C_LAYERS = (
     "ms_dedup",
     "ms_word",
     "ms_queue",
+    "ms_slots",
     "ms_queue_parts",
     "ms_claim",
     "ms_bucket",

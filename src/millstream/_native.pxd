@@ -474,23 +474,6 @@ cdef extern from "ms_queue.h" nogil:
         int64_t clock_since_us
         cbool ageing
         cbool block_key
-    ctypedef struct ms_message:
-        const uint8_t *key
-        const uint8_t *headers
-        const uint8_t *payload
-        uint32_t key_length
-        uint32_t headers_length
-        uint32_t payload_length
-        uint32_t lane
-        int64_t delay_ns
-        int64_t due_us
-        cbool absolute
-        int64_t expires_us
-        uint64_t key_hash
-        uint64_t *dedup
-        uint64_t id
-        uint32_t slot
-        uint64_t transaction
     ctypedef struct ms_lease:
         uint64_t word
         uint64_t id
@@ -513,16 +496,6 @@ cdef extern from "ms_queue.h" nogil:
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)
     void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
-    ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
-                               ms_lease *out, uint32_t *out_owner, ms_error *err)
-    ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
-                               cbool *io_alone, ms_lease *out)
-    const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot)
-    const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot)
-    ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out, size_t size,
-                                    ms_error *err)
-    bint ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse)
-    bint ms_queue_holds(const ms_queue *queue, const ms_lease *lease)
     ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
                                uint32_t *out_owner)
     ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
@@ -533,14 +506,9 @@ cdef extern from "ms_queue.h" nogil:
                                   uint32_t *out_owner)
     ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
                                    const ms_instant *now)
-    ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
-                                  const ms_instant *now)
-    void *ms_queue_word(const ms_queue *queue, uint32_t slot)
     uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
     ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
                                   const ms_instant *now, uint32_t *out_owner)
-    ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
-                                   const ms_instant *now, uint32_t *out_owner)
     ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
                                        const ms_instant *now, uint64_t *out_word)
     ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
@@ -548,11 +516,9 @@ cdef extern from "ms_queue.h" nogil:
     void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)
     ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
                                   const ms_instant *now, uint32_t *out_owner)
-    bint ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id)
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
-    void ms_queue_refuse(ms_queue *queue)
     uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
     uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
                             uint32_t dead_count)
@@ -562,6 +528,44 @@ cdef extern from "ms_queue.h" nogil:
     int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
     void ms_queue_wake(ms_queue *queue, int place, int32_t count)
     bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
+
+cdef extern from "ms_slots.h" nogil:
+    ctypedef struct ms_message:
+        const uint8_t *key
+        const uint8_t *headers
+        const uint8_t *payload
+        uint32_t key_length
+        uint32_t headers_length
+        uint32_t payload_length
+        uint32_t lane
+        int64_t delay_ns
+        int64_t due_us
+        cbool absolute
+        int64_t expires_us
+        uint64_t key_hash
+        uint64_t *dedup
+        uint64_t id
+        uint32_t slot
+        uint64_t transaction
+    const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot)
+    const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot)
+    ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out, size_t size,
+                                    ms_error *err)
+    bint ms_queue_slot_valid(const ms_queue *queue, uint32_t slot, uint32_t reuse)
+    bint ms_queue_holds(const ms_queue *queue, const ms_lease *lease)
+    void *ms_queue_word(const ms_queue *queue, uint32_t slot)
+    bint ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id)
+
+cdef extern from "ms_delivery.h" nogil:
+    ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
+                               ms_lease *out, uint32_t *out_owner, ms_error *err)
+    ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *now,
+                               cbool *io_alone, ms_lease *out)
+    ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease_ms,
+                                  const ms_instant *now)
+    ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
+                                   const ms_instant *now, uint32_t *out_owner)
+    void ms_queue_refuse(ms_queue *queue)
 
 # Relaxed and acquire loads, and stores, of words in mapped files.
 cdef extern from *:

@@ -6,7 +6,7 @@
  * messages with one deduplication id only one is ever seen. Hints are dropped and doubled on
  * purpose.
  */
-#include "ms_queue_parts.h"
+#include "ms_delivery.h"
 #include "scheduler.h"
 
 enum {

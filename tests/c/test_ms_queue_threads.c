@@ -2,7 +2,7 @@
  * acknowledged once, none is lost. Under TSan by `check.py tsan`.
  */
 #include "check.h"
-#include "ms_queue.h"
+#include "ms_delivery.h"
 
 #include <pthread.h>
 

@@ -5,7 +5,7 @@
  * verify (the store was closed in order), 16 blocks a key whose message is dead.
  */
 #include "fuzz.h"
-#include "ms_queue.h"
+#include "ms_delivery.h"
 
 enum { SLOT_BYTES = 256, CAPACITY = 40, DEAD_LIMIT = 6, LANES = 3, BLOCKS = 16, STRIPES = 2 };
 enum { SLOTS = CAPACITY + DEAD_LIMIT, ROUNDS = SLOTS + 8 };

@@ -26,7 +26,7 @@ PLANTED = {
         " out_owner);",
     ),
     "a slot is taken from one who is writing it": (
-        "ms_delivery.c",
+        "ms_slots.c",
         "if (ms_word_state(found) != MS_MESSAGE_FREE) return false;",
         "if (ms_word_state(found) != MS_MESSAGE_FREE &&"
         " ms_word_state(found) != MS_MESSAGE_WRITING) return false;",
