@@ -41,10 +41,6 @@ typedef struct ms_lease {
 } ms_lease;
 
 typedef struct ms_queue ms_queue;
-void ms_now(const ms_queue *queue, ms_instant *out_now);
-/* mono as it is; boot from mono by an offset that is at most 50 ms old: one clock is read, and boot
- * is never ahead of the truth. */
-void ms_now_near(ms_queue *queue, ms_instant *out_now);
 
 struct ms_queue {
   ms_slots_header *slots;

@@ -24,6 +24,7 @@ C_LAYERS = (
     "ms_word",
     "ms_queue",
     "ms_slots",
+    "ms_due",
     "ms_queue_parts",
     "ms_claim",
     "ms_bucket",

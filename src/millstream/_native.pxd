@@ -481,8 +481,6 @@ cdef extern from "ms_queue.h" nogil:
     ctypedef struct ms_queue_counts:
         uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
         uint32_t *by_lane
-    void ms_now(const ms_queue *queue, ms_instant *out_now)
-    void ms_now_near(ms_queue *queue, ms_instant *out_now)
     uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count)
     uint64_t ms_blocks_size(uint32_t block_count)
     uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bint ordered)
@@ -555,6 +553,10 @@ cdef extern from "ms_slots.h" nogil:
     bint ms_queue_holds(const ms_queue *queue, const ms_lease *lease)
     void *ms_queue_word(const ms_queue *queue, uint32_t slot)
     bint ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id)
+
+cdef extern from "ms_due.h" nogil:
+    void ms_now(const ms_queue *queue, ms_instant *out_now)
+    void ms_now_near(ms_queue *queue, ms_instant *out_now)
 
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,

@@ -3,6 +3,7 @@
  */
 #include "check.h"
 #include "ms_delivery.h"
+#include "ms_due.h"
 
 #include <pthread.h>
 
