@@ -5,6 +5,7 @@
  * the list's first is not HELD. Crash: what a dead owner left is made anew from the slots.
  */
 #include "ms_queue_parts.h"
+#include "ms_wait.h"
 
 enum { BUCKET_SPINS = 2000 };
 

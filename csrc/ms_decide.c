@@ -7,6 +7,7 @@
  * Knows no journal. Putting PREPARED is ms_queue_try_put's.
  */
 #include "ms_queue_parts.h"
+#include "ms_wait.h"
 
 ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
                                    const ms_instant *now, uint64_t *out_word) {

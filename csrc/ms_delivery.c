@@ -10,6 +10,7 @@
  */
 #include "ms_delivery.h"
 #include "ms_queue_parts.h"
+#include "ms_wait.h"
 #include "ms_xxh3.h"
 
 #include <errno.h>
@@ -261,14 +262,6 @@ ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *
 }
 
 /* --- the ends of a lease --- */
-
-/* After a move of a word, which is sequentially consistent: so are these loads, and the fence in
- * ms_queue_announce: either we see who waits, or they see the word. */
-void ms_queue_say_freed(ms_queue *queue) {
-  if (MS_UNLIKELY(atomic_load(&queue->hints->room_waiters))) ms_queue_wake(queue, MS_WAIT_ROOM, 1);
-  if (MS_UNLIKELY(atomic_load(&queue->hints->settled_waiters)))
-    ms_queue_wake(queue, MS_WAIT_SETTLED, INT32_MAX);
-}
 
 ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
                           uint32_t *out_owner) {

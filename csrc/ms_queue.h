@@ -185,16 +185,6 @@ bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now);
 /* Claim the look for deaths that is due every interval_ns; true for one caller of all processes. */
 bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns);
 
-/* --- waiting. The three places: getters (wake), putters (room), join (settled) --- */
-
-enum { MS_WAIT_MESSAGE, MS_WAIT_ROOM, MS_WAIT_SETTLED };
-/* Say that one will wait; look again after it, then sleep with the ticket. */
-uint32_t ms_queue_announce(ms_queue *queue, int place);
-/* Sleep at most timeout_ns. 0 or an errno (EINTR, ETIMEDOUT). Without the GIL. */
-int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns);
-/* Wake up to count who announced themselves. */
-void ms_queue_wake(ms_queue *queue, int place, int32_t count);
-
 /* Do the invariants hold, at rest? Text says which one does not. */
 bool ms_queue_check(const ms_queue *queue, char *text, size_t size);
 

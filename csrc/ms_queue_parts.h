@@ -13,9 +13,6 @@ void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word);
 /* Put a DELAYED slot into the wheel, or leave it to a sweep when the wheel is busy. */
 void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
 
-/* After a move to FREE: wake who waits for room, or for the end. */
-void ms_queue_say_freed(ms_queue *queue);
-
 /* DELAYED -> READY | DELAYED (parked), once its tick is reached. True: it is READY. */
 bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
 

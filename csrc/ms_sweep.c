@@ -5,6 +5,7 @@
  * does no harm. Hints that were lost are put again; twice is harmless.
  */
 #include "ms_queue_parts.h"
+#include "ms_wait.h"
 
 #include <errno.h>
 #include <inttypes.h>
@@ -653,49 +654,6 @@ void ms_queue_give_back_hints(ms_queue *from, uint32_t taken) {
   while (--taken > 0) ms_owner_release(&from->buckets[taken - 1].word);
   MS_POKE(from->hints->missed, 1); /* who could not arm meanwhile */
   ms_owner_release(&from->hints->wheel);
-}
-
-/* --- waiting --- */
-
-static _Atomic uint32_t *place_of(const ms_queue *queue, int place,
-                                  _Atomic uint32_t **out_waiters) {
-  ms_hints_header *hints = queue->hints;
-  *out_waiters = place == MS_WAIT_MESSAGE ? &hints->waiters
-                 : place == MS_WAIT_ROOM  ? &hints->room_waiters
-                                          : &hints->settled_waiters;
-  return place == MS_WAIT_MESSAGE ? &hints->wake
-         : place == MS_WAIT_ROOM  ? &hints->room
-                                  : &hints->settled;
-}
-
-uint32_t ms_queue_announce(ms_queue *queue, int place) {
-  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
-  uint32_t ticket = atomic_load_explicit(word, memory_order_relaxed);
-  MS_YIELD("queue_announce");
-  if (atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst) == UINT32_MAX)
-    atomic_fetch_add_explicit(waiters, 1, memory_order_seq_cst); /* never 0 while one waits */
-  /* Pairs with the fence in ms_queue_wake: either the waker sees us, or we see what it did. */
-  atomic_thread_fence(memory_order_seq_cst);
-  return ticket;
-}
-
-int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns) {
-  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
-  return ms_futex_wait(word, ticket, timeout_ns);
-}
-
-void ms_queue_wake(ms_queue *queue, int place, int32_t count) {
-  _Atomic uint32_t *waiters, *word = place_of(queue, place, &waiters);
-  atomic_thread_fence(memory_order_seq_cst); /* pairs with the one in ms_queue_announce */
-  uint32_t seen = atomic_load_explicit(waiters, memory_order_relaxed);
-  if (MS_LIKELY(seen == 0)) return;
-  MS_YIELD("queue_wake");
-  atomic_fetch_add_explicit(word, 1, memory_order_seq_cst);
-  /* Nobody slept: who announced itself since has raised the number, and the word differs for who
-   * did before. So sleepers that were killed are forgotten. */
-  if (ms_futex_wake(word, count) == 0)
-    atomic_compare_exchange_strong_explicit(waiters, &seen, 0, memory_order_seq_cst,
-                                            memory_order_relaxed);
 }
 
 /* --- the check --- */

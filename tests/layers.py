@@ -25,6 +25,7 @@ C_LAYERS = (
     "ms_queue",
     "ms_slots",
     "ms_due",
+    "ms_wait",
     "ms_queue_parts",
     "ms_claim",
     "ms_bucket",

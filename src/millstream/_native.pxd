@@ -446,9 +446,6 @@ cdef extern from "ms_queue.h" nogil:
         MS_FAILED_REJECTED
         MS_FAILED_DECODE
         MS_FAILED_CORRUPT
-        MS_WAIT_MESSAGE
-        MS_WAIT_ROOM
-        MS_WAIT_SETTLED
     ctypedef struct ms_instant:
         int64_t mono_ns
         int64_t boot_ns
@@ -522,9 +519,6 @@ cdef extern from "ms_queue.h" nogil:
                             uint32_t dead_count)
     bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
     bint ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns)
-    uint32_t ms_queue_announce(ms_queue *queue, int place)
-    int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
-    void ms_queue_wake(ms_queue *queue, int place, int32_t count)
     bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 
 cdef extern from "ms_slots.h" nogil:
@@ -557,6 +551,15 @@ cdef extern from "ms_slots.h" nogil:
 cdef extern from "ms_due.h" nogil:
     void ms_now(const ms_queue *queue, ms_instant *out_now)
     void ms_now_near(ms_queue *queue, ms_instant *out_now)
+
+cdef extern from "ms_wait.h" nogil:
+    enum:
+        MS_WAIT_MESSAGE
+        MS_WAIT_ROOM
+        MS_WAIT_SETTLED
+    uint32_t ms_queue_announce(ms_queue *queue, int place)
+    int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
+    void ms_queue_wake(ms_queue *queue, int place, int32_t count)
 
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
