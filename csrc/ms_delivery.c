@@ -9,6 +9,7 @@
  * Does no waiting, no file, no policy.
  */
 #include "ms_delivery.h"
+#include "ms_hint.h"
 #include "ms_queue_parts.h"
 #include "ms_wait.h"
 #include "ms_xxh3.h"
@@ -16,8 +17,6 @@
 #include <errno.h>
 #include <string.h>
 #include <time.h>
-
-enum { WHEEL_SPINS = 200 };
 
 /* --- claiming --- */
 
@@ -29,57 +28,6 @@ static void take_part(ms_queue *queue, const ms_instant *now) {
   if (MS_LIKELY(found == queue->self)) return;
   if (found) (void)ms_queue_sweep(queue, now, &found, 1);
   atomic_store_explicit(entry, queue->self, memory_order_relaxed);
-}
-
-/* --- hints --- */
-
-void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word) {
-  uint32_t lane = ms_word_lane(word);
-  if (lane >= queue->lanes) lane = queue->lanes - 1;
-  MS_YIELD("queue_hint");
-  /* What finds no room is found by the sweep, when the heads have passed what it noted. */
-  (void)ms_ring_try_put(&queue->rings[lane], (uint64_t)slot << 10 | ms_word_reuse(word));
-}
-
-static bool wheel_try_take(ms_queue *queue) {
-  uint32_t owner;
-  for (int i = 0; i < WHEEL_SPINS; i++) {
-    if (ms_owner_try_take(&queue->hints->wheel, queue->self, &owner) == MS_OK) return true;
-    ms_cpu_relax();
-  }
-  return false;
-}
-
-void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
-  uint64_t tick = ms_tick_floor(now->boot_ns);
-  int64_t left = ms_ticks_until(tick, ms_word_tick(word));
-  uint64_t due = tick + (uint64_t)(left > 0 ? left : 0);
-  if (!wheel_try_take(queue)) { /* its owner is paused or dead: the sweep finds what is due */
-    atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
-    ms_lower(&queue->hints->lease_due,
-             (uint64_t)(now->mono_ns + (left > 0 ? left : 0) * MS_NS_PER_TICK));
-    return;
-  }
-  ms_wheel_add(&queue->wheel, slot, ms_word_reuse(word), due);
-  atomic_store_explicit(&queue->hints->wheel_due, ms_wheel_next(&queue->wheel),
-                        memory_order_release);
-  ms_owner_release(&queue->hints->wheel);
-}
-
-bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
-  /* A long delay is parked by steps; and where the wall clock was set back, `at` is later. */
-  int64_t early_us = 0;
-  if (ms_word_is_untaken(word)) early_us = ms_slot_left_us(queue, ms_slot_at(queue, slot), now);
-  if (early_us > 0) {
-    uint64_t later = ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, early_us));
-    if (ms_move(ms_word_at(queue, slot), word, later))
-      atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
-    return false;
-  }
-  uint64_t to = ms_word_as(word, MS_MESSAGE_READY, ms_tick_floor(now->boot_ns));
-  if (!ms_move(ms_word_at(queue, slot), word, to)) return false;
-  ms_queue_hint(queue, slot, to);
-  return true;
 }
 
 /* --- putting --- */

@@ -170,10 +170,6 @@ MS_MUST_USE ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64
 
 /* --- what time and deaths bring --- */
 
-/* Move due messages from the wheel to the rings; how many became ready. *out_next_ns: nothing is
- * due before that instant of CLOCK_BOOTTIME (INT64_MAX: never). */
-uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns);
-
 /* One pass over the words: ends leases that are over or whose owner is in `dead` (owner words),
  * frees what they were writing, readies what is due, expires, repairs SPARE and lost hints, mends
  * buckets, wheel and words that the dead held. How many became ready. Safe beside anything, also a

@@ -7,15 +7,6 @@
 
 #include "ms_due.h"
 
-/* Hint that the slot is READY. What finds no room is found by a sweep. */
-void ms_queue_hint(ms_queue *queue, uint32_t slot, uint64_t word);
-
-/* Put a DELAYED slot into the wheel, or leave it to a sweep when the wheel is busy. */
-void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
-
-/* DELAYED -> READY | DELAYED (parked), once its tick is reached. True: it is READY. */
-bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now);
-
 /* Take the bucket of a key, spinning shortly. MS_OK also where the queue has no buckets. */
 MS_MUST_USE ms_status ms_bucket_try_take(ms_queue *queue, uint64_t key_hash, uint32_t *out_owner);
 void ms_bucket_release(ms_queue *queue, uint64_t key_hash);

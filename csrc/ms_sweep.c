@@ -4,6 +4,7 @@
  * compare-and-swap from what it saw, so a second one beside it, or one that was paused half-way,
  * does no harm. Hints that were lost are put again; twice is harmless.
  */
+#include "ms_hint.h"
 #include "ms_queue_parts.h"
 #include "ms_wait.h"
 
@@ -13,45 +14,12 @@
 #include <stdlib.h>
 #include <string.h>
 
-enum { POP_MAX = 64, SWEPT_NS = 1000000, NOTED_MS = 1000, SUSPECT_MS = 20, RETRY_NS = 10000000 };
+enum { SWEPT_NS = 1000000, NOTED_MS = 1000, SUSPECT_MS = 20, RETRY_NS = 10000000 };
 
 static bool is_among(uint32_t owner, const uint32_t *dead, uint32_t dead_count) {
   for (uint32_t i = 0; i < dead_count; i++)
     if (dead[i] == owner && owner) return true;
   return false;
-}
-
-/* --- the wheel --- */
-
-uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns) {
-  uint64_t tick = ms_tick_floor(now->boot_ns), due;
-  uint32_t owner, slots[POP_MAX], popped, ready = 0;
-  due = atomic_load_explicit(&queue->hints->wheel_due, memory_order_acquire);
-  if (due <= tick && ms_owner_try_take(&queue->hints->wheel, queue->self, &owner) == MS_OK) {
-    do {
-      popped = ms_wheel_pop(&queue->wheel, tick, slots, POP_MAX);
-      for (uint32_t i = 0; i < popped; i++) {
-        uint64_t word = atomic_load_explicit(ms_word_at(queue, slots[i]), memory_order_acquire);
-        if (ms_word_state(word) != MS_MESSAGE_DELAYED) continue;
-        int64_t left = ms_ticks_until(tick, ms_word_tick(word));
-        /* The node has all of the tick, the word its end: after months they tell more together. */
-        uint64_t due_of_node = queue->wheel.nodes[slots[i]].due;
-        if ((due_of_node & MS_TICK_MASK) == ms_word_tick(word) && due_of_node <= tick) left = 0;
-        if (left > 0) {
-          ms_wheel_add(&queue->wheel, slots[i], ms_word_reuse(word), tick + (uint64_t)left);
-        } else {
-          ready += ms_queue_fall_due(queue, slots[i], word, now);
-        }
-      }
-    } while (popped == POP_MAX);
-    due = ms_wheel_next(&queue->wheel);
-    atomic_store_explicit(&queue->hints->wheel_due, due, memory_order_release);
-    ms_owner_release(&queue->hints->wheel);
-  }
-  *out_next_ns =
-      due >= (uint64_t)(INT64_MAX / MS_NS_PER_TICK) ? INT64_MAX : (int64_t)due * MS_NS_PER_TICK;
-  if (ready) ms_queue_wake(queue, MS_WAIT_MESSAGE, (int32_t)ready);
-  return ready;
 }
 
 /* --- the sweep --- */

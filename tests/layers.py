@@ -26,6 +26,7 @@ C_LAYERS = (
     "ms_slots",
     "ms_due",
     "ms_wait",
+    "ms_hint",
     "ms_queue_parts",
     "ms_claim",
     "ms_bucket",

@@ -514,7 +514,6 @@ cdef extern from "ms_queue.h" nogil:
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
-    uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
     uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
                             uint32_t dead_count)
     bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
@@ -560,6 +559,9 @@ cdef extern from "ms_wait.h" nogil:
     uint32_t ms_queue_announce(ms_queue *queue, int place)
     int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
     void ms_queue_wake(ms_queue *queue, int place, int32_t count)
+
+cdef extern from "ms_hint.h" nogil:
+    uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
 
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
