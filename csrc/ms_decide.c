@@ -6,6 +6,7 @@
  * twice changes nothing. Crash: what a dead committer left is found by a sweep (hints->undecided).
  * Knows no journal. Putting PREPARED is ms_queue_try_put's.
  */
+#include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_queue_parts.h"
 #include "ms_wait.h"

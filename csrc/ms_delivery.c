@@ -9,6 +9,7 @@
  * Does no waiting, no file, no policy.
  */
 #include "ms_delivery.h"
+#include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_queue_parts.h"
 #include "ms_wait.h"
@@ -209,128 +210,6 @@ ms_status ms_queue_try_get(ms_queue *queue, int64_t lease_ms, const ms_instant *
   return MS_EMPTY;
 }
 
-/* --- the ends of a lease --- */
-
-ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
-                          uint32_t *out_owner) {
-  const ms_slot *content = ms_slot_at(queue, slot);
-  uint64_t key_hash = MS_PEEK(content->key_hash);
-  const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
-  if (MS_UNLIKELY(dedup[0] != 0)) { /* of this message, if the word has not moved on meanwhile */
-    const ms_lease read = {word, MS_PEEK(content->id), slot};
-    if (!ms_queue_holds(queue, &read)) return MS_LOST;
-    MS_TRY(ms_claim_settle(queue, dedup, read.id, true, out_owner));
-  }
-  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
-  bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
-  if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
-  ms_bucket_release(queue, key_hash);
-  if (!moved) return MS_LOST;
-  ms_queue_say_freed(queue);
-  return MS_OK;
-}
-
-ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
-                           uint32_t *out_owner) {
-  if (MS_UNLIKELY(atomic_load_explicit(&queue->slots->poison, memory_order_relaxed)))
-    return MS_POISONED;
-  if (MS_UNLIKELY(ms_lease_is_over(lease, now))) return MS_LOST;
-  return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);
-}
-
-ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
-                        uint32_t *out_owner) {
-  uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
-  MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
-  uint64_t to = ms_word_as(word, MS_MESSAGE_DEAD, ms_tick_floor(now->boot_ns));
-  bool moved = ms_move(ms_word_at(queue, slot), word, to);
-  if (moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
-  ms_bucket_release(queue, key_hash);
-  if (!moved) return MS_LOST;
-  ms_queue_balance(queue);
-  ms_queue_say_freed(queue);
-  return MS_OK;
-}
-
-void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
-                           const void *text, size_t length, const ms_instant *now) {
-  ms_failure old, *out = ms_failures_at(queue, slot) + (ms_word_grant(word) & 1);
-  uint64_t id = MS_PEEK(ms_slot_at(queue, slot)->id);
-  bool again = ms_queue_failure(queue, slot, id, &old);
-  ms_failure next = {0};
-  if (length > MS_QUEUE_FAILURE_TEXT) length = MS_QUEUE_FAILURE_TEXT;
-  next.id = id;
-  next.first_at = again ? old.first_at : now->time_us;
-  next.last_at = now->time_us;
-  next.attempts = (uint16_t)ms_word_attempts(word);
-  next.kind = (uint8_t)kind;
-  next.last_length = (uint8_t)length;
-  if (length) memcpy(next.last, text, length);
-  next.first_length = again ? old.first_length : next.last_length;
-  memcpy(next.first, again ? old.first : next.last, MS_QUEUE_FAILURE_TEXT);
-  next.hash =
-      ms_xxh3_64(&next.id, sizeof(next) - 8, ms_slot_seed(queue, slot, ms_word_reuse(word)));
-  memcpy(out, &next, sizeof(next));
-}
-
-bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out) {
-  uint32_t reuse = ms_slot_at(queue, slot)->reuse;
-  bool found = false;
-  for (int i = 0; i < 2; i++) {
-    ms_failure record;
-    memcpy(&record, ms_failures_at(queue, slot) + i, sizeof(record));
-    if (record.id != id || record.first_length > MS_QUEUE_FAILURE_TEXT ||
-        record.last_length > MS_QUEUE_FAILURE_TEXT ||
-        record.hash != ms_xxh3_64(&record.id, sizeof(record) - 8, ms_slot_seed(queue, slot, reuse)))
-      continue;
-    if (found && (record.last_at < out->last_at ||
-                  (record.last_at == out->last_at && record.attempts < out->attempts)))
-      continue;
-    *out = record;
-    found = true;
-  }
-  return found;
-}
-
-static ms_status wait_again(ms_queue *queue, const ms_lease *lease, uint64_t word, int64_t delay_ns,
-                            const ms_instant *now) {
-  uint64_t to = ms_waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
-  if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
-  ms_queue_note_expiry(queue, lease->slot);
-  if (ms_word_state(to) == MS_MESSAGE_READY) {
-    ms_queue_hint(queue, lease->slot, to);
-  } else {
-    ms_queue_arm(queue, lease->slot, to, now);
-  }
-  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
-  return MS_OK;
-}
-
-ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns, uint32_t kind,
-                            const void *text, size_t length, const ms_instant *now, bool *out_dead,
-                            uint32_t *out_owner) {
-  if (!ms_queue_holds(queue, lease)) return MS_LOST;
-  ms_queue_note_failure(queue, lease->slot, lease->word, kind, text, length, now);
-  *out_dead = ms_word_attempts(lease->word) >= queue->max_attempts;
-  if (*out_dead) return ms_queue_bury(queue, lease->slot, lease->word, now, out_owner);
-  return wait_again(queue, lease, lease->word, delay_ns, now);
-}
-
-ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
-                              const void *text, size_t length, const ms_instant *now,
-                              uint32_t *out_owner) {
-  if (!ms_queue_holds(queue, lease)) return MS_LOST;
-  ms_queue_note_failure(queue, lease->slot, lease->word, kind, text, length, now);
-  return ms_queue_bury(queue, lease->slot, lease->word, now, out_owner);
-}
-
-ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
-                               const ms_instant *now) {
-  uint32_t attempts = ms_word_attempts(lease->word);
-  uint64_t word = lease->word - ((uint64_t)(attempts > 0) << 50);
-  return wait_again(queue, lease, word, delay_ns, now);
-}
-
 ms_status ms_lease_renew(_Atomic uint64_t *word, uint64_t *io_token, int64_t lease_ms,
                          int64_t mono_ns) {
   uint64_t to =
@@ -362,17 +241,6 @@ uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word) {
     return slot;
   }
   return MS_NO_SLOT;
-}
-
-ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
-                              uint32_t *out_owner) {
-  uint32_t state = ms_word_state(word);
-  if (state != MS_MESSAGE_READY && state != MS_MESSAGE_DELAYED && state != MS_MESSAGE_HELD &&
-      state != MS_MESSAGE_DEAD)
-    return MS_LOST;
-  MS_TRY(ms_queue_finish(queue, slot, word, now, out_owner));
-  if (state == MS_MESSAGE_DEAD) ms_queue_balance(queue);
-  return MS_OK;
 }
 
 ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,

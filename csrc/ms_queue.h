@@ -15,16 +15,6 @@
 #include "ms_wheel.h"
 #include "ms_word.h"
 
-/* Why an attempt failed (ms_failure.kind). */
-enum {
-  MS_FAILED = 1,      /* nack */
-  MS_FAILED_LEASE,    /* the lease ran out */
-  MS_FAILED_DEATH,    /* its holder died */
-  MS_FAILED_REJECTED, /* reject */
-  MS_FAILED_DECODE,   /* the codec could not read it */
-  MS_FAILED_CORRUPT   /* torn by a power cut, or damaged */
-};
-
 /* The clocks, read together by ms_now(). Leases end on mono, delays on boot. time_us is the store's
  * clock (docs/design.md, Time), boot and a constant: what is stored is of it. The wall clock, which
  * can be set, is only asked about messages that are due at a time of it (MS_SLOT_ABSOLUTE). */
@@ -116,31 +106,10 @@ void ms_queue_give_back_hints(ms_queue *from, uint32_t taken);
 
 /* --- taking --- */
 
-/* The ends of a lease. Each MS_OK, MS_LOST (nothing was changed), or MS_BUSY (*out_owner holds the
- * key's bucket: wait, try again). */
-MS_MUST_USE ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease,
-                                       const ms_instant *now, uint32_t *out_owner);
-/* Counted: to READY or DELAYED, or DEAD where attempts are spent (*out_dead). */
-MS_MUST_USE ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
-                                        uint32_t kind, const void *text, size_t length,
-                                        const ms_instant *now, bool *out_dead, uint32_t *out_owner);
-MS_MUST_USE ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
-                                          const void *text, size_t length, const ms_instant *now,
-                                          uint32_t *out_owner);
-/* Not counted. */
-MS_MUST_USE ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
-                                           const ms_instant *now);
-
 /* --- looking, and changing what nobody has leased --- */
 
 /* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */
 uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
-
-/* READY, DELAYED, HELD or DEAD -> FREE. MS_LOST: it is in another state now. */
-MS_MUST_USE ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
-                                          const ms_instant *now, uint32_t *out_owner);
-/* The newest valid failure record of the message in the slot; false: none. */
-bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out);
 
 typedef struct ms_queue_counts {
   uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid;

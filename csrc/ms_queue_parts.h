@@ -34,19 +34,4 @@ void ms_claim_mend(ms_queue *queue, const uint32_t *dead, uint32_t dead_count);
 ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
                           uint32_t *out_owner);
 
-/* Write why this attempt failed, keeping the first error. The caller holds the lease `word`. */
-void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
-                           const void *text, size_t length, const ms_instant *now);
-
-/* Keep SPARE and DEAD to what capacity and dead_limit say: one pass. */
-void ms_queue_balance(ms_queue *queue);
-
-/* LEASED -> DEAD. Status as of the ends of a lease. */
-MS_MUST_USE ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word,
-                                    const ms_instant *now, uint32_t *out_owner);
-
-/* A state that nobody has leased (or the caller has) -> FREE. */
-MS_MUST_USE ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word,
-                                      const ms_instant *now, uint32_t *out_owner);
-
 #endif

@@ -4,6 +4,7 @@
  * compare-and-swap from what it saw, so a second one beside it, or one that was paused half-way,
  * does no harm. Hints that were lost are put again; twice is harmless.
  */
+#include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_queue_parts.h"
 #include "ms_wait.h"
@@ -327,53 +328,6 @@ void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count) {
   if (block_count > count)
     atomic_store_explicit(&queue->blocks->block_count, block_count, memory_order_release);
   ms_queue_wake(queue, MS_WAIT_ROOM, INT32_MAX);
-}
-
-static bool convert_one(ms_queue *queue, uint32_t from, uint32_t to, uint32_t count) {
-  for (uint32_t slot = count; slot-- > 0;) {
-    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (ms_word_state(word) == from &&
-        ms_move(ms_word_at(queue, slot), word, ms_free_word(word, to)))
-      return true;
-  }
-  return false;
-}
-
-static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
-  uint32_t oldest = MS_NO_SLOT, owner;
-  uint64_t oldest_word = 0;
-  for (uint32_t slot = 0; slot < count; slot++) {
-    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (ms_word_state(word) != MS_MESSAGE_DEAD) continue;
-    if (oldest != MS_NO_SLOT) {
-      int64_t later = ms_ticks_until(ms_word_tick(oldest_word), ms_word_tick(word));
-      if (later > 0 || (later == 0 && MS_PEEK(ms_slot_at(queue, slot)->id) >
-                                          MS_PEEK(ms_slot_at(queue, oldest)->id)))
-        continue;
-    }
-    oldest = slot;
-    oldest_word = word;
-  }
-  ms_instant now;
-  if (oldest == MS_NO_SLOT) return false;
-  ms_now(queue, &now);
-  if (ms_queue_finish(queue, oldest, oldest_word, &now, &owner) != MS_OK) return false;
-  atomic_fetch_add_explicit(&queue->hints->evicted, 1, memory_order_relaxed);
-  return true;
-}
-
-void ms_queue_balance(ms_queue *queue) {
-  uint32_t count = ms_slot_count(queue), dead = 0, spare = 0;
-  for (uint32_t slot = 0; slot < count; slot++) {
-    uint32_t state =
-        ms_word_state(atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed));
-    dead += state == MS_MESSAGE_DEAD;
-    spare += state == MS_MESSAGE_SPARE;
-  }
-  while (dead > queue->dead_limit && evict_oldest_dead(queue, count)) dead--;
-  uint32_t wanted = count > queue->capacity + dead ? count - queue->capacity - dead : 0;
-  while (spare > wanted && convert_one(queue, MS_MESSAGE_SPARE, MS_MESSAGE_FREE, count)) spare--;
-  while (spare < wanted && convert_one(queue, MS_MESSAGE_FREE, MS_MESSAGE_SPARE, count)) spare++;
 }
 
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {

@@ -30,6 +30,7 @@ C_LAYERS = (
     "ms_queue_parts",
     "ms_claim",
     "ms_bucket",
+    "ms_ending",
     "ms_delivery",
     "ms_decide",
     "ms_sweep",

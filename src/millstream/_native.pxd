@@ -441,11 +441,6 @@ cdef extern from "ms_word.h" nogil:
     uint64_t ms_word_transaction(uint64_t word)
 
 cdef extern from "ms_queue.h" nogil:
-    enum:
-        MS_FAILED
-        MS_FAILED_REJECTED
-        MS_FAILED_DECODE
-        MS_FAILED_CORRUPT
     ctypedef struct ms_instant:
         int64_t mono_ns
         int64_t boot_ns
@@ -491,19 +486,7 @@ cdef extern from "ms_queue.h" nogil:
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)
     void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
-    ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
-                               uint32_t *out_owner)
-    ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
-                                uint32_t kind, const void *text, size_t length,
-                                const ms_instant *now, cbool *out_dead, uint32_t *out_owner)
-    ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
-                                  const void *text, size_t length, const ms_instant *now,
-                                  uint32_t *out_owner)
-    ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
-                                   const ms_instant *now)
     uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
-    ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
-                                  const ms_instant *now, uint32_t *out_owner)
     ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
                                        const ms_instant *now, uint64_t *out_word)
     ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
@@ -511,7 +494,6 @@ cdef extern from "ms_queue.h" nogil:
     void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)
     ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
                                   const ms_instant *now, uint32_t *out_owner)
-    bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
     uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
@@ -562,6 +544,26 @@ cdef extern from "ms_wait.h" nogil:
 
 cdef extern from "ms_hint.h" nogil:
     uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
+
+cdef extern from "ms_ending.h" nogil:
+    enum:
+        MS_FAILED
+        MS_FAILED_REJECTED
+        MS_FAILED_DECODE
+        MS_FAILED_CORRUPT
+    ms_status ms_queue_try_ack(ms_queue *queue, const ms_lease *lease, const ms_instant *now,
+                               uint32_t *out_owner)
+    ms_status ms_queue_try_nack(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                uint32_t kind, const void *text, size_t length,
+                                const ms_instant *now, cbool *out_dead, uint32_t *out_owner)
+    ms_status ms_queue_try_reject(ms_queue *queue, const ms_lease *lease, uint32_t kind,
+                                  const void *text, size_t length, const ms_instant *now,
+                                  uint32_t *out_owner)
+    ms_status ms_queue_try_release(ms_queue *queue, const ms_lease *lease, int64_t delay_ns,
+                                   const ms_instant *now)
+    ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
+                                  const ms_instant *now, uint32_t *out_owner)
+    bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
 
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,

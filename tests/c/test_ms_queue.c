@@ -1,6 +1,7 @@
 /* One queue in memory: the ends of a message, capacity, dead letters, order, blocks, recovery. */
 #include "check.h"
 #include "ms_delivery.h"
+#include "ms_ending.h"
 #include "ms_hint.h"
 
 #include <stdlib.h>

@@ -7,6 +7,7 @@
  * purpose.
  */
 #include "ms_delivery.h"
+#include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_wait.h"
 #include "scheduler.h"

@@ -4,6 +4,7 @@
 #include "check.h"
 #include "ms_delivery.h"
 #include "ms_due.h"
+#include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_wait.h"
 

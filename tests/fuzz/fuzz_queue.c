@@ -6,6 +6,7 @@
  */
 #include "fuzz.h"
 #include "ms_delivery.h"
+#include "ms_ending.h"
 #include "ms_hint.h"
 
 enum { SLOT_BYTES = 256, CAPACITY = 40, DEAD_LIMIT = 6, LANES = 3, BLOCKS = 16, STRIPES = 2 };

@@ -19,7 +19,7 @@ PLANTED = {
         'MS_YIELD("planted"); atomic_store(at, to); leased = true;',
     ),
     "an acknowledgement does not ask whose lease it is": (
-        "ms_delivery.c",
+        "ms_ending.c",
         "if (MS_UNLIKELY(ms_lease_is_over(lease, now))) return MS_LOST;\n"
         "  return ms_queue_finish(queue, lease->slot, lease->word, now, out_owner);",
         "return ms_queue_finish(queue, lease->slot, *ms_word_at(queue, lease->slot), now,"
