@@ -82,11 +82,6 @@ void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table);
  * too small; again with a larger one. */
 MS_MUST_USE ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now);
 
-/* Say that slots below slot_count have blocks behind them (a multiple of the extent, or slot_max).
- * Makes of the new ones beyond `capacity` as many SPARE as the dead need. Holder of maintenance. */
-void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count);
-void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count);
-
 /* The first opener, alone: free what was being written, void leases, recompute ticks, bury what a
  * power cut tore, and fill zeroed hints in order. `verify`: check each message's hash. `scratch`
  * has room for slot_count elements of 24 bytes. */

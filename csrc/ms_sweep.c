@@ -302,34 +302,6 @@ bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interv
                                                  memory_order_relaxed, memory_order_relaxed);
 }
 
-/* --- room --- */
-
-void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count) {
-  if (slot_count > queue->slot_max) slot_count = queue->slot_max;
-  uint32_t count = atomic_load_explicit(&queue->slots->slot_count, memory_order_relaxed);
-  /* Those past the capacity begin as SPARE; balance frees as many as the dead have taken. What a
-   * power cut left here, of a growth that it took back, is no message. */
-  for (uint32_t slot = count; slot < slot_count; slot++) {
-    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    uint32_t state = slot < queue->capacity ? MS_MESSAGE_FREE : MS_MESSAGE_SPARE;
-    (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, state));
-  }
-  /* Release: pairs with the acquire in ms_slot_count. */
-  if (slot_count > count)
-    atomic_store_explicit(&queue->slots->slot_count, slot_count, memory_order_release);
-  ms_queue_balance(queue);
-  ms_queue_wake(queue, MS_WAIT_ROOM, INT32_MAX);
-}
-
-void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count) {
-  if (!queue->blocks) return;
-  if (block_count > queue->block_max) block_count = queue->block_max;
-  uint32_t count = atomic_load_explicit(&queue->blocks->block_count, memory_order_relaxed);
-  if (block_count > count)
-    atomic_store_explicit(&queue->blocks->block_count, block_count, memory_order_release);
-  ms_queue_wake(queue, MS_WAIT_ROOM, INT32_MAX);
-}
-
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
   memset(out, 0, sizeof(*out));
   uint32_t count = ms_slot_count(queue), by_state[32] = {0};

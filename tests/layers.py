@@ -31,6 +31,7 @@ C_LAYERS = (
     "ms_claim",
     "ms_bucket",
     "ms_ending",
+    "ms_room",
     "ms_delivery",
     "ms_decide",
     "ms_sweep",

@@ -480,8 +480,6 @@ cdef extern from "ms_queue.h" nogil:
                               uint64_t hints_size, ms_error *err)
     void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
     ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
-    void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
-    void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)
@@ -564,6 +562,10 @@ cdef extern from "ms_ending.h" nogil:
     ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word,
                                   const ms_instant *now, uint32_t *out_owner)
     bint ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_failure *out)
+
+cdef extern from "ms_room.h" nogil:
+    void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
+    void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
 
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
