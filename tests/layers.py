@@ -35,6 +35,7 @@ C_LAYERS = (
     "ms_delivery",
     "ms_decide",
     "ms_sweep",
+    "ms_recover",
     "ms_group",
     "ms_heartbeat",
 )

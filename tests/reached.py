@@ -35,6 +35,7 @@ from rules import Failed, fail_on, shell
 from unreached import SOMETIMES, UNREACHED
 
 RECOVERY_FILES = (
+    "csrc/ms_recover.c",
     "csrc/ms_sweep.c",
     "src/millstream/applier.py",
     "src/millstream/inspect/mending*.py",

@@ -480,10 +480,6 @@ cdef extern from "ms_queue.h" nogil:
                               uint64_t hints_size, ms_error *err)
     void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
     ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
-    void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
-    ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
-                                  uint32_t *io_taken, void *scratch, uint32_t *out_owner)
-    void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
     uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
     ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
                                        const ms_instant *now, uint64_t *out_word)
@@ -577,6 +573,12 @@ cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
                                    const ms_instant *now, uint32_t *out_owner)
     void ms_queue_refuse(ms_queue *queue)
+
+cdef extern from "ms_recover.h" nogil:
+    void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
+    ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
+                                  uint32_t *io_taken, void *scratch, uint32_t *out_owner)
+    void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
 
 # Relaxed and acquire loads, and stores, of words in mapped files.
 cdef extern from *:

@@ -9,6 +9,7 @@
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
+#include "ms_recover.h"
 #include "ms_room.h"
 #include "ms_wait.h"
 #include "scheduler.h"

@@ -6,6 +6,7 @@
 #include "ms_due.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
+#include "ms_recover.h"
 #include "ms_room.h"
 #include "ms_wait.h"
 

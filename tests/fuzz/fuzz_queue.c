@@ -8,6 +8,7 @@
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
+#include "ms_recover.h"
 
 enum { SLOT_BYTES = 256, CAPACITY = 40, DEAD_LIMIT = 6, LANES = 3, BLOCKS = 16, STRIPES = 2 };
 enum { SLOTS = CAPACITY + DEAD_LIMIT, ROUNDS = SLOTS + 8 };
