@@ -227,22 +227,6 @@ ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease
   return MS_OK;
 }
 
-/* --- what nobody has leased --- */
-
-uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word) {
-  uint32_t count = ms_slot_count(queue);
-  for (uint32_t slot = 0; slot < count; slot++) {
-    uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
-    uint32_t state = ms_word_state(word);
-    if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_WRITING)
-      continue;
-    if (MS_PEEK(ms_slot_at(queue, slot)->id) != id) continue;
-    *out_word = word;
-    return slot;
-  }
-  return MS_NO_SLOT;
-}
-
 ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
                                uint32_t *out_owner) {
   if (ms_word_state(word) != MS_MESSAGE_DEAD) return MS_LOST;

@@ -88,17 +88,6 @@ MS_MUST_USE ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant 
 
 /* --- looking, and changing what nobody has leased --- */
 
-/* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */
-uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
-
-typedef struct ms_queue_counts {
-  uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid;
-  uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
-} ms_queue_counts;
-void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
-/* How many are READY that were never leased; of them the one with the lowest id. One pass. */
-uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
-
 /* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
 
 /* LEASED -> ACKING; *out_word is what to decide. MS_LOST, also where the lease is over. */
@@ -129,8 +118,5 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
 bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now);
 /* Claim the look for deaths that is due every interval_ns; true for one caller of all processes. */
 bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns);
-
-/* Do the invariants hold, at rest? Text says which one does not. */
-bool ms_queue_check(const ms_queue *queue, char *text, size_t size);
 
 #endif

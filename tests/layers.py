@@ -36,6 +36,7 @@ C_LAYERS = (
     "ms_decide",
     "ms_sweep",
     "ms_recover",
+    "ms_count",
     "ms_group",
     "ms_heartbeat",
 )

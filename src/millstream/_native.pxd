@@ -470,9 +470,6 @@ cdef extern from "ms_queue.h" nogil:
         uint64_t word
         uint64_t id
         uint32_t slot
-    ctypedef struct ms_queue_counts:
-        uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
-        uint32_t *by_lane
     uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count)
     uint64_t ms_blocks_size(uint32_t block_count)
     uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bint ordered)
@@ -480,7 +477,6 @@ cdef extern from "ms_queue.h" nogil:
                               uint64_t hints_size, ms_error *err)
     void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
     ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
-    uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
     ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
                                        const ms_instant *now, uint64_t *out_word)
     ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
@@ -488,13 +484,10 @@ cdef extern from "ms_queue.h" nogil:
     void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)
     ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
                                   const ms_instant *now, uint32_t *out_owner)
-    void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
-    uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
     uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
                             uint32_t dead_count)
     bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
     bint ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns)
-    bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 
 cdef extern from "ms_slots.h" nogil:
     ctypedef struct ms_message:
@@ -579,6 +572,15 @@ cdef extern from "ms_recover.h" nogil:
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)
     void ms_queue_give_back_hints(ms_queue *source, uint32_t taken)
+
+cdef extern from "ms_count.h" nogil:
+    ctypedef struct ms_queue_counts:
+        uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
+        uint32_t *by_lane
+    uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
+    void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
+    uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
+    bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 
 # Relaxed and acquire loads, and stores, of words in mapped files.
 cdef extern from *:

@@ -1,5 +1,6 @@
 /* One queue in memory: the ends of a message, capacity, dead letters, order, blocks, recovery. */
 #include "check.h"
+#include "ms_count.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"

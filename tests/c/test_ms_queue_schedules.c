@@ -6,6 +6,7 @@
  * messages with one deduplication id only one is ever seen. Hints are dropped and doubled on
  * purpose.
  */
+#include "ms_count.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"

@@ -2,6 +2,7 @@
  * acknowledged once, none is lost. Under TSan by `check.py tsan`.
  */
 #include "check.h"
+#include "ms_count.h"
 #include "ms_delivery.h"
 #include "ms_due.h"
 #include "ms_ending.h"

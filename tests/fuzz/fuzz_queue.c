@@ -5,6 +5,7 @@
  * verify (the store was closed in order), 16 blocks a key whose message is dead.
  */
 #include "fuzz.h"
+#include "ms_count.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"

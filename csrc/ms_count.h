@@ -1,0 +1,22 @@
+/* Looking at all messages of a queue in one pass that changes nothing: by state, by id, and whether
+ * the invariants hold.
+ */
+#ifndef MS_COUNT_H
+#define MS_COUNT_H
+
+#include "ms_queue.h"
+
+typedef struct ms_queue_counts {
+  uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid;
+  uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
+} ms_queue_counts;
+void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
+/* How many are READY that were never leased; of them the one with the lowest id. One pass. */
+uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
+/* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */
+uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
+
+/* Do the invariants hold, at rest? Text says which one does not. */
+bool ms_queue_check(const ms_queue *queue, char *text, size_t size);
+
+#endif
