@@ -4,8 +4,9 @@
  * lead to them. Invariants, at rest: (1) each slot of a key stands once in its bucket's list. (2)
  * the list's first is not HELD. Crash: what a dead owner left is made anew from the slots.
  */
+#include "ms_bucket.h"
+#include "ms_due.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
 #include "ms_wait.h"
 
 enum { BUCKET_SPINS = 2000 };

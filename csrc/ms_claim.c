@@ -8,7 +8,8 @@
  * DONE; WRITING, so it asks whether that owner lives; else void.
  * Knows the words of slots and the table of ms_dedup; neither waits nor allocates.
  */
-#include "ms_queue_parts.h"
+#include "ms_claim.h"
+#include "ms_due.h"
 
 static ms_dedup *table_of(const ms_queue *queue) {
   /* Acquire: pairs with the release of ms_queue_use_dedup, behind the table's pointers. */

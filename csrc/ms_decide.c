@@ -6,9 +6,12 @@
  * twice changes nothing. Crash: what a dead committer left is found by a sweep (hints->undecided).
  * Knows no journal. Putting PREPARED is ms_queue_try_put's.
  */
+#include "ms_decide.h"
+#include "ms_bucket.h"
+#include "ms_claim.h"
+#include "ms_due.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
 #include "ms_wait.h"
 
 ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,

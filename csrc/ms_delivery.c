@@ -1,25 +1,20 @@
-/* Putting, taking and finishing messages.
+/* Putting and taking messages.
  *
- * Threads: callers keep the GIL, processes meet only in atomics. Invariants: (1) a slot and its
- * blocks are written by the owner of WRITING alone, failure record g & 1 by the holder of grant g.
- * (2) what a word publishes was written before it, with release. (3) nobody changes a word but by
- * a compare-and-swap from the whole value it has seen. (4) a hint (ring, wheel, owner, bucket list)
+ * Threads: callers keep the GIL, processes meet only in atomics. Invariants: (1) what a word
+ * publishes was written before it, with release. (2) nobody changes a word but by a
+ * compare-and-swap from the whole value it has seen. (3) a hint (ring, wheel, owner, bucket list)
  * is only ever a reason to look at the word. Crash: WRITING without its owner, LEASED without its
  * holder, a hint that is not there: the sweep (ms_sweep.c) mends each.
  * Does no waiting, no file, no policy.
  */
 #include "ms_delivery.h"
+#include "ms_bucket.h"
+#include "ms_claim.h"
+#include "ms_due.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
+#include "ms_sweep.h"
 #include "ms_wait.h"
-#include "ms_xxh3.h"
-
-#include <errno.h>
-#include <string.h>
-#include <time.h>
-
-/* --- claiming --- */
 
 /* Say that this process takes part. Who did so under the same number before is dead, since the
  * number is ours now: what it held is given on first, or nobody would know whose that was. */

@@ -7,8 +7,10 @@
  * a wake) the sweep brings about. Does no waiting, no file, no policy.
  */
 #include "ms_ending.h"
+#include "ms_bucket.h"
+#include "ms_claim.h"
+#include "ms_due.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
 #include "ms_wait.h"
 #include "ms_xxh3.h"
 

@@ -1,10 +1,23 @@
 /* One queue: state words and slots (the truth), hints (rings, wheel, owners), as mapped here.
  *
- * A message is a slot; its state word says all about who may do what, and every arrow is one
- * compare-and-swap of the whole word. Functions named try_ touch memory only and never block;
- * their caller keeps the GIL, which keeps the threads of one process apart in ms_queue's own
- * fields. Knows no file names and no Python. docs/format.md has the bytes, docs/design.md the
- * state machine.
+ * A message is a slot; its state word says all about who may do what (ms_word.h). Functions named
+ * try_ touch memory only and never block; their caller keeps the GIL, which keeps the threads of
+ * one process apart in ms_queue's own fields. Knows no file names and no Python. docs/format.md has
+ * the bytes, docs/design.md the state machine. What is done with a queue, from the ground up:
+ *
+ *   ms_slots     where all lies; claiming, writing and reading a slot
+ *   ms_due       clocks: when a message is due, when a lease is over
+ *   ms_wait      sleeping until there is a message, or room; waking
+ *   ms_hint      rings and wheel: what can be taken, now or later
+ *   ms_claim     deduplication
+ *   ms_bucket    the order of a key
+ *   ms_ending    ack, nack, reject, dead letters
+ *   ms_room      more slots and blocks
+ *   ms_sweep     the pass that mends what time and deaths bring
+ *   ms_delivery  put and get
+ *   ms_decide    transactions
+ *   ms_recover   all hints anew
+ *   ms_count     counting, finding, the invariants
  */
 #ifndef MS_QUEUE_H
 #define MS_QUEUE_H
@@ -30,9 +43,7 @@ typedef struct ms_lease {
   uint32_t slot;
 } ms_lease;
 
-typedef struct ms_queue ms_queue;
-
-struct ms_queue {
+typedef struct ms_queue {
   ms_slots_header *slots;
   ms_blocks_header *blocks; /* NULL: only what fits a slot */
   ms_hints_header *hints;
@@ -64,7 +75,7 @@ struct ms_queue {
   int64_t boot_offset;
   int64_t clock_offset_us; /* of the store's clock to boot, while the machine is up */
   int64_t clock_since_us;  /* what stamps count as that it cannot have given: see ms_stamp() */
-};
+} ms_queue;
 
 /* How large the files are, and where slots begin to be published. */
 uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count); /* rounded up to extents */
@@ -75,48 +86,5 @@ uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bool ordered);
  * hints header (slot_max, lanes, ordered) and that sizes hold all that is published. */
 MS_MUST_USE ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
                                       uint64_t hints_size, ms_error *err);
-
-/* Use this table of dedup keys from now on, instead of the former one. */
-void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table);
-/* As the first opener, after ms_queue_recover: claims as the messages say. MS_ROLL: the table is
- * too small; again with a larger one. */
-MS_MUST_USE ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now);
-
-/* --- putting --- */
-
-/* --- taking --- */
-
-/* --- looking, and changing what nobody has leased --- */
-
-/* --- transactions: a word PREPARED or ACKING ends in the low 40 bits of the transaction --- */
-
-/* LEASED -> ACKING; *out_word is what to decide. MS_LOST, also where the lease is over. */
-MS_MUST_USE ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease,
-                                               uint64_t transaction, const ms_instant *now,
-                                               uint64_t *out_word);
-/* ACKING -> LEASED as it was: the transaction did not come to its record. */
-MS_MUST_USE ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word);
-/* As the first opener, alone: a message whose content is damaged never was; it is put again. First
- * wipe, then sync: a free word over the old id would say that the message was finished. */
-void ms_queue_wipe(ms_queue *queue, uint32_t slot);
-void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now);
-/* Committed: PREPARED -> READY, DELAYED, HELD; ACKING -> FREE. Else PREPARED -> FREE, ACKING ->
- * READY. MS_LOST: the word is another one; MS_BUSY. */
-MS_MUST_USE ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word,
-                                          bool committed, const ms_instant *now,
-                                          uint32_t *out_owner);
-
-/* --- what time and deaths bring --- */
-
-/* One pass over the words: ends leases that are over or whose owner is in `dead` (owner words),
- * frees what they were writing, readies what is due, expires, repairs SPARE and lost hints, mends
- * buckets, wheel and words that the dead held. How many became ready. Safe beside anything, also a
- * second sweep. */
-uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
-                        uint32_t dead_count);
-/* Is a sweep due: a lease over, an expiry, hints missed? */
-bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now);
-/* Claim the look for deaths that is due every interval_ns; true for one caller of all processes. */
-bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns);
 
 #endif

@@ -5,9 +5,10 @@
  * that were not finished are not in use, and are made again from the beginning.
  */
 #include "ms_recover.h"
+#include "ms_bucket.h"
+#include "ms_due.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
 
 #include <stdlib.h>
 

@@ -1,19 +1,16 @@
-/* What time and deaths bring: turning the wheel, the sweep, recovery, counting, waiting.
+/* The sweep: what time and deaths bring.
  *
  * The sweep is one pass over the state words. It needs no lock: each thing it does is one
  * compare-and-swap from what it saw, so a second one beside it, or one that was paused half-way,
  * does no harm. Hints that were lost are put again; twice is harmless.
  */
+#include "ms_sweep.h"
+#include "ms_bucket.h"
+#include "ms_claim.h"
+#include "ms_due.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
-#include "ms_queue_parts.h"
 #include "ms_wait.h"
-
-#include <errno.h>
-#include <inttypes.h>
-#include <stdio.h>
-#include <stdlib.h>
-#include <string.h>
 
 enum { SWEPT_NS = 1000000, NOTED_MS = 1000, SUSPECT_MS = 20, RETRY_NS = 10000000 };
 
@@ -22,8 +19,6 @@ static bool is_among(uint32_t owner, const uint32_t *dead, uint32_t dead_count) 
     if (dead[i] == owner && owner) return true;
   return false;
 }
-
-/* --- the sweep --- */
 
 typedef struct pass {
   ms_queue *queue;

@@ -9,6 +9,7 @@
 #include "ms_queue.h"
 
 enum { MS_WAIT_MESSAGE, MS_WAIT_ROOM, MS_WAIT_SETTLED };
+
 /* Where sleepers of a place sleep, and how many announced themselves. */
 static inline _Atomic uint32_t *ms_wait_place(const ms_queue *queue, int place,
                                               _Atomic uint32_t **out_waiters) {

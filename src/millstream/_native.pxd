@@ -475,19 +475,6 @@ cdef extern from "ms_queue.h" nogil:
     uint64_t ms_hints_size(uint32_t slot_max, uint32_t lanes, bint ordered)
     ms_status ms_queue_attach(ms_queue *queue, uint64_t slots_size, uint64_t blocks_size,
                               uint64_t hints_size, ms_error *err)
-    void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
-    ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
-    ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
-                                       const ms_instant *now, uint64_t *out_word)
-    ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
-    void ms_queue_wipe(ms_queue *queue, uint32_t slot)
-    void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)
-    ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
-                                  const ms_instant *now, uint32_t *out_owner)
-    uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
-                            uint32_t dead_count)
-    bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
-    bint ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns)
 
 cdef extern from "ms_slots.h" nogil:
     ctypedef struct ms_message:
@@ -532,6 +519,10 @@ cdef extern from "ms_wait.h" nogil:
 cdef extern from "ms_hint.h" nogil:
     uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
 
+cdef extern from "ms_claim.h" nogil:
+    void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
+    ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now)
+
 cdef extern from "ms_ending.h" nogil:
     enum:
         MS_FAILED
@@ -556,6 +547,12 @@ cdef extern from "ms_room.h" nogil:
     void ms_queue_publish_slots(ms_queue *queue, uint32_t slot_count)
     void ms_queue_publish_blocks(ms_queue *queue, uint32_t block_count)
 
+cdef extern from "ms_sweep.h" nogil:
+    uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *dead,
+                            uint32_t dead_count)
+    bint ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now)
+    bint ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns)
+
 cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
                                ms_lease *out, uint32_t *out_owner, ms_error *err)
@@ -566,6 +563,15 @@ cdef extern from "ms_delivery.h" nogil:
     ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word,
                                    const ms_instant *now, uint32_t *out_owner)
     void ms_queue_refuse(ms_queue *queue)
+
+cdef extern from "ms_decide.h" nogil:
+    ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint64_t transaction,
+                                       const ms_instant *now, uint64_t *out_word)
+    ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word)
+    void ms_queue_wipe(ms_queue *queue, uint32_t slot)
+    void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now)
+    ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, bint committed,
+                                  const ms_instant *now, uint32_t *out_owner)
 
 cdef extern from "ms_recover.h" nogil:
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)

@@ -6,6 +6,7 @@
 #include "ms_hint.h"
 #include "ms_recover.h"
 #include "ms_room.h"
+#include "ms_sweep.h"
 
 #include <stdlib.h>
 #include <string.h>

@@ -6,12 +6,14 @@
  * messages with one deduplication id only one is ever seen. Hints are dropped and doubled on
  * purpose.
  */
+#include "ms_claim.h"
 #include "ms_count.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_recover.h"
 #include "ms_room.h"
+#include "ms_sweep.h"
 #include "ms_wait.h"
 #include "scheduler.h"
 

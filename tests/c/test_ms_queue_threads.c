@@ -9,6 +9,7 @@
 #include "ms_hint.h"
 #include "ms_recover.h"
 #include "ms_room.h"
+#include "ms_sweep.h"
 #include "ms_wait.h"
 
 #include <pthread.h>

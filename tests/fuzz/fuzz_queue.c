@@ -5,11 +5,14 @@
  * verify (the store was closed in order), 16 blocks a key whose message is dead.
  */
 #include "fuzz.h"
+#include "ms_claim.h"
 #include "ms_count.h"
+#include "ms_decide.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
 #include "ms_recover.h"
+#include "ms_sweep.h"
 
 enum { SLOT_BYTES = 256, CAPACITY = 40, DEAD_LIMIT = 6, LANES = 3, BLOCKS = 16, STRIPES = 2 };
 enum { SLOTS = CAPACITY + DEAD_LIMIT, ROUNDS = SLOTS + 8 };
