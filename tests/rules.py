@@ -5,6 +5,7 @@ import os
 import re
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -129,9 +130,10 @@ def sleeps() -> None:
 
 
 def c_layers() -> None:
-    """Includes point upwards only, in the order of layers.py."""
-    wrong = []
+    """Each C file knows what is above it in layers.py, and calls nothing else."""
+    wrong, seen = [], set()
     for path in files(".c", ".h", under="csrc"):
+        seen.add(path.stem)
         if path.stem not in C_LAYERS:
             wrong.append(f"{where(path)}: {path.stem} is not in tests/layers.py")
             continue
@@ -139,7 +141,28 @@ def c_layers() -> None:
             found = re.match(r'\s*#\s*include\s+"([^"]+)\.h"', line)
             if found and found[1] not in C_LAYERS[: C_LAYERS.index(path.stem) + 1]:
                 wrong.append(f"{where(path, number)}: {path.stem} must not know {found[1]}")
-    fail_on(wrong)
+    wrong += [f"tests/layers.py: there is no {name}" for name in C_LAYERS if name not in seen]
+    fail_on(wrong or c_calls())
+
+
+def c_calls() -> list[str]:
+    """Return what objects of the core want of files below them, whatever their includes say."""
+    wanted: dict[str, set[str]] = {}
+    home: dict[str, str] = {}
+    with tempfile.TemporaryDirectory() as scratch:
+        sources = files(".c", under="csrc")
+        shell("cc", "-std=c11", "-O0", "-w", "-pthread", "-c", *sources, cwd=scratch)
+        for path in sources:
+            listed = shell("nm", "-P", "-g", f"{path.stem}.o", cwd=scratch)
+            words = [line.split() for line in listed.splitlines()]
+            wanted[path.stem] = {name for name, kind, *_ in words if kind == "U"}
+            home.update({name: path.stem for name, kind, *_ in words if kind != "U"})
+    return [
+        f"csrc/{name}.c: {name} must not call {symbol} of {home[symbol]}"
+        for name, symbols in sorted(wanted.items())
+        for symbol in sorted(symbols & home.keys())
+        if C_LAYERS.index(home[symbol]) > C_LAYERS.index(name)
+    ]
 
 
 def is_module(name: str) -> bool:
