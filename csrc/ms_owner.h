@@ -58,4 +58,8 @@ MS_MUST_USE ms_status ms_owner_wait(_Atomic uint32_t *word, uint32_t self, int64
 MS_MUST_USE ms_status ms_owner_take_over(_Atomic uint32_t *word, uint32_t self, uint32_t dead,
                                          uint32_t *out_owner);
 
+/* Give a word that was taken over back to its dead owner: what that half did is not mended, and
+ * whoever comes next finds the proof again. Wakes nobody. The caller must be the owner. */
+void ms_owner_give_back(_Atomic uint32_t *word, uint32_t dead);
+
 #endif

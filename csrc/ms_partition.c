@@ -278,10 +278,7 @@ ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_
     ms_owner_release(&block->append);
   } else {
     /* Not mended: give the word back to the dead owner, so that whoever comes next mends. */
-    uint32_t self = atomic_load_explicit(&block->append, memory_order_relaxed);
-    while (!atomic_compare_exchange_weak_explicit(
-        &block->append, &self, (dead & ~MS_OWNER_WAITERS) | (self & MS_OWNER_WAITERS),
-        memory_order_release, memory_order_relaxed)) {}
+    ms_owner_give_back(&block->append, dead);
   }
   return status;
 }
