@@ -31,6 +31,10 @@ static int by_place(const void *a, const void *b) {
   return x->id < y->id ? -1 : x->id > y->id;
 }
 
+size_t ms_queue_scratch_size(const ms_queue *queue) {
+  return ((size_t)ms_slot_count(queue) + 1) * sizeof(standing);
+}
+
 /* --- the first opener --- */
 
 static void set_word(ms_queue *queue, uint32_t slot, uint64_t word) {

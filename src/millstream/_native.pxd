@@ -574,6 +574,7 @@ cdef extern from "ms_decide.h" nogil:
                                   const ms_instant *now, uint32_t *out_owner)
 
 cdef extern from "ms_recover.h" nogil:
+    size_t ms_queue_scratch_size(const ms_queue *queue)
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)

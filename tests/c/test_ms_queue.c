@@ -42,7 +42,7 @@ static void new_hints(ms_queue *queue, bool ordered) {
 }
 
 static void recover(ms_queue *queue) {
-  void *scratch = pages(24 * (CAPACITY + DEAD_LIMIT));
+  void *scratch = malloc(ms_queue_scratch_size(queue));
   ms_queue_recover(queue, true, &now, scratch);
   free(scratch);
 }

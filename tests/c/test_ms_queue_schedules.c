@@ -217,7 +217,6 @@ static void *pages(uint64_t size) {
 }
 
 static void reset(ms_slots_header *slots, ms_hints_header *hints) {
-  uint8_t scratch[24 * SLOTS] __attribute__((aligned(16)));
   uint64_t size = ms_hints_size(SLOTS, 1, ordered);
   memset(slots, 0, sizeof(*slots));
   memset(hints, 0, size);
@@ -251,7 +250,9 @@ static void reset(ms_slots_header *slots, ms_hints_header *hints) {
     memset(ms_slot_at(&queues[0], i), 0, SLOT_BYTES);
     memset(ms_failures_at(&queues[0], i), 0, 2 * sizeof(ms_failure));
   }
+  void *scratch = malloc(ms_queue_scratch_size(&queues[0]));
   ms_queue_recover(&queues[0], true, &now, scratch);
+  free(scratch);
   ms_queue_publish_slots(&queues[0], SLOTS);
   for (uint32_t i = 0; i < MESSAGES; i++) {
     was_put[i] = was_acked[i] = maybe_acked[i] = false;

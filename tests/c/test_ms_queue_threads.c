@@ -94,7 +94,6 @@ static void test_queue_threads_acknowledge_each_message_once(void) {
   pthread_t threads[2 * THREADS];
   uint64_t slots_size = ms_slots_size(SLOT_BYTES, SLOTS);
   uint64_t hints_size = ms_hints_size(SLOTS, 3, false);
-  void *scratch = calloc(SLOTS, 24);
   base = (ms_queue){.slots = aligned_alloc(MS_PAGE_BYTES, slots_size),
                     .hints = aligned_alloc(MS_PAGE_BYTES, hints_size),
                     .slot_bytes = SLOT_BYTES,
@@ -112,6 +111,7 @@ static void test_queue_threads_acknowledge_each_message_once(void) {
   CHECK(ms_queue_attach(&base, slots_size, 0, hints_size, NULL) == MS_OK);
   ms_instant now;
   ms_now(&base, &now);
+  void *scratch = malloc(ms_queue_scratch_size(&base));
   ms_queue_recover(&base, true, &now, scratch);
   ms_queue_publish_slots(&base, SLOTS);
   for (uintptr_t i = 0; i < THREADS; i++) {

@@ -84,7 +84,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint64_t start[3] = {0, (sizes[0] + 4095) / 4096 * 4096, 0};
   start[2] = start[1] + (sizes[1] + 4095) / 4096 * 4096;
   uint64_t whole = start[2] + sizes[2], hints_size = ms_hints_size(SLOTS, LANES, (flags & 4) != 0);
-  static void *files, *plain_hints, *ordered_hints, *scratches;
+  static void *files, *plain_hints, *ordered_hints;
   uint8_t *bytes = zeros_again(&files, whole);
   uint8_t *hints = zeros_again(flags & 4 ? &ordered_hints : &plain_hints, hints_size);
   while (piece(bytes, whole, &data, &size)) {}
@@ -113,8 +113,10 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   if (ms_queue_attach(&queue, sizes[0], sizes[1], hints_size, &err) != MS_OK) abort();
   if (flags & 1) mend_slots(&queue);
   ms_instant now = {INT64_C(5000000000), INT64_C(9000000000), INT64_C(1700000000000000)};
-  void *scratch = zeros_again(&scratches, 24 * SLOTS + 64);
+  void *scratch = malloc(ms_queue_scratch_size(&queue));
+  if (scratch == NULL) abort();
   ms_queue_recover(&queue, !(flags & 8), &now, scratch);
+  free(scratch);
   ms_dedup table;
   ms_dedup_header *header = (ms_dedup_header *)(void *)(bytes + start[2]);
   if (flags & 2) {

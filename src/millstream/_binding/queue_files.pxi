@@ -99,7 +99,7 @@ cdef class _QueueFiles:
         cdef uint32_t owner = 0, taken = 0, dead
         cdef int64_t deadline = ms_clock_monotonic_ns() + OWNER_NS
         self.prepare(&to, slots, blocks, hints, numbers, self.members, True)
-        cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
+        cdef void *scratch = malloc(ms_queue_scratch_size(&self.c))
         if scratch == NULL:
             raise MemoryError
         ms_now(&self.c, &now)
@@ -138,7 +138,7 @@ cdef class _QueueFiles:
     def _recover(self, bint verify):
         """As the one who makes the hints, which nobody else has yet."""
         cdef ms_instant now
-        cdef void *scratch = malloc(<size_t>ms_load32(&self.c.slots.slot_count) * 24 + 64)
+        cdef void *scratch = malloc(ms_queue_scratch_size(&self.c))
         if scratch == NULL:
             raise MemoryError
         ms_now(&self.c, &now)
