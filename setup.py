@@ -10,10 +10,12 @@ Switches, all read from the environment and all for developers:
 import os
 import sys
 import sysconfig
+from concurrent.futures import ThreadPoolExecutor
 from glob import glob
 from pathlib import Path
 
 from setuptools import Extension, setup
+from setuptools.command.build import build
 from setuptools.command.build_clib import build_clib
 from setuptools.command.build_ext import build_ext  # Cython's, where Cython is installed
 
@@ -56,34 +58,59 @@ def flags() -> tuple[list[str], list[str], list[str]]:
         both += ["-U_FORTIFY_SOURCE", "-D_FORTIFY_SOURCE=2", "-fstack-protector-strong"]
     core = ["-std=c11", "-Wall", "-Wextra", "-Wpedantic", "-Wconversion", "-Wshadow"]
     core += ["-Wstrict-prototypes", *(["-Werror"] if WERROR else [])]
-    return core + both, both, link
+    # Nobody debugs by the locals of what Cython writes, and to record them takes GCC long.
+    return core + both, [*both, *([] if COVERAGE or DEBUG or SANITIZE else ["-g1"])], link
+
+
+class Build(build):
+    """Leaves the core to the binding, which builds it at the same time."""
+
+    sub_commands = [one for one in build.sub_commands if one[0] != "build_clib"]  # noqa: RUF012
 
 
 class BuildCore(build_clib):
     """Recompiles the core when a header or a flag changed, not only when a source did."""
 
-    def run(self):
+    def stamp(self) -> str:
         """Keep the flags of the last build in a file that every object depends on."""
         stamp = Path(self.build_temp, "flags.txt")
+        wanted = "\n".join(flag for _, info in self.libraries for flag in info["cflags"])
+        if not stamp.exists() or stamp.read_text() != wanted:
+            stamp.parent.mkdir(parents=True, exist_ok=True)
+            stamp.write_text(wanted)
+        return str(stamp)
+
+    def run(self):
+        """Compile what is older than a header or the stamp."""
+        depends = [*HEADERS, self.stamp()]
         for _, info in self.libraries:
-            wanted = "\n".join(info["cflags"])
-            if not stamp.exists() or stamp.read_text() != wanted:
-                stamp.parent.mkdir(parents=True, exist_ok=True)
-                stamp.write_text(wanted)
-            info["obj_deps"] = {"": [*HEADERS, str(stamp)]}
+            info["obj_deps"] = {"": depends}
         super().run()
 
 
 class BuildBinding(build_ext):
-    """Builds the core first, so that `build_ext --inplace` alone is enough."""
+    """Builds the core beside the binding, so that `build_ext --inplace` alone is enough."""
 
     def run(self):
         """Rebuild the extension whenever the core is newer than it."""
-        self.run_command("build_clib")
-        core = self.get_finalized_command("build_clib")
+        stamp = self.get_finalized_command("build_clib").stamp()
         for extension in self.extensions:
-            extension.depends += [os.path.join(core.build_temp, "flags.txt")]
+            extension.depends += [stamp]
         super().run()
+
+    def build_extensions(self):
+        """Compile the core while Cython and the compiler are busy with the binding, then link."""
+        link = self.compiler.link_shared_object
+        with ThreadPoolExecutor(1) as beside:
+            core = beside.submit(self.run_command, "build_clib")
+
+            def link_with_core(*arguments, **options):
+                core.result()
+                link(*arguments, **options)
+
+            self.compiler.link_shared_object = link_with_core
+            super().build_extensions()
+            core.result()
 
 
 if __name__ == "__main__":
@@ -101,6 +128,6 @@ if __name__ == "__main__":
     setup(
         libraries=[("millstream_core", library)],
         ext_modules=[extension],
-        cmdclass={"build_clib": BuildCore, "build_ext": BuildBinding},
+        cmdclass={"build": Build, "build_clib": BuildCore, "build_ext": BuildBinding},
         options={"build_ext": {"cython_c_in_temp": True, "cython_line_directives": COVERAGE}},
     )

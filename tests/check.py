@@ -1,4 +1,4 @@
-"""Every check: `python tests/check.py fast|full|compilers|asan|tsan|fuzz|cover|docs|bench`.
+"""Every check: `python tests/check.py fast|full|compilers|asan|tsan|fuzz|cover|docs|bench|release`.
 
 A step prints its time, then what is wrong. A step without its subject fails, as does
 a missing tool. The tools come with `pip install '.[dev]'`.
@@ -198,6 +198,58 @@ def wheel_from_sdist() -> None:
         shell(python, "-m", "pip", "install", "-q", f"{wheel}[test]")
         shutil.rmtree(unpacked / "src")
         shell(python, "-m", "pytest", cwd=unpacked, live=True)
+
+
+SMOKE = ["append", "codecs", "durability", "pickles", "queue", "read", "stream", "transaction"]
+"""Tests of tests/unit that tell a wheel that works from one that does not, in a minute."""
+
+
+def release() -> None:
+    """What would be published: sdist and wheels are whole, install, and pass the suite.
+
+    MILLSTREAM_SMOKE=1 runs a part of the suite from the wheel instead of all of it.
+    """
+    smoke = [f"tests/unit/test_{name}.py" for name in SMOKE]
+    suite = smoke if os.environ.get("MILLSTREAM_SMOKE") == "1" else []
+    with tempfile.TemporaryDirectory() as name:
+        scratch = Path(name)
+        shell(sys.executable, "-m", "build", "--outdir", scratch, ROOT, cwd=scratch)
+        (sdist,) = scratch.glob("*.tar.gz")
+        (wheel,) = scratch.glob("*.whl")
+        shell(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
+        shell("check-wheel-contents", wheel)
+        wheel = manylinux(wheel, scratch / "manylinux")
+        shutil.unpack_archive(sdist, scratch / "sdist", filter="data")
+        (unpacked,) = (scratch / "sdist").iterdir()
+        shutil.rmtree(unpacked / "src")  # what is installed is what is tested
+        python = installed(scratch / "of_sdist", f"{sdist}[test]")
+        shell(python, "-m", "pytest", "-x", smoke[0], cwd=unpacked, live=True)
+        tools = ["hypothesis", "pytest", "pytest-benchmark", "pytest-timeout"]
+        python = installed(scratch / "bare", "--only-binary=:all:", wheel, *tools)
+        no_compiler = {"PATH": str(python.parent), "CC": "/no/compiler"}
+        shell(python, "-m", "pytest", "-x", *smoke, cwd=unpacked, env=no_compiler, live=True)
+        python = installed(scratch / "of_wheel", f"{wheel}[test]")
+        shell(python, "-m", "pytest", *suite, cwd=unpacked, live=True)
+
+
+def manylinux(wheel: Path, goal: Path) -> Path:
+    """The wheel for every Linux whose libc is as old as its symbols allow."""
+    tool = [sys.executable, "-m", "auditwheel"]
+    tag = re.search(r"manylinux_\d+_\d+_\w+", shell(*tool, "show", wheel))
+    if tag is None:
+        raise Failed(f"{wheel.name} fits no manylinux: see auditwheel show")
+    shell(*tool, "repair", "--only-plat", "--plat", tag[0], "--wheel-dir", goal, wheel)
+    (repaired,) = goal.glob("*.whl")
+    print(f"     {repaired.name}: {repaired.stat().st_size >> 10} KiB")
+    return repaired
+
+
+def installed(venv: Path, *what: str | Path) -> Path:
+    """Install into a fresh environment; gives its interpreter."""
+    shell(sys.executable, "-m", "venv", venv)
+    python = venv / "bin" / "python"
+    shell(python, "-m", "pip", "install", "-q", *what)
+    return python
 
 
 @contextmanager
@@ -420,6 +472,7 @@ VERBS = {
     "cover": [Step("error paths that the suite runs", covered, alone=True)],
     "docs": [Step("the site", site)],
     "bench": [Step("benchmarks", benchmarks, alone=True)],
+    "release": [Step("what would be published", release, alone=True)],
 }
 
 

@@ -1,6 +1,6 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True,
 # initializedcheck=False
-# cython: embedsignature=True, freethreading_compatible=False
+# cython: embedsignature=True, freethreading_compatible=False, auto_pickle=False
 # The one extension: directives and includes in layer order, no code.
 include "_binding/status.pxi"
 include "_binding/platform.pxi"

@@ -202,27 +202,43 @@ cdef class Latest:
 
     def _load(self, key_ends, value_ends, keys, values, origins):
         """Take over what `_dump` made; ValueError where it is not consistent."""
-        cdef const uint64_t[::1] key_end = memoryview(key_ends).cast("Q")
-        cdef const uint64_t[::1] value_end = memoryview(value_ends).cast("Q")
-        cdef const uint8_t[::1] key = keys
-        cdef const uint8_t[::1] value = values
-        cdef const uint8_t[::1] origin = origins
-        cdef uint64_t i, key_at = 0, value_at = 0
-        if not key_end.shape[0] == value_end.shape[0] == origin.shape[0]:
+        cdef Py_buffer parts[5]
+        cdef int held = 0
+        try:
+            for part in (key_ends, value_ends, keys, values, origins):
+                PyObject_GetBuffer(part, &parts[held], PyBUF_SIMPLE)
+                held += 1
+            self.load(&parts[0], &parts[1], &parts[2], &parts[3], &parts[4])
+        finally:
+            while held:
+                held -= 1
+                PyBuffer_Release(&parts[held])
+
+    cdef int load(self, const Py_buffer *key_ends, const Py_buffer *value_ends,
+            const Py_buffer *keys, const Py_buffer *values, const Py_buffer *origins) except -1:
+        cdef const uint8_t *key = <const uint8_t *>keys.buf
+        cdef const uint8_t *value = <const uint8_t *>values.buf
+        cdef const uint8_t *origin = <const uint8_t *>origins.buf
+        cdef uint64_t i, key_end, value_end, key_at = 0, value_at = 0
+        if not key_ends.len == value_ends.len == 8 * origins.len:
             raise ValueError("as many keys as values and origins")
-        for i in range(<uint64_t>key_end.shape[0]):
-            if not (key_at <= key_end[i] <= <uint64_t>key.shape[0]
-                    and value_at <= value_end[i] <= <uint64_t>value.shape[0]
-                    and key_end[i] - key_at <= MS_KEY_BYTES_MAX
-                    and value_end[i] - value_at <= MS_VALUE_BYTES_MAX):
+        for i in range(<uint64_t>origins.len):
+            # The parts of a file need not be aligned.
+            memcpy(&key_end, <const char *>key_ends.buf + 8 * i, 8)
+            memcpy(&value_end, <const char *>value_ends.buf + 8 * i, 8)
+            if not (key_at <= key_end <= <uint64_t>keys.len
+                    and value_at <= value_end <= <uint64_t>values.len
+                    and key_end - key_at <= MS_KEY_BYTES_MAX
+                    and value_end - value_at <= MS_VALUE_BYTES_MAX):
                 raise ValueError("ends that fall")
             if origin[i] > MS_LATEST_STRAY:
                 raise ValueError(f"an origin of {origin[i]}")
-            self.put(&key[0] + key_at if key.shape[0] else NULL, <uint32_t>(key_end[i] - key_at),
-                     &value[0] + value_at if value.shape[0] else NULL,
-                     <uint32_t>(value_end[i] - value_at), <ms_latest_origin>origin[i])
-            key_at = key_end[i]
-            value_at = value_end[i]
+            self.put(key + key_at, <uint32_t>(key_end - key_at),
+                     value + value_at, <uint32_t>(value_end - value_at),
+                     <ms_latest_origin>origin[i])
+            key_at = key_end
+            value_at = value_end
+        return 0
 
 
 cdef object key_bytes(const ms_latest_record *record):
