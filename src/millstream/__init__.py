@@ -88,7 +88,7 @@ if TYPE_CHECKING:
     from millstream.producer import Producer as Producer
     from millstream.queue import Queue as Queue
     from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
-    from millstream.stats import PartitionStats, StreamStats
+    from millstream.stats import GroupMember, GroupPartition, PartitionStats, StreamStats
     from millstream.transaction import Transaction as Transaction
     from millstream.view import View as View
     from millstream.worker import Worker as Worker
@@ -112,6 +112,8 @@ __all__ = [
     "Empty",
     "Fenced",
     "Group",
+    "GroupMember",
+    "GroupPartition",
     "Indeterminate",
     "InvalidArgument",
     "InvalidType",
@@ -178,7 +180,7 @@ _HOMES = {
     "producer": ("Producer",),
     "queue": ("Queue",),
     "queue_records": ("DeadLetter", "QueueStats", "StoredMessage"),
-    "stats": ("PartitionStats", "StreamStats"),
+    "stats": ("GroupMember", "GroupPartition", "PartitionStats", "StreamStats"),
     "transaction": ("Transaction",),
     "view": ("View",),
     "worker": ("Worker", "run"),

@@ -1,7 +1,7 @@
 # cython: language_level=3, boundscheck=False, wraparound=False, cdivision=True,
 # initializedcheck=False
 # cython: embedsignature=True, freethreading_compatible=False, auto_pickle=False
-# The one extension: directives and includes in layer order, no code.
+# The one extension: directives and includes in layer order.
 include "_binding/status.pxi"
 include "_binding/platform.pxi"
 include "_binding/arguments.pxi"
@@ -24,3 +24,4 @@ include "_binding/journal.pxi"
 include "_binding/heartbeat.pxi"
 include "_binding/group.pxi"
 include "_binding/membership.pxi"
+include "_binding/names.pxi"

@@ -268,3 +268,7 @@ def _same_messages(samples: dict[str, list[Sampled]]) -> Iterator[Advice]:
             )
             where = f"queues {', '.join([name, *shared])}"
             yield Advice("queue for everything", where, text, float(min(shared.values())))
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Advice.__module__ = "millstream"

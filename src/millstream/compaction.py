@@ -390,3 +390,8 @@ class Run:
             before = segment.compaction or (0, 0, end - segment.base_position, 0, 0, 0)
             counts = self._counts[number]
             segment.set_compaction((before[0] or now, now, before[2], *counts, before[5]))
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+CompactionProgress.__module__ = "millstream"
+CompactionResult.__module__ = "millstream"

@@ -389,3 +389,7 @@ def _check(delivery: object, auto_commit: object, on_lost: object) -> None:
         )
     if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Consumer.__module__ = "millstream"

@@ -32,6 +32,7 @@ MillstreamError
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import queue
 
@@ -192,13 +193,14 @@ class CorruptBatch(StorageError):
         self.found = found
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_corrupt, (self.args[0], self.path, self.position, self.expected, self.found))
-
-
-def _corrupt(
-    message: str, path: str, position: int, expected: object, found: object
-) -> CorruptBatch:
-    return CorruptBatch(message, path=path, position=position, expected=expected, found=found)
+        again = functools.partial(
+            type(self),
+            path=self.path,
+            position=self.position,
+            expected=self.expected,
+            found=self.found,
+        )
+        return (again, (self.args[0],))
 
 
 class VersionMismatch(MillstreamError):
@@ -297,11 +299,10 @@ class OffsetOutOfRange(MillstreamError, IndexError):
         self.next = next
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_out_of_range, (self.args[0], self.partition, self.first, self.next))
-
-
-def _out_of_range(message: str, partition: int, first: int, next: int) -> OffsetOutOfRange:
-    return OffsetOutOfRange(message, partition=partition, first=first, next=next)
+        again = functools.partial(
+            type(self), partition=self.partition, first=self.first, next=self.next
+        )
+        return (again, (self.args[0],))
 
 
 class QueueFull(MillstreamError, queue.Full):
@@ -350,11 +351,7 @@ class Fenced(MillstreamError):
         self.partitions = partitions
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_fenced, (self.args[0], self.partitions))
-
-
-def _fenced(message: str, partitions: tuple[int, ...]) -> Fenced:
-    return Fenced(message, partitions=partitions)
+        return (functools.partial(type(self), partitions=self.partitions), (self.args[0],))
 
 
 class LeaseLost(MillstreamError):
@@ -381,11 +378,8 @@ class WorkerError(MillstreamError):
         self.traceback = traceback
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_worker_error, (self.args[0], self.kind, self.traceback))
-
-
-def _worker_error(message: str, kind: str, traceback: str) -> WorkerError:
-    return WorkerError(message, kind=kind, traceback=traceback)
+        again = functools.partial(type(self), kind=self.kind, traceback=self.traceback)
+        return (again, (self.args[0],))
 
 
 def _delay(seconds: float) -> float:
@@ -445,3 +439,9 @@ class Unsupported(MillstreamError):
     What to do: use another directory or mode; `force=True` where the text offers it, at your
     own risk.
     """
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+for _name in __all__:
+    globals()[_name].__module__ = "millstream"
+del _name

@@ -540,3 +540,7 @@ def settle(stream_path: files.Path) -> bool:
             finally:
                 files.close(descriptor)
     return True
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Group.__module__ = "millstream"

@@ -62,3 +62,7 @@ def look_after(stream: Stream) -> None:
         with _native.loading:
             import logging
         logging.getLogger("millstream").warning("%s", raised)
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+MillstreamWarning.__module__ = "millstream"

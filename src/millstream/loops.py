@@ -281,3 +281,7 @@ class Loop:
         """Count a failure for what was worked on for too long: who calls this ends the process."""
         reason = f"worked on for longer than {self.options.time_limit:g} s"
         self._end_all(list(self.held), lambda message: message.nack(None, reason))
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Counts.__module__ = "millstream.worker"

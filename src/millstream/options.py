@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 
 from millstream import _native
@@ -178,11 +179,7 @@ class _Frozen:
         return f"{type(self).__name__}({fields})"
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (_remade, (type(self), self.as_dict()))
-
-
-def _remade(kind: type[Any], fields: dict[str, Any]) -> object:
-    return kind(**fields)
+        return (functools.partial(type(self), **self.as_dict()), ())
 
 
 class Retention(_Frozen):
@@ -344,3 +341,9 @@ class RetryPolicy(_Frozen):
         steps = min(max(attempt, 1) - 1, 100)  # 1000 ** 100 still is a float
         wait = min(self.backoff * self.factor**steps, self.max_delay)
         return wait * (1.0 + self.jitter * (2.0 * random - 1.0))
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Compaction.__module__ = "millstream"
+Retention.__module__ = "millstream"
+RetryPolicy.__module__ = "millstream"

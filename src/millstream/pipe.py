@@ -291,3 +291,8 @@ class Pipe:
         self._closed = True
         if self._consumer is not None:
             self._consumer.close()
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Pipe.__module__ = "millstream"
+Record.__module__ = "millstream"

@@ -69,3 +69,7 @@ class Producer(_native.ProducerCore):
 
     def __reduce__(self) -> tuple[Any, ...]:
         return Producer, (self.stream, self.id)
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Producer.__module__ = "millstream"

@@ -94,7 +94,13 @@ class Queue(QueueHandle):
         return f"<Queue {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.store, self.name, self._override, self._codec))
+        return (Queue._reopened, (self.store, self.name, self._override, self._codec))
+
+    @staticmethod
+    def _reopened(store: Store, name: str, durability: Durability | None, codec: object) -> Queue:
+        if name not in store.queues():
+            raise NotFound(f"{store.path}: there is no queue {name!r} any more")
+        return store.queue(name, durability=durability, codec=codec, create=False)
 
     @property
     def dead(self) -> DeadLetters:
@@ -477,7 +483,6 @@ class Getting(Coroutine[Any, Any, Message]):
         return self._message.__exit__(kind, error, trace)
 
 
-def _reopen(store: Store, name: str, durability: Durability | None, codec: object) -> Queue:
-    if name not in store.queues():
-        raise NotFound(f"{store.path}: there is no queue {name!r} any more")
-    return store.queue(name, durability=durability, codec=codec, create=False)
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Queue.__module__ = "millstream"
+Queue._reopened.__module__ = "millstream"

@@ -141,3 +141,9 @@ class DeadLetter:
             f"<DeadLetter {self.id}: {shown(self.value)}{key}, {self.reason!r} after "
             f"{self.attempts} attempts>"
         )
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+DeadLetter.__module__ = "millstream"
+QueueStats.__module__ = "millstream"
+StoredMessage.__module__ = "millstream"

@@ -148,3 +148,10 @@ class GroupPartition:
     """Slot of the member that reads it; None: nobody, or one that is dead."""
     fence: int
     """Rises with each owner."""
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+PartitionStats.__module__ = "millstream"
+StreamStats.__module__ = "millstream"
+GroupMember.__module__ = "millstream"
+GroupPartition.__module__ = "millstream"

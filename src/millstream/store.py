@@ -370,7 +370,17 @@ class Store(StoreTransactions):
 
     def __reduce__(self) -> tuple[Any, ...]:
         known = self.path, self._mode, self._force, self._override
-        return (shared, (*known, self._place))
+        return (Store._reopened, (*known, self._place))
+
+    @staticmethod
+    def _reopened(
+        path: str,
+        mode: Mode,
+        force: bool,
+        durability: Durability | None,
+        place: tuple[str, int],
+    ) -> Store:
+        return shared(path, mode, force, durability, place)
 
     @property
     def _place(self) -> tuple[str, int]:
@@ -699,3 +709,10 @@ def temporary(*, durability: Durability | None = None) -> Store:
         raise
     store._remove_when_closed = True
     return store
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Store.__module__ = "millstream"
+open.__module__ = "millstream"
+temporary.__module__ = "millstream"
+Store._reopened.__module__ = "millstream"

@@ -98,7 +98,13 @@ class Stream(StreamGroups):
         return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return (_reopen, (self.store, self.name, self._override))
+        return (Stream._reopened, (self.store, self.name, self._override))
+
+    @staticmethod
+    def _reopened(store: Store, name: str, durability: Durability | None) -> Stream:
+        if name not in store.streams():
+            raise NotFound(f"{store.path}: there is no stream {name!r} any more")
+        return store.stream(name, durability=durability, create=False)
 
     # --- configuration ----------------------------------------------------------------------------
 
@@ -658,7 +664,6 @@ def _unchanged(value: object) -> bool:
     return isinstance(value, str) and value == "unchanged"
 
 
-def _reopen(store: Store, name: str, durability: Durability | None) -> Stream:
-    if name not in store.streams():
-        raise NotFound(f"{store.path}: there is no stream {name!r} any more")
-    return store.stream(name, durability=durability, create=False)
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Stream.__module__ = "millstream"
+Stream._reopened.__module__ = "millstream"

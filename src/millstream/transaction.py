@@ -443,3 +443,7 @@ def _joined(
     if first is None and second is None:
         return None
     return (first or [missing] * before) + (second or [missing] * count)
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Transaction.__module__ = "millstream"

@@ -386,3 +386,6 @@ class Replay:
 
 
 Mapping.register(View)
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+View.__module__ = "millstream"

@@ -877,3 +877,8 @@ def hearing(*signals: signal.Signals) -> Iterator[standard.SimpleQueue[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Worker.__module__ = "millstream"
+run.__module__ = "millstream"

@@ -72,7 +72,11 @@ cdef class Put:
         return f"Put({_short(self.value)}{given})"
 
     def __reduce__(self):
-        return _put_again, (self.value, self._arguments())
+        return Put._again, (self.value, self._arguments())
+
+    @staticmethod
+    def _again(value, arguments):
+        return Put(value, **arguments)
 
 
 def _short(value):
@@ -81,10 +85,6 @@ def _short(value):
         return f"{value[:REPR_KEY]!r}... of {len(value)}"
     text = repr(value)
     return text if len(text) <= 2 * <Py_ssize_t>REPR_KEY else f"{text[:2 * REPR_KEY]}..."
-
-
-def _put_again(value, arguments):
-    return Put(value, **arguments)
 
 
 cdef int check_many(object items, str what, str single) except -1:

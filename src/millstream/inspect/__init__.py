@@ -36,3 +36,9 @@ __all__ = [
     "store",
     "verify",
 ]
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+for _name in __all__:
+    if callable(globals()[_name]):  # a union of types has no home
+        globals()[_name].__module__ = __name__
+del _name
