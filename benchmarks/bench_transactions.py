@@ -13,7 +13,7 @@ from time import perf_counter
 import millstream
 from benchmarks import harness
 from benchmarks.harness import Bench
-from millstream import files
+from millstream.disk import files
 
 RECORDS, THREADS = 100, 16
 

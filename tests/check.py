@@ -30,6 +30,7 @@ from rules import (
     docs,
     fail_on,
     files,
+    privates,
     python_layers,
     shell,
     sleeps,
@@ -448,6 +449,7 @@ FAST = [
     Step("sleeps", sleeps),
     Step("layers of C", c_layers),
     Step("layers of Python", python_layers),
+    Step("private names of other floors", privates),
     Step("docs: links and snippets", docs),
     Step("docs: tables of the guide", guide_tables),
 ]

@@ -6,10 +6,11 @@ import re
 import subprocess
 import sys
 import tempfile
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from layers import C_LAYERS, PYTHON_LAYERS, PYTHON_ONLY
+from layers import C_LAYERS, FLOORS, ONLY, PRIVATE, UPWARD
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
@@ -165,66 +166,239 @@ def c_calls() -> list[str]:
     ]
 
 
-def is_module(name: str) -> bool:
-    """Return whether `millstream.NAME` is a module of ours rather than a public name."""
-    below = name.partition(".")[2]
-    path = PACKAGE / below
-    return (
-        below in PYTHON_LAYERS
-        or path.is_dir()
-        or any(path.with_suffix(end).exists() for end in (".py", ".pyx"))
-    )
+Import = tuple[int, str, bool]
+"""Line, module without `millstream.`, and whether only annotations need it."""
 
 
-def imported(path: Path) -> Iterator[tuple[int, str]]:
-    """Yield (line, first name below millstream) of every import that runs or may run."""
+def floor_of(module: str) -> str:
+    """Return the floor on which a module stands, by the first part of its name; "": on none."""
+    first = module.partition(".")[0]
+    first = "_native" if first == "_binding" else first
+    return next((floor for floor, names in FLOORS.items() if first in names), "")
+
+
+def sources() -> Iterator[tuple[Path, str]]:
+    """Yield each file of the package, and its module as imports name it."""
+    for path in files(".py", ".pyi", ".pyx", ".pxi", under="src/millstream"):
+        parts = path.relative_to(PACKAGE).with_suffix("").parts
+        if parts != ("__main__",):
+            yield path, ".".join(parts).removesuffix(".__init__")
+
+
+def module_of(names: list[str]) -> str:
+    """Return the module that a dotted name below millstream leads to; else `__init__`, the face."""
+    for length in range(len(names), 0, -1):
+        path = PACKAGE.joinpath(*names[:length])
+        if path.is_dir() or any(path.with_suffix(end).exists() for end in (".py", ".pyx")):
+            return ".".join(names[:length])
+    return "__init__"
+
+
+def imported(path: Path) -> Iterator[Import]:
+    """Yield every import of ours, at the top, in functions, and for annotations."""
     text = path.read_text(encoding="utf-8")
-    if path.suffix != ".py":  # Cython: no parser at hand, and few imports
+    if path.suffix in (".pyx", ".pxi"):  # no parser at hand, and few imports
         for number, line in enumerate(text.split("\n"), 1):
-            found = re.match(r"\s*(?:from|c?import)\s+millstream\.(\w+)", line)
-            if found:
-                yield number, found[1]
+            found = re.match(
+                r"\s*(?:from|c?import)\s+millstream\b([\w.]*)(?: c?import (.*))?", line
+            )
+            for name in (found[2] or "").split(",") if found else ():
+                words = [*found[1].split("."), name.split(" as ")[0].strip()]
+                yield number, module_of([word for word in words if word]), False
         return
-    package = ("millstream", *path.relative_to(PACKAGE).parent.parts)
+    package = ["millstream", *path.relative_to(PACKAGE).parent.parts]
     module = ast.parse(text)
-    typing = [  # names for annotations are not dependencies
+    typing = {
         node
         for block in ast.walk(module)
         if isinstance(block, ast.If) and ast.unparse(block.test).endswith("TYPE_CHECKING")
         for child in block.body
         for node in ast.walk(child)
-    ]
+    }
     for node in ast.walk(module):
         names = []
         if isinstance(node, ast.Import):
-            names = [alias.name for alias in node.names]
+            names = [alias.name.split(".") for alias in node.names]
         elif isinstance(node, ast.ImportFrom):
-            base = package[: len(package) - node.level + 1] if node.level else ()
-            names = [".".join((*base, *filter(None, [node.module])))]
-            if names == ["millstream"]:
-                names = [f"millstream.{alias.name}" for alias in node.names]
-                names = [name for name in names if is_module(name)] or ["millstream.__init__"]
-        for name in names:
-            parts = name.split(".")
-            if parts[0] == "millstream" and node not in typing:
-                yield node.lineno, (*parts, "__init__")[1]
+            base = package[: len(package) - node.level + 1] if node.level else []
+            base = [*base, *(node.module or "").split(".")] if node.module else base
+            names = [[*base, alias.name] for alias in node.names]
+        for parts in names:
+            if parts[0] == "millstream":
+                yield node.lineno, module_of(parts[1:]), path.suffix == ".pyi" or node in typing
 
 
 def python_layers() -> None:
-    """Imports point upwards only, in the order of layers.py."""
+    """Between floors nothing points up, annotations included; within one there is no circle.
+
+    What still points up is listed in UPWARD of layers.py, which fails where it is outdated.
+    """
+    wrong: list[str] = []
+    up: dict[str, dict[str, int]] = {}
+    within: dict[str, set[str]] = {}
+    order = list(FLOORS)
+    for path, module in sources():
+        if not floor_of(module):
+            wrong.append(f"{where(path)}: {module} is on no floor of tests/layers.py")
+            continue
+        at, only = order.index(floor_of(module)), ONLY.get(module.partition(".")[0])
+        for line, other, annotation in imported(path):
+            first = other.partition(".")[0]
+            if not floor_of(other):
+                wrong.append(f"{where(path, line)}: {other} is on no floor of tests/layers.py")
+            elif first == module.partition(".")[0] and only is not None:
+                continue
+            elif order.index(floor_of(other)) > at or (only is not None and first not in only):
+                up.setdefault(where(path), {}).setdefault(other, line)
+            elif floor_of(other) == order[at] and not annotation and path.suffix == ".py":
+                within.setdefault(module, set()).add(other)
+    for name, found in up.items():
+        known = UPWARD.get(name, ())
+        wrong += [
+            f"{name}:{line}: must not know {other}, which is above it"
+            for other, line in found.items()
+            if other not in known
+        ]
+    for name, known in UPWARD.items():
+        gone = sorted({*known} - {*up.get(name, ())})
+        wrong += [f"{name} does not know {other} any more: mend UPWARD" for other in gone]
+    fail_on(wrong + circles(within))
+
+
+def circles(graph: dict[str, set[str]]) -> list[str]:
+    """Return what is wrong with imports that lead back to where they began."""
+    wrong, left = [], {name: set(others) - {name} for name, others in graph.items()}
+    while left:
+        done = [name for name, others in left.items() if not others & left.keys()]
+        if not done:
+            name = min(left)
+            seen = [name]
+            while (name := min(left[name] & left.keys())) not in seen:
+                seen.append(name)
+            wrong.append(f"a circle: {' -> '.join([*seen[seen.index(name) :], name])}")
+            del left[name]
+        for name in done:
+            del left[name]
+    return wrong
+
+
+HINTS = {  # what a variable of that name is, where a `_name` alone does not tell
+    "store": "store", "stream": "streams", "queue": "queues", "log": "log", "members": "disk",
+    "group": "groups", "consumer": "groups", "transaction": "transactions", "journal":
+    "transactions", "background": "store", "producer": "streams", "view": "streams",
+    "clock": "disk", "cache": "log", "ids": "log",
+}  # fmt: skip
+OF_TUPLES = {"_asdict", "_fields", "_make", "_replace"}
+
+
+def is_private(name: str) -> bool:
+    """Return whether a name begins with one underscore."""
+    return name.startswith("_") and not name.startswith("__") and name not in OF_TUPLES
+
+
+def own_names(path: Path) -> set[str]:
+    """Return the `_names` that a file defines: of modules, of classes, and of `self`."""
+    text = path.read_text(encoding="utf-8")
+    if path.suffix != ".py":
+        if path.suffix == ".pyi":
+            return set()
+        defined = r"\b(?:c?p?def|class)\b[^\n=(]*?\b(_\w+)\s*(?:\(|:|$|,)|\bself\.(_\w+)\s*=[^=]"
+        found = {one for pair in re.findall(defined, text, re.M) for one in pair if one}
+        return {name for name in found if is_private(name)}
+    found = set()
+    for node in ast.walk(ast.parse(text)):
+        if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            found.add(node.name)
+            body = node.body if isinstance(node, ast.ClassDef) else ()
+        else:
+            body = node.body if isinstance(node, ast.Module) else ()
+        for one in body:
+            targets = one.targets if isinstance(one, ast.Assign) else [getattr(one, "target", one)]
+            found |= {target.id for target in targets if isinstance(target, ast.Name)}
+        if isinstance(node, ast.Attribute) and ast.unparse(node).startswith("self._"):
+            found |= {node.attr} if isinstance(node.ctx, ast.Store) else set()
+    return {name for name in found if is_private(name)}
+
+
+def receiver(node: ast.expr) -> str:
+    """Return the last name of what an attribute is read of: `store` of `self.store`."""
+    if isinstance(node, ast.Call):
+        return receiver(node.func)
+    name = getattr(node, "attr", None) or getattr(node, "id", "")
+    return str(name).strip("_")
+
+
+def modules_of(path: Path) -> dict[str, str]:
+    """Return what modules the names of a file stand for; "": not one of ours."""
+    found = {}
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            base = (getattr(node, "module", None) or "").split(".")
+            for alias in node.names:
+                parts = [*base, alias.name] if isinstance(node, ast.ImportFrom) else [alias.name]
+                if parts[0] != "millstream":
+                    found[alias.asname or alias.name] = ""
+                elif (ours := module_of(parts[1:])) == ".".join(parts[1:]):
+                    found[alias.asname or alias.name] = ours
+    return found
+
+
+def reaches() -> Iterator[tuple[str, int, str, str, str]]:
+    """Yield (file, line, floor that reads, floor that is read, `_name`) of each reach over a floor.
+
+    Whose a `_name` is, is told by the module it is read of, by the variable's name, or by where
+    such a name is defined: what floors have alike and no variable tells apart is not counted.
+    """
+    homes: dict[str, set[str]] = {}
+    for path, module in sources():
+        for name in own_names(path):
+            homes.setdefault(name, set()).add(floor_of(module))
+    for path, module in sources():
+        if path.suffix != ".py":
+            continue
+        own, known, place = floor_of(module), modules_of(path), where(path)
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("millstream"):
+                other = floor_of((node.module or "").partition(".")[2])
+                for alias in node.names:
+                    if (
+                        is_private(alias.name)
+                        and alias.name != "_native"
+                        and other not in ("", own)
+                    ):
+                        yield place, node.lineno, own, other, alias.name
+            if not isinstance(node, ast.Attribute) or not is_private(node.attr):
+                continue
+            of = receiver(node.value)
+            if of in ("self", "cls", "super") or node.attr not in homes:
+                continue
+            if isinstance(node.value, ast.Name) and node.value.id in known:
+                other = floor_of(known[node.value.id])
+            elif of in HINTS:
+                other = HINTS[of]
+            elif own in homes[node.attr]:
+                continue
+            else:
+                other = min(homes[node.attr], key=list(FLOORS).index)
+            if other not in ("", own):
+                yield place, node.lineno, own, other, node.attr
+
+
+def privates() -> None:
+    """What one floor reads of another's `_names` is counted, and gets less with each change."""
+    found = Counter((own, other) for _, _, own, other, _ in reaches())
     wrong = []
-    for path in files(".py", ".pyx", ".pxi", under="src/millstream"):
-        name = path.relative_to(PACKAGE).parts[0].removesuffix(".py").removesuffix(".pyx")
-        name = "_native" if name == "_binding" else name
-        if name in {"__init__", "__main__"}:
-            continue
-        if name not in PYTHON_LAYERS:
-            wrong.append(f"{where(path)}: {name} is not in tests/layers.py")
-            continue
-        allowed = PYTHON_ONLY.get(name, PYTHON_LAYERS[: PYTHON_LAYERS.index(name)])
-        for line, other in imported(path):
-            if other not in (name, *allowed):
-                wrong.append(f"{where(path, line)}: {name} must not know {other}")
+    for pair in sorted({*found, *PRIVATE}):
+        count, most = found[pair], PRIVATE.get(pair, 0)
+        if count > most:
+            wrong += [
+                f"{path}:{line}: {name} is private to {other}"
+                for path, line, own, other, name in reaches()
+                if (own, other) == pair
+            ]
+            wrong.append(f"{pair[0]} reads {count} private names of {pair[1]}, not {most}")
+        elif count < most:
+            wrong.append(f"{pair[0]} reads {count} private names of {pair[1]}: set PRIVATE to it")
     fail_on(wrong)
 
 

@@ -22,7 +22,7 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
-from millstream.files import Path
+from millstream.disk.files import Path
 from millstream.options import Durability
 
 _Capsule: TypeAlias = object

@@ -10,7 +10,8 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from millstream import _native, eras, files, group, members, sequences
+from millstream import _native, eras, group, sequences
+from millstream.disk import files, members
 from millstream.errors import InvalidArgument, NotFound, StorageError
 
 if TYPE_CHECKING:

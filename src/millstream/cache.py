@@ -9,7 +9,7 @@ from millstream import _native
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.members import Members
+    from millstream.disk.members import Members
     from millstream.segments import PartitionLog
 
 

@@ -16,7 +16,8 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from millstream import files, slots
+from millstream import slots
+from millstream.disk import files
 from millstream.errors import InvalidArgument, LockTimeout
 
 if TYPE_CHECKING:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
-from millstream import files
+from millstream.disk import files
 from millstream.errors import NotFound
 
 TYPE_CHECKING = False

@@ -15,7 +15,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from millstream import _native, eras, files, reserve, segment_file, sequences
+from millstream import _native, eras, segment_file, sequences
+from millstream.disk import files, reserve
 from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, NotFound
 from millstream.options import Compaction, parse_bytes
 

@@ -32,9 +32,10 @@ import queue as standard
 import time
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
-from millstream import _native, address, files
+from millstream import _native, address
 from millstream.codecs import pickle as pickled
 from millstream.compat_tasks import SLICE_SECONDS, tasks_of
+from millstream.disk import files
 from millstream.errors import LeaseLost
 from millstream.store import Store, shared, temporary
 

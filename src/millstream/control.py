@@ -10,9 +10,10 @@ import errno
 import mmap
 import struct
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
+from millstream.disk.publish import published
 from millstream.errors import NotFound, StorageError
-from millstream.publish import published
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

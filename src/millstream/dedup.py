@@ -9,7 +9,8 @@ from __future__ import annotations
 import os
 from typing import TYPE_CHECKING
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import LimitExceeded
 
 if TYPE_CHECKING:

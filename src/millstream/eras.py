@@ -5,7 +5,8 @@ Of a key, what a later era has counts; of one era, what the partition has to whi
 
 from __future__ import annotations
 
-from millstream import control, files, reserve, settings
+from millstream import control, settings
+from millstream.disk import files, reserve
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

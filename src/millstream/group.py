@@ -7,8 +7,9 @@ import mmap
 import os
 import time
 
-from millstream import _native, files, reader, settings
+from millstream import _native, reader, settings
 from millstream._native import Position
+from millstream.disk import files
 from millstream.errors import (
     Closed,
     CorruptBatch,

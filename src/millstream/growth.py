@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import warnings
 
-from millstream import _native, compacted, files, settings
+from millstream import _native, compacted, settings
+from millstream.disk import files
 from millstream.options import Retention
 
 TYPE_CHECKING = False

@@ -14,8 +14,9 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native, compacted, control, files, group, settings
+from millstream import _native, compacted, control, group, settings
 from millstream.applier import Applier
+from millstream.disk import files
 from millstream.effects import Effects, Place, check_count, decode, encode, length_of
 from millstream.errors import (
     CorruptBatch,

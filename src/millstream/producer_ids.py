@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import struct
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, LimitExceeded, NotFound
 
 TYPE_CHECKING = False

@@ -10,10 +10,11 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mappi
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from millstream import _native, codecs, dedup, files, queue_settings, settings, slots
+from millstream import _native, codecs, dedup, queue_settings, settings, slots
 from millstream import capacity as capacity_of_queue
 from millstream._native import Message
 from millstream.dead_letters import DeadLetters, message_id
+from millstream.disk import files
 from millstream.errors import (
     ConfigMismatch,
     Empty,

@@ -10,7 +10,8 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from millstream import files, slots
+from millstream import slots
+from millstream.disk import files
 
 if TYPE_CHECKING:
     import mmap

@@ -6,7 +6,8 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native, capacity, codecs, dedup, files, slots, timestamps
+from millstream import _native, capacity, codecs, dedup, slots, timestamps
+from millstream.disk import files
 from millstream.errors import (
     Closed,
     Indeterminate,

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
+from millstream.disk.files import FORMAT
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
-from millstream.files import FORMAT
 from millstream.options import RetryPolicy, integer, number, parse_bytes
 from millstream.settings import check_durability
 

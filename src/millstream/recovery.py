@@ -7,7 +7,7 @@ are refused, readers come as far as the damage.
 
 from __future__ import annotations
 
-from millstream import files
+from millstream.disk import files
 from millstream.errors import CorruptBatch, NotFound
 
 TYPE_CHECKING = False

@@ -6,7 +6,8 @@ import os
 import struct
 import time
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import StoreFull
 
 FIRST_BYTES = 1 << 20

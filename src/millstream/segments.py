@@ -10,7 +10,8 @@ import errno
 import time
 from bisect import bisect_right
 
-from millstream import _native, compacted, files, recovery, segment_file, sequences
+from millstream import _native, compacted, recovery, segment_file, sequences
+from millstream.disk import files
 from millstream.errors import (
     CorruptBatch,
     Indeterminate,

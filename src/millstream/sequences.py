@@ -11,7 +11,8 @@ from __future__ import annotations
 
 import struct
 
-from millstream import _native, files, reserve
+from millstream import _native
+from millstream.disk import files, reserve
 from millstream.errors import CorruptBatch, NotFound
 
 TYPE_CHECKING = False

@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 
 from millstream import _native
+from millstream.disk.files import FORMAT
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType, NotFound
-from millstream.files import FORMAT
 from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes
 
 TYPE_CHECKING = False

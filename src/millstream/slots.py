@@ -14,9 +14,10 @@ import os
 import struct
 from typing import Any, NamedTuple, NoReturn
 
-from millstream import _native, dedup, files
+from millstream import _native, dedup
+from millstream.disk import files
+from millstream.disk.publish import published
 from millstream.errors import CorruptBatch, NotFound, VersionMismatch
-from millstream.publish import published
 
 SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")

@@ -11,9 +11,12 @@ import stat
 import warnings
 import weakref
 
-from millstream import _native, address, control, files, reserve, settings
+from millstream import _native, address, control, settings
 from millstream.background import Background
 from millstream.cache import SegmentCache
+from millstream.disk import files, reserve
+from millstream.disk.clock import StoreClock
+from millstream.disk.members import Members, no_store, refuse_strangers, require
 from millstream.errors import (
     Closed,
     CorruptBatch,
@@ -25,9 +28,7 @@ from millstream.errors import (
     StoreFull,
     Unsupported,
 )
-from millstream.members import Members, no_store, refuse_strangers, require
 from millstream.options import boolean, check_timeout
-from millstream.store_clock import StoreClock
 from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
 

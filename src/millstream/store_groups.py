@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.store_queues import StoreQueues
 
 TYPE_CHECKING = False

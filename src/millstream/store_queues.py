@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-from millstream import _native, files, settings
+from millstream import _native, settings
+from millstream.disk import files
 from millstream.errors import CorruptBatch, NotFound, StorageError
 
 TYPE_CHECKING = False

@@ -5,7 +5,8 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from millstream import _native, files, settings
+from millstream import _native, settings
+from millstream.disk import files
 from millstream.errors import Closed, NotFound, Reentered, Unsupported, each_of, is_ours
 from millstream.options import parse_bytes
 from millstream.store_groups import StoreGroups
@@ -17,9 +18,9 @@ if TYPE_CHECKING:
 
     from millstream.advice import Advice
     from millstream.cache import SegmentCache
+    from millstream.disk.members import Members
     from millstream.group import Group
     from millstream.journal import Journal
-    from millstream.members import Members
     from millstream.options import Durability
     from millstream.pipe import Pipe
     from millstream.queue import Queue

@@ -8,18 +8,9 @@ import time
 import weakref
 from functools import partial
 
-from millstream import (
-    _native,
-    control,
-    eras,
-    files,
-    reader,
-    reserve,
-    retiring,
-    settings,
-    timestamps,
-)
+from millstream import _native, control, eras, reader, retiring, settings, timestamps
 from millstream._native import Batch, Position, Span
+from millstream.disk import files, reserve
 from millstream.errors import (
     Closed,
     InvalidType,

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from functools import partial
 
-from millstream import _native, files, settings
+from millstream import _native, settings
+from millstream.disk import files
 from millstream.errors import MillstreamError, NotFound, each_of
 
 TYPE_CHECKING = False

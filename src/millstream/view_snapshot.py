@@ -10,7 +10,8 @@ from array import array
 from dataclasses import dataclass
 from itertools import accumulate, pairwise
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import MillstreamError
 
 TYPE_CHECKING = False

@@ -1,7 +1,7 @@
 """A power cut, simulated: what was synced is kept, and of all else any part.
 
-`Disk(root)` stands in for the functions of `millstream.files` that sync. It knows of each file what
-it held when its last sync ended, and of each directory which names it had. `cut` builds what a
+`Disk(root)` stands in for the functions of `millstream.disk.files` that sync. It knows of each file
+what it held when its last sync ended, and of each directory which names it had. `cut` builds what a
 power cut could leave now: a name that was not synced is there or not, and each 4 KiB page of a file
 is as synced or as it is now.
 """
@@ -10,7 +10,7 @@ import os
 import stat
 from pathlib import Path
 
-from millstream import files
+from millstream.disk import files
 
 PAGE = 4096
 

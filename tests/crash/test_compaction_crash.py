@@ -17,8 +17,8 @@ import pytest
 from page_drop_disk import Disk
 
 import millstream
-from millstream import files
 from millstream.background import Background
+from millstream.disk import files
 from millstream.errors import StorageError, StoreFull
 
 SEGMENT = 1 << 16

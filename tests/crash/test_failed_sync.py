@@ -10,7 +10,7 @@ import crash_workers as workers
 import pytest
 
 import millstream
-from millstream import files
+from millstream.disk import files
 
 
 def is_clean(path):

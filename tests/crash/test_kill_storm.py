@@ -124,7 +124,7 @@ def recover_until(path, calls):
     import os
     import signal
 
-    from millstream import files
+    from millstream.disk import files
 
     left = [calls]
 

@@ -13,7 +13,8 @@ import crash_workers as workers
 import pytest
 
 import millstream
-from millstream import Compaction, Retention, files, inspect, segments
+from millstream import Compaction, Retention, inspect, segments
+from millstream.disk import files
 from millstream.inspect import mending
 
 SMALL = 1 << 16

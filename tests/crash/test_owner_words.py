@@ -94,7 +94,7 @@ def set_append_word(path, word):
 
 def sync_slowly(path):
     """Hold the sync word within a sync that never ends."""
-    from millstream import files
+    from millstream.disk import files
 
     store = millstream.open(path)
     stream = store.stream("s")

@@ -12,7 +12,7 @@ import pytest
 from test_store_full import fill_up, small_disk  # noqa: F401
 
 import millstream
-from millstream import files
+from millstream.disk import files
 
 CALLS = (
     "open_file", "read", "write", "allocate", "extend", "map_file", "sync", "_sync_directory",
@@ -22,7 +22,7 @@ OPTIONS = {"capacity": 1500, "dead_limit": 10, "payload_bytes": 700 * 4096, "dur
 
 
 class Faults:
-    """Lets one call of `millstream.files` fail, by its number."""
+    """Lets one call of `millstream.disk.files` fail, by its number."""
 
     def __init__(self, monkeypatch, at, number):
         self.at, self.number, self.count, self.hit = at, number, 0, ""

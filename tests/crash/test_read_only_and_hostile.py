@@ -15,7 +15,7 @@ import crash_workers as workers
 import pytest
 
 import millstream
-from millstream import files
+from millstream.disk import files
 
 
 def snapshot(path):

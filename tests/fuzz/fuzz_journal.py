@@ -21,7 +21,8 @@ from fuzz import fuzz_store
 from store_builder import StoreBuilder, json_bytes, put
 
 import millstream
-from millstream import MillstreamError, files, inspect
+from millstream import MillstreamError, inspect
+from millstream.disk import files
 
 FOUND: list[bytes] = [
     b"\0\xff", b"\0\xff[", b"\0\xff" + b"[" * 40_000, b"\0\xffnull",

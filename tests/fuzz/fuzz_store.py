@@ -23,7 +23,8 @@ from pathlib import Path
 from types import FunctionType, ModuleType
 
 import millstream
-from millstream import MillstreamError, files, inspect
+from millstream import MillstreamError, inspect
+from millstream.disk import files
 
 FOUND: list[bytes] = [
     bytes.fromhex("4f2fc53165393939393939c456610000000000000000210120feefffc1c950b725"),

@@ -10,7 +10,8 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from stream_model import Log
 
 import millstream
-from millstream import files, inspect
+from millstream import inspect
+from millstream.disk import files
 
 KEYS = st.integers(0, 12)
 ROWS = st.lists(

@@ -295,7 +295,7 @@ def test_two_that_want_as_many_partitions_get_as_many(store, path):
 
 KILLED = """
 import os, sys, millstream
-from millstream import files
+from millstream.disk import files
 store = millstream.open(sys.argv[1])
 stream, q = store.stream("s"), store.queue("q")
 write = files.write_json

@@ -471,7 +471,7 @@ with millstream.open(sys.argv[1], durability="interval") as store:
         return found
     Journal.look = looked
     list(stream.read())
-    files, failed = millstream.files, threading.Event()
+    files, failed = millstream.disk.files, threading.Event()
     def fail(path):
         failed.set()
         raise files.storage_error(OSError(24, "injected"), path, "listing")

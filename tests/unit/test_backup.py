@@ -17,9 +17,9 @@ from millstream import (
     StorageError,
     Unsupported,
     backup,
-    files,
     inspect,
 )
+from millstream.disk import files
 
 
 def numbers(stream, partition):

@@ -10,7 +10,8 @@ import pytest
 from timing import until
 
 import millstream
-from millstream import files, slots
+from millstream import slots
+from millstream.disk import files
 from millstream.testing import clock
 
 
@@ -173,7 +174,8 @@ def test_who_is_two_behind_leaves_the_last_one_alone(store, monkeypatch, killed)
 ALTERER = """
 import os, sys
 import millstream
-from millstream import files, slots
+from millstream.disk import files
+from millstream import slots
 store = millstream.open(sys.argv[1], durability="process")
 q = store.queue("q")
 names = [name for name in ("allocate", "extend", "sync", "write", "rename", "replace",

@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 import millstream
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.testing import clock
 
 HOUR, DAY = 3600.0, 86400.0

@@ -15,8 +15,9 @@ import pytest
 from timing import SOON, until
 
 import millstream
-from millstream import _native, cli, compaction, files, inspect
+from millstream import _native, cli, compaction, inspect
 from millstream._native import Position
+from millstream.disk import files
 from millstream.segments import PartitionLog
 from millstream.testing import clock
 

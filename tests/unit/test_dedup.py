@@ -10,7 +10,7 @@ import pytest
 from open_copy import copy_open
 
 import millstream
-from millstream import files
+from millstream.disk import files
 from millstream.testing import clock
 
 
@@ -123,7 +123,7 @@ def test_table_grows_under_other_handles(store, q):
 COPIER = """
 import os, sys
 import millstream
-from millstream import files
+from millstream.disk import files
 store = millstream.open(sys.argv[1], durability="process")
 q = store.queue("q")
 rename = files.rename

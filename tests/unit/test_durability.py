@@ -12,7 +12,7 @@ import pytest
 from timing import until
 
 import millstream
-from millstream import files
+from millstream.disk import files
 from millstream.errors import Indeterminate, StorageError, StoreFull
 from millstream.segments import PartitionLog
 

@@ -137,7 +137,7 @@ def test_locks_of_files_end_with_the_call_also_where_a_child_lives(tmp_path):
     """A child keeps open what a call of its parent had open: no lock may hang on that."""
     with millstream.open(tmp_path / "store") as store:
         stream = store.stream("s")
-        from millstream import files
+        from millstream.disk import files
 
         children = []
         before = files.write

@@ -808,11 +808,11 @@ def test_whoever_still_has_a_group_that_was_removed_hears_so_and_what_to_do(stor
 
 def test_a_removal_that_did_not_come_to_its_end_is_finished_by_whoever_asks(stream, monkeypatch):
     stream.consumer(group="g", timeout=0).close()
-    remove = millstream.files.remove
-    monkeypatch.setattr(millstream.files, "remove", lambda path: 1 / 0)  # a kill, say
+    remove = millstream.disk.files.remove
+    monkeypatch.setattr(millstream.disk.files, "remove", lambda path: 1 / 0)  # a kill, say
     with pytest.raises(ZeroDivisionError):
         stream.group("g").remove()
-    monkeypatch.setattr(millstream.files, "remove", remove)
+    monkeypatch.setattr(millstream.disk.files, "remove", remove)
     with pytest.raises(NotFound, match="group 'g'"):
         stream.group("g")
     assert stream.groups() == []
@@ -923,9 +923,9 @@ def test_fenced_error_pickles():
 
 def test_level_sync_syncs_the_group_before_a_commit_returns(tmp_path, monkeypatch):
     synced = []
-    real = millstream.files.sync
+    real = millstream.disk.files.sync
     monkeypatch.setattr(
-        millstream.files, "sync", lambda fd, path: (synced.append(path), real(fd, path))[1]
+        millstream.disk.files, "sync", lambda fd, path: (synced.append(path), real(fd, path))[1]
     )
     with millstream.open(tmp_path / "store", durability="sync") as store:
         stream = store.stream("s")
@@ -954,7 +954,7 @@ def test_failed_sync_of_a_group_poisons_its_commits(tmp_path, monkeypatch):
             raise millstream.StorageError(5, "injected", path)
 
         with monkeypatch.context() as patch:
-            patch.setattr(millstream.files, "sync", fail)
+            patch.setattr(millstream.disk.files, "sync", fail)
             with pytest.raises(millstream.Indeterminate, match="injected"):
                 consumer.commit()
         with pytest.raises(millstream.Poisoned):
@@ -969,7 +969,7 @@ def test_failed_sync_of_a_group_poisons_its_commits(tmp_path, monkeypatch):
 
 def test_interval_syncs_groups_in_the_background(tmp_path, monkeypatch):
     synced = threading.Event()
-    real = millstream.files.sync
+    real = millstream.disk.files.sync
 
     def sync(fd, path):
         real(fd, path)
@@ -981,7 +981,7 @@ def test_interval_syncs_groups_in_the_background(tmp_path, monkeypatch):
         stream.append(b"x")
         with stream.consumer(group="g") as consumer:
             consumer.poll()
-            monkeypatch.setattr(millstream.files, "sync", sync)
+            monkeypatch.setattr(millstream.disk.files, "sync", sync)
             consumer.commit()
             assert synced.wait(10)
 
@@ -1190,9 +1190,9 @@ def test_closing_the_store_wakes_a_consumer_that_waits(tmp_path):
 
 def test_flush_and_alter_reach_the_groups(tmp_path, monkeypatch):
     synced = []
-    real = millstream.files.sync
+    real = millstream.disk.files.sync
     monkeypatch.setattr(
-        millstream.files, "sync", lambda fd, path: (synced.append(path), real(fd, path))[1]
+        millstream.disk.files, "sync", lambda fd, path: (synced.append(path), real(fd, path))[1]
     )
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream = store.stream("s")

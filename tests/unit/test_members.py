@@ -6,7 +6,8 @@ import stat
 import pytest
 
 import millstream
-from millstream import _native, files, members
+from millstream import _native
+from millstream.disk import files, members
 
 
 @pytest.fixture

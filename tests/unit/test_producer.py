@@ -8,7 +8,8 @@ import threading
 import pytest
 
 import millstream
-from millstream import Retention, _native, files, inspect, sequences
+from millstream import Retention, _native, inspect, sequences
+from millstream.disk import files
 from millstream.errors import (
     Closed,
     CorruptBatch,

@@ -14,7 +14,8 @@ import pytest
 from timing import SOON, least, until
 
 import millstream
-from millstream import RetryPolicy, files
+from millstream import RetryPolicy
+from millstream.disk import files
 from millstream.testing import clock
 
 

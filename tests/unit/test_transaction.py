@@ -30,10 +30,10 @@ from millstream import (
     StoreFull,
     Unsupported,
     compacted,
-    files,
     inspect,
     testing,
 )
+from millstream.disk import files
 
 LEVELS = ("process", "interval", "sync")
 

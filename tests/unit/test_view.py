@@ -14,9 +14,10 @@ from collections.abc import Mapping
 import pytest
 
 import millstream
-from millstream import _native, files, reader, view_snapshot
+from millstream import _native, reader, view_snapshot
 from millstream import view as view_module
 from millstream._native import Latest
+from millstream.disk import files
 from millstream.segments import PartitionLog
 from millstream.view import Replay
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from millstream import files
+from millstream.disk import files
 from millstream.errors import StorageError, StoreFull
 
 BYTES = 320 << 10  # the control file of a thousand partitions, and a JSON file

@@ -9,7 +9,8 @@ says counts as age only as the machine runs on, a day for each hour (docs/design
 
 from __future__ import annotations
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import CorruptBatch, StorageError
 
 TYPE_CHECKING = False

@@ -6,7 +6,7 @@ import contextlib
 import os
 from collections.abc import Iterator
 
-from millstream import files
+from millstream.disk import files
 from millstream.errors import StorageError
 
 

@@ -16,7 +16,8 @@ import struct
 import time
 from collections.abc import Callable
 
-from millstream import _native, files
+from millstream import _native
+from millstream.disk import files
 from millstream.errors import CorruptBatch, LockTimeout, NotFound, StorageError, VersionMismatch
 
 COUNT = 1024
