@@ -40,7 +40,7 @@ RECOVERY_FILES = (
     "src/millstream/applier.py",
     "src/millstream/inspect/mending*.py",
     "src/millstream/journal.py",
-    "src/millstream/recovery.py",
+    "src/millstream/log/recovery.py",
 )
 RECOVERY = re.compile("recover|mend|repair|replay|sweep|take_over|rebuild|roll_?back|undo")
 BEGINS = re.compile(r"\s*(?:cpdef|cdef|async def|def)\b[^=]*?(\w+)\(")  # a function of Cython

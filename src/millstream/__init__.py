@@ -78,10 +78,10 @@ if TYPE_CHECKING:
     from millstream import testing as testing
     from millstream import worker as worker
     from millstream.advice import Advice as Advice
-    from millstream.compaction import CompactionProgress, CompactionResult
     from millstream.consumer import Consumer as Consumer
     from millstream.group import Group as Group
     from millstream.growth import MillstreamWarning as MillstreamWarning
+    from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.options import Durability
     from millstream.pipe import Pipe as Pipe
     from millstream.pipe import Record as Record
@@ -171,10 +171,10 @@ __all__ = [
 _MODULES = ("codecs", "compat", "inspect", "testing", "worker")
 _HOMES = {
     "advice": ("Advice",),
-    "compaction": ("CompactionProgress", "CompactionResult"),
     "consumer": ("Consumer",),
     "group": ("Group",),
     "growth": ("MillstreamWarning",),
+    "log.compaction": ("CompactionProgress", "CompactionResult"),
     "options": ("Durability",),
     "pipe": ("Pipe", "Record"),
     "producer": ("Producer",),

@@ -8,9 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream import control, group, slots
+from millstream import group, slots
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
-from millstream.producer_ids import ids_of
+from millstream.log import control
+from millstream.log.producer_ids import ids_of
 
 if TYPE_CHECKING:
     from millstream.effects import Ack, Effects, Mark, Place, Put, Share

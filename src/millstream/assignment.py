@@ -8,14 +8,8 @@ from millstream import _native
 from millstream._native import Position
 from millstream.errors import Closed, InvalidArgument, LimitExceeded
 from millstream.group import Group, epoch_at
+from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_epoch, epoch_end
 from millstream.options import integer
-from millstream.reader import (
-    KEEP_MAPS,
-    PartitionReader,
-    _Turn,
-    check_epoch,
-    epoch_end,
-)
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

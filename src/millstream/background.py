@@ -23,8 +23,8 @@ from itertools import pairwise
 
 from millstream import _native, growth
 from millstream.errors import Closed, MillstreamError, NotFound, is_ours
+from millstream.log.segments import LATE_SECONDS
 from millstream.options import Retention
-from millstream.segments import LATE_SECONDS
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -32,8 +32,8 @@ if TYPE_CHECKING:
 
     from millstream.compactor import Compactor
     from millstream.group import Group
+    from millstream.log.segments import PartitionLog
     from millstream.queue_handle import QueueHandle
-    from millstream.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
 

@@ -10,12 +10,13 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from millstream import _native, eras, group, sequences
+from millstream import _native, group
 from millstream.disk import files, members
 from millstream.errors import InvalidArgument, NotFound, StorageError
+from millstream.log import eras, sequences
 
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from millstream.control import LIVE
 from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
+from millstream.log.control import LIVE
 from millstream.stream import Stream
 
 if TYPE_CHECKING:

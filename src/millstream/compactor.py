@@ -10,13 +10,14 @@ import contextlib
 import threading
 import time
 
-from millstream import _native, compaction
-from millstream.control import LIVE
+from millstream import _native
 from millstream.errors import Closed
+from millstream.log import compaction
+from millstream.log.control import LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.store import Store
     from millstream.stream import Stream
 

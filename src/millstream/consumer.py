@@ -11,8 +11,8 @@ from millstream._native import Batch, Position
 from millstream.assignment import Assignment
 from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Unsupported
 from millstream.group import Group, check_start, position_at
+from millstream.log.reader import KEEP_MAPS, UNLIMITED, sleepers
 from millstream.options import as_index, boolean, check_timeout, integer, number
-from millstream.reader import KEEP_MAPS, UNLIMITED, sleepers
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -7,7 +7,7 @@ import mmap
 import os
 import time
 
-from millstream import _native, reader, settings
+from millstream import _native
 from millstream._native import Position
 from millstream.disk import files
 from millstream.errors import (
@@ -20,6 +20,7 @@ from millstream.errors import (
     Poisoned,
     StorageError,
 )
+from millstream.log import reader, settings
 from millstream.options import as_index
 from millstream.timestamps import is_time
 

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import warnings
 
-from millstream import _native, compacted, settings
+from millstream import _native
 from millstream.disk import files
+from millstream.log import compacted, settings
 from millstream.options import Retention
 
 TYPE_CHECKING = False

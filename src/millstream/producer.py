@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from millstream import _native
 from millstream.errors import InvalidArgument
-from millstream.producer_ids import ids_of
-from millstream.sequences import sequences_of
+from millstream.log.producer_ids import ids_of
+from millstream.log.sequences import sequences_of
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mappi
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from millstream import _native, codecs, dedup, queue_settings, settings, slots
+from millstream import _native, codecs, dedup, queue_settings, slots
 from millstream import capacity as capacity_of_queue
 from millstream._native import Message
 from millstream.dead_letters import DeadLetters, message_id
@@ -25,6 +25,7 @@ from millstream.errors import (
     StorageError,
     WaitTimeout,
 )
+from millstream.log import settings
 from millstream.options import Durability, RetryPolicy, check_timeout, integer
 from millstream.queue_handle import QueueHandle
 

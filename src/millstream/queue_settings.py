@@ -7,8 +7,8 @@ from typing import Any
 
 from millstream.disk.files import FORMAT
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
+from millstream.log.settings import check_durability
 from millstream.options import RetryPolicy, integer, number, parse_bytes
-from millstream.settings import check_durability
 
 LONG = 100.0 * 365 * 86400
 PAYLOAD_MAX = 16 << 20

@@ -5,14 +5,15 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Literal
 
-from millstream import _native, compacted
+from millstream import _native
 from millstream._native import Position
+from millstream.log import compacted
+from millstream.log.producer_ids import ids_of
+from millstream.log.segments import POISON_SYNC
 from millstream.options import Compaction, Durability, Retention
-from millstream.producer_ids import ids_of
-from millstream.segments import POISON_SYNC
 
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.stream import Stream
 
 
@@ -21,7 +22,7 @@ def dirt_of(log: PartitionLog) -> tuple[float, float | None]:
     if log.stream.compaction is None and not log.native.compacted:
         return 0.0, None
     with _native.loading:
-        from millstream import compaction
+        from millstream.log import compaction
     return compaction.dirty_part(log, log.stream.compaction or Compaction())
 
 

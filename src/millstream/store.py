@@ -11,9 +11,8 @@ import stat
 import warnings
 import weakref
 
-from millstream import _native, address, control, settings
+from millstream import _native, address
 from millstream.background import Background
-from millstream.cache import SegmentCache
 from millstream.disk import files, reserve
 from millstream.disk.clock import StoreClock
 from millstream.disk.members import Members, no_store, refuse_strangers, require
@@ -28,6 +27,8 @@ from millstream.errors import (
     StoreFull,
     Unsupported,
 )
+from millstream.log import control, settings
+from millstream.log.cache import SegmentCache
 from millstream.options import boolean, check_timeout
 from millstream.store_transactions import JOURNAL, StoreTransactions
 from millstream.stream import Stream
@@ -37,8 +38,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal, TypeAlias
 
+    from millstream.log.settings import OnMismatch
     from millstream.options import Compaction, Durability, Retention
-    from millstream.settings import OnMismatch
 
     Mode: TypeAlias = Literal["rw", "r"]
 

@@ -4,17 +4,18 @@ from __future__ import annotations
 
 import os
 
-from millstream import _native, settings
+from millstream import _native
 from millstream.disk import files
 from millstream.errors import CorruptBatch, NotFound, StorageError
+from millstream.log import settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Literal
 
+    from millstream.log.settings import OnMismatch
     from millstream.options import Durability, RetryPolicy
     from millstream.queue import Queue
-    from millstream.settings import OnMismatch
     from millstream.store import Store
 
 __all__ = ["StoreQueues"]

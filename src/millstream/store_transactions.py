@@ -5,9 +5,10 @@ from __future__ import annotations
 import contextlib
 from functools import partial
 
-from millstream import _native, settings
+from millstream import _native
 from millstream.disk import files
 from millstream.errors import Closed, NotFound, Reentered, Unsupported, each_of, is_ours
+from millstream.log import settings
 from millstream.options import parse_bytes
 from millstream.store_groups import StoreGroups
 
@@ -17,10 +18,10 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.advice import Advice
-    from millstream.cache import SegmentCache
     from millstream.disk.members import Members
     from millstream.group import Group
     from millstream.journal import Journal
+    from millstream.log.cache import SegmentCache
     from millstream.options import Durability
     from millstream.pipe import Pipe
     from millstream.queue import Queue

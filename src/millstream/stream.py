@@ -8,7 +8,7 @@ import time
 import weakref
 from functools import partial
 
-from millstream import _native, control, eras, reader, retiring, settings, timestamps
+from millstream import _native, timestamps
 from millstream._native import Batch, Position, Span
 from millstream.disk import files, reserve
 from millstream.errors import (
@@ -19,8 +19,9 @@ from millstream.errors import (
     WaitTimeout,
     each_of,
 )
+from millstream.log import control, eras, reader, retiring, settings
+from millstream.log.segments import PartitionLog
 from millstream.options import Retention, check_timeout, integer
-from millstream.segments import PartitionLog
 from millstream.stream_groups import StreamGroups
 
 TYPE_CHECKING = False
@@ -29,10 +30,10 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Any, Literal, TypeAlias
 
-    from millstream.compaction import CompactionProgress, CompactionResult
+    from millstream.log.compaction import CompactionProgress, CompactionResult
+    from millstream.log.producer_ids import ProducerIds
     from millstream.options import Compaction, Durability
     from millstream.producer import Producer
-    from millstream.producer_ids import ProducerIds
     from millstream.stats import StreamStats
     from millstream.store import Store
     from millstream.view import View
@@ -236,7 +237,7 @@ class Stream(StreamGroups):
             log.follow_active()
         elif kind == "BEHIND":
             with _native.loading:
-                from millstream import producer_ids, sequences
+                from millstream.log import producer_ids, sequences
             sequences.sequences_of(log).catch_up(producer_ids.ids_of(self).known)
         else:
             log.ensure_walked()
@@ -244,7 +245,7 @@ class Stream(StreamGroups):
     def _where_producer(self, number: int) -> PartitionLog | None:
         """A partition that has batches of a producer."""
         with _native.loading:
-            from millstream import sequences
+            from millstream.log import sequences
         return sequences.where(self, number)
 
     def _after_append(
@@ -552,7 +553,7 @@ class Stream(StreamGroups):
         True
         """
         with _native.loading:
-            from millstream import compaction
+            from millstream.log import compaction
         self.store._check_writable()
         limit = check_timeout(timeout)
         seconds = LOCK_SECONDS if limit is None else limit

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from functools import partial
 
-from millstream import _native, settings
+from millstream import _native
 from millstream.disk import files
 from millstream.errors import MillstreamError, NotFound, each_of
+from millstream.log import settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
-from millstream import _native, eras, view_snapshot
+from millstream import _native, view_snapshot
 from millstream._native import Latest, Position, Span
 from millstream.errors import (
     Closed,
@@ -18,13 +18,14 @@ from millstream.errors import (
     StorageError,
     WaitTimeout,
 )
+from millstream.log import eras
+from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
 from millstream.options import check_timeout
-from millstream.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
 from millstream.view_snapshot import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.stream import Stream
 
 __all__ = ["View"]

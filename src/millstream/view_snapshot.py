@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from millstream._native import Latest
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.stream import Stream
 
 MAGIC = b"MSVIEW01"

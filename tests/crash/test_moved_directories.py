@@ -13,9 +13,10 @@ import crash_workers as workers
 import pytest
 
 import millstream
-from millstream import Compaction, Retention, inspect, segments
+from millstream import Compaction, Retention, inspect
 from millstream.disk import files
 from millstream.inspect import mending
+from millstream.log import segments
 
 SMALL = 1 << 16
 

@@ -18,9 +18,9 @@ from millstream.background import Background
 from millstream.compactor import Compactor
 from millstream.errors import Closed, Indeterminate, StorageError
 from millstream.group import Group
+from millstream.log.segments import PartitionLog
 from millstream.queue import Queue
 from millstream.queue_handle import QueueHandle
-from millstream.segments import PartitionLog
 from millstream.worker import Worker
 
 SECONDS = 30.0

@@ -15,10 +15,11 @@ import pytest
 from timing import SOON, until
 
 import millstream
-from millstream import _native, cli, compaction, inspect
+from millstream import _native, cli, inspect
 from millstream._native import Position
 from millstream.disk import files
-from millstream.segments import PartitionLog
+from millstream.log import compaction
+from millstream.log.segments import PartitionLog
 from millstream.testing import clock
 
 SMALL = 1 << 16

@@ -27,7 +27,7 @@ from millstream import (
     Position,
     Unsupported,
 )
-from millstream.segments import PartitionLog
+from millstream.log.segments import PartitionLog
 from millstream.testing import clock
 
 

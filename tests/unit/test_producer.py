@@ -8,7 +8,7 @@ import threading
 import pytest
 
 import millstream
-from millstream import Retention, _native, inspect, sequences
+from millstream import Retention, _native, inspect
 from millstream.disk import files
 from millstream.errors import (
     Closed,
@@ -18,7 +18,8 @@ from millstream.errors import (
     LimitExceeded,
     Unsupported,
 )
-from millstream.producer_ids import ProducerIds, ids_of
+from millstream.log import sequences
+from millstream.log.producer_ids import ProducerIds, ids_of
 
 HIGHEST = 2**63 - 2
 

@@ -19,7 +19,7 @@ from millstream import (
     Position,
     Span,
 )
-from millstream.segments import PartitionLog
+from millstream.log.segments import PartitionLog
 
 
 def values(stream, **options):

@@ -11,7 +11,7 @@ from millstream import _native
 from millstream.testing import Clock, clock
 
 MODULES = (
-    *("advice", "codecs", "compaction", "compat", "consumer", "dead_letters", "group"),
+    *("advice", "codecs", "log.compaction", "compat", "consumer", "dead_letters", "group"),
     *("options", "pipe", "producer", "queue", "queue_records", "sql_position", "stats", "store"),
     *("stream", "testing", "transaction", "view", "worker", "inspect"),
 )

@@ -29,11 +29,11 @@ from millstream import (
     QueueFull,
     StoreFull,
     Unsupported,
-    compacted,
     inspect,
     testing,
 )
 from millstream.disk import files
+from millstream.log import compacted
 
 LEVELS = ("process", "interval", "sync")
 

@@ -14,11 +14,12 @@ from collections.abc import Mapping
 import pytest
 
 import millstream
-from millstream import _native, reader, view_snapshot
+from millstream import _native, view_snapshot
 from millstream import view as view_module
 from millstream._native import Latest
 from millstream.disk import files
-from millstream.segments import PartitionLog
+from millstream.log import reader
+from millstream.log.segments import PartitionLog
 from millstream.view import Replay
 
 

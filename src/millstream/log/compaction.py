@@ -15,14 +15,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
-from millstream import _native, eras, segment_file, sequences
+from millstream import _native
 from millstream.disk import files, reserve
 from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, NotFound
+from millstream.log import eras, segment_file, sequences
 from millstream.options import Compaction, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.stream import Stream
 
 SCAN_BYTES = 8 << 20

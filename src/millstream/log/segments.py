@@ -10,7 +10,7 @@ import errno
 import time
 from bisect import bisect_right
 
-from millstream import _native, compacted, recovery, segment_file, sequences
+from millstream import _native
 from millstream.disk import files
 from millstream.errors import (
     CorruptBatch,
@@ -22,10 +22,11 @@ from millstream.errors import (
     Reentered,
     StorageError,
 )
+from millstream.log import compacted, recovery, segment_file, sequences
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.sequences import PartitionSequences
+    from millstream.log.sequences import PartitionSequences
     from millstream.stream import Stream
 
 POISON_SYNC, POISON_CORRUPT = 1, 2

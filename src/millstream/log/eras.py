@@ -5,8 +5,8 @@ Of a key, what a later era has counts; of one era, what the partition has to whi
 
 from __future__ import annotations
 
-from millstream import control, settings
 from millstream.disk import files, reserve
+from millstream.log import control, settings
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

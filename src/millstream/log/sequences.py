@@ -17,7 +17,7 @@ from millstream.errors import CorruptBatch, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.stream import Stream
 
 HEADER = struct.Struct("<8sII16sQQQII")

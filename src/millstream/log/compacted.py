@@ -9,7 +9,7 @@ from millstream.errors import NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
 
 
 def drop_replaced(log: PartitionLog) -> None:

@@ -13,7 +13,7 @@ from millstream.errors import CorruptBatch, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import _native
-    from millstream.segments import Mark, PartitionLog
+    from millstream.log.segments import Mark, PartitionLog
 
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 CORRUPT = 2

@@ -10,7 +10,7 @@ from millstream import _native
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.disk.members import Members
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
 
 
 class SegmentCache:

@@ -6,7 +6,7 @@ import time
 from bisect import bisect_right
 from collections.abc import AsyncIterator, Iterator
 
-from millstream import _native, recovery, timestamps
+from millstream import _native, timestamps
 from millstream._native import Batch, Cursor, Position
 from millstream.errors import (
     Closed,
@@ -15,13 +15,14 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
 )
+from millstream.log import recovery
 from millstream.options import as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from millstream.segments import PartitionLog
+    from millstream.log.segments import PartitionLog
     from millstream.sleepers import Sleepers
     from millstream.stream import Stream
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from millstream import compacted
 from millstream.errors import InvalidType
+from millstream.log import compacted
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream._native import Position
+    from millstream.log.segments import PartitionLog
     from millstream.options import Retention
-    from millstream.segments import PartitionLog
     from millstream.stream import Stream
 
 
