@@ -76,7 +76,6 @@ if TYPE_CHECKING:
     from millstream import compat as compat
     from millstream import inspect as inspect
     from millstream import testing as testing
-    from millstream import worker as worker
     from millstream.advice import Advice as Advice
     from millstream.consumer import Consumer as Consumer
     from millstream.group import Group as Group
@@ -86,13 +85,14 @@ if TYPE_CHECKING:
     from millstream.pipe import Pipe as Pipe
     from millstream.pipe import Record as Record
     from millstream.producer import Producer as Producer
-    from millstream.queue import Queue as Queue
-    from millstream.queue_records import DeadLetter, QueueStats, StoredMessage
+    from millstream.queues import worker as worker
+    from millstream.queues.queue import Queue as Queue
+    from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
+    from millstream.queues.worker import Worker as Worker
+    from millstream.queues.worker import run as run
     from millstream.stats import GroupMember, GroupPartition, PartitionStats, StreamStats
     from millstream.transaction import Transaction as Transaction
     from millstream.view import View as View
-    from millstream.worker import Worker as Worker
-    from millstream.worker import run as run
 
 __version__ = "0.1.0"
 
@@ -178,12 +178,12 @@ _HOMES = {
     "options": ("Durability",),
     "pipe": ("Pipe", "Record"),
     "producer": ("Producer",),
-    "queue": ("Queue",),
-    "queue_records": ("DeadLetter", "QueueStats", "StoredMessage"),
+    "queues.queue": ("Queue",),
+    "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
+    "queues.worker": ("Worker", "run"),
     "stats": ("GroupMember", "GroupPartition", "PartitionStats", "StreamStats"),
     "transaction": ("Transaction",),
     "view": ("View",),
-    "worker": ("Worker", "run"),
 }
 
 

@@ -17,8 +17,8 @@ from millstream.options import Retention
 
 if TYPE_CHECKING:
     from millstream.group import Group
-    from millstream.queue import Queue
-    from millstream.queue_records import QueueStats
+    from millstream.queues.queue import Queue
+    from millstream.queues.records import QueueStats
     from millstream.store import Store
     from millstream.stream import Stream
 

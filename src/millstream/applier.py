@@ -8,14 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream import group, slots
+from millstream import group
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
 from millstream.log import control
 from millstream.log.producer_ids import ids_of
+from millstream.queues import slots
 
 if TYPE_CHECKING:
     from millstream.effects import Ack, Effects, Mark, Place, Put, Share
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
     from millstream.store import Store
     from millstream.stream import Stream
 

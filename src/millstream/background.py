@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from millstream.compactor import Compactor
     from millstream.group import Group
     from millstream.log.segments import PartitionLog
-    from millstream.queue_handle import QueueHandle
+    from millstream.queues.handle import QueueHandle
     from millstream.store import Store
     from millstream.stream import Stream
 

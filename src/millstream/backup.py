@@ -1,6 +1,6 @@
 """A consistent copy of a store while others write.
 
-Bytes below a tail never change, so copying up to it is enough. Queues: see queue_backup.py.
+Bytes below a tail never change, so copying up to it is enough. Queues: see queues/backup.py.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def _capture(
         ]
         if store.queues():
             with _native.loading:
-                from millstream import queue_backup
+                from millstream.queues import backup as queue_backup
             files.make_directory(target / "queues")
             for queue in _there(store.queue, store.queues()):
                 queue_backup.copy(queue, target / "queues" / queue.name)

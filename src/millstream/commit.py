@@ -13,7 +13,7 @@ from millstream.stream import Stream
 if TYPE_CHECKING:
     from millstream.consumer import Consumer
     from millstream.journal import Journal
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
     from millstream.transaction import Transaction
 
 __all__ = ["Commit"]

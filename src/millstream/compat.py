@@ -41,7 +41,7 @@ from millstream.store import Store, shared, temporary
 
 if TYPE_CHECKING:
     from millstream._native import Message
-    from millstream.queue import Queue as Handle
+    from millstream.queues.queue import Queue as Handle
 
 __all__ = ["Empty", "Full", "PriorityQueue", "Queue", "ShutDown", "SimpleQueue"]
 

@@ -31,7 +31,7 @@ from millstream.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.group import Group
-    from millstream.queue_handle import QueueHandle
+    from millstream.queues.handle import QueueHandle
     from millstream.store import Store
 
 NAME = "@journal"

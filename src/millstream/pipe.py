@@ -19,7 +19,7 @@ from millstream.errors import (
     QueueFull,
 )
 from millstream.options import check_timeout, integer
-from millstream.queue import Queue
+from millstream.queues.queue import Queue
 from millstream.stream import Stream
 
 if TYPE_CHECKING:

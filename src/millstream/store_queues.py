@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     from millstream.log.settings import OnMismatch
     from millstream.options import Durability, RetryPolicy
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
     from millstream.store import Store
 
 __all__ = ["StoreQueues"]
@@ -106,8 +106,10 @@ class StoreQueues:
         b'hello'
         """
         with _native.loading:
-            from millstream import codecs, queue_settings, slots
-            from millstream.queue import Queue
+            from millstream import codecs
+            from millstream.queues import settings as queue_settings
+            from millstream.queues import slots
+            from millstream.queues.queue import Queue
         self._check_open()
         settings.check_name(name)
         codecs.resolve(codec)
@@ -170,7 +172,7 @@ class StoreQueues:
         Handles to it, in every process, raise `Closed` from now on.
         """
         with _native.loading:
-            from millstream import slots
+            from millstream.queues import slots
         self._check_writable()
         with self._lock:
             settings.check_name(name)
@@ -205,7 +207,7 @@ class StoreQueues:
         files.require_directory(directory)
         for name in files.names(directory):
             with _native.loading:
-                from millstream import slots
+                from millstream.queues import slots
             if name.startswith("."):
                 files.remove_tree(directory / name)  # it was not made, or was dropped
             else:
@@ -220,7 +222,7 @@ class StoreQueues:
         """As the last: sync all queues; False: a sync of one failed earlier."""
         for name in self._queue_names():
             with _native.loading:
-                from millstream import slots
+                from millstream.queues import slots
             if not slots.is_sound(self._queue_path(name)):
                 return False
             slots.sync(self._queue_path(name))

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from millstream.log.cache import SegmentCache
     from millstream.options import Durability
     from millstream.pipe import Pipe
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
     from millstream.store import Store
     from millstream.stream import Stream
     from millstream.transaction import Transaction
@@ -193,7 +193,9 @@ class StoreTransactions(StoreGroups):
     def _import_journal() -> None:
         """For the background, which imports nothing: all that applying may take."""
         with _native.loading:
-            from millstream import codecs, journal, queue, queue_settings, slots  # noqa: F401
+            from millstream import codecs, journal  # noqa: F401
+            from millstream.queues import queue, slots  # noqa: F401
+            from millstream.queues import settings as queue_settings  # noqa: F401
 
     def _has_journal(self) -> bool:
         return files.exists(self._stream_path(JOURNAL))
@@ -292,7 +294,7 @@ class StoreTransactions(StoreGroups):
     def _settle_queues(self) -> bool:
         if self._has_journal():
             with _native.loading:
-                from millstream import slots
+                from millstream.queues import slots
             if not self._journal().is_settled:  # who committed last was killed before it applied
                 return False
 

@@ -15,7 +15,7 @@ from millstream.consumer import Consumer
 from millstream.effects import Share
 from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, LimitExceeded
 from millstream.options import integer, number, parse_bytes
-from millstream.queue import Queue
+from millstream.queues.queue import Queue
 from millstream.stream import Stream
 
 if TYPE_CHECKING:

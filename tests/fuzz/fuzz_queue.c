@@ -107,7 +107,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   queue.hints->lanes = LANES;
   queue.hints->cell_bits = 7;
   queue.hints->ordered = (flags & 4) != 0;
-  /* What the layer above checks before it calls us (slots.py). */
+  /* What the layer above checks before it calls us (queues/slots.py). */
   if (queue.slots->slot_count > SLOTS) queue.slots->slot_count = SLOTS;
   if (queue.blocks->block_count > BLOCKS) queue.blocks->block_count = BLOCKS;
   if (ms_queue_attach(&queue, sizes[0], sizes[1], hints_size, &err) != MS_OK) abort();

@@ -19,8 +19,8 @@ from millstream.compactor import Compactor
 from millstream.errors import Closed, Indeterminate, StorageError
 from millstream.group import Group
 from millstream.log.segments import PartitionLog
-from millstream.queue import Queue
-from millstream.queue_handle import QueueHandle
+from millstream.queues.handle import QueueHandle
+from millstream.queues.queue import Queue
 from millstream.worker import Worker
 
 SECONDS = 30.0

@@ -10,8 +10,8 @@ import pytest
 from timing import until
 
 import millstream
-from millstream import slots
 from millstream.disk import files
+from millstream.queues import slots
 from millstream.testing import clock
 
 
@@ -131,7 +131,7 @@ def test_full_disk_changes_nothing(store, monkeypatch):
 KILLED = """
 import os, sys
 import millstream
-from millstream import slots
+from millstream.queues import slots
 slots.Files.publish_hints = lambda *_: os._exit(9)
 millstream.open(sys.argv[1], durability="process").queue("q").alter(capacity=30)
 """
@@ -175,7 +175,7 @@ ALTERER = """
 import os, sys
 import millstream
 from millstream.disk import files
-from millstream import slots
+from millstream.queues import slots
 store = millstream.open(sys.argv[1], durability="process")
 q = store.queue("q")
 names = [name for name in ("allocate", "extend", "sync", "write", "rename", "replace",

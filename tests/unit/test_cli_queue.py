@@ -13,7 +13,7 @@ from timing import until
 import millstream
 from millstream import inspect
 
-pytest.importorskip("millstream.queue")
+pytest.importorskip("millstream.queues.queue")
 
 COMMAND = [sys.executable, "-m", "millstream"]
 

@@ -256,7 +256,7 @@ def test_what_fails_behind_a_record_put_ack_or_commit_says_indeterminate(
     tmp_path, monkeypatch, error
 ):
     from millstream.group import Group
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
 
     def fail(*_, **__):
         raise error

@@ -331,14 +331,14 @@ def test_lazy_names_are_asked_for_in_the_middle_of_their_import():
 
 
 def test_a_call_in_the_middle_of_a_users_own_import_says_so():
-    """`import millstream.queue` by a user, interrupted by a handler that makes a queue."""
+    """`import millstream.queues.queue` by a user, interrupted by a handler that makes a queue."""
     work = """
 import sys, millstream
 store = millstream.temporary()
 said = []
 class Trace:
     def __call__(self, frame, event, _):
-        if frame.f_globals.get("__name__") == "millstream.queue" and event == "line":
+        if frame.f_globals.get("__name__") == "millstream.queues.queue" and event == "line":
             sys.settrace(None)
             try:
                 store.queue("q")
@@ -346,7 +346,7 @@ class Trace:
                 said.append(str(error))
         return self
 sys.settrace(Trace())
-import millstream.queue
+import millstream.queues.queue
 sys.settrace(None)
 assert said and "being imported" in said[0], said
 store.queue("q").put(b"1")

@@ -11,8 +11,17 @@ from millstream import _native
 from millstream.testing import Clock, clock
 
 MODULES = (
-    *("advice", "codecs", "log.compaction", "compat", "consumer", "dead_letters", "group"),
-    *("options", "pipe", "producer", "queue", "queue_records", "sql_position", "stats", "store"),
+    *("advice", "codecs", "log.compaction", "compat", "consumer", "queues.dead_letters", "group"),
+    *(
+        "options",
+        "pipe",
+        "producer",
+        "queues.queue",
+        "queues.records",
+        "sql_position",
+        "stats",
+        "store",
+    ),
     *("stream", "testing", "transaction", "view", "worker", "inspect"),
 )
 """Modules whose classes users get objects of."""

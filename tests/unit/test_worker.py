@@ -712,7 +712,7 @@ def test_what_keeps_a_queue_from_being_empty_is_said(store, queue):
 
 
 def test_run_until_empty_warns_of_what_it_waits_for(queue, monkeypatch, caplog):
-    monkeypatch.setattr("millstream.worker.NOTICE_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("millstream.queues.worker.NOTICE_SECONDS", (0.05, 0.1))
     queue.put(b"later", delay=3600)
     (number,) = [message.id for message in queue.peek(1)]
     queue.worker()(print)

@@ -1,5 +1,5 @@
-# ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is queue.py's,
-# through the hooks.
+# ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is
+# queues/queue.py's, through the hooks.
 from cpython.exc cimport PyErr_Clear
 
 cdef extern from "Python.h":

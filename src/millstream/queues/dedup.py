@@ -15,8 +15,8 @@ from millstream.errors import LimitExceeded
 
 if TYPE_CHECKING:
     from millstream._native import _DedupTable
-    from millstream.queue_handle import QueueHandle
-    from millstream.slots import Files
+    from millstream.queues.handle import QueueHandle
+    from millstream.queues.slots import Files
 
 STRIPES = 16
 STRIPES_MAX = 1 << 20

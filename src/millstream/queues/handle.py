@@ -6,7 +6,7 @@ import contextlib
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native, capacity, codecs, dedup, slots, timestamps
+from millstream import _native, codecs, timestamps
 from millstream.disk import files
 from millstream.errors import (
     Closed,
@@ -18,6 +18,7 @@ from millstream.errors import (
     StoreFull,
 )
 from millstream.options import Durability, RetryPolicy, check_timeout
+from millstream.queues import capacity, dedup, slots
 
 if TYPE_CHECKING:
     from millstream.sleepers import Sleepers

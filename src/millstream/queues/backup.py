@@ -10,13 +10,13 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
-from millstream import slots
 from millstream.disk import files
+from millstream.queues import slots
 
 if TYPE_CHECKING:
     import mmap
 
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
 
 WORD = struct.Struct("<Q")
 LENGTHS_AT, SLOT_HEAD_BYTES, FAILURES_BYTES = 64, 96, 512

@@ -10,10 +10,8 @@ from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mappi
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
-from millstream import _native, codecs, dedup, queue_settings, slots
-from millstream import capacity as capacity_of_queue
+from millstream import _native, codecs
 from millstream._native import Message
-from millstream.dead_letters import DeadLetters, message_id
 from millstream.disk import files
 from millstream.errors import (
     ConfigMismatch,
@@ -27,10 +25,14 @@ from millstream.errors import (
 )
 from millstream.log import settings
 from millstream.options import Durability, RetryPolicy, check_timeout, integer
-from millstream.queue_handle import QueueHandle
+from millstream.queues import capacity as capacity_of_queue
+from millstream.queues import dedup, slots
+from millstream.queues import settings as queue_settings
+from millstream.queues.dead_letters import DeadLetters, message_id
+from millstream.queues.handle import QueueHandle
 
 if TYPE_CHECKING:
-    from millstream.queue_records import QueueStats, StoredMessage
+    from millstream.queues.records import QueueStats, StoredMessage
     from millstream.sleepers import Sleepers
     from millstream.store import Store
 
@@ -214,7 +216,7 @@ class Queue(QueueHandle):
 
     def _stored(self, slot: int, word: int) -> StoredMessage | None:
         with _native.loading:
-            from millstream.queue_records import StoredMessage, moment
+            from millstream.queues.records import StoredMessage, moment
         found = self._record(slot, word)
         if found is None:
             return None
@@ -260,7 +262,7 @@ class Queue(QueueHandle):
     def stats(self) -> QueueStats:
         """The queue in numbers, as of now."""
         with _native.loading:
-            from millstream.queue_records import QueueStats
+            from millstream.queues.records import QueueStats
         counts, counters = self._counts(), self._counters()
         numbers: dict[str, Any] = {
             **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
@@ -441,7 +443,7 @@ class Queue(QueueHandle):
             linger: seconds to wait for a batch to fill.
         """
         with _native.loading:
-            from millstream.worker import register
+            from millstream.queues.worker import register
         return register(
             self,
             concurrency=concurrency,

@@ -14,10 +14,11 @@ import os
 import struct
 from typing import Any, NamedTuple, NoReturn
 
-from millstream import _native, dedup
+from millstream import _native
 from millstream.disk import files
 from millstream.disk.publish import published
 from millstream.errors import CorruptBatch, NotFound, VersionMismatch
+from millstream.queues import dedup
 
 SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")

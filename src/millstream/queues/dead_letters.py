@@ -17,8 +17,8 @@ from millstream.errors import (
 from millstream.options import as_index, integer
 
 if TYPE_CHECKING:
-    from millstream.queue import Queue
-    from millstream.queue_records import DeadLetter
+    from millstream.queues.queue import Queue
+    from millstream.queues.records import DeadLetter
 
 __all__ = ["DeadLetters", "message_id"]
 
@@ -42,7 +42,7 @@ class DeadLetters:
 
     def _letter(self, slot: int, word: int) -> DeadLetter | None:
         with _native.loading:
-            from millstream.queue_records import REASONS, DeadLetter, moment
+            from millstream.queues.records import REASONS, DeadLetter, moment
         queue = self._queue
         found = queue._record(slot, word)
         if found is None:

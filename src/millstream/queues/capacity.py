@@ -16,14 +16,14 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from millstream import slots
 from millstream.disk import files
 from millstream.errors import InvalidArgument, LockTimeout
+from millstream.queues import slots
 
 if TYPE_CHECKING:
     import mmap
 
-    from millstream.queue_handle import QueueHandle
+    from millstream.queues.handle import QueueHandle
 
 LOCK_SECONDS = 30.0
 

@@ -28,7 +28,7 @@ from millstream.options import integer, number
 
 if TYPE_CHECKING:
     from millstream._native import Message
-    from millstream.queue import Queue
+    from millstream.queues.queue import Queue
 
 __all__ = ["Counts", "Loop", "Options", "check_options", "sum_of"]
 

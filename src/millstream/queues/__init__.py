@@ -1,0 +1,1 @@
+"""A queue: its files, its messages, and the workers that take them."""

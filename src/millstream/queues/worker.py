@@ -1,0 +1,893 @@
+"""Workers: functions that are called with the messages of a queue, in threads or in processes.
+
+`queue.worker(...)` registers a function, `run` works until SIGTERM or SIGINT, `Worker` is the
+handle for programs that decide themselves when.
+"""
+
+from __future__ import annotations
+
+import atexit
+import contextlib
+import os
+import queue as standard
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
+
+from millstream import _native
+from millstream.errors import InvalidArgument, InvalidType, Reentered, WorkerError
+from millstream.options import check_timeout
+from millstream.queues.loops import (
+    LOG,
+    SLICE_SECONDS,
+    Counts,
+    Loop,
+    Mode,
+    Options,
+    check_options,
+    sum_of,
+)
+
+if TYPE_CHECKING:
+    import socket
+    from multiprocessing.connection import Connection
+
+    from millstream.queues.queue import Queue
+
+__all__ = ["Counts", "Worker", "register", "run"]
+
+Function = TypeVar("Function", bound=Callable[[Any], object])
+
+BACKOFF_SECONDS = (0.1, 30.0)
+"""How long until a worker process that ended is replaced: at first, and at most."""
+START_TRIES = 4
+"""How many worker processes in a row may end before they can take a message."""
+TRACEBACK_MOST = 20_000
+NOTICE_SECONDS = (5.0, 300.0)
+"""When `run(until_empty=True)` says what it waits for: first, and how often at least."""
+EXIT_SECONDS = 5.0
+"""How long a worker process may take to give back what it has."""
+EXIT_OVERDUE = 75
+WITHIN_SECONDS = 0.5
+"""The same, and until Reentered, in a signal handler: they may wait for the call under it."""
+
+
+# --- many loops -----------------------------------------------------------------------------------
+
+
+def start_all(running: Threads | Processes, path: str) -> None:
+    """Start the threads, all or none: nobody would know of some, which take messages for ever.
+
+    Raises: StorageError where there can be none.
+    """
+    threads, running._threads = running._threads, []
+    try:
+        for thread in threads:
+            _native.start(thread, path)
+            running._threads.append(thread)
+    except BaseException:
+        running.ask(0.0)
+        deadline = time.monotonic() + EXIT_SECONDS
+        while running.alive and time.monotonic() < deadline:
+            time.sleep(0.005)
+        running.end()
+        raise
+
+
+class Threads:
+    """Loops in threads of this process."""
+
+    def __init__(self, queue: Queue, function: Callable[[Any], object], options: Options) -> None:
+        self._loops = [Loop(queue, function, options) for _ in range(options.concurrency)]
+        self._threads = [
+            # Daemons: a function that never returns must not keep the process.
+            threading.Thread(target=loop.run, name=f"{queue.name}-{number}", daemon=True)
+            for number, loop in enumerate(self._loops)
+        ]
+        self.begun = _native.Flag()
+        self.begun.set()
+
+    @property
+    def counts(self) -> Counts:
+        """What was done until now."""
+        return sum_of(loop.counts for loop in self._loops)
+
+    @property
+    def held(self) -> int:
+        """How many messages they work on."""
+        return sum(len(loop.held) for loop in self._loops)
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended a loop that was not told to end."""
+        return next((loop.error for loop in self._loops if loop.error), None)
+
+    @property
+    def alive(self) -> bool:
+        """Does any still run?"""
+        return any(thread.is_alive() for thread in self._threads)
+
+    def ask(self, grace: float) -> None:
+        """Take nothing more."""
+        for loop in self._loops:
+            loop.stopping.set()
+
+    def check(self) -> None:
+        """Reentered where one waits for what this thread holds."""
+        for thread in self._threads:
+            _native.join(thread, 0.0)
+
+    def await_end(self) -> None:
+        """Wait a moment; Reentered where one waits for what this thread holds."""
+        for thread in self._threads:
+            _native.join(thread, 0.005)
+
+    def end(self) -> None:
+        """Give back what is still worked on."""
+        for loop, thread in zip(self._loops, self._threads, strict=False):
+            if thread.is_alive():
+                with contextlib.suppress(Reentered):  # the thread is at it, and ends when it may
+                    loop.release()
+
+
+class Ended(NamedTuple):
+    """How a worker process came to its end.
+
+    Attributes:
+        ready: had it begun to take messages?
+        why: in words.
+        kind: the type of the exception that ended it; "": it left none.
+        message: its text.
+        traceback: where it came from.
+    """
+
+    ready: bool
+    why: str
+    kind: str = ""
+    message: str = ""
+    traceback: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.why}: {self.kind}: {self.message}" if self.kind else self.why
+
+
+class Processes:
+    """Loops in processes of their own, each watched by a thread that replaces it when it dies.
+
+    They are new interpreters, whatever start method multiprocessing has here: a fork would share
+    what may not be shared. Where `START_TRIES` in a row end before they can take a message, and no
+    other is at work, `error` says what the last one said, and the others are told to stop.
+    """
+
+    def __init__(self, queue: Queue, function: Callable[[Any], object], options: Options) -> None:
+        self._name = queue.name
+        self._path = queue.path
+        self._parcel = parcel(queue, function, options)
+        self._count = options.concurrency
+        self._stopping = _native.Flag()
+        self._grace = 0.0
+        self._asked_at = float("inf")
+        self._lock = _native.Lock(f"{queue.path}: its worker processes", reentrant=True)
+        self._counts = Counts()
+        self._children: dict[int, Child] = {}
+        self._begun: set[int] = set()
+        self.begun = _native.Flag()
+        """All have begun to take messages, or they cannot, or are told to stop."""
+        self.error: BaseException | None = None
+        self._threads = [
+            threading.Thread(target=self._supervise, args=(number,), daemon=True)
+            for number in range(options.concurrency)
+        ]
+
+    @property
+    def counts(self) -> Counts:
+        """What was done until now; of a child that was killed, up to its last report."""
+        with self._lock:
+            return self._counts
+
+    @property
+    def held(self) -> int:
+        """How many messages they work on."""
+        with self._lock:
+            return sum(child.held for child in self._children.values())
+
+    @property
+    def alive(self) -> bool:
+        """Does any still run?"""
+        return any(thread.is_alive() for thread in self._threads)
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of those that run now."""
+        with self._lock:
+            return [child.process.pid for child in self._children.values()]
+
+    def _supervise(self, number: int) -> None:
+        backoff = BACKOFF_SECONDS[0]
+        failed = 0
+        while not self._stopping.is_set():
+            began = time.monotonic()
+            try:
+                ended = self._run_one(number)
+            except Exception as error:  # no process, no descriptor: it may pass
+                ended = Ended(False, "it was not made", type(error).__name__, str(error))
+            if self._stopping.is_set():
+                return
+            if time.monotonic() - began > BACKOFF_SECONDS[1]:
+                backoff = BACKOFF_SECONDS[0]
+            failed = 0 if ended.ready else failed + 1
+            with self._lock:
+                working = any(child.ready for child in self._children.values())
+            if failed >= START_TRIES and not working:
+                self._give_up(cannot_start(self._path, failed, ended))
+                return
+            LOG.warning("%s: a worker process ended: %s; next in %g s", self._name, ended, backoff)
+            self._stopping.wait(backoff)
+            backoff = min(2 * backoff, BACKOFF_SECONDS[1])
+
+    def _give_up(self, error: BaseException) -> None:
+        self.error = self.error or error
+        LOG.error("%s", error)
+        self.ask(0.0)
+
+    def _run_one(self, number: int) -> Ended:
+        """Run a child until it ends."""
+        child = Child(self._parcel)
+        with self._lock:
+            self._children[number] = child
+            late = self._stopping.is_set()
+        if late:
+            child.tell(self._grace)
+        try:
+            for word, said in child.heard():
+                with self._lock:
+                    if word == "counts":
+                        self._counts += Counts(*said)
+                    elif word == "held":
+                        child.held = said
+                    elif word == "error":
+                        child.said = said
+                    else:
+                        child.ready = True
+                        self._begun.add(number)
+                        if len(self._begun) == self._count:
+                            self.begun.set()
+        finally:
+            code = child.end()
+            with self._lock:
+                del self._children[number]
+        why = f"exit code {code}" if code >= 0 else f"signal {-code}"
+        return Ended(child.ready, why, *child.said)
+
+    def ask(self, grace: float) -> None:
+        """Take nothing more; give back after `grace` seconds what is still worked on."""
+        with self._lock:
+            self._grace = grace
+            self._asked_at = min(self._asked_at, time.monotonic())
+            self._stopping.set()
+            children = list(self._children.values())
+        self.begun.set()
+        for child in children:
+            child.tell(grace)
+
+    def check(self) -> None:
+        """They were not started where they might wait for this thread."""
+
+    def await_end(self) -> None:
+        """Wait a moment; Reentered where they may wait for what this thread holds."""
+        time.sleep(0.005)
+        held = _native.held()
+        if held and time.monotonic() - self._asked_at > WITHIN_SECONDS:
+            raise Reentered(
+                f"{self._path}: its worker processes take nothing more, but did not end yet, and"
+                f" may wait for the call under this one, which has: {', '.join(held)}. Stop them"
+                " again when it has returned"
+            )
+
+    def end(self) -> None:
+        """Wait a moment for the children to give back what they have, then kill who remains."""
+        self.ask(0.0)
+        deadline = time.monotonic() + (WITHIN_SECONDS if _native.held() else EXIT_SECONDS)
+        for thread in self._threads:
+            thread.join(max(0.0, deadline - time.monotonic()))
+        with self._lock:
+            for child in self._children.values():
+                child.process.kill()  # its leases end with it
+        for thread in self._threads:
+            thread.join(EXIT_SECONDS)
+
+
+def parcel(queue: Queue, function: Callable[[Any], object], options: Options) -> bytes:
+    """What a child needs, as bytes; raises where there can be no child, or nothing can be sent."""
+    with _native.loading:
+        from multiprocessing import process
+        from multiprocessing.reduction import ForkingPickler
+
+    why = None
+    if getattr(process.current_process(), "_inheriting", False):
+        why = (
+            "this is one, and imports the main module, which starts workers again; put what runs"
+            ' them below `if __name__ == "__main__":`'
+        )
+    elif process.current_process().daemon:
+        why = (
+            "this process is a daemonic one of multiprocessing, which may have no children; start"
+            ' it with daemon=False, or use mode="thread"'
+        )
+    if why is not None:
+        raise WorkerError(f"{queue.path}: worker processes cannot start: {why}")
+    try:
+        return bytes(ForkingPickler.dumps((queue, function, options)))
+    except Exception as error:  # whatever a codec of a user raises
+        raise WorkerError(
+            f"{queue.path}: worker processes cannot start: queue, codec and function are sent to"
+            f" them, and one does not pickle: {type(error).__name__}: {error}",
+            kind=type(error).__name__,
+        ) from error
+
+
+def cannot_start(path: str, tries: int, ended: Ended) -> WorkerError:
+    """What is raised when it was tried often enough."""
+    error = WorkerError(
+        f"{path}: worker processes cannot start: {tries} in a row ended before they could take a"
+        f" message, the last with {ended}",
+        kind=ended.kind,
+        traceback=ended.traceback,
+    )
+    if ended.traceback:
+        error.add_note(f"In the worker process:\n\n{ended.traceback}")
+    return error
+
+
+BOOT = (
+    "import sys; from multiprocessing.connection import Connection as C; c = C(int(sys.argv[1])); "
+    "sys.path[:] = c.recv(); from millstream.queues.worker import main; main(c)"
+)
+"""What a child runs: as multiprocessing's spawn, but its main module is imported where we hear of
+it when that fails."""
+
+
+class Child:
+    """A worker process, as its parent has it."""
+
+    def __init__(self, parcel: bytes) -> None:
+        with _native.loading:
+            import socket
+            import subprocess
+            from multiprocessing import spawn, util
+            from multiprocessing.reduction import ForkingPickler
+
+        self.ready = False
+        self.held = 0
+        self.said: Sequence[str] = ()
+        flags: list[str] = util._args_from_interpreter_flags()  # type: ignore[attr-defined]
+        preparation = spawn.get_preparation_data("millstream worker")
+        # It pickles for multiprocessing's own children only; these are as near.
+        preparation["authkey"] = bytes(preparation["authkey"])
+        self._socket, theirs = socket.socketpair()
+        with theirs:
+            number = theirs.fileno()
+            try:
+                self.process = subprocess.Popen(
+                    [os.fsdecode(spawn.get_executable()), *flags, "-c", BOOT, str(number)],
+                    stdin=subprocess.DEVNULL,
+                    pass_fds=(number,),
+                )
+            except BaseException:
+                self._socket.close()
+                raise
+        with contextlib.suppress(OSError):  # it is gone: `heard` ends at once
+            for sent in (ForkingPickler.dumps(sys.path), ForkingPickler.dumps(preparation), parcel):
+                # As Connection.recv reads it.
+                self._socket.sendall(len(sent).to_bytes(4, "big") + bytes(sent))
+
+    def heard(self) -> Iterator[tuple[str, Any]]:
+        """What it says, until it is gone."""
+        with _native.loading:
+            import json
+
+        with contextlib.suppress(OSError), self._socket.makefile("rb") as lines:
+            for line in lines:
+                if line.endswith(b"\n"):  # else it died over it
+                    yield from json.loads(line).items()
+
+    def tell(self, grace: float) -> None:
+        """Tell it to stop, unless it is gone."""
+        with contextlib.suppress(OSError):
+            self._socket.sendall(b"%r\n" % grace)
+
+    def end(self) -> int:
+        """Wait for its end; its exit code."""
+        code = self.process.wait()
+        self._socket.close()
+        return code
+
+
+def main(connection: Connection[Any, Any]) -> None:
+    """The main function of a worker process."""
+    with _native.loading:
+        import socket
+        from multiprocessing import process, spawn
+
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the terminal: the parent hears it too
+    os.set_inheritable(connection.fileno(), False)
+    number = os.dup(connection.fileno())  # read as a socket from here on
+    try:
+        process.current_process()._inheriting = True  # type: ignore[attr-defined]
+        spawn.prepare(connection.recv())
+        queue, function, options = connection.recv()
+        del process.current_process()._inheriting  # type: ignore[attr-defined]
+        connection.close()
+        loop = Loop(queue, function, options)
+    except BaseException as error:
+        with socket.socket(fileno=number) as channel:
+            Reports(channel, None).fail(error)
+        raise
+    signal.signal(signal.SIGTERM, lambda *_: loop.stopping.set())
+    reports = Reports(socket.socket(fileno=number), loop)
+    reports.send({"ready": True})
+    threading.Thread(target=reports.run, daemon=True).start()
+    loop.run()
+    reports.report()
+    if loop.error is not None:
+        reports.fail(loop.error)
+        raise loop.error
+
+
+class Reports:
+    """What a worker process tells its parent, and hears from it: lines of JSON."""
+
+    def __init__(self, channel: socket.socket, loop: Loop | None) -> None:
+        self._channel = channel
+        self._loop = loop
+        self._sent = Counts()
+        self._held = 0
+        self._lock = _native.Lock("the reports of a worker process")
+
+    def send(self, said: dict[str, Any]) -> None:
+        """Tell something, unless the parent is dead."""
+        with _native.loading:
+            import json
+        with contextlib.suppress(OSError):
+            self._channel.sendall(json.dumps(said).encode() + b"\n")
+
+    def fail(self, error: BaseException) -> None:
+        """Tell what ends this process."""
+        with _native.loading:
+            import traceback
+        text = "".join(traceback.format_exception(error))[-TRACEBACK_MOST:]
+        self.send({"error": [type(error).__name__, str(error)[:TRACEBACK_MOST], text]})
+
+    def report(self) -> None:
+        """Tell what was done since the last time."""
+        assert self._loop is not None
+        with self._lock:
+            counts, held = self._loop.counts, len(self._loop.held)
+            new = [now - before for now, before in zip(counts, self._sent, strict=True)]
+            if any(new) or held != self._held:
+                self.send({"counts": new, "held": held})
+                self._sent, self._held = counts, held
+
+    def run(self) -> None:
+        """Report, listen, and end the process when time is up."""
+        with _native.loading:
+            import select
+        loop = self._loop
+        assert loop is not None
+        deadline = float("inf")
+        heard = True
+        ear = select.poll()
+        ear.register(self._channel, select.POLLIN)
+        while True:
+            most = min(SLICE_SECONDS, max(0.0, deadline - time.monotonic()))
+            if not heard:
+                time.sleep(SLICE_SECONDS)
+            elif ear.poll(most * 1000):
+                try:
+                    said = self._channel.recv(4096)
+                except OSError:
+                    said = b""
+                if said:
+                    deadline = time.monotonic() + float(said.split()[-1])
+                heard = said != b""  # else the parent is dead
+                loop.stopping.set()
+            self.report()
+            begun = loop.begun
+            if begun is not None and time.monotonic() - begun > loop.options.time_limit:
+                loop.fail_overdue()
+            elif time.monotonic() < deadline:
+                continue
+            else:
+                loop.release()
+            self.report()
+            os._exit(EXIT_OVERDUE)  # the function may never return
+
+
+# --- waiting for the end --------------------------------------------------------------------------
+
+
+def waits_for(queue: Queue, ours: int) -> str:
+    """Why a queue is not empty, in words; "": it is. `ours` of its messages are worked on here."""
+    left = len(queue)
+    if left == 0:
+        return ""
+    stats = queue.stats()
+    elsewhere = max(0, stats.leased - ours)
+    due = [queue._stored(slot, word) for _, _, slot, word in queue._scan(("delayed",), 1000)]
+    first = min((message.due for message in due if message and message.due), default=None)
+    next_due = f" (until {first.isoformat(' ', 'seconds')} at least)" if first else ""
+    found = [
+        (stats.ready, "ready"),
+        (stats.delayed, f"delayed{next_due}"),
+        (stats.held, "held behind an earlier one of their key"),
+        (stats.leased - elsewhere, "worked on here"),
+        (elsewhere, "leased elsewhere"),
+    ]
+    text = ", ".join(f"{count} {what}" for count, what in found if count)
+    paused = "; it is paused: nothing is leased until resume()" if stats.paused else ""
+    return f"{left} not finished: {text or 'in a transaction'}{paused}"
+
+
+# --- what users see -------------------------------------------------------------------------------
+
+
+class Worker:
+    """A function and the queue whose messages it is called with; between `start` and `stop`.
+
+    `queue.worker` registers one for `run`; a program that wants to start and stop by itself makes
+    its own. Use it in a `with`: the block's end stops it. Thread-safe.
+
+    Args:
+        queue: where messages come from.
+        function: called with a message, or with a list of them where `batch` is given. Returning
+            acknowledges, raising counts a failure; `Retry`, `Snooze` and `Reject` say what else.
+        concurrency: how many calls at a time, each in a thread or process of its own.
+        mode: "thread", or "process": spawned ones, which import the function by its name.
+        time_limit: seconds; after so long a lease is renewed no more, and runs out. A worker
+            process that is at it still is ended, and another started.
+        batch: call with lists of up to so many messages. The function may end some by itself
+            (`m.nack()`, say); the others are acknowledged.
+        linger: seconds to wait for a batch to fill.
+
+    >>> import millstream
+    >>> from millstream.queues.worker import Worker
+    >>> with millstream.temporary() as store:
+    ...     mail = store.queue("mail")
+    ...     _ = mail.put_many([b"ann", b"bob"])
+    ...     seen = []
+    ...     with Worker(mail, lambda message: seen.append(message.value)):
+    ...         _ = mail.join(timeout=30)
+    ...     sorted(seen)
+    [b'ann', b'bob']
+    """
+
+    def __init__(
+        self,
+        queue: Queue,
+        function: Callable[[Any], object],
+        *,
+        concurrency: int = 1,
+        mode: Mode = "thread",
+        time_limit: float = 300.0,
+        batch: int | None = None,
+        linger: float = 0.0,
+    ) -> None:
+        self.queue = queue
+        self.function = function
+        self.options = check_options(concurrency, mode, time_limit, batch, linger)
+        check_function(function, self.options.mode)
+        self._running: Threads | Processes | None = None
+        self._process = os.getpid()
+        self._lock = _native.Lock(f"{queue.path}: its worker")
+        self._before = Counts()
+        self._error: BaseException | None = None
+
+    def start(self) -> None:
+        """Begin to take messages; processes have begun when it returns. Nothing where it has begun.
+
+        Raises: WorkerError where processes cannot start, StorageError where threads cannot; Closed.
+        Reentered in a signal handler or finalizer for processes, where the call under it holds
+        anything that they may need; threads begin there as well, and wait until it has returned.
+        """
+        self._begin()
+        running = self._running
+        try:
+            if running is not None:  # else it was stopped meanwhile
+                running.begun.wait()
+        except BaseException:  # Ctrl-C
+            self._end()
+            raise
+        if isinstance(self.error, WorkerError):
+            self._end()
+            raise self.error
+
+    def _begin(self) -> None:
+        """The first half of `start`: do not wait for processes."""
+        held = _native.held()
+        if held and self.options.mode == "process" and not self._is_ours:
+            raise Reentered(
+                f"{self.queue.path}: worker processes are not started in the middle of a call of"
+                f" this thread, which has: {', '.join(held)}. They could wait for it: start them"
+                " when it has returned"
+            )
+        with self._lock:
+            if self._is_ours:
+                return
+            self.queue._check_writable()
+            self._error = None
+            kind = Threads if self.options.mode == "thread" else Processes
+            self._running = None  # of the parent, where this is a fork
+            self._process = os.getpid()
+            running = kind(self.queue, self.function, self.options)
+            atexit.register(self.stop, 0.0)
+            self._running = running  # before they begin: whatever comes between, they are known
+            try:
+                start_all(running, self.queue.path)
+            except BaseException:
+                self._running = None
+                atexit.unregister(self.stop)
+                raise
+
+    @property
+    def _is_ours(self) -> bool:
+        """Does it run, and in this process, not in the one of which this is a fork?"""
+        return self._running is not None and self._process == os.getpid()
+
+    def stop(self, grace: float = 30.0) -> Counts:
+        """Take nothing more, wait for the calls that run, and give back what is not done then.
+
+        Args:
+            grace: seconds to wait. Threads whose function still runs after it are left behind, and
+                what they do to their message comes to nothing; processes are ended.
+
+        Returns: what was done since the worker was made.
+
+        Raises: WorkerError where processes died and could not be replaced; they are stopped.
+        Reentered in a signal handler or finalizer, where a thread waits for what the call under it
+        holds, or a process did not end at once and may do so: it takes nothing more, and ends when
+        that has returned; stop it again then.
+        """
+        self._ask(grace)
+        deadline = time.monotonic() + (check_timeout(grace) or 0.0)
+        while (running := self._running) and self.alive and time.monotonic() < deadline:
+            running.await_end()
+        told = self._running is None  # by an earlier call
+        counts = self._end()
+        if isinstance(self.error, WorkerError) and not told:
+            raise self.error
+        return counts
+
+    def _ask(self, grace: float) -> None:
+        """The first half of `stop`: take nothing more."""
+        seconds = check_timeout(grace) or 0.0
+        if (running := self._running) and self._is_ours:
+            running.ask(seconds)
+
+    def _end(self) -> Counts:
+        """The second half of `stop`: give back what is not done, now."""
+        if (running := self._running) and self._is_ours:
+            running.end()
+            with self._lock:
+                if self._running is running:  # nobody else was quicker
+                    self._error = running.error
+                    self._before, self._running = self._before + running.counts, None
+                    atexit.unregister(self.stop)
+        return self._before
+
+    def _check(self) -> None:
+        """Raise where it would wait for this thread."""
+        if (running := self._running) and self._is_ours:
+            running.check()
+
+    @property
+    def counts(self) -> Counts:
+        """What was done until now."""
+        running = self._running
+        return self._before + (running.counts if running and self._is_ours else Counts())
+
+    @property
+    def alive(self) -> bool:
+        """Does any of its threads or processes still run?"""
+        running = self._running
+        return running is not None and self._is_ours and running.alive
+
+    @property
+    def error(self) -> BaseException | None:
+        """What ended one of its threads that was not told to end, or why processes cannot start."""
+        running = self._running
+        return running.error if running else self._error
+
+    @property
+    def waits_for(self) -> str:
+        """What keeps the queue from being empty, in words; "": nothing does."""
+        return waits_for(self.queue, self.held)
+
+    @property
+    def held(self) -> int:
+        """How many messages its threads or processes work on now."""
+        running = self._running
+        return running.held if running and self._is_ours else 0
+
+    @property
+    def pids(self) -> list[int]:
+        """Process ids of its processes."""
+        running = self._running
+        return running.pids if isinstance(running, Processes) and self._is_ours else []
+
+    def __enter__(self) -> Worker:
+        self.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        try:
+            self.stop()
+        except WorkerError:
+            if raised[0] is None:  # else that comes first; ours is in the log
+                raise
+
+    def __repr__(self) -> str:
+        name = getattr(self.function, "__qualname__", repr(self.function))
+        state = f"running, {self.counts}" if self._is_ours else "not running"
+        return f"<Worker of queue {self.queue.name!r}: {name}, {self.options.mode}, {state}>"
+
+
+def check_function(function: object, mode: Mode) -> None:
+    """Can it be called, and where processes are to call it, imported?"""
+    with _native.loading:
+        import inspect
+    if not callable(function):
+        raise InvalidType(f"worker {function!r}: expected a function")
+    if inspect.iscoroutinefunction(function):
+        raise InvalidType(f"worker {function!r}: a coroutine; take messages with `async for`")
+    name = getattr(function, "__qualname__", None)
+    if mode == "process" and (name is None or "<" in name):
+        raise InvalidArgument(
+            f"worker {name or function!r}: a process imports its function by name; define it at the"
+            " top of a module"
+        )
+
+
+def register(
+    queue: Queue,
+    *,
+    concurrency: int = 1,
+    mode: Mode = "thread",
+    time_limit: float = 300.0,
+    batch: int | None = None,
+    linger: float = 0.0,
+) -> Callable[[Function], Function]:
+    """What `queue.worker(...)` is: a decorator that registers for `run` and changes nothing."""
+    check_options(concurrency, mode, time_limit, batch, linger)
+
+    def decorate(function: Function) -> Function:
+        made = Worker(
+            queue,
+            function,
+            concurrency=concurrency,
+            mode=mode,
+            time_limit=time_limit,
+            batch=batch,
+            linger=linger,
+        )
+        queue._workers.append(made)
+        return function
+
+    return decorate
+
+
+def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Counts:
+    """Run the workers that were registered with these queues, until SIGTERM or SIGINT.
+
+    Then they take nothing more, finish what they work on, and give back, uncounted, what is not
+    done after `grace` seconds (a second signal: at once). Signals are heard in the main thread
+    only, and get their old handlers back in the end.
+
+    Args:
+        queues: with at least one worker each.
+        grace: seconds.
+        until_empty: return also when nothing is left to do in any of the queues: for scripts. It
+            waits for all that is not finished: messages that are delayed, also for a retry, leased
+            by others, held behind one of their key, or in a queue that is paused. After 5 s
+            without a message done, and then less and less often, a warning says what; ``waits_for``
+            of a `Worker` says it when asked.
+
+    Returns: what was done; it prints as text.
+
+    Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start);
+    StorageError (threads cannot); Closed; what ended a worker that was not told to end. Reentered
+    in a signal handler or finalizer, where a worker waits for what the call under it holds, or is a
+    process, which may.
+
+    >>> import millstream
+    >>> with millstream.temporary() as store:
+    ...     mail = store.queue("mail")
+    ...     _ = mail.put(b"ann")
+    ...     @mail.worker()
+    ...     def send(message):
+    ...         print("to", message.value)
+    ...     print(millstream.run(mail, until_empty=True))
+    to b'ann'
+    1 done, 0 failed, 0 released
+    """
+    workers = [worker for queue in queues for worker in queue._workers]
+    idle = [queue.name for queue in queues if not queue._workers]
+    if not workers or idle:
+        raise InvalidArgument(f"no workers to run: {', '.join(idle) or 'no queue was given'}")
+    check_timeout(grace)
+    before = sum_of(worker.counts for worker in workers)
+    with hearing(signal.SIGTERM, signal.SIGINT) as heard:
+        try:
+            for worker in workers:
+                worker._begin()
+            watch(workers, queues if until_empty else (), heard)
+            error = next((worker.error for worker in workers if worker.error), None)
+            for worker in workers:
+                worker._ask(grace)
+            deadline = time.monotonic() + grace
+            while any(worker.alive for worker in workers) and time.monotonic() < deadline:
+                for worker in workers:
+                    worker._check()
+                with contextlib.suppress(standard.Empty):
+                    heard.get(timeout=0.01)
+                    break
+        finally:
+            after = sum_of(worker._end() for worker in workers)
+    counts = Counts(*(now - then for now, then in zip(after, before, strict=True)))
+    LOG.info("%s: %s", ", ".join(queue.name for queue in queues), counts)
+    if error is not None:
+        raise error
+    return counts
+
+
+def watch(workers: list[Worker], queues: Sequence[Queue], heard: standard.SimpleQueue[int]) -> None:
+    """Wait for a signal, for an error, or, where queues are given, for them to be empty."""
+    done = Counts()
+    pause = NOTICE_SECONDS[0]
+    notice = time.monotonic() + pause
+    while not any(worker.error for worker in workers):
+        for worker in workers:
+            worker._check()
+        try:
+            heard.get(timeout=0.01 if queues else SLICE_SECONDS)
+        except standard.Empty:
+            if not queues:
+                continue
+            if all(len(queue) == 0 for queue in queues):
+                return
+        else:
+            return
+        before, done = done, sum_of(worker.counts for worker in workers)
+        if done != before:
+            pause = NOTICE_SECONDS[0]
+            notice = time.monotonic() + pause
+        elif time.monotonic() >= notice:
+            for queue in queues:
+                ours = [worker for worker in workers if worker.queue is queue]
+                why = waits_for(queue, sum(worker.held for worker in ours))
+                if why:
+                    LOG.warning("%s: run(until_empty=True) waits: %s", queue.name, why)
+            pause = min(2 * pause, NOTICE_SECONDS[1])
+            notice = time.monotonic() + pause
+
+
+@contextlib.contextmanager
+def hearing(*signals: signal.Signals) -> Iterator[standard.SimpleQueue[int]]:
+    """Signals as numbers through a queue, whose `put` is safe in a handler; an event's is not."""
+    heard: standard.SimpleQueue[int] = standard.SimpleQueue()
+    if threading.current_thread() is not threading.main_thread():
+        yield heard
+        return
+    before = {number: signal.signal(number, lambda n, _: heard.put(n)) for number in signals}
+    try:
+        yield heard
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+Worker.__module__ = "millstream"
+run.__module__ = "millstream"
