@@ -55,7 +55,7 @@ FLOORS = {
     "disk": ("disk",),
     "log": ("log",),
     "queues": ("queues",),
-    "groups": ("group", "assignment", "consumer", "sql_position", "stream_groups"),
+    "groups": ("groups",),
     "streams": ("stream", "producer", "view", "view_snapshot", "stats", "growth"),
     "transactions": ("effects", "applier", "journal", "commit", "transaction", "pipe"),
     "store": (
@@ -85,18 +85,13 @@ ONLY = {
 UPWARD: dict[str, tuple[str, ...]] = {
     "src/millstream/_native.pyi": ("disk.files",),
     "src/millstream/applier.py": ("store",),
-    "src/millstream/assignment.py": ("stream",),
-    "src/millstream/cli/groups.py": (
-        "stats",
-        "stream",
-    ),
+    "src/millstream/cli/groups.py": ("stream",),
     "src/millstream/cli/records.py": ("stream",),
     "src/millstream/cli/stores.py": ("stream",),
-    "src/millstream/consumer.py": ("stream",),
-    "src/millstream/group.py": (
-        "stats",
-        "stream",
-    ),
+    "src/millstream/groups/assignment.py": ("stream",),
+    "src/millstream/groups/consumer.py": ("stream",),
+    "src/millstream/groups/group.py": ("stream",),
+    "src/millstream/groups/of_stream.py": ("stream",),
     "src/millstream/journal.py": ("store",),
     "src/millstream/log/compaction.py": ("stream",),
     "src/millstream/log/eras.py": ("stream",),
@@ -109,7 +104,6 @@ UPWARD: dict[str, tuple[str, ...]] = {
     "src/millstream/queues/handle.py": ("store",),
     "src/millstream/queues/queue.py": ("store",),
     "src/millstream/stream.py": ("store",),
-    "src/millstream/stream_groups.py": ("stream",),
     "src/millstream/transaction.py": ("store",),
 }
 

@@ -77,8 +77,9 @@ if TYPE_CHECKING:
     from millstream import inspect as inspect
     from millstream import testing as testing
     from millstream.advice import Advice as Advice
-    from millstream.consumer import Consumer as Consumer
-    from millstream.group import Group as Group
+    from millstream.groups.consumer import Consumer as Consumer
+    from millstream.groups.group import Group as Group
+    from millstream.groups.stats import GroupMember, GroupPartition
     from millstream.growth import MillstreamWarning as MillstreamWarning
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.options import Durability
@@ -90,7 +91,7 @@ if TYPE_CHECKING:
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
-    from millstream.stats import GroupMember, GroupPartition, PartitionStats, StreamStats
+    from millstream.stats import PartitionStats, StreamStats
     from millstream.transaction import Transaction as Transaction
     from millstream.view import View as View
 
@@ -171,8 +172,9 @@ __all__ = [
 _MODULES = ("codecs", "compat", "inspect", "testing", "worker")
 _HOMES = {
     "advice": ("Advice",),
-    "consumer": ("Consumer",),
-    "group": ("Group",),
+    "groups.consumer": ("Consumer",),
+    "groups.group": ("Group",),
+    "groups.stats": ("GroupMember", "GroupPartition"),
     "growth": ("MillstreamWarning",),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
     "options": ("Durability",),
@@ -181,7 +183,7 @@ _HOMES = {
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
-    "stats": ("GroupMember", "GroupPartition", "PartitionStats", "StreamStats"),
+    "stats": ("PartitionStats", "StreamStats"),
     "transaction": ("Transaction",),
     "view": ("View",),
 }

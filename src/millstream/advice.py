@@ -16,7 +16,7 @@ from millstream.errors import Closed, NotFound
 from millstream.options import Retention
 
 if TYPE_CHECKING:
-    from millstream.group import Group
+    from millstream.groups.group import Group
     from millstream.queues.queue import Queue
     from millstream.queues.records import QueueStats
     from millstream.store import Store

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from millstream import group
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
+from millstream.groups import group
 from millstream.log import control
 from millstream.log.producer_ids import ids_of
 from millstream.queues import slots

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.compactor import Compactor
-    from millstream.group import Group
+    from millstream.groups.group import Group
     from millstream.log.segments import PartitionLog
     from millstream.queues.handle import QueueHandle
     from millstream.store import Store

@@ -10,9 +10,10 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, TypeVar
 
-from millstream import _native, group
+from millstream import _native
 from millstream.disk import files, members
 from millstream.errors import InvalidArgument, NotFound, StorageError
+from millstream.groups import group
 from millstream.log import eras, sequences
 
 if TYPE_CHECKING:

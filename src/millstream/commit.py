@@ -11,7 +11,7 @@ from millstream.log.control import LIVE
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.consumer import Consumer
+    from millstream.groups.consumer import Consumer
     from millstream.journal import Journal
     from millstream.queues.queue import Queue
     from millstream.transaction import Transaction

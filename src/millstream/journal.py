@@ -14,7 +14,7 @@ import struct
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native, group
+from millstream import _native
 from millstream.applier import Applier
 from millstream.disk import files
 from millstream.effects import Effects, Place, check_count, decode, encode, length_of
@@ -26,11 +26,12 @@ from millstream.errors import (
     Poisoned,
     StorageError,
 )
+from millstream.groups import group
 from millstream.log import compacted, control, settings
 from millstream.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.group import Group
+    from millstream.groups.group import Group
     from millstream.queues.handle import QueueHandle
     from millstream.store import Store
 

@@ -1,4 +1,4 @@
-"""What `Stream.stats` and `Group` return."""
+"""What `Stream.stats` returns."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import dataclasses
 from typing import TYPE_CHECKING, Literal
 
 from millstream import _native
-from millstream._native import Position
 from millstream.log import compacted
 from millstream.log.producer_ids import ids_of
 from millstream.log.segments import POISON_SYNC
@@ -120,39 +119,6 @@ def _health(log: PartitionLog) -> Literal["sound", "sync overdue", "sync failed"
     return "sync overdue" if overdue else "sound"
 
 
-@dataclasses.dataclass(frozen=True)
-class GroupMember:
-    """A consumer of a group."""
-
-    slot: int
-    """Its place among the members, by which `GroupPartition.owner` names it."""
-    number: int
-    """How often the place was taken before, plus 1."""
-    process: str
-    joined: int
-    """Microseconds since 1970."""
-    partitions: tuple[int, ...]
-
-
-@dataclasses.dataclass(frozen=True)
-class GroupPartition:
-    """Where a group is in one partition."""
-
-    partition: int
-    position: Position | None
-    """Where it goes on; None: at offset 0, nothing was committed."""
-    next_offset: int
-    lag: int
-    lost: bool
-    """A power cut took records that the group had seen: reading there is refused."""
-    owner: int | None
-    """Slot of the member that reads it; None: nobody, or one that is dead."""
-    fence: int
-    """Rises with each owner."""
-
-
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
 PartitionStats.__module__ = "millstream"
 StreamStats.__module__ = "millstream"
-GroupMember.__module__ = "millstream"
-GroupPartition.__module__ = "millstream"

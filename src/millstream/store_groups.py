@@ -31,6 +31,6 @@ class StoreGroups(StoreQueues):
 
     def _settle_queues(self) -> bool:
         with _native.loading:
-            from millstream import group
+            from millstream.groups import group
         settled = [group.settle(self._stream_path(name)) for name in self._names()]
         return all(settled) and super()._settle_queues()

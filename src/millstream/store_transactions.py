@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from millstream.advice import Advice
     from millstream.disk.members import Members
-    from millstream.group import Group
+    from millstream.groups.group import Group
     from millstream.journal import Journal
     from millstream.log.cache import SegmentCache
     from millstream.options import Durability

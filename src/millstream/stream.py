@@ -19,10 +19,10 @@ from millstream.errors import (
     WaitTimeout,
     each_of,
 )
+from millstream.groups.of_stream import StreamGroups
 from millstream.log import control, eras, reader, retiring, settings
 from millstream.log.segments import PartitionLog
 from millstream.options import Retention, check_timeout, integer
-from millstream.stream_groups import StreamGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

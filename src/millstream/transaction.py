@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 from millstream import _native, timestamps
 from millstream._native import Message
 from millstream.commit import Commit
-from millstream.consumer import Consumer
 from millstream.effects import Share
 from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, LimitExceeded
+from millstream.groups.consumer import Consumer
 from millstream.options import integer, number, parse_bytes
 from millstream.queues.queue import Queue
 from millstream.stream import Stream

@@ -6,7 +6,8 @@ by what was superseded under its key, where the stream is compacted, and by wher
 
 import xxhash
 
-from millstream import Position, group
+from millstream import Position
+from millstream.groups import group
 
 
 class Log:

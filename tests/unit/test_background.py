@@ -17,7 +17,7 @@ from millstream import _native
 from millstream.background import Background
 from millstream.compactor import Compactor
 from millstream.errors import Closed, Indeterminate, StorageError
-from millstream.group import Group
+from millstream.groups.group import Group
 from millstream.log.segments import PartitionLog
 from millstream.queues.handle import QueueHandle
 from millstream.queues.queue import Queue

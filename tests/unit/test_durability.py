@@ -255,7 +255,7 @@ def test_a_configuration_that_cannot_be_read_is_said_before_anything_is_stored(
 def test_what_fails_behind_a_record_put_ack_or_commit_says_indeterminate(
     tmp_path, monkeypatch, error
 ):
-    from millstream.group import Group
+    from millstream.groups.group import Group
     from millstream.queues.queue import Queue
 
     def fail(*_, **__):

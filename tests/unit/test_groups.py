@@ -14,7 +14,7 @@ from open_copy import copy_open
 from timing import SOON
 
 import millstream
-import millstream.group
+import millstream.groups.group
 from millstream import (
     Closed,
     CorruptBatch,
@@ -822,15 +822,15 @@ def test_a_removal_that_did_not_come_to_its_end_is_finished_by_whoever_asks(stre
 
 def test_a_slow_removal_leaves_the_group_that_was_made_anew_meanwhile(stream, monkeypatch):
     stream.consumer(group="g", timeout=0).close()
-    slow, drop = stream.group("g"), millstream.group.Group._drop
+    slow, drop = stream.group("g"), millstream.groups.group.Group._drop
 
     def dropped(group):
         assert drop(group)
-        monkeypatch.setattr(millstream.group.Group, "_drop", drop)
+        monkeypatch.setattr(millstream.groups.group.Group, "_drop", drop)
         stream.consumer(group="g", timeout=0).close()
         return True
 
-    monkeypatch.setattr(millstream.group.Group, "_drop", dropped)
+    monkeypatch.setattr(millstream.groups.group.Group, "_drop", dropped)
     slow.remove()
     assert stream.groups() == ["g"]
     assert stream.group("g").members() == []

@@ -11,14 +11,22 @@ from millstream import _native
 from millstream.testing import Clock, clock
 
 MODULES = (
-    *("advice", "codecs", "log.compaction", "compat", "consumer", "queues.dead_letters", "group"),
+    *(
+        "advice",
+        "codecs",
+        "log.compaction",
+        "compat",
+        "groups.consumer",
+        "queues.dead_letters",
+        "groups.group",
+    ),
     *(
         "options",
         "pipe",
         "producer",
         "queues.queue",
         "queues.records",
-        "sql_position",
+        "groups.sql_position",
         "stats",
         "store",
     ),

@@ -13,8 +13,7 @@ from millstream.cli.records import count_argument, start_argument
 from millstream.cli.stores import existing, opened, unknown
 
 if TYPE_CHECKING:
-    from millstream import Group, Store, Stream
-    from millstream.stats import GroupMember, GroupPartition
+    from millstream import Group, GroupMember, GroupPartition, Store, Stream
     from millstream.stream import Start
 
 

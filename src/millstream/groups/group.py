@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from millstream.stats import GroupMember, GroupPartition
+    from millstream.groups.stats import GroupMember, GroupPartition
     from millstream.stream import Stream
 
 __all__ = ["Group"]
@@ -399,7 +399,7 @@ class Group(_native.GroupCore):
     def members(self) -> list[GroupMember]:
         """Who reads for the group now, and what of it."""
         with _native.loading:
-            from millstream.stats import GroupMember
+            from millstream.groups.stats import GroupMember
         self._check_live()
         self._follow()
         shares: dict[int, list[int]] = {}
@@ -424,7 +424,7 @@ class Group(_native.GroupCore):
     def partitions(self) -> list[GroupPartition]:
         """Position, end, lag and owner of each partition, as of now."""
         with _native.loading:
-            from millstream.stats import GroupPartition
+            from millstream.groups.stats import GroupPartition
         self._check_live()
         self._follow()
         found = []

@@ -8,9 +8,9 @@ import warnings
 
 from millstream import _native
 from millstream._native import Batch, Position
-from millstream.assignment import Assignment
 from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Unsupported
-from millstream.group import Group, check_start, position_at
+from millstream.groups.assignment import Assignment
+from millstream.groups.group import Group, check_start, position_at
 from millstream.log.reader import KEEP_MAPS, UNLIMITED, sleepers
 from millstream.options import as_index, boolean, check_timeout, integer, number
 
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from typing import Any
 
+    from millstream.groups.sql_position import SqlPosition
     from millstream.sleepers import Sleepers
-    from millstream.sql_position import SqlPosition
     from millstream.stream import Stream
 
 __all__ = ["Consumer"]
@@ -321,7 +321,7 @@ class Consumer(Assignment):
         Raises: InvalidArgument; what sqlite3 raises.
         """
         with _native.loading:
-            from millstream.sql_position import SqlPosition
+            from millstream.groups.sql_position import SqlPosition
         self._sql = SqlPosition(self, connection)
         self.rewind()
         return self._sql

@@ -10,7 +10,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import sqlite3
 
-    from millstream.consumer import Consumer
+    from millstream.groups.consumer import Consumer
 
 __all__ = ["SqlPosition"]
 
@@ -150,7 +150,7 @@ class SqlPosition:
 
 def _epoch(consumer: Consumer, partition: int) -> int:
     with _native.loading:
-        from millstream.group import epoch_at
+        from millstream.groups.group import epoch_at
     return epoch_at(consumer.stream, partition, consumer.stream._log(partition).first_offset)
 
 

@@ -7,7 +7,7 @@ import time
 from millstream import _native
 from millstream._native import Position
 from millstream.errors import Closed, InvalidArgument, LimitExceeded
-from millstream.group import Group, epoch_at
+from millstream.groups.group import Group, epoch_at
 from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_epoch, epoch_end
 from millstream.options import integer
 
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from millstream.sql_position import SqlPosition
+    from millstream.groups.sql_position import SqlPosition
     from millstream.stream import Stream
 
 __all__ = ["Assignment"]

@@ -17,8 +17,8 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
     from millstream._native import Position
-    from millstream.consumer import Consumer
-    from millstream.group import Group
+    from millstream.groups.consumer import Consumer
+    from millstream.groups.group import Group
     from millstream.stream import Stream
 
     GroupStart: TypeAlias = (
@@ -100,7 +100,7 @@ class StreamGroups(_native.StreamCore):
         1 [b'a', b'b']
         """
         with _native.loading:
-            from millstream.consumer import Consumer
+            from millstream.groups.consumer import Consumer
         stream: Stream = self  # type: ignore[assignment]
         if not settings.check_create(create):
             self._group(group)  # raises
@@ -114,7 +114,7 @@ class StreamGroups(_native.StreamCore):
     def groups(self) -> list[str]:
         """Names of the consumer groups, sorted."""
         with _native.loading:
-            from millstream import group
+            from millstream.groups import group
         self._check_live()
         return group.names(self.path)
 
@@ -128,7 +128,7 @@ class StreamGroups(_native.StreamCore):
     def _group(self, name: str, *, make: Any = None) -> Group:
         """Open a group; with `make`, where it begins, also one that is not there."""
         with _native.loading:
-            from millstream import group
+            from millstream.groups import group
         self._check_live()
         stream: Stream = self  # type: ignore[assignment]
         known: Group | None = self._groups.get(settings.check_name(name))
