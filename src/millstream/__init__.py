@@ -68,7 +68,7 @@ from millstream.errors import (
 )
 from millstream.options import Compaction, Retention, RetryPolicy
 from millstream.store import Store, open, temporary
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,20 +80,20 @@ if TYPE_CHECKING:
     from millstream.groups.consumer import Consumer as Consumer
     from millstream.groups.group import Group as Group
     from millstream.groups.stats import GroupMember, GroupPartition
-    from millstream.growth import MillstreamWarning as MillstreamWarning
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.options import Durability
     from millstream.pipe import Pipe as Pipe
     from millstream.pipe import Record as Record
-    from millstream.producer import Producer as Producer
     from millstream.queues import worker as worker
     from millstream.queues.queue import Queue as Queue
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
-    from millstream.stats import PartitionStats, StreamStats
+    from millstream.streams.growth import MillstreamWarning as MillstreamWarning
+    from millstream.streams.producer import Producer as Producer
+    from millstream.streams.stats import PartitionStats, StreamStats
+    from millstream.streams.view import View as View
     from millstream.transaction import Transaction as Transaction
-    from millstream.view import View as View
 
 __version__ = "0.1.0"
 
@@ -175,17 +175,17 @@ _HOMES = {
     "groups.consumer": ("Consumer",),
     "groups.group": ("Group",),
     "groups.stats": ("GroupMember", "GroupPartition"),
-    "growth": ("MillstreamWarning",),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
     "options": ("Durability",),
     "pipe": ("Pipe", "Record"),
-    "producer": ("Producer",),
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
-    "stats": ("PartitionStats", "StreamStats"),
+    "streams.growth": ("MillstreamWarning",),
+    "streams.producer": ("Producer",),
+    "streams.stats": ("PartitionStats", "StreamStats"),
+    "streams.view": ("View",),
     "transaction": ("Transaction",),
-    "view": ("View",),
 }
 
 

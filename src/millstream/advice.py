@@ -11,16 +11,17 @@ import dataclasses
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
-from millstream import _native, growth
+from millstream import _native
 from millstream.errors import Closed, NotFound
 from millstream.options import Retention
+from millstream.streams import growth
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group
     from millstream.queues.queue import Queue
     from millstream.queues.records import QueueStats
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["Advice", "Kind"]
 

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from millstream.effects import Ack, Effects, Mark, Place, Put, Share
     from millstream.queues.queue import Queue
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["PRODUCER", "Applier"]
 

@@ -21,10 +21,11 @@ from collections.abc import Callable
 from functools import partial
 from itertools import pairwise
 
-from millstream import _native, growth
+from millstream import _native
 from millstream.errors import Closed, MillstreamError, NotFound, is_ours
 from millstream.log.segments import LATE_SECONDS
 from millstream.options import Retention
+from millstream.streams import growth
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
     from millstream.queues.handle import QueueHandle
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 SYNC_SECONDS = 0.1
 RETENTION_SECONDS = 1.0

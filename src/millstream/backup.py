@@ -19,7 +19,7 @@ from millstream.log import eras, sequences
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 CHUNK_BYTES = 4 << 20
 Handle = TypeVar("Handle")

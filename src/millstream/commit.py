@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
 from millstream.log.control import LIVE
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.groups.consumer import Consumer

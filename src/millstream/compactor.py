@@ -19,7 +19,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 LOOK_SECONDS = 1.0
 CHANGED_SECONDS = 5.0

@@ -28,7 +28,7 @@ from millstream.errors import (
 )
 from millstream.groups import group
 from millstream.log import compacted, control, settings
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group

@@ -11,7 +11,10 @@ from millstream.errors import InvalidArgument, InvalidType
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from datetime import datetime
     from typing import Any, Literal, TypeAlias
+
+    from millstream._native import Position
 
     Durability: TypeAlias = Literal["process", "interval", "sync"]
     """What an append has survived when it returns.
@@ -20,6 +23,10 @@ if TYPE_CHECKING:
     written since the last completed sync began (one starts every 100 ms). ``"sync"``: also a power
     cut.
     """
+
+    Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
+    """Where reading begins: an offset, a position, a time, or one of the ends."""
+
 
 __all__ = [
     "DURABILITIES",

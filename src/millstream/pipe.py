@@ -20,7 +20,7 @@ from millstream.errors import (
 )
 from millstream.options import check_timeout, integer
 from millstream.queues.queue import Queue
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.store import Store

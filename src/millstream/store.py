@@ -31,7 +31,7 @@ from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.options import boolean, check_timeout
 from millstream.store_transactions import JOURNAL, StoreTransactions
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -9,7 +9,7 @@ from millstream.store_queues import StoreQueues
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.options import Durability
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["StoreGroups"]
 

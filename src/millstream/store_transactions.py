@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from millstream.pipe import Pipe
     from millstream.queues.queue import Queue
     from millstream.store import Store
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
     from millstream.transaction import Transaction
 
 __all__ = ["StoreTransactions"]

@@ -16,7 +16,7 @@ from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, L
 from millstream.groups.consumer import Consumer
 from millstream.options import integer, number, parse_bytes
 from millstream.queues.queue import Queue
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.options import Durability

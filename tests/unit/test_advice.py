@@ -10,7 +10,7 @@ import pytest
 from timing import until
 
 import millstream
-from millstream import growth
+from millstream.streams import growth
 from millstream.testing import clock
 
 DAY = 86_400
@@ -252,7 +252,7 @@ def test_a_tenth_of_the_free_disk_is_large(store, monkeypatch):
 
 GROW = """
 import sys, warnings, threading, millstream
-from millstream import growth
+from millstream.streams import growth
 growth.LARGE_BYTES = 3 << 20
 shown = threading.Event()
 print_warning = warnings.showwarning

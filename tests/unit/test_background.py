@@ -594,7 +594,7 @@ def test_a_view_whose_thread_cannot_be_started_is_a_storage_error(store, monkeyp
 
 @pytest.mark.parametrize("error", [SystemExit(), MemoryError(), ValueError("mistake")])
 def test_who_looks_into_a_view_whose_thread_has_ended_is_told(store, monkeypatch, error):
-    from millstream.view import View
+    from millstream.streams.view import View
 
     stream = store.stream("s")
     monkeypatch.setattr(View, "_follow", failing(error))

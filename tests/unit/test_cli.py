@@ -303,7 +303,7 @@ def test_append_interrupted_says_how_much_is_in(tmp_path):
 HIT = """
 import os, signal, sys
 from millstream.cli import main
-from millstream.stream import Stream
+from millstream.streams.stream import Stream
 
 unhit = Stream.append_many
 

@@ -10,7 +10,7 @@ import pytest
 
 import millstream
 from millstream import MillstreamWarning, NotFound
-from millstream import stream as stream_module
+from millstream.streams import stream as stream_module
 
 
 @pytest.fixture

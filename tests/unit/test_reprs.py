@@ -23,14 +23,14 @@ MODULES = (
     *(
         "options",
         "pipe",
-        "producer",
+        "streams.producer",
         "queues.queue",
         "queues.records",
         "groups.sql_position",
-        "stats",
+        "streams.stats",
         "store",
     ),
-    *("stream", "testing", "transaction", "view", "worker", "inspect"),
+    *("streams.stream", "testing", "transaction", "streams.view", "worker", "inspect"),
 )
 """Modules whose classes users get objects of."""
 FROM_C = (

@@ -14,13 +14,14 @@ from collections.abc import Mapping
 import pytest
 
 import millstream
-from millstream import _native, view_snapshot
-from millstream import view as view_module
+from millstream import _native
 from millstream._native import Latest
 from millstream.disk import files
 from millstream.log import reader
 from millstream.log.segments import PartitionLog
-from millstream.view import Replay
+from millstream.streams import view as view_module
+from millstream.streams import view_snapshot
+from millstream.streams.view import Replay
 
 
 @pytest.fixture

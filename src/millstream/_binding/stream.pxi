@@ -1,5 +1,5 @@
-# The hot methods of a stream. What is not hot, or needs the file system, is stream.py's, through
-# the hooks.
+# The hot methods of a stream. What is not hot, or needs the file system, is streams/stream.py's,
+# through the hooks.
 
 @cython.final
 @cython.freelist(64)

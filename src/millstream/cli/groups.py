@@ -14,7 +14,7 @@ from millstream.cli.stores import existing, opened, unknown
 
 if TYPE_CHECKING:
     from millstream import Group, GroupMember, GroupPartition, Store, Stream
-    from millstream.stream import Start
+    from millstream.options import Start
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:

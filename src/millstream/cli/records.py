@@ -25,7 +25,7 @@ from millstream.cli.stores import closest, existing, find_store, opened, parse_s
 
 if TYPE_CHECKING:
     from millstream import Batch, Span, Stream
-    from millstream.stream import Start
+    from millstream.options import Start
 
 CHUNK_BYTES = 1 << 18
 BATCH_RECORDS = 10_000

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
 
     from millstream import NotFound, Queue, Store, Stream
-    from millstream.stream import Start
+    from millstream.options import Start
 
 Mode = Literal["r", "rw"]
 PARTS = {"members", "queues", "store.json", "streams"}

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.groups.sql_position import SqlPosition
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["Assignment"]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
     from millstream.groups.sql_position import SqlPosition
     from millstream.sleepers import Sleepers
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["Consumer"]
 

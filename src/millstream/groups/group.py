@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.groups.stats import GroupMember, GroupPartition
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["Group"]
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from millstream._native import Position
     from millstream.groups.consumer import Consumer
     from millstream.groups.group import Group
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
     GroupStart: TypeAlias = (
         int | Position | Sequence[Position] | datetime | Literal["earliest", "latest"]

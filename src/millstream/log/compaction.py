@@ -24,7 +24,7 @@ from millstream.options import Compaction, parse_bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 SCAN_BYTES = 8 << 20
 MEMORY_BYTES = 64 << 20

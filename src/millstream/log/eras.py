@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 
 LATE_SECONDS = 60.0  # a writer that has chosen a partition waits for it for half of that at most

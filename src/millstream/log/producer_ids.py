@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 HEADER = struct.Struct("<8sII16sQQQ")
 ENTRY = struct.Struct("<QII")  # checksum of what follows, number, bytes of the id; then the id

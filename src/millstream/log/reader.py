@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     from millstream.log.segments import PartitionLog
     from millstream.sleepers import Sleepers
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 UNLIMITED = 1 << 62
 KEEP_MAPS = 16

@@ -10,7 +10,7 @@ if TYPE_CHECKING:
     from millstream._native import Position
     from millstream.log.segments import PartitionLog
     from millstream.options import Retention
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 
 def retire(log: PartitionLog, keep: Retention) -> int:

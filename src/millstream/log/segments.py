@@ -27,7 +27,7 @@ from millstream.log import compacted, recovery, segment_file, sequences
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.sequences import PartitionSequences
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
 LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by who appends, or it raises

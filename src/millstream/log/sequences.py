@@ -18,7 +18,7 @@ from millstream.errors import CorruptBatch, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 HEADER = struct.Struct("<8sII16sQQQII")
 MAGIC = b"MSSEQNC1"

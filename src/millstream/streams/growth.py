@@ -11,7 +11,7 @@ from millstream.options import Retention
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["LARGE_BYTES", "MillstreamWarning"]
 

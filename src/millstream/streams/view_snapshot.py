@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
     from millstream._native import Latest
     from millstream.log.segments import PartitionLog
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 MAGIC = b"MSVIEW01"
 HEADER = struct.Struct("<8sII16sQQQQ")  # then the checksum

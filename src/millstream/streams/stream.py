@@ -27,18 +27,15 @@ from millstream.options import Retention, check_timeout, integer
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from datetime import datetime
-    from typing import Any, Literal, TypeAlias
+    from typing import Any, Literal
 
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.log.producer_ids import ProducerIds
-    from millstream.options import Compaction, Durability
-    from millstream.producer import Producer
-    from millstream.stats import StreamStats
+    from millstream.options import Compaction, Durability, Start
     from millstream.store import Store
-    from millstream.view import View
-
-    Start: TypeAlias = int | Position | datetime | Literal["earliest", "latest"]
+    from millstream.streams.producer import Producer
+    from millstream.streams.stats import StreamStats
+    from millstream.streams.view import View
 
 __all__ = ["Stream"]
 
@@ -279,7 +276,7 @@ class Stream(StreamGroups):
         Raises: InvalidArgument, InvalidType, Unsupported where the store is read-only; StoreFull.
         """
         with _native.loading:
-            from millstream.producer import Producer
+            from millstream.streams.producer import Producer
         return Producer(self, id)
 
     # --- reading ----------------------------------------------------------------------------------
@@ -364,7 +361,7 @@ class Stream(StreamGroups):
         Returns when all that was appended before is in it.
         """
         with _native.loading:
-            from millstream.view import View
+            from millstream.streams.view import View
         self._check_live()
         self._point_out()
         return View(self)
@@ -384,7 +381,7 @@ class Stream(StreamGroups):
             import sys
             import warnings
 
-            from millstream.growth import MillstreamWarning
+            from millstream.streams.growth import MillstreamWarning
         frame, level = sys._getframe(1), 2
         while frame.f_back and str(frame.f_globals.get("__name__")).startswith("millstream."):
             frame, level = frame.f_back, level + 1
@@ -450,7 +447,7 @@ class Stream(StreamGroups):
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
         with _native.loading:
-            from millstream import stats
+            from millstream.streams import stats
         return stats.of_stream(self)
 
     # --- durability -------------------------------------------------------------------------------

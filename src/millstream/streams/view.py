@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, ItemsView, Iterator, KeysView, Mapping, ValuesView
 
-from millstream import _native, view_snapshot
+from millstream import _native
 from millstream._native import Latest, Position, Span
 from millstream.errors import (
     Closed,
@@ -21,12 +21,13 @@ from millstream.errors import (
 from millstream.log import eras
 from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
 from millstream.options import check_timeout
-from millstream.view_snapshot import Place
+from millstream.streams import view_snapshot
+from millstream.streams.view_snapshot import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["View"]
 

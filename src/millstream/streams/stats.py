@@ -13,7 +13,7 @@ from millstream.options import Compaction, Durability, Retention
 
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 
 def dirt_of(log: PartitionLog) -> tuple[float, float | None]:

@@ -11,7 +11,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any, Self
 
-    from millstream.stream import Stream
+    from millstream.streams.stream import Stream
 
 __all__ = ["Producer"]
 

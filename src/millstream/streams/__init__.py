@@ -1,0 +1,1 @@
+"""A stream as its users see it: appending, producers, views, figures."""
