@@ -37,9 +37,9 @@ from unreached import SOMETIMES, UNREACHED
 RECOVERY_FILES = (
     "csrc/ms_recover.c",
     "csrc/ms_sweep.c",
-    "src/millstream/applier.py",
+    "src/millstream/transactions/applier.py",
     "src/millstream/inspect/mending*.py",
-    "src/millstream/journal.py",
+    "src/millstream/transactions/journal.py",
     "src/millstream/log/recovery.py",
 )
 RECOVERY = re.compile("recover|mend|repair|replay|sweep|take_over|rebuild|roll_?back|undo")

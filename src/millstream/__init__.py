@@ -82,8 +82,6 @@ if TYPE_CHECKING:
     from millstream.groups.stats import GroupMember, GroupPartition
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.options import Durability
-    from millstream.pipe import Pipe as Pipe
-    from millstream.pipe import Record as Record
     from millstream.queues import worker as worker
     from millstream.queues.queue import Queue as Queue
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
@@ -93,7 +91,9 @@ if TYPE_CHECKING:
     from millstream.streams.producer import Producer as Producer
     from millstream.streams.stats import PartitionStats, StreamStats
     from millstream.streams.view import View as View
-    from millstream.transaction import Transaction as Transaction
+    from millstream.transactions.pipe import Pipe as Pipe
+    from millstream.transactions.pipe import Record as Record
+    from millstream.transactions.transaction import Transaction as Transaction
 
 __version__ = "0.1.0"
 
@@ -177,7 +177,6 @@ _HOMES = {
     "groups.stats": ("GroupMember", "GroupPartition"),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
     "options": ("Durability",),
-    "pipe": ("Pipe", "Record"),
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
@@ -185,7 +184,8 @@ _HOMES = {
     "streams.producer": ("Producer",),
     "streams.stats": ("PartitionStats", "StreamStats"),
     "streams.view": ("View",),
-    "transaction": ("Transaction",),
+    "transactions.pipe": ("Pipe", "Record"),
+    "transactions.transaction": ("Transaction",),
 }
 
 

@@ -20,14 +20,14 @@ if TYPE_CHECKING:
     from millstream.advice import Advice
     from millstream.disk.members import Members
     from millstream.groups.group import Group
-    from millstream.journal import Journal
     from millstream.log.cache import SegmentCache
     from millstream.options import Durability
-    from millstream.pipe import Pipe
     from millstream.queues.queue import Queue
     from millstream.store import Store
     from millstream.streams.stream import Stream
-    from millstream.transaction import Transaction
+    from millstream.transactions.journal import Journal
+    from millstream.transactions.pipe import Pipe
+    from millstream.transactions.transaction import Transaction
 
 __all__ = ["StoreTransactions"]
 
@@ -78,7 +78,7 @@ class StoreTransactions(StoreGroups):
         (0, 1)
         """
         with _native.loading:
-            from millstream.transaction import Transaction
+            from millstream.transactions.transaction import Transaction
         self._check_open()
         store: Store = self  # type: ignore[assignment]
         return Transaction(store, settings.check_durability(durability), max_bytes)
@@ -117,7 +117,7 @@ class StoreTransactions(StoreGroups):
         [b'4', b'9']
         """
         with _native.loading:
-            from millstream.pipe import Pipe
+            from millstream.transactions.pipe import Pipe
         self._check_writable()
         store: Store = self  # type: ignore[assignment]
         return Pipe(store, source, function, sink, group=group, batch=batch, start=start)
@@ -175,7 +175,7 @@ class StoreTransactions(StoreGroups):
         with self._lock:
             if self._open_journal is None:
                 with _native.loading:
-                    from millstream.journal import Journal
+                    from millstream.transactions.journal import Journal
                 made = Journal(self)  # type: ignore[arg-type]
                 if self._open_journal is None:  # a handler may have come between
                     self._open_journal = made
@@ -193,9 +193,10 @@ class StoreTransactions(StoreGroups):
     def _import_journal() -> None:
         """For the background, which imports nothing: all that applying may take."""
         with _native.loading:
-            from millstream import codecs, journal  # noqa: F401
+            from millstream import codecs  # noqa: F401
             from millstream.queues import queue, slots  # noqa: F401
             from millstream.queues import settings as queue_settings  # noqa: F401
+            from millstream.transactions import journal  # noqa: F401
 
     def _has_journal(self) -> bool:
         return files.exists(self._stream_path(JOURNAL))
@@ -225,7 +226,7 @@ class StoreTransactions(StoreGroups):
         Is all done that is committed?
         """
         with _native.loading:
-            from millstream import journal
+            from millstream.transactions import journal
         self._members.enter_gate(self._gate_seconds)
         try:
             if self._members.anyone():

@@ -463,7 +463,7 @@ with millstream.open(sys.argv[1], durability="interval") as store:
     with store.transaction() as tx:
         tx.append(stream, b"a")
     builtins.__import__ = traced
-    from millstream.journal import Journal
+    from millstream.transactions.journal import Journal
     done, look = threading.Event(), Journal.look
     def looked(self, seen):
         found = look(self, seen)

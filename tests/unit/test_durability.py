@@ -304,7 +304,7 @@ def test_what_fails_behind_a_record_put_ack_or_commit_says_indeterminate(
 def test_what_fails_behind_the_record_of_a_transaction_says_indeterminate(
     tmp_path, monkeypatch, error
 ):
-    from millstream.applier import Applier
+    from millstream.transactions.applier import Applier
 
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream = store.stream("s")

@@ -22,7 +22,7 @@ MODULES = (
     ),
     *(
         "options",
-        "pipe",
+        "transactions.pipe",
         "streams.producer",
         "queues.queue",
         "queues.records",
@@ -30,7 +30,7 @@ MODULES = (
         "streams.stats",
         "store",
     ),
-    *("streams.stream", "testing", "transaction", "streams.view", "worker", "inspect"),
+    *("streams.stream", "testing", "transactions.transaction", "streams.view", "worker", "inspect"),
 )
 """Modules whose classes users get objects of."""
 FROM_C = (

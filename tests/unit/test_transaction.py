@@ -776,7 +776,7 @@ def pending(store, fill):
     with tx:
         fill(tx)
         tx._commit = lambda: None
-    from millstream.commit import Commit
+    from millstream.transactions.commit import Commit
 
     commit, journal = Commit(tx, store._journal()), store._journal()
     with journal.holding():
@@ -1027,7 +1027,7 @@ def test_effects_are_not_kept_in_memory_where_another_process_applied_them(store
 
 
 def test_checkpoint_keeps_the_journal_short_and_the_effects(tmp_path, monkeypatch):
-    from millstream import journal as module
+    from millstream.transactions import journal as module
 
     monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1 << 20)
     monkeypatch.setattr(module, "CHECKED_RECORDS", 10)
@@ -1121,7 +1121,7 @@ def test_position_in_a_database_is_not_committed_by_a_transaction(store):
 
 
 def test_stream_that_is_dropped_while_all_is_synced_does_not_fail_the_commit(tmp_path, monkeypatch):
-    from millstream import journal as module
+    from millstream.transactions import journal as module
 
     monkeypatch.setattr(module, "CHECKPOINT_BYTES", 1)
     monkeypatch.setattr(module, "CHECKED_RECORDS", 1)
@@ -1219,7 +1219,7 @@ def test_interrupted_behind_its_record_it_is_committed_and_the_next_goes_on(tmp_
 
 DIES_BEHIND_ITS_RECORD = """
 import os
-from millstream import journal
+from millstream.transactions import journal
 store = millstream.open(sys.argv[1], durability=sys.argv[2])
 s = store.stream('s', partitions=2)
 def dies(*arguments):

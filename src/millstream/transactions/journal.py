@@ -15,9 +15,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
-from millstream.applier import Applier
 from millstream.disk import files
-from millstream.effects import Effects, Place, check_count, decode, encode, length_of
 from millstream.errors import (
     CorruptBatch,
     LockTimeout,
@@ -29,6 +27,8 @@ from millstream.errors import (
 from millstream.groups import group
 from millstream.log import compacted, control, settings
 from millstream.streams.stream import Stream
+from millstream.transactions.applier import Applier
+from millstream.transactions.effects import Effects, Place, check_count, decode, encode, length_of
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group

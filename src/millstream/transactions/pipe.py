@@ -24,7 +24,7 @@ from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
     from millstream.store import Store
-    from millstream.transaction import Transaction
+    from millstream.transactions.transaction import Transaction
 
 __all__ = ["Pipe", "Record"]
 

@@ -15,10 +15,10 @@ from millstream.log.producer_ids import ids_of
 from millstream.queues import slots
 
 if TYPE_CHECKING:
-    from millstream.effects import Ack, Effects, Mark, Place, Put, Share
     from millstream.queues.queue import Queue
     from millstream.store import Store
     from millstream.streams.stream import Stream
+    from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, Share
 
 __all__ = ["PRODUCER", "Applier"]
 

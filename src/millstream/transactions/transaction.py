@@ -10,13 +10,13 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _native, timestamps
 from millstream._native import Message
-from millstream.commit import Commit
-from millstream.effects import Share
 from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, LimitExceeded
 from millstream.groups.consumer import Consumer
 from millstream.options import integer, number, parse_bytes
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
+from millstream.transactions.commit import Commit
+from millstream.transactions.effects import Share
 
 if TYPE_CHECKING:
     from millstream.options import Durability

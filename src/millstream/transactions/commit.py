@@ -5,16 +5,16 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
-from millstream.effects import Ack, Effects, Mark, Place, Put, length_of
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
 from millstream.log.control import LIVE
 from millstream.streams.stream import Stream
+from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, length_of
 
 if TYPE_CHECKING:
     from millstream.groups.consumer import Consumer
-    from millstream.journal import Journal
     from millstream.queues.queue import Queue
-    from millstream.transaction import Transaction
+    from millstream.transactions.journal import Journal
+    from millstream.transactions.transaction import Transaction
 
 __all__ = ["Commit"]
 
