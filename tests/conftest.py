@@ -11,7 +11,7 @@ import pytest
 
 import millstream
 from millstream import _native
-from millstream.store import _all_open as open_stores
+from millstream.store.store import _all_open as open_stores
 from millstream.testing import clock
 
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1)

@@ -67,7 +67,7 @@ from millstream.errors import (
     WorkerError,
 )
 from millstream.options import Compaction, Retention, RetryPolicy
-from millstream.store import Store, open, temporary
+from millstream.store.store import Store, open, temporary
 from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
@@ -76,7 +76,6 @@ if TYPE_CHECKING:
     from millstream import compat as compat
     from millstream import inspect as inspect
     from millstream import testing as testing
-    from millstream.advice import Advice as Advice
     from millstream.groups.consumer import Consumer as Consumer
     from millstream.groups.group import Group as Group
     from millstream.groups.stats import GroupMember, GroupPartition
@@ -87,6 +86,7 @@ if TYPE_CHECKING:
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
+    from millstream.store.advice import Advice as Advice
     from millstream.streams.growth import MillstreamWarning as MillstreamWarning
     from millstream.streams.producer import Producer as Producer
     from millstream.streams.stats import PartitionStats, StreamStats
@@ -171,7 +171,6 @@ __all__ = [
 
 _MODULES = ("codecs", "compat", "inspect", "testing", "worker")
 _HOMES = {
-    "advice": ("Advice",),
     "groups.consumer": ("Consumer",),
     "groups.group": ("Group",),
     "groups.stats": ("GroupMember", "GroupPartition"),
@@ -180,6 +179,7 @@ _HOMES = {
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
+    "store.advice": ("Advice",),
     "streams.growth": ("MillstreamWarning",),
     "streams.producer": ("Producer",),
     "streams.stats": ("PartitionStats", "StreamStats"),

@@ -37,7 +37,7 @@ from millstream.codecs import pickle as pickled
 from millstream.compat_tasks import SLICE_SECONDS, tasks_of
 from millstream.disk import files
 from millstream.errors import LeaseLost
-from millstream.store import Store, shared, temporary
+from millstream.store.store import Store, shared, temporary
 
 if TYPE_CHECKING:
     from millstream._native import Message

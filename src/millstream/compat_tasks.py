@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from millstream import _native
 from millstream.errors import LeaseLost
 from millstream.options import RetryPolicy
-from millstream.store import Store
+from millstream.store.store import Store
 
 if TYPE_CHECKING:
     from millstream._native import Message

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from millstream import _native
 from millstream.errors import InvalidArgument
 from millstream.options import number
-from millstream.store import Store, temporary
+from millstream.store.store import Store, temporary
 
 __all__ = ["Clock", "clock", "store"]
 

@@ -17,9 +17,9 @@ import pytest
 from page_drop_disk import Disk
 
 import millstream
-from millstream.background import Background
 from millstream.disk import files
 from millstream.errors import StorageError, StoreFull
+from millstream.store.background import Background
 
 SEGMENT = 1 << 16
 KEYS = 40

@@ -107,7 +107,7 @@ def test_closing_raises_what_failed_only_where_it_was_written(tmp_path):
 
 def append_synced(path, count):
     """Append so many records at level sync and print what came of each."""
-    from millstream.background import Background
+    from millstream.store.background import Background
 
     Background.notice = lambda *_: None
     store = millstream.open(path)

@@ -9,7 +9,7 @@ from page_drop_disk import Disk
 
 import millstream
 from millstream import OffsetOutOfRange
-from millstream.background import Background
+from millstream.store.background import Background
 
 STATES = 400
 

@@ -8,8 +8,8 @@ import crash_workers as workers
 from page_drop_disk import Disk
 
 import millstream
-from millstream.background import Background
 from millstream.disk import files
+from millstream.store.background import Background
 
 STATES = 1200
 ALPHABET = (

@@ -9,8 +9,8 @@ import crash_workers as workers
 from page_drop_disk import Disk
 
 import millstream
-from millstream.background import Background
 from millstream.log import sequences
+from millstream.store.background import Background
 
 STATES = 1500 if os.environ.get("MILLSTREAM_FULL") else 600
 NAMES = ("p", "q", "r")

@@ -28,7 +28,7 @@ def write_and_die(path):
 
     Then wait to be killed.
     """
-    from millstream.background import Background
+    from millstream.store.background import Background
 
     Background.notice = lambda *_: None
     store = millstream.open(path)

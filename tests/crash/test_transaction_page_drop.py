@@ -11,7 +11,7 @@ import pytest
 from page_drop_disk import Disk
 
 import millstream
-from millstream.background import Background
+from millstream.store.background import Background
 from millstream.transactions import journal as journal_module
 
 STATES = 6000 if os.environ.get("MILLSTREAM_FULL") else 200

@@ -14,13 +14,13 @@ from timing import until
 
 import millstream
 from millstream import _native
-from millstream.background import Background
-from millstream.compactor import Compactor
 from millstream.errors import Closed, Indeterminate, StorageError
 from millstream.groups.group import Group
 from millstream.log.segments import PartitionLog
 from millstream.queues.handle import QueueHandle
 from millstream.queues.queue import Queue
+from millstream.store.background import Background
+from millstream.store.compactor import Compactor
 from millstream.worker import Worker
 
 SECONDS = 30.0
@@ -165,7 +165,7 @@ def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeyp
 
 
 def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
-    monkeypatch.setattr("millstream.compactor.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("millstream.store.compactor.LOOK_SECONDS", 0.01)
     looked, failed = threading.Event(), threading.Event()
 
     def fail(_):

@@ -16,10 +16,10 @@ from millstream import (
     Retention,
     StorageError,
     Unsupported,
-    backup,
     inspect,
 )
 from millstream.disk import files
+from millstream.store import backup
 
 
 def numbers(stream, partition):

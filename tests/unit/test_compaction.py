@@ -421,7 +421,7 @@ def test_reopened_store_has_the_same(store, clean):
 
 
 def test_background_compacts_when_enough_is_dirty(store, monkeypatch):
-    from millstream import compactor
+    from millstream.store import compactor
 
     monkeypatch.setattr(compactor, "LOOK_SECONDS", 0.02)
     monkeypatch.setattr(compactor, "CHANGED_SECONDS", 0.02)
@@ -439,7 +439,7 @@ def test_background_compacts_when_enough_is_dirty(store, monkeypatch):
 
 
 def test_rate_is_kept_and_closing_ends_the_run(store, monkeypatch):
-    from millstream import compactor
+    from millstream.store import compactor
 
     monkeypatch.setattr(compactor, "LOOK_SECONDS", 0.01)
     monkeypatch.setattr(compactor, "CHANGED_SECONDS", 0.01)

@@ -17,7 +17,7 @@ from timing import SOON
 
 import millstream
 from millstream import compat
-from millstream.store import _all_open as open_stores
+from millstream.store.store import _all_open as open_stores
 
 try:
     from test import test_queue as standard

@@ -110,12 +110,12 @@ def test_public_names_say_where_they_are_public(name):
 
 
 def test_pickles_of_drop_ins_name_their_public_module():
-    before = set(millstream.store._all_open())
+    before = set(millstream.store.store._all_open())
     for kind in (compat.Queue, compat.PriorityQueue, compat.SimpleQueue):
         data = pickle.dumps(kind())
         assert named(data) <= HOMES
         assert type(pickle.loads(data)) is kind
-    for store in set(millstream.store._all_open()) - before:  # a queue of theirs has no owner
+    for store in set(millstream.store.store._all_open()) - before:  # a queue of theirs has no owner
         store.close()
 
 

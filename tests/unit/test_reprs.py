@@ -12,7 +12,7 @@ from millstream.testing import Clock, clock
 
 MODULES = (
     *(
-        "advice",
+        "store.advice",
         "codecs",
         "log.compaction",
         "compat",
@@ -28,7 +28,7 @@ MODULES = (
         "queues.records",
         "groups.sql_position",
         "streams.stats",
-        "store",
+        "store.store",
     ),
     *("streams.stream", "testing", "transactions.transaction", "streams.view", "worker", "inspect"),
 )

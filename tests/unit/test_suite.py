@@ -38,7 +38,7 @@ def test_after_{what}(store):
     gc.collect()
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
     assert os.getcwd() != "/"
-    assert len(millstream.store.OPEN) == 1
+    assert len(millstream.store.store.OPEN) == 1
     store.stream("s").append(b"x")
 """
 FAILS = """

@@ -22,7 +22,7 @@ from millstream.queues import capacity, dedup, slots
 
 if TYPE_CHECKING:
     from millstream.sleepers import Sleepers
-    from millstream.store import Store
+    from millstream.store.store import Store
 
 __all__ = ["QueueHandle"]
 

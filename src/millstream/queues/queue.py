@@ -34,7 +34,7 @@ from millstream.queues.handle import QueueHandle
 if TYPE_CHECKING:
     from millstream.queues.records import QueueStats, StoredMessage
     from millstream.sleepers import Sleepers
-    from millstream.store import Store
+    from millstream.store.store import Store
 
 __all__ = ["Queue"]
 

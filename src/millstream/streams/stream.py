@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.log.producer_ids import ProducerIds
     from millstream.options import Compaction, Durability, Start
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.streams.producer import Producer
     from millstream.streams.stats import StreamStats
     from millstream.streams.view import View

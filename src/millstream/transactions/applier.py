@@ -16,7 +16,7 @@ from millstream.queues import slots
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
     from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, Share
 

@@ -33,7 +33,7 @@ from millstream.transactions.effects import Effects, Place, check_count, decode,
 if TYPE_CHECKING:
     from millstream.groups.group import Group
     from millstream.queues.handle import QueueHandle
-    from millstream.store import Store
+    from millstream.store.store import Store
 
 NAME = "@journal"
 """Of its directory among the streams: no stream of a user can be called that."""

@@ -23,7 +23,7 @@ from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.transactions.transaction import Transaction
 
 __all__ = ["Pipe", "Record"]

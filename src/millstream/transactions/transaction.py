@@ -20,7 +20,7 @@ from millstream.transactions.effects import Share
 
 if TYPE_CHECKING:
     from millstream.options import Durability
-    from millstream.store import Store
+    from millstream.store.store import Store
 
 __all__ = ["Transaction"]
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from millstream.groups.group import Group
     from millstream.queues.queue import Queue
     from millstream.queues.records import QueueStats
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
 __all__ = ["Advice", "Kind"]

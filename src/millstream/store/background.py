@@ -1,7 +1,7 @@
 """The work that nobody waits for, in one thread a store and process.
 
 Syncing by interval, spare segments, populated pages, sealed ends, retention, transactions whose
-committer died; compaction has a thread of its own (`compactor.py`).
+committer died; compaction has a thread of its own (`store/compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
@@ -31,11 +31,11 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from millstream.compactor import Compactor
     from millstream.groups.group import Group
     from millstream.log.segments import PartitionLog
     from millstream.queues.handle import QueueHandle
-    from millstream.store import Store
+    from millstream.store.compactor import Compactor
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
 SYNC_SECONDS = 0.1
@@ -212,7 +212,7 @@ class Background:
             compactor = self._compactor
             if compactor is None:  # else it may be the thread, which imports nothing
                 with _native.loading:
-                    from millstream.compactor import Compactor
+                    from millstream.store.compactor import Compactor
                 compactor = Compactor(self.store)
             with self._starting:
                 if self._compactor is None:

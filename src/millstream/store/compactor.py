@@ -18,7 +18,7 @@ from millstream.log.control import LIVE
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
 LOOK_SECONDS = 1.0

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from millstream.log.settings import OnMismatch
     from millstream.options import Durability, RetryPolicy
     from millstream.queues.queue import Queue
-    from millstream.store import Store
+    from millstream.store.store import Store
 
 __all__ = ["StoreQueues"]
 

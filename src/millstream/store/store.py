@@ -12,7 +12,6 @@ import warnings
 import weakref
 
 from millstream import _native, address
-from millstream.background import Background
 from millstream.disk import files, reserve
 from millstream.disk.clock import StoreClock
 from millstream.disk.members import Members, no_store, refuse_strangers, require
@@ -30,7 +29,8 @@ from millstream.errors import (
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.options import boolean, check_timeout
-from millstream.store_transactions import JOURNAL, StoreTransactions
+from millstream.store.background import Background
+from millstream.store.transactions import JOURNAL, StoreTransactions
 from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
@@ -559,7 +559,7 @@ class Store(StoreTransactions):
         a store with transactions was opened with mode="r", and others have it open to write.
         """
         with _native.loading:
-            from millstream import backup
+            from millstream.store import backup
         self._check_open()
         backup.backup(self, files.absolute(address.directory(target)))
 

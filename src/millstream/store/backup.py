@@ -18,7 +18,7 @@ from millstream.log import eras, sequences
 
 if TYPE_CHECKING:
     from millstream.log.segments import PartitionLog
-    from millstream.store import Store
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
 CHUNK_BYTES = 4 << 20

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from millstream import _native
 from millstream.disk import files
-from millstream.store_queues import StoreQueues
+from millstream.store.queues import StoreQueues
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -10,20 +10,20 @@ from millstream.disk import files
 from millstream.errors import Closed, NotFound, Reentered, Unsupported, each_of, is_ours
 from millstream.log import settings
 from millstream.options import parse_bytes
-from millstream.store_groups import StoreGroups
+from millstream.store.groups import StoreGroups
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
     from typing import Any
 
-    from millstream.advice import Advice
     from millstream.disk.members import Members
     from millstream.groups.group import Group
     from millstream.log.cache import SegmentCache
     from millstream.options import Durability
     from millstream.queues.queue import Queue
-    from millstream.store import Store
+    from millstream.store.advice import Advice
+    from millstream.store.store import Store
     from millstream.streams.stream import Stream
     from millstream.transactions.journal import Journal
     from millstream.transactions.pipe import Pipe
@@ -163,7 +163,7 @@ class StoreTransactions(StoreGroups):
         [('back-pressure ignored', 'queue small', 1.0)]
         """
         with _native.loading:
-            from millstream import advice
+            from millstream.store import advice
         self._check_open()
         store: Store = self  # type: ignore[assignment]
         return advice.of_store(store, None if large is None else parse_bytes(large))
