@@ -60,7 +60,7 @@ FLOORS = {
     "transactions": ("transactions",),
     "store": ("store",),
     "inspect": ("inspect",),
-    "face": ("__init__", "testing", "worker", "compat", "compat_tasks"),
+    "face": ("__init__", "testing", "worker", "compat"),
     "cli": ("cli",),
 }
 

@@ -34,7 +34,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 from millstream import _native, address
 from millstream.codecs import pickle as pickled
-from millstream.compat_tasks import SLICE_SECONDS, tasks_of
+from millstream.compat.tasks import SLICE_SECONDS, tasks_of
 from millstream.disk import files
 from millstream.errors import LeaseLost
 from millstream.store.store import Store, shared, temporary
