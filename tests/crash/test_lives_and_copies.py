@@ -33,17 +33,22 @@ def test_two_pid_namespaces_share_a_store(tmp_path):
     for one in writers:
         assert workers.line(one) == "open"
     with millstream.open(path) as store:
-        living = [store._members.describe(millstream._native.owner_word(i, 0)) for i in range(2)]
+        living = [
+            store.session.members.describe(millstream._native.owner_word(i, 0)) for i in range(2)
+        ]
         assert all("of another PID namespace" in text for text in living), living
         alive = [word_of(path, i) for i in range(2)]
-        assert not any(store._members.is_dead(word) for word in alive), "no false proof of death"
+        assert not any(store.session.members.is_dead(word) for word in alive), (
+            "no false proof of death"
+        )
         before = store.stream("s").next_offset(0)
         workers.until(
             lambda: store.stream("s").next_offset(0) > before + 200, "progress of the namespaces"
         )
         writers[0].kill()  # of unshare: --kill-child takes the namespace with it
         dead = workers.until(
-            lambda: [word for word in alive if store._members.is_dead(word)], "proof of death"
+            lambda: [word for word in alive if store.session.members.is_dead(word)],
+            "proof of death",
         )
         assert len(dead) == 1
         workers.kill(writers[0])
@@ -71,7 +76,7 @@ def fork_and_look(path, how):
     stream.append(b"parent 0")
     reading = stream.read(follow=True, timeout=0.1)
     next(reading)
-    word = store._members.word
+    word = store.session.members.word
     sys.stdout.flush()
     child = os.fork()
     if child == 0:
@@ -105,7 +110,7 @@ def fork_and_look(path, how):
     _, status = os.waitpid(child, 0)
     assert status == (signal.SIGKILL if how == "kill" else 0), status
     with millstream.open(path) as other:
-        assert not other._members.is_dead(word), "the parent died with its child"
+        assert not other.session.members.is_dead(word), "the parent died with its child"
     assert stream.append(b"parent 1").offset == 2
     store.close()
     print("fine", flush=True)

@@ -300,7 +300,7 @@ def test_transaction_takes_no_handle_of_a_store_that_only_has_the_path(
 def test_closed_directory_is_no_other_ones(memory_directory):
     """A number that the kernel gives to the next directory leads nobody there."""
     with millstream.open(memory_directory / "a") as store:
-        kept = store._root / "streams"
+        kept = store.session.root / "streams"
     with millstream.open(memory_directory / "b") as store:
         store.stream("s")
         with pytest.raises(millstream.Closed, match="a: is closed"):

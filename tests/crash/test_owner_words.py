@@ -66,7 +66,7 @@ def test_append_word_of_a_stopped_process_times_out_and_of_a_killed_one_is_taken
         stream = store.stream("s")
         stream.append(b"2", partition=0)
         word = millstream._native.owner_word(0, incarnation_of(path, 0))
-        assert f"process {other.pid} " in store._members.describe(word)
+        assert f"process {other.pid} " in store.session.members.describe(word)
         set_append_word(path, word)
         os.kill(other.pid, signal.SIGSTOP)
         with pytest.raises(millstream.LockTimeout, match=f"process {other.pid} "):

@@ -34,7 +34,7 @@ class Harvest:
                         self._count(partition, bytes(found))
                 end = self.next[partition]
                 if remove and end:
-                    epoch = store._generation
+                    epoch = store.session.generation
                     stream.delete_before(millstream.Position(partition, epoch, end))
             return {name: stream.producer(name).last_sequence for name in set(NAMES)}
 

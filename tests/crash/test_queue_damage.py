@@ -99,7 +99,7 @@ def test_message_says_what_was_expected_and_found(tmp_path):
     with millstream.open(tmp_path / "store") as store:
         with pytest.raises(CorruptBatch, match="expected .*, found ") as refused:
             store.queue("q")
-        assert refused.value.expected[0] == store._store_id.hex() != refused.value.found[0]
+        assert refused.value.expected[0] == store.session.id.hex() != refused.value.found[0]
         assert refused.value.path == str(directory / "slots")
 
 

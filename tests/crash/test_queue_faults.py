@@ -254,7 +254,7 @@ def test_failed_sync_of_one_process_stops_all_until_they_have_closed(tmp_path):
         assert [one.value for one in q.peek(5)] == [b"0", b"1", b"2"], "looking goes on"
         workers.stop(victim)
     with millstream.open(path) as store:
-        assert not store._clean
+        assert not store.session.clean
         q = store.queue("q")
         assert [m.value for m in q.get_many(5, timeout=0)] == [b"0", b"1", b"2"]
     workers.verified(path)

@@ -61,8 +61,8 @@ class Workload:
         elif self.dice.random() < 0.5:
             self.store.flush()
         else:
-            with self.store._journal().holding():
-                self.store._journal().checkpoint()
+            with self.store._transactions.journal().holding():
+                self.store._transactions.journal().checkpoint()
 
     def move(self):
         batch = self.consumer.poll()

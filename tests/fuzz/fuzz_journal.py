@@ -53,7 +53,7 @@ def build(path: Path) -> None:
             consumer.poll(1.0)
             transaction.commit(consumer)
         rows = []
-        journal = store._journal()
+        journal = store._transactions.journal()
         for batch in journal.stream.read(partition=0):
             headers = [list((one or {}).items()) for one in batch.headers]
             rows += zip(batch.values, batch.keys, headers, strict=True)

@@ -298,7 +298,7 @@ def test_the_journal_is_nobodys_stream(store, monkeypatch):
     monkeypatch.setattr(growth, "_warned", False)
     with store.transaction() as tx:
         tx.append(store.stream("s"), b"x")
-    growth.look_after(store._journal().stream)  # a warning would raise
+    growth.look_after(store._transactions.journal().stream)  # a warning would raise
     assert not growth._warned
 
 

@@ -413,7 +413,7 @@ def test_first_transaction_of_all_may_come_while_a_store_without_queues_is_copie
 
         def captured(*arguments):
             found = capture(*arguments)
-            if not store._has_journal():
+            if not store._transactions.exist():
                 with store.transaction() as tx:
                     tx.append(stream, b"x")
             return found

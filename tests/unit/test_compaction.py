@@ -245,7 +245,7 @@ def test_reader_in_the_middle_goes_on_in_what_it_has_and_in_what_is_new(store):
         if None not in batch.keys[:3]
     ]
     stream.compact()
-    store._cache.clear()  # as where more is open than maps may be
+    store._streams.cache.clear()  # as where more is open than maps may be
     for one, seen in readers:
         offsets = [int(offset) for batch in [*seen, *one] for offset in batch.offsets]
         assert offsets == sorted(set(offsets))
@@ -275,7 +275,7 @@ def test_file_that_is_replaced_while_it_is_mapped_does_not_come_back(store, monk
         assert [stream.compact().tombstones_removed for _ in range(2)] == [0, 1]
         return found
 
-    log.store._cache.drop(log, number)
+    store._streams.cache.drop(log, number)
     monkeypatch.setattr(files, "map_file", slow)
     log.segment(number)
     stream.append_many([b"v" * 60_000, b"v" * 60_000])
@@ -316,7 +316,7 @@ def test_cursor_of_a_replaced_file_goes_on_by_offset(store):
         batch = next(reading)
         offsets[batch.partition].extend(batch.offsets.tolist())
     stream.compact()
-    store._cache.clear()
+    store._streams.cache.clear()
     for batch in reading:
         offsets[batch.partition].extend(batch.offsets.tolist())
     for index, found in offsets.items():
@@ -506,7 +506,7 @@ def test_damage_ends_the_run_before_anything_is_changed(store):
     fill(stream, 2000, 50)
     path = os.path.join(stream.path, "00000", f"{3:016d}.seg")
     stream.flush()
-    store._cache.clear()
+    store._streams.cache.clear()
     with open(path, "r+b") as file:
         file.seek(20_000)
         file.write(b"damage")

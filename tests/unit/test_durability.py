@@ -345,7 +345,7 @@ def test_a_store_that_is_closed_while_a_record_is_synced(tmp_path, monkeypatch):
     threads[0].start()
     assert begun.wait(SECONDS)
     threads[1].start()
-    until(lambda: stream.closed or store._closed)
+    until(lambda: stream.closed or store.closed)
     go_on.set()
     for thread in threads:
         thread.join(SECONDS)

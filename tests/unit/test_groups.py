@@ -567,7 +567,7 @@ def test_retention_while_a_consumer_looks_for_its_position(store, monkeypatch, o
     log, base, done = stream._log(0), PartitionLog.base, []
     log._bases.clear()
     for number in log.listed():
-        store._cache.drop(log, number)
+        store._streams.cache.drop(log, number)
 
     def late(self, number):
         if not done:

@@ -19,9 +19,9 @@ def store_path(tmp_path):
 
 def test_members_claim_entries_one_after_another_and_free_them(store_path):
     with millstream.open(store_path) as a, millstream.open(store_path) as b:
-        assert [a._members.index, b._members.index] == [0, 1]
-        assert a._members.anyone()
-        assert b._members.anyone()
+        assert [a.session.members.index, b.session.members.index] == [0, 1]
+        assert a.session.members.anyone()
+        assert b.session.members.anyone()
     with millstream.open(store_path) as c:
         assert c._members.index == 0
         assert not c._members.anyone()
@@ -29,36 +29,36 @@ def test_members_claim_entries_one_after_another_and_free_them(store_path):
 
 def test_incarnation_proves_that_an_earlier_owner_of_the_entry_is_dead(store_path):
     with millstream.open(store_path) as store:
-        earlier = store._members.word
+        earlier = store.session.members.word
     with millstream.open(store_path) as store:
-        assert store._members.word != earlier
-        assert store._members.is_dead(earlier)
-        assert not store._members.is_dead(store._members.word)
+        assert store.session.members.word != earlier
+        assert store.session.members.is_dead(earlier)
+        assert not store.session.members.is_dead(store.session.members.word)
 
 
 def test_living_member_is_not_dead_and_a_closed_one_is(store_path):
     with millstream.open(store_path) as a:
         b = millstream.open(store_path)
-        word = b._members.word
-        assert not a._members.is_dead(word)
-        assert f"process {os.getpid()} (member 1)" == a._members.describe(word)
+        word = b.session.members.word
+        assert not a.session.members.is_dead(word)
+        assert f"process {os.getpid()} (member 1)" == a.session.members.describe(word)
         b.close()
-        assert a._members.is_dead(word)
+        assert a.session.members.is_dead(word)
 
 
 def test_free_word_and_word_beyond_all_entries(store_path):
     with millstream.open(store_path) as store:
-        assert not store._members.is_dead(0)
-        assert store._members.is_dead(_native.owner_word(members.COUNT, 1))
-        assert "unknown" in store._members.describe(_native.owner_word(members.COUNT, 1))
+        assert not store.session.members.is_dead(0)
+        assert store.session.members.is_dead(_native.owner_word(members.COUNT, 1))
+        assert "unknown" in store.session.members.describe(_native.owner_word(members.COUNT, 1))
 
 
 def test_gate_is_exclusive_for_writers_and_times_out(store_path):
     with millstream.open(store_path) as store:
-        store._members.enter_gate(1.0)
+        store.session.members.enter_gate(1.0)
         with pytest.raises(millstream.LockTimeout, match="gate"):
             millstream.open(store_path, timeout=0.05)
-        store._members.leave_gate()
+        store.session.members.leave_gate()
         millstream.open(store_path, timeout=1.0).close()
 
 
@@ -109,7 +109,7 @@ def test_members_file_of_another_store_is_refused_by_a_joiner(tmp_path):
         (tmp_path / "a/members").write_bytes((tmp_path / "b/members").read_bytes())
         with pytest.raises(millstream.CorruptBatch, match="not the members file"):
             millstream.open(tmp_path / "a")
-        assert a._store_id != b._store_id
+        assert a.session.id != b.session.id
 
 
 def test_members_file_is_private(store_path):

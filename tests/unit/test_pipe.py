@@ -150,13 +150,13 @@ def test_idle_pipe_writes_nothing(store):
     with store.pipe(numbers, lambda record: record.value, out) as pipe:
         for _ in range(5):
             assert pipe.step() == 0
-        assert not store._has_journal()
+        assert not store._transactions.exist()
         numbers.append(b"1")
         assert pipe.run(timeout=0) == 1
-        end = store._journal().end
+        end = store._transactions.journal().end
         for _ in range(5):
             assert pipe.step() == 0
-        assert store._journal().end == end
+        assert store._transactions.journal().end == end
 
 
 def test_what_is_put_into_a_queue_is_a_payload_or_a_put(store):

@@ -335,9 +335,9 @@ def test_control_c_ends(tmp_path, what):
         """
         with Child(program, path) as child:
             assert child.line() == "ready"
-            word = store._members.word
+            word = store.session.members.word
             if what == "opening":
-                store._members.enter_gate(10)
+                store.session.members.enter_gate(10)
             else:
                 hold_words(path, stream, word)
             child.go()
@@ -348,7 +348,7 @@ def test_control_c_ends(tmp_path, what):
             assert child.line() == "interrupted"
             assert time.monotonic() - begun < SOON
             if what == "opening":
-                store._members.leave_gate()
+                store.session.members.leave_gate()
             else:
                 hold_words(path, stream, 0)
             child.go()
@@ -364,7 +364,7 @@ def test_time_outs_name_the_holder(tmp_path):
         Child(
             """
             store = millstream.open(path)
-            say(store._members.word)
+            say(store.session.members.word)
             sys.stdin.readline()
             store.close()
         """,
@@ -403,7 +403,7 @@ def test_time_outs_name_the_holder(tmp_path):
 
 def test_opening_waits_for_the_gate_as_long_as_it_is_told(tmp_path):
     with millstream.open(tmp_path / "s") as store, ThreadPoolExecutor(1) as another:
-        store._members.enter_gate(10)
+        store.session.members.enter_gate(10)
         try:
             for mode in ("rw", "r"):
                 begun = time.monotonic()
@@ -411,7 +411,7 @@ def test_opening_waits_for_the_gate_as_long_as_it_is_told(tmp_path):
                     another.submit(millstream.open, tmp_path / "s", mode=mode, timeout=0.1).result()
                 assert 0.1 <= time.monotonic() - begun < SOON
         finally:
-            store._members.leave_gate()
+            store.session.members.leave_gate()
         millstream.open(tmp_path / "s", timeout=0).close()
 
 

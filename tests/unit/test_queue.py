@@ -739,7 +739,7 @@ def test_every_level_puts_and_acks(tmp_path, level):
         if level == "interval":
             until(lambda: q._syncs[1] >= 1, "a sync")
     with millstream.open(tmp_path / "s") as store:
-        assert store._clean
+        assert store.session.clean
         assert store.queue("q").get(timeout=0).value == b"left"
 
 
@@ -760,7 +760,7 @@ def test_failed_sync_poisons_until_all_have_closed(tmp_path, monkeypatch):
         assert q.stats().health == "sync failed"
         assert len(q.peek(5)) == 2
     with millstream.open(tmp_path / "s") as store:
-        assert not store._clean
+        assert not store.session.clean
         q = store.queue("q")
         assert q.stats().health == "sound"
         assert values(q.get_many(5)) == [b"a", b"b"]

@@ -84,18 +84,18 @@ def test_another_handle_of_the_store_is_closed_in_the_middle_of_a_call(tmp_path)
         with store._lock, millstream.open(tmp_path / "s") as again:
             again.stream("s").append(b"1")
         assert again.closed
-        store._members.enter_gate(10)  # whoever leaves then says nothing of who comes
+        store.session.members.enter_gate(10)  # whoever leaves then says nothing of who comes
         try:
             with pytest.raises(millstream.Reentered):
                 millstream.open(tmp_path / "s")
         finally:
-            store._members.leave_gate()
+            store.session.members.leave_gate()
         second = millstream.open(tmp_path / "s")
-        store._members.enter_gate(10)
+        store.session.members.enter_gate(10)
         try:
             second.close()
         finally:
-            store._members.leave_gate()
+            store.session.members.leave_gate()
         assert second.closed
     with millstream.open(tmp_path / "s", create=False) as store:
         assert store.stream("s").next_offset(0) == 1
@@ -105,7 +105,7 @@ def test_a_store_says_why_it_is_not_closed_in_the_middle_of_its_call(tmp_path):
     store = millstream.open(tmp_path / "s")
     held = [
         store._lock,
-        store._cache._lock,
+        store._streams.cache._lock,
         store.stream("s")._log(0).syncing,
         store.stream("s")._log(0).maintaining,
         _native.loading,

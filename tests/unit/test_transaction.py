@@ -132,7 +132,7 @@ def test_rolled_back_nothing_was_there_and_consumers_read_again(any_store, how):
         assert consumer.committed[0].offset == 1
         assert list(consumer.poll().values) == [b"b"]
         message.ack()
-    assert not store._has_journal() or store._journal().is_settled
+    assert not store._transactions.exist() or store._transactions.journal().is_settled
 
 
 def test_commits_while_another_thread_imports_what_it_looks_at(any_store, monkeypatch):
@@ -778,7 +778,7 @@ def pending(store, fill):
         tx._commit = lambda: None
     from millstream.transactions.commit import Commit
 
-    commit, journal = Commit(tx, store._journal()), store._journal()
+    commit, journal = Commit(tx, store._transactions.journal()), store._transactions.journal()
     with journal.holding():
         offset, _ = commit._record(True)
         commit._recorded()
@@ -847,10 +847,10 @@ def test_effects_are_not_skipped_where_the_store_is_closed_under_the_applier(tmp
     store = millstream.open(tmp_path / "store")
     s = store.stream("s")
     journal = pending(store, lambda tx: tx.append(s, b"x"))
-    store._closed = True
+    store.session.state = State.CLOSED
     with pytest.raises(Closed), journal.holding():
         journal.apply_until(journal.end)
-    store._closed = False
+    store.session.state = State.OPEN
     assert not journal.is_settled
     store.close()
     with millstream.open(tmp_path / "store") as again:
@@ -868,7 +868,7 @@ def test_pending_effects_are_applied_before_a_store_closes_clean(tmp_path):
         pending(store, fill)
         assert (log_of(s), q.peek(9)) == ([], [])
     with millstream.open(tmp_path / "store") as store:
-        assert store._clean
+        assert store.session.clean
         assert log_of(store.stream("s")) == [b"x"]
         assert store.queue("q").get().value == b"y"
 
@@ -1010,7 +1010,7 @@ def test_failed_sync_of_the_journal_says_that_it_is_not_known(tmp_path, monkeypa
 
 def test_effects_are_not_kept_in_memory_where_another_process_applied_them(store):
     s = store.stream("s")
-    journal = store._journal()
+    journal = store._transactions.journal()
     apply_until = journal.apply_until
 
     def by_another(end):
@@ -1038,8 +1038,8 @@ def test_checkpoint_keeps_the_journal_short_and_the_effects(tmp_path, monkeypatc
             with store.transaction() as tx:
                 tx.append_many(s, [b"%d" % i] + [bytes(1 << 15)] * 2)
                 tx.put(q, b"%d" % i)
-        assert compacted.extent(store._journal().stream._log(0))[0] < 3 << 20
-        assert store._journal()._page.checkpoint > 0
+        assert compacted.extent(store._transactions.journal().stream._log(0))[0] < 3 << 20
+        assert store._transactions.journal()._page.checkpoint > 0
         assert [v for v in log_of(s) if len(v) < 9] == [b"%d" % i for i in range(60)]
         assert [m.value for m in q.get_many(99)] == [b"%d" % i for i in range(60)]
 
@@ -1054,7 +1054,7 @@ def test_plain_put_does_not_wait_for_the_dedup_id_of_a_dead_committer(tmp_path):
             "import os\n"
             "store = millstream.open(sys.argv[1])\n"
             "q = store.queue('q')\n"
-            "store._journal()._page.word(store._members, 'x', 1.0).__enter__()\n"
+            "store._transactions.journal()._page.word(store.session.members, 'x', 1.0).__enter__()\n"
             "q._prepare_put(5, 0, b'never', dedup_id='d')\n"
             "os._exit(0)\n"
         )
@@ -1075,7 +1075,7 @@ def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
             "store = millstream.open(sys.argv[1])\n"
             "q = store.queue('q')\n"
             "m = q.get()\n"
-            "store._journal()._page.word(store._members, 'x', 1.0).__enter__()\n"
+            "store._transactions.journal()._page.word(store.session.members, 'x', 1.0).__enter__()\n"
             "q._prepare_put(5, 0, b'never', key=b'b')\n"
             "q._prepare_ack(5, m)\n"
             "os._exit(0)\n"
@@ -1091,7 +1091,7 @@ def test_reader_does_not_wait_for_a_committer_that_is_stopped(store):
     source = store.stream("in", partitions=2)
     for partition in range(2):
         source.append(b"%d" % partition, partition=partition)
-    journal = store._journal()
+    journal = store._transactions.journal()
     stopped = source.consumer("g", delivery="exactly_once")
     first = list(stopped.poll().values)
     others = [[value] for value in (b"0", b"1") if value not in first]
@@ -1117,7 +1117,7 @@ def test_position_in_a_database_is_not_committed_by_a_transaction(store):
         refused = pytest.raises(InvalidArgument, match="database")
         with refused, store.transaction() as tx:
             tx.commit(consumer)
-        assert store._has_journal() is False
+        assert store._transactions.exist() is False
 
 
 def test_stream_that_is_dropped_while_all_is_synced_does_not_fail_the_commit(tmp_path, monkeypatch):
@@ -1161,7 +1161,7 @@ def test_closing_does_not_wait_for_a_thread_that_waits_for_it(tmp_path):
     """It has the journal, and opens what its transaction names: the store's lock is next."""
     store = millstream.open(tmp_path / "store", durability="process")
     s, other = store.stream("s"), store.stream("other")
-    journal, raised = store._journal(), []
+    journal, raised = store._transactions.journal(), []
     at_it, opened = threading.Event(), journal.applier.stream
 
     def waits(place):
@@ -1200,7 +1200,7 @@ def test_interrupted_behind_its_record_it_is_committed_and_the_next_goes_on(tmp_
         source, out = store.stream("in"), store.stream("out")
         source.append_many([b"a", b"b"])
         with source.consumer("g", delivery="exactly_once", timeout=0, max_records=1) as consumer:
-            journal = store._journal()
+            journal = store._transactions.journal()
             sync = journal.sync
 
             def interrupted(end):
@@ -1259,7 +1259,7 @@ def test_readers_see_soon_what_a_dead_committer_had_committed(tmp_path, way, dea
                         break
         assert sorted(found) == [b"0", b"1", b"2"]
         assert time.monotonic() - began < SOON
-        assert store._journal().is_settled
+        assert store._transactions.journal().is_settled
 
 
 def test_interrupts_leave_neither_words_nor_halves(tmp_path):
@@ -1287,7 +1287,7 @@ def test_interrupts_leave_neither_words_nor_halves(tmp_path):
                 signal.setitimer(signal.ITIMER_REAL, 0)
             except KeyboardInterrupt:
                 interrupts += 1
-            assert store._journal().holding().value == 0
+            assert store._transactions.journal().holding().value == 0
     finally:
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)

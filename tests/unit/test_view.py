@@ -460,7 +460,7 @@ def test_damage_in_the_partition_of_before_keeps_tombstones_and_stops_no_compact
     with open(segment.path, "r+b") as file:
         file.seek(segment.size - segment.data_bytes + 80)
         file.write(b"\xff" * 8)
-    store._cache.clear()
+    store._streams.cache.clear()
     with pytest.raises(millstream.CorruptBatch):
         list(stream.read(partition=0))
     removed = [stream.compact(partition=1) for _ in range(3)]
@@ -511,7 +511,7 @@ def test_retention_that_overtakes_it_makes_it_begin_anew(store, monkeypatch):
         for i in range(5):
             last = stream.append(b"1" * 60_000, key=b"%d" % i)
         stream.delete_before(last)
-        store._cache.clear()
+        store._streams.cache.clear()
         monkeypatch.setattr(view._replay, "step", step)
         stream._wake()
         view.wait_for(last, timeout=60)

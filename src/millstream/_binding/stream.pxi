@@ -168,7 +168,7 @@ cdef class StreamCore:
         if self.opened is None:
             self.opened = []
             self.natives = []
-            self.opening = Lock(f"{self.path}: opening a partition", self.store._members,
+            self.opening = Lock(f"{self.path}: opening a partition", self.session.members,
                                 reentrant=True)
             self.turn = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
@@ -367,7 +367,7 @@ cdef class StreamCore:
         cdef object deadline = None
         cdef uint32_t events = 0
         if not self.writable:
-            self.store._check_writable()  # raises: the map of the control file is read-only
+            self.session.check_writable()  # raises: the map of the control file is read-only
         if timeout is not None:
             self._deadline(timeout)  # checked also where nothing is waited for
         while True:

@@ -98,6 +98,6 @@ _tasks: dict[tuple[int, tuple[int, int], str], Tasks] = {}
 
 def tasks_of(store: Store, name: str) -> Tasks:
     """Those of a queue: all handles of it in this process count together."""
-    key = _native.fork_count(), store._directory.identity, name
+    key = _native.fork_count(), store.session.directory.identity, name
     with _lock:
         return _tasks.get(key) or _tasks.setdefault(key, Tasks(store, name))

@@ -69,7 +69,7 @@ class Consumer(Assignment):
         check_start(start)
         self._timeout = check_timeout(timeout)
         self._most = UNLIMITED if max_records is None else integer("max_records", max_records, 1)
-        stream.store._check_writable()
+        stream.session.check_writable()
         self.delivery = delivery
         self._auto = auto_commit
         self.group: Group = stream._group(group, make=start)

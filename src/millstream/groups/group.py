@@ -60,7 +60,7 @@ def names(stream_path: files.Path) -> list[str]:
 def epoch_at(stream: Stream, partition: int, offset: int) -> int:
     """The epoch of an offset that is there, or of the next one."""
     found = stream._log(partition).locate_offset(offset)
-    return stream.store._generation if found is None else int(found[0].epoch)
+    return stream.session.generation if found is None else int(found[0].epoch)
 
 
 def position_at(stream: Stream, partition: int, start: Any) -> Position:
@@ -100,12 +100,12 @@ def first_positions(stream: Stream, start: Any) -> list[Position]:
 def create(stream: Stream, name: str, start: Any) -> None:
     """Publish the file of a new group; another process's may come first, and stays."""
     path = path_of(stream, name)
-    store, count = stream.store, stream.partitions
+    session, count = stream.session, stream.partitions
     first = first_positions(stream, start)
     memory = mmap.mmap(-1, _native.group_size(count))
     group_id, salt = (int.from_bytes(os.urandom(8), "little") for _ in range(2))
     _native.group_init(
-        memory, store._store_id, stream._stream_id, group_id, salt, store._generation, count
+        memory, session.id, stream._stream_id, group_id, salt, session.generation, count
     )
     draft = _Draft(path, memory, stream)
     for position in first:
@@ -125,9 +125,9 @@ class _Draft(_native.GroupCore):
 
     def __init__(self, path: files.Path, memory: mmap.mmap, stream: Stream) -> None:
         self.path = path
-        store = stream.store
+        session = stream.session
         self._attach(
-            memory, store._store_id, stream._stream_id, store._generation, store._members, True
+            memory, session.id, stream._stream_id, session.generation, session.members, True
         )
         self._configure_level("process")
 
@@ -154,7 +154,7 @@ class Group(_native.GroupCore):
         self.path = path_of(stream, name)
         self._decide: Callable[[Group, int], None] | None = None
         """Called for a partition whose position a transaction has marked: apply or revert it."""
-        write = stream.store.writable
+        write = stream.session.writable
         try:
             self._descriptor = files.open_file(self.path, write=write)
         except NotFound as error:
@@ -162,7 +162,7 @@ class Group(_native.GroupCore):
             raise settings.missing(stream.path, "group", name, there) from error
         try:
             self._map()
-            if write and self._generation != stream.store._generation:
+            if write and self._generation != stream.session.generation:
                 with _native.lock_of(f"{self.path}: voiding"):
                     self._void_earlier()
             if self._state != LIVE:  # who removed it came no further
@@ -180,13 +180,11 @@ class Group(_native.GroupCore):
     # --- the file ---------------------------------------------------------------------------------
 
     def _map(self) -> None:
-        store, length = self.stream.store, files.size(self._descriptor)
-        mapping = files.map_file(self._descriptor, length, self.path, write=store.writable)
-        self._below = mapping if store._follows_layers else None
-        stream_id, generation = self.stream._stream_id, store._generation
-        self._attach(
-            mapping, store._store_id, stream_id, generation, store._members, store.writable
-        )
+        session, length = self.stream.session, files.size(self._descriptor)
+        mapping = files.map_file(self._descriptor, length, self.path, write=session.writable)
+        self._below = mapping if session.follows_layers else None
+        stream_id, generation = self.stream._stream_id, session.generation
+        self._attach(mapping, session.id, stream_id, generation, session.members, session.writable)
 
     def _map_again(self) -> None:
         self._check_live()
@@ -223,7 +221,7 @@ class Group(_native.GroupCore):
         """As the first of this generation: no member of an earlier one lives."""
         files.lock(self._descriptor, 0, self.path, timeout=LOCK_SECONDS)
         try:
-            if self._generation == self.stream.store._generation:
+            if self._generation == self.stream.session.generation:
                 return
             # A copied directory may have holes where the original had blocks.
             files.allocate(self._descriptor, files.size(self._descriptor), self.path)
@@ -240,7 +238,7 @@ class Group(_native.GroupCore):
     def _follow(self) -> None:
         """Have room for the partitions that were added since."""
         wanted = self.stream.partitions
-        if self.stream.store.writable and self._partitions < wanted:
+        if self.stream.session.writable and self._partitions < wanted:
             files.allocate(self._descriptor, _native.group_size(wanted), self.path)
             self._map()
             self._grow(wanted)
@@ -250,7 +248,7 @@ class Group(_native.GroupCore):
 
     def _check_live(self) -> None:
         self.stream._check_live()
-        self.stream.store._check_layer(self.path, self._is_behind)
+        self.stream.session.check_layer(self.path, self._is_behind)
         if self._state != LIVE:
             raise Closed(
                 f"{self.path}: the group was removed; `consumer(group={self.name!r})` of the stream"
@@ -261,7 +259,7 @@ class Group(_native.GroupCore):
 
     def _check_writable(self) -> None:
         self._check_live()
-        self.stream.store._check_writable()
+        self.stream.session.check_writable()
         if self._poison:
             raise Poisoned(
                 5,
@@ -281,7 +279,7 @@ class Group(_native.GroupCore):
 
     def _changed(self) -> None:
         if self.stream._durability == "interval":
-            background = self.stream.store._background
+            background = self.stream.session.notices
             background.notice_queue(self)
             if not background.runs() or self._unsynced_seconds > LATE_SECONDS:
                 self._sync_in_background()
@@ -290,8 +288,8 @@ class Group(_native.GroupCore):
         """A commit ends before it is as durable as it should be."""
         if self.stream._durability != "process":
             with contextlib.suppress(Exception):
-                self.stream.store._background.notice_queue(self)
-                self.stream.store._background.runs()
+                self.stream.session.notices.notice_queue(self)
+                self.stream.session.notices.runs()
 
     def _await_log(self, partition: int, offset: int) -> None:
         """Return when a power cut cannot take records that a position is to be behind of."""
@@ -360,7 +358,7 @@ class Group(_native.GroupCore):
         """The error for a position of which no copy is whole."""
         with _native.loading:
             import shlex
-        words = self.stream.store.path, self.stream.name, self.name, "earliest", "-p"
+        words = self.stream.session.path, self.stream.name, self.name, "earliest", "-p"
         command = shlex.join(["millstream", "groups", "seek", *words, str(partition)])
         return CorruptBatch(
             f"{self.path}: both copies of the position of partition {partition} are damaged, so"
@@ -405,7 +403,7 @@ class Group(_native.GroupCore):
         shares: dict[int, list[int]] = {}
         for index in range(min(self._partitions, self._room)):
             shares.setdefault(self._holder(index)[0], []).append(index)
-        describe = self.stream.store._members.describe
+        describe = self.stream.session.members.describe
         return [
             GroupMember(slot, number, describe(word), joined, tuple(shares.get(slot + 1, ())))
             for slot, word, number, joined in self._living()
@@ -416,9 +414,9 @@ class Group(_native.GroupCore):
 
         Who opens the store to write ends the others; a reader has to see them as they will be.
         """
-        if self._generation != self.stream.store._generation:
+        if self._generation != self.stream.session.generation:
             return []  # of a generation that nobody lives in
-        is_dead = self.stream.store._members.is_dead
+        is_dead = self.stream.session.members.is_dead
         return [member for member in self._members() if not is_dead(member[1])]
 
     def partitions(self) -> list[GroupPartition]:

@@ -142,7 +142,7 @@ class StreamGroups(_native.StreamCore):
                 group.create(stream, name, make)
             try:
                 known = self._groups[name] = group.Group(stream, name)
-                known._decide = stream.store._decide_position
+                known._decide = stream.session.undecided.settle_position
             except NotFound:
                 if make is None:
                     raise

@@ -19,14 +19,7 @@ from millstream.inspect.catalog import (
     stream_paths,
 )
 from millstream.inspect.columns import Batch
-from millstream.inspect.layout import (
-    Finding,
-    Invalid,
-    Path_,
-    Problem,
-    staying,
-    top_of,
-)
+from millstream.inspect.layout import Finding, Invalid, Path_, Problem, staying, top_of
 from millstream.inspect.queue_layout import Message, QueueInfo
 from millstream.inspect.queues import Queue, open_queue, queue_paths
 from millstream.inspect.walk import Log

@@ -22,7 +22,7 @@ def drop_replaced(log: PartitionLog) -> None:
     for number, inode in log._inodes.copy().items():  # which others add to
         if files.inode(log.file(number)) != inode:
             log._inodes.pop(number, None)
-            log.store._cache.drop(log, number)
+            log.stream._cache.drop(log, number)
 
 
 def extent(log: PartitionLog) -> tuple[int, int]:

@@ -106,7 +106,7 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     They are sealed and old enough, and so synced that also their successor is.
     """
     found: list[tuple[int, int]] = []
-    durable, clock = log.native.durable, log.store._clock
+    durable, clock = log.native.durable, log.session.clock
     try:
         for number, following in pairwise(log.current()):
             after = log.activated(following)
@@ -147,7 +147,7 @@ def dirty_part(log: PartitionLog, keep: Compaction) -> tuple[float, float | None
             record = log.activated(number).compaction
             ends.append(0 if record is None else record[1])
     last = max(ends)
-    return dirty / total if total else 0.0, log.store._clock.to_wall(last) / 1e6 if last else None
+    return dirty / total if total else 0.0, log.session.clock.to_wall(last) / 1e6 if last else None
 
 
 def _due(log: PartitionLog, record: tuple[int, int, int, int, int, int], keep: Compaction) -> bool:
@@ -155,7 +155,7 @@ def _due(log: PartitionLog, record: tuple[int, int, int, int, int, int], keep: C
     first, last, _, _, tombstones, _ = record
     if tombstones == 0 or first == 0 or last >= first + keep.tombstone_age * 1e6:
         return False
-    return log.store._clock.age(first) >= keep.tombstone_age
+    return log.session.clock.age(first) >= keep.tombstone_age
 
 
 def _up_to(log: PartitionLog, offset: int, late: int) -> Iterator[tuple[_native.Segment, int]]:
@@ -305,7 +305,7 @@ class Run:
         record = None if segment is None else segment.compaction
         if self._keeps_tombstones or record is None or record[4] == 0 or record[0] == 0:
             return False
-        return self.log.store._clock.age(record[0]) >= self.keep.tombstone_age
+        return self.log.session.clock.age(record[0]) >= self.keep.tombstone_age
 
     def _clean(self, table: _native.KeyTable, number: int, end: int) -> None:
         """Replace a segment that has superseded records by one that has not."""
@@ -360,8 +360,8 @@ class Run:
         log, segment = self.log, survivors.segment
         data = segment.size - segment.data_bytes
         used = min(data + kept + HEADER_BYTES + 4095 & ~4095, segment.size)
-        reserve.lend(log.store._root, files.allocate, descriptor, used, made)
-        place = (log.index, log.store._store_id, log.stream._stream_id, segment.number)
+        reserve.lend(log.session.root, files.allocate, descriptor, used, made)
+        place = (log.index, log.session.id, log.stream._stream_id, segment.number)
         files.write(descriptor, segment_file.header(place, segment.size), 0, made)
         files.extend(descriptor, segment.size, made)
         file_end = data + end - segment.base_position
@@ -384,7 +384,7 @@ class Run:
 
         It need not be synced: without it tombstones only stay longer.
         """
-        now = self.log.store._clock.now()
+        now = self.log.session.clock.now()
         for number, end in found:
             if self._segment(number) is None or number not in self._counts:
                 continue

@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from millstream.disk.session import Session
+
 HEADER = struct.Struct("<8sII16sQQII8xII")
 CHECKSUM = 56  # its place in the header
 MAGIC = b"MSCNTRL1"
@@ -150,6 +152,19 @@ def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> mmap.mma
         return files.map_file(descriptor, size, path, write=write)
     finally:
         files.close(descriptor)
+
+
+def private_map(session: Session, directory: files.Path) -> mmap.mmap:
+    """What a recovery would make of the file, in memory of this process alone."""
+    store_id, generation, clean = session.id, session.generation, session.clean
+    return _native.private_memory(rebuilt(directory, store_id, generation, clean=clean))
+
+
+def map_for(session: Session, directory: files.Path) -> mmap.mmap:
+    """Map the file, for a reader of a store that needs recovery what is in its own memory."""
+    if session.private:
+        return private_map(session, directory)
+    return map_file(directory, session.id, write=session.writable)
 
 
 def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:

@@ -74,10 +74,10 @@ def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
         stream.flush()
         _end_present(config, [stream._log(i).native.durable_offset for i in range(before)])
         config["partitions"] = partitions
-        config["since"] = stream.store._clock.now()
+        config["since"] = stream.session.clock.now()
         control.grow(stream.path, partitions)
         with settings.changing(stream):
-            reserve.lend(stream.store._root, files.write_json, path, config)
+            reserve.lend(stream.session.root, files.write_json, path, config)
             stream._set_partitions(partitions)
     return partitions
 

@@ -56,7 +56,7 @@ class ProducerIds:
     def __init__(self, stream: Stream) -> None:
         self._stream = stream
         self.path = stream.path / "producers"
-        self._identity = (MAGIC, files.FORMAT, 0, stream.store._store_id, stream._stream_id, 0)
+        self._identity = (MAGIC, files.FORMAT, 0, stream.session.id, stream._stream_id, 0)
         self._numbers: dict[str, int] = {}
         self._end = HEADER.size  # of the entries that were read
         self._synced = HEADER.size  # of those that this process synced

@@ -8,13 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from millstream import _native, timestamps
 from millstream._native import Batch, Cursor, Position
-from millstream.errors import (
-    Closed,
-    InvalidArgument,
-    InvalidType,
-    NotFound,
-    OffsetOutOfRange,
-)
+from millstream.errors import Closed, InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
 from millstream.log import recovery
 from millstream.options import as_index, boolean, check_timeout, integer
 

@@ -31,11 +31,11 @@ def extend(log: PartitionLog) -> None:
 
 def recover(log: PartitionLog) -> None:
     """Walk the partition and open it for this generation. Other processes wait, or find it done."""
-    if not log.store.writable:
+    if not log.session.writable:
         _recover_owned(log)
         return
     with log.native.word("walk", str(log), 600.0):
-        if log.native.walked != log.store._generation:
+        if log.native.walked != log.session.generation:
             _recover_owned(log)
 
 
@@ -52,7 +52,7 @@ def _recover_owned(log: PartitionLog) -> None:
     if kept < len(chain) and poison == 0:
         readable = chain[kept + 1 :] + readable
         chain = chain[: kept + 1]
-    if log.store.writable:
+    if log.session.writable:
         _remove_unpublished(log)
         if poison == 0:
             _set_aside(log, readable)
@@ -86,7 +86,7 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
     broken = not log.is_open and log.native.first_segment not in (0, *listed)
     for number in listed:
         try:
-            segment = log.segment(number, write=log.store.writable)
+            segment = log.segment(number, write=log.session.writable)
         except NotFound:
             continue  # retired by another process, while we only read
         except CorruptBatch:
@@ -111,7 +111,7 @@ def _walk(
     log: PartitionLog, chain: list[_native.Segment], *, looking: bool = True
 ) -> tuple[Mark, int, str]:
     """(end of the valid log, index of the segment it lies in, what is wrong there or "")."""
-    mend = log.store.writable
+    mend = log.session.writable
     start, mark = _start(log, chain)
     reason = ""
     index = start
@@ -216,7 +216,7 @@ def _set_aside(log: PartitionLog, segments: list[_native.Segment]) -> None:
             files.remove(path)
         else:
             files.rename(path, path + ".lost")
-        log.store._cache.drop(log, segment.number)
+        log.stream._cache.drop(log, segment.number)
     if segments:
         files.sync_directory(log.path)
 

@@ -22,7 +22,7 @@ def retire(log: PartitionLog, keep: Retention) -> int:
         if not numbers:
             return 0
         mark = log.end()
-        clock = log.store._clock
+        clock = log.session.clock
         first = numbers[0]
         for i, following in enumerate(numbers[1:], 1):
             after = log.activated(following)

@@ -22,10 +22,11 @@ from millstream.errors import (
     Reentered,
     StorageError,
 )
-from millstream.log import compacted, recovery, segment_file, sequences
+from millstream.log import compacted, control, recovery, segment_file, sequences
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.disk.session import Session
     from millstream.log.sequences import PartitionSequences
     from millstream.streams.stream import Stream
 
@@ -41,18 +42,18 @@ class PartitionLog:
 
     def __init__(self, stream: Stream, index: int) -> None:
         self.stream = stream
-        self.store = stream.store
+        self.session: Session = stream.session
         self.index = index
         self.path = stream.path / f"{index:05d}"
         files.require_directory(self.path)
-        shared = index, self.store._members, self.store._generation, self.store._clock.offset
+        shared = index, self.session.members, self.session.generation, self.session.clock.offset
         self.native = stream._new_partition(*shared)
-        self.private = self.store._private
+        self.private = self.session.private
         """Walked by this read-only process for itself: nobody tells it the tail."""
-        walked = self.native.walked == self.store._generation
-        if not (self.store.writable or self.private or walked):
-            control = _native.private_memory(self.store._rebuilt(stream.path))
-            self.native = stream._new_partition(*shared, control)
+        walked = self.native.walked == self.session.generation
+        if not (self.session.writable or self.private or walked):
+            private = control.private_map(self.session, stream.path)
+            self.native = stream._new_partition(*shared, private)
             self.private = True
         self._names_synced = False
         self.numbers: list[int] = []
@@ -61,14 +62,14 @@ class PartitionLog:
         self._inodes: dict[int, int] = {}
         """Of the maps: compaction may have put another file in the place of one."""
         self._unsealed: set[int] = set()
-        members = self.store._members
+        members = self.session.members
         self._lock = _native.Lock(f"{self}: its segments", members, reentrant=True)
         # Between processes `link` lets one of several makers win; so it is within one of a call.
         self._making = _native.Lock(f"{self}: making a segment", members, reentrant=True)
         self.sequences: PartitionSequences | None = None
         self.opening_sequences = _native.Lock(f"{self}: opening sequences", members, reentrant=True)
         self.syncing = self.native.word("sync", str(self), 30.0)
-        self.maintaining = self.native.word("maintenance", str(self), 30.0)
+        self.maintaining: _native.Word = self.native.word("maintenance", str(self), 30.0)
         self.ensure_walked()
 
     def __str__(self) -> str:
@@ -82,7 +83,7 @@ class PartitionLog:
     @property
     def is_open(self) -> bool:
         """Was the partition recovered in this generation?"""
-        return bool(self.native.walked == self.store._generation)
+        return bool(self.native.walked == self.session.generation)
 
     # --- which segments there are -----------------------------------------------------------------
 
@@ -107,7 +108,7 @@ class PartitionLog:
             for gone in set(self.numbers) - set(numbers):
                 self._bases.pop(gone, None)
                 self._inodes.pop(gone, None)
-                self.store._cache.drop(self, gone)
+                self.stream._cache.drop(self, gone)
             compacted.drop_replaced(self)
             self.numbers, self._structure = numbers, structure
 
@@ -133,9 +134,9 @@ class PartitionLog:
 
     def segment(self, number: int, *, write: bool = False) -> _native.Segment:
         """Map a segment, or find it mapped."""
-        found = self.store._cache.get(self, number)
-        if self.store._layered and self._may_be_copied_up(number):
-            write = write or self.store.writable
+        found = self.stream._cache.get(self, number)
+        if self.session.layered and self._may_be_copied_up(number):
+            write = write or self.session.writable
             found = found if found is not None and found.writable else None
         if found is not None and (found.writable or not write):
             return found
@@ -148,11 +149,11 @@ class PartitionLog:
         finally:
             files.close(descriptor)
         segment = _native.Segment(
-            mapping, self.store._store_id, self.stream._stream_id, self.index, number, write, path
+            mapping, self.session.id, self.stream._stream_id, self.index, number, write, path
         )
-        self.store._cache.put(self, segment)
+        self.stream._cache.put(self, segment)
         if self._inodes.get(number) != inode:  # compaction has put another in its place meanwhile
-            self.store._cache.drop(self, number)
+            self.stream._cache.drop(self, number)
             return self.segment(number, write=write)
         return segment
 
@@ -294,7 +295,7 @@ class PartitionLog:
         """Map the segment that is appended to now."""
         number = self.native.active_number
         segment = self.segment(number, write=True) if number else None
-        if segment is not None and segment.epoch == self.store._generation:
+        if segment is not None and segment.epoch == self.session.generation:
             self._fill_holes(segment)
         self.native.set_active(segment)
 
@@ -334,7 +335,7 @@ class PartitionLog:
         segment = self.segment(number, write=True)
         if self._is_stray(segment, active):
             # Left over where an older copy of the other files was put back.
-            self.store._cache.drop(self, number)
+            self.stream._cache.drop(self, number)
             try:
                 files.rename(segment.path, segment.path + ".lost")
             except StorageError as error:
@@ -364,7 +365,7 @@ class PartitionLog:
         active = self.native.active
         segment_file.make(
             self.file(number),
-            (self.index, self.store._store_id, self.stream._stream_id, number),
+            (self.index, self.session.id, self.stream._stream_id, number),
             before_bytes=0 if active is None else active.size,
             segment_bytes=self.stream._segment_bytes,
             need_bytes=need_bytes,
@@ -373,7 +374,7 @@ class PartitionLog:
     def wait_for_word(self, owner: int, deadline: float) -> None:
         """Wait for the append word, take it over from the dead, give up at the deadline."""
         while True:
-            if self.store._members.is_dead(owner):
+            if self.session.members.is_dead(owner):
                 self.follow_active()
                 later = [number for number in self.listed() if number > self.native.active_number]
                 if later and self.native.next is None:
@@ -384,7 +385,7 @@ class PartitionLog:
             left = deadline - time.monotonic()
             if left <= 0:
                 raise LockTimeout(
-                    f"{self}: the append word is held by {self.store._members.describe(owner)}"
+                    f"{self}: the append word is held by {self.session.members.describe(owner)}"
                 )
             owner = self.native.wait_append_word(left)
             if owner == 0:
@@ -480,7 +481,7 @@ class PartitionLog:
         files.sync_directory(self.path)
         if not self._names_synced:
             files.sync_directory(self.stream.path)
-            files.sync_directory(self.store._root / "streams")
+            files.sync_directory(self.session.root / "streams")
             self._names_synced = True
 
     def between(self, begin: int, end: int) -> list[tuple[_native.Segment, int, int]]:
@@ -566,7 +567,7 @@ class PartitionLog:
         sequences.keep(self, base)
         self.native.retire(number, self.activated(number).base_offset)
         for gone in numbers:
-            self.store._cache.drop(self, gone)
+            self.stream._cache.drop(self, gone)
             files.remove(self.file(gone))
         self.refresh()
         return len(numbers)

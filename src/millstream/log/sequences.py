@@ -34,7 +34,7 @@ class PartitionSequences:
         self.log = log
         self.table = _native.Sequences()
         self.saved_at = 0
-        self._lock = _native.Lock(f"{log}: reading sequences", log.store._members)
+        self._lock = _native.Lock(f"{log}: reading sequences", log.session.members)
         with log.maintaining:
             if not files.exists(_file(log)):
                 # No producer was ever here, so what is there needs no reading.
@@ -163,7 +163,7 @@ def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
     magic, version, partition, store_id, stream_id, position, before, count, _ = HEADER.unpack_from(
         data
     )
-    expected = (MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id)
+    expected = (MAGIC, files.FORMAT, log.index, log.session.id, log.stream._stream_id)
     entries = data[HEADER_BYTES : HEADER_BYTES + count * ENTRY_BYTES]
     if (magic, version, partition, store_id, stream_id) != expected:
         raise _damaged(log, "not of this partition")
@@ -202,13 +202,13 @@ def snapshot(log: PartitionLog) -> tuple[int, bytes]:
 def _save(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> None:
     files.make_directory(log.path)
     # Retention comes here on a full disk, too.
-    reserve.lend(log.store._root, files.replace, _file(log), _encode(log, table, end))
+    reserve.lend(log.session.root, files.replace, _file(log), _encode(log, table, end))
 
 
 def _encode(log: PartitionLog, table: _native.Sequences, end: tuple[int, int]) -> bytes:
     entries = table.saved()
     head = HEADER.pack(
-        MAGIC, files.FORMAT, log.index, log.store._store_id, log.stream._stream_id, *end,
+        MAGIC, files.FORMAT, log.index, log.session.id, log.stream._stream_id, *end,
         len(entries) // ENTRY_BYTES, 0,
     )  # fmt: skip
     checksum = struct.pack("<Q", _native.xxh3_64(head + entries))

@@ -39,7 +39,7 @@ def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:
             f"{queue.path}: capacity {config['capacity']}: it is {stored} and can only be raised"
         )
     queue._files.extend(config)
-    queue_files = slots.Files(queue.path, config, queue.store._store_id, write=True)
+    queue_files = slots.Files(queue.path, config, queue.session.id, write=True)
     try:
         hints, temporary = queue_files.make_hints()
         try:
@@ -84,7 +84,7 @@ def _use(
 
 def follow(queue: QueueHandle) -> None:
     """The hints in use here are outgrown: go on with the ones that are there instead."""
-    if not queue.store.writable:
+    if not queue.session.writable:
         _follow_reading(queue)
         return
     with queue._word("maintenance", f"{queue.path}: capacity", LOCK_SECONDS):
@@ -98,7 +98,7 @@ def follow(queue: QueueHandle) -> None:
         queue_files.close()
         # Who did it was killed before they were published.
         config = files.read_json(queue.path / "queue.json")
-        queue_files = slots.Files(queue.path, config, queue.store._store_id, write=True)
+        queue_files = slots.Files(queue.path, config, queue.session.id, write=True)
         hints, temporary = queue_files.make_hints()
         try:
             _publish(queue, queue_files, config, hints, temporary)
@@ -115,10 +115,10 @@ def join(queue: QueueHandle) -> None:
 
 def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
     """The hints that are there, whatever their state, with what fits them."""
-    path, store = queue.path / "queue.json", queue.store
+    path, session = queue.path / "queue.json", queue.session
     config = files.read_json(path)
     while True:
-        queue_files = slots.Files(queue.path, config, store._store_id, write=store.writable)
+        queue_files = slots.Files(queue.path, config, session.id, write=session.writable)
         try:
             return queue_files, config, queue_files.map_hints()
         except slots.OtherSize as other:

@@ -7,13 +7,7 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
-from millstream.errors import (
-    InvalidArgument,
-    InvalidType,
-    MillstreamError,
-    NotFound,
-    QueueFull,
-)
+from millstream.errors import InvalidArgument, InvalidType, MillstreamError, NotFound, QueueFull
 from millstream.options import as_index, integer
 
 if TYPE_CHECKING:

@@ -21,8 +21,8 @@ from millstream.options import Durability, RetryPolicy, check_timeout
 from millstream.queues import capacity, dedup, slots
 
 if TYPE_CHECKING:
+    from millstream.disk.session import Session
     from millstream.sleepers import Sleepers
-    from millstream.store.store import Store
 
 __all__ = ["QueueHandle"]
 
@@ -34,7 +34,7 @@ COUNTER_BITS = 40
 class QueueHandle(_native.QueueCore):
     """What this process has of a queue: its files, opened, grown and synced; its configuration."""
 
-    store: Store
+    session: Session
     name: str
     path: files.Path
     _override: Durability | None
@@ -61,13 +61,11 @@ class QueueHandle(_native.QueueCore):
         config = files.read_json(self.path / "queue.json")
         self._files.close()
         self._config = config = slots.fitting(config, other)
-        self._files = slots.Files(
-            self.path, config, self.store._store_id, write=self.store.writable
-        )
+        self._files = slots.Files(self.path, config, self.session.id, write=self.session.writable)
 
     def _open_as_configured(self) -> None:
         hints = self._files.map_hints()
-        if hints is None and self.store.writable:
+        if hints is None and self.session.writable:
             with self._files.making_hints():
                 hints = self._files.map_hints()
                 if hints is None:
@@ -77,7 +75,7 @@ class QueueHandle(_native.QueueCore):
             hints = self._files.private_hints()
         self._files.counts()
         self._use(hints)
-        if self._config["dedup_window"] and self.store.writable:
+        if self._config["dedup_window"] and self.session.writable:
             self._use_dedup(dedup.open_table(self._files))
 
     def _numbers(self, config: dict[str, Any], queue_files: slots.Files) -> dict[str, Any]:
@@ -87,18 +85,18 @@ class QueueHandle(_native.QueueCore):
             **{name: config[name] for name in ("priorities", "ageing")},
             "block_max": queue_files.sizes.block_max,
             "max_attempts": config["retry"]["max_attempts"],
-            "generation": self.store._generation,
+            "generation": self.session.generation,
             "block_key": config["on_dead"] == "stop",
             "dedup_window_us": int(config["dedup_window"] * 1e6),
-            "clock_offset_us": self.store._clock.offset,
-            "clock_since_us": self.store._clock.since,
+            "clock_offset_us": self.session.clock.offset,
+            "clock_since_us": self.session.clock.since,
         }
 
     def _use(self, hints: Any) -> None:
         numbers = self._numbers(self._config, self._files)
-        members = self.store._members
+        members = self.session.members
         self._attach(
-            self._files.slots, self._files.blocks, hints, numbers, members, self.store.writable
+            self._files.slots, self._files.blocks, hints, numbers, members, self.session.writable
         )
         self._configure()
 
@@ -112,11 +110,11 @@ class QueueHandle(_native.QueueCore):
             if block_count:
                 self._files.allocate_blocks(block_count)
             self._use(hints)
-            self._set_next_id(self.store._generation << COUNTER_BITS | 1)
-            self._recover(verify=bool(self._poison) or not self.store._clean)
+            self._set_next_id(self.session.generation << COUNTER_BITS | 1)
+            self._recover(verify=bool(self._poison) or not self.session.clean)
             if self._config["dedup_window"]:
                 dedup.open_first(self)
-            if not self.store._replaying:  # it comes first, and knew of no commit here
+            if not self.session.replaying:  # it comes first, and knew of no commit here
                 self._withdraw_undecided()
             if slot_count == 0:
                 first = min(slots.EXTENT_SLOTS, self._files.sizes.slot_max)
@@ -134,9 +132,7 @@ class QueueHandle(_native.QueueCore):
     def _configure(self) -> None:
         config = self._config
         self._retry = RetryPolicy(**config["retry"])
-        self._durability: Durability = (
-            self._override or config["durability"] or self.store._override or self.store.durability
-        )
+        self._durability: Durability = self._override or config["durability"] or self.session.level
         self._configure_core(
             float(config["lease"]),
             config["ttl"],
@@ -159,7 +155,7 @@ class QueueHandle(_native.QueueCore):
         self._take_over(files.read_json(self.path / "queue.json"))
         if number % 2:
             self._config_seen = number
-        elif self.store.writable:  # while it is even, it is read again at the next call
+        elif self.session.writable:  # while it is even, it is read again at the next call
             word = self._word("maintenance", self.path, LOCK_SECONDS)
             if word.try_take():  # who altered them was killed
                 try:
@@ -174,7 +170,7 @@ class QueueHandle(_native.QueueCore):
             # Else the state of the hints says when: then those of the other capacity are there.
             config["capacity"] = self._config["capacity"]
         self._config = config
-        if config["dedup_window"] and self._dedup is None and self.store.writable:
+        if config["dedup_window"] and self._dedup is None and self.session.writable:
             self._use_dedup(dedup.open_table(self._files))
         self._configure()
 
@@ -207,7 +203,7 @@ class QueueHandle(_native.QueueCore):
     # --- hooks of the core ------------------------------------------------------------------------
 
     def _check_live(self) -> None:
-        self.store._check_open()
+        self.session.check_open()
         if self.closed:
             raise Closed(f"{self.path}: the queue is closed; open the store again")
         if self._state == slots.DROPPED:
@@ -218,7 +214,7 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
-        self.store._check_layer(self.path, self._is_behind)
+        self.session.check_layer(self.path, self._is_behind)
         self._follow()
 
     def _is_behind(self) -> bool:
@@ -227,7 +223,7 @@ class QueueHandle(_native.QueueCore):
 
     def _check_writable(self) -> None:
         self._check_live()
-        self.store._check_writable()
+        self.session.check_writable()
         if self._poison:
             raise Poisoned(
                 5,
@@ -272,12 +268,12 @@ class QueueHandle(_native.QueueCore):
 
     def _check_undecided(self) -> None:
         """Something waits for a transaction: raise where that is one of this thread, under way."""
-        self.store._check_undecided()
+        self.session.undecided.check()
 
     def _settle_undecided(self) -> None:
         """Somebody died, and a transaction has prepared something here: maybe that one's."""
-        if self.store._has_journal():
-            self.store._journal().settle_queue(self)
+        if self.session.undecided.exist():
+            self.session.undecided.settle_queue(self)
 
     def _retry_delay(self, attempt: int) -> float:
         if self._random is None:
@@ -298,7 +294,7 @@ class QueueHandle(_native.QueueCore):
     def _changed(self) -> None:
         """Something was changed, for the first time since a sync began, or long ago."""
         if self._durability == "interval":
-            background = self.store._background
+            background = self.session.notices
             background.notice_queue(self)
             if not background.runs() or self._unsynced_seconds > LATE_SECONDS:
                 self._sync_in_background()
@@ -307,8 +303,8 @@ class QueueHandle(_native.QueueCore):
         """A call ends before what it changed is as durable as it should be."""
         if self._durability != "process":
             with contextlib.suppress(Exception):
-                self.store._background.notice_queue(self)
-                self.store._background.runs()
+                self.session.notices.notice_queue(self)
+                self.session.notices.runs()
 
     def _make_durable(self, timeout: float = LOCK_SECONDS) -> None:
         """Return when all that was changed before this call survives a power cut."""
@@ -371,7 +367,7 @@ class QueueHandle(_native.QueueCore):
             return "sync failed"
         if self._is_overdue:
             return "sync overdue"
-        return "background failing" if self.store._background.trouble else "sound"
+        return "background failing" if self.session.notices.trouble else "sound"
 
     # --- the end ----------------------------------------------------------------------------------
 

@@ -69,8 +69,9 @@ class Queue(QueueHandle):
         codec: object,
     ) -> None:
         self.store = store
+        self.session = store.session
         self.name = name
-        self._directory = files.Directory(store._queue_path(name))
+        self._directory = files.Directory(self.session.queue_path(name))
         """Held open: a queue of the same name that is made later is another one."""
         self.path = self._directory.path
         self._override = durability
@@ -80,7 +81,9 @@ class Queue(QueueHandle):
         self._random: Callable[[], float] | None = None
         self._config = config
         try:
-            self._files = slots.Files(self.path, config, store._store_id, write=store.writable)
+            self._files = slots.Files(
+                self.path, config, self.session.id, write=self.session.writable
+            )
             try:
                 self._open()
             except BaseException:
@@ -95,7 +98,7 @@ class Queue(QueueHandle):
         with contextlib.suppress(MillstreamError):
             if not self.closed:
                 state = f"{len(self)} of {self.capacity} messages{', paused' * self.paused}"
-        return f"<Queue {self.name!r} of {self.store.path!r}: {state}>"
+        return f"<Queue {self.name!r} of {self.session.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Queue._reopened, (self.store, self.name, self._override, self._codec))
@@ -415,7 +418,7 @@ class Queue(QueueHandle):
                 with settings.changing(self):
                     if config["dedup_window"] and not before["dedup_window"]:
                         table = self._files.path("dedup")
-                        dedup.create(table, self.store._store_id, self._files.queue_id)
+                        dedup.create(table, self.session.id, self._files.queue_id)
                     if config["capacity"] == before["capacity"]:
                         files.write_json(path, config)
                     else:

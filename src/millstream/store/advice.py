@@ -234,7 +234,7 @@ def _keys_without_order(queue: Queue, where: str, sample: list[Sampled]) -> Iter
 
 
 def _delivered_again(queue: Queue, where: str, stats: QueueStats) -> Iterator[Advice]:
-    if queue._config["dedup_window"] or queue.store._has_journal():
+    if queue._config["dedup_window"] or queue.session.undecided.exist():
         return
     letters = queue._scan(("dead",), SAMPLE)
     failures = (queue._failure(slot, number) for _, number, slot, _ in letters)

@@ -90,7 +90,7 @@ class Background:
         self._logs: list[PartitionLog] = []
         self._wrote: set[PartitionLog] = set()
         self._stopping = False
-        self._starting = _native.Lock(f"{store.path}: starting a thread", store._members)
+        self._starting = _native.Lock(f"{store.path}: starting a thread", store.session.members)
         self._thread: threading.Thread | None = None
         self._troubles: dict[tuple[str, str], str] = {}
         """By what, and at what: why it failed when it was tried last."""
@@ -159,9 +159,9 @@ class Background:
         if self._has_journal or time.monotonic() < self._journal_due:
             return
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
-        if self.store.writable and self.store._has_journal():
+        if self.store.writable and self.store._transactions.exist():
             try:  # here, since the thread must not
-                self.store._import_journal()
+                self.store._transactions.load()
             except (ImportError, OSError) as error:  # no descriptor is left, say: at the next call
                 say(f"{self.store!r}: the journal is not looked after yet: {error}")
                 return
@@ -374,7 +374,7 @@ class Background:
         )
 
     def _streams(self) -> list[Stream]:
-        return list(self.store._streams.values())
+        return list(self.store._streams)
 
     def _retain(self, stream: Stream) -> None:
         try:
@@ -394,7 +394,7 @@ class Background:
         This thread has ended when the descriptor is closed.
         """
         try:
-            self.store._members.note_time(*self.store._clock.note())
+            self.store.session.members.note_time(*self.store.session.clock.note())
         except (MillstreamError, OSError) as error:
             say(f"{self.store!r}: noting the time: {error}", warn=False)  # the last one counts
 
@@ -406,7 +406,7 @@ class Background:
             return
         try:
             if not store.closed:
-                self._journal_seen = store._journal().look(self._journal_seen)
+                self._journal_seen = store._transactions.journal().look(self._journal_seen)
         except Exception as error:
             say(f"{store!r}: {error}", warn=False)  # the next commit raises the same
         finally:
@@ -435,7 +435,7 @@ class Background:
         finally:
             if self._is_gone(log):  # what was mapped after its handle let go
                 self._unsynced.discard(log)
-                self.store._cache.forget(log)
+                self.store._streams.cache.forget(log)
         return True
 
     @staticmethod
@@ -540,7 +540,7 @@ class Background:
         failed: list[Exception] = []
         for log in self._logs:
             try:
-                if log.native.walked == self.store._generation and log.stream._state == 1:
+                if log.native.walked == self.store.session.generation and log.stream._state == 1:
                     log.sync()
             except Exception as error:
                 if not is_ours(error):

@@ -27,7 +27,7 @@ Handle = TypeVar("Handle")
 
 def backup(store: Store, path: str) -> None:
     """Copy `store` to the new directory at `path`."""
-    if files.lies_in(path, store._directory):
+    if files.lies_in(path, store.session.directory):
         raise InvalidArgument(f"{path}: lies within the store that is to be copied")
     made = files.make_target(path)
     directory = files.Directory(path, follow=True)
@@ -61,9 +61,11 @@ def _remove(directory: files.Directory, error: BaseException, *, whole: bool) ->
 
 def _copy(store: Store, target: files.Path) -> None:
     files.make_directory(target / "streams")
-    had_journal = store._has_journal()
+    had_journal = store._transactions.exist()
     moment = _capture(store, target)
-    if store._has_journal() and not had_journal:  # the first transaction of all came in between
+    if (
+        store._transactions.exist() and not had_journal
+    ):  # the first transaction of all came in between
         if files.exists(target / "queues"):
             files.remove_tree(target / "queues")
         moment = _capture(store, target)
@@ -73,10 +75,10 @@ def _copy(store: Store, target: files.Path) -> None:
         directory = target / "streams" / stream.name
         _copy_stream(stream, tails, directory)
         _copy_groups(groups, directory / "groups")
-    body = files.read_json(store._config_path)
+    body = files.read_json(store.session.config_path)
     body["clean"] = False
-    body["clock"] = store._clock.state()
-    members.create(target, store._store_id)
+    body["clock"] = store.session.clock.state()
+    members.create(target, store.session.id)
     files.write_json(target / "store.json", body)
     files.sync_directory(target)
 
@@ -89,9 +91,9 @@ def _capture(
     All of it between two transactions: the journal, of which nothing is left to do, is not copied.
     Where something is, and this reader cannot do it, the whole store is copied as it lies: None.
     """
-    with store._between_transactions() as is_done:
+    with store._transactions.none_commits() as is_done:
         if not is_done:
-            _copy_as_it_lies(store._root, target)
+            _copy_as_it_lies(store.session.root, target)
             return None
         streams = list(_there(store.stream, store.streams()))
         # Before the logs, so that no position is behind their ends.

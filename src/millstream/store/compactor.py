@@ -75,7 +75,7 @@ class Compactor:
                     self._failed(self.store.path, error)
 
     def _look_at_all(self) -> None:
-        streams = list(self.store._streams.values())
+        streams = list(self.store._streams)
         for stream in {stream.name: stream for stream in streams}.values():
             if stream._compaction is not None and not stream.closed:
                 self._attempt(stream)
@@ -113,7 +113,7 @@ class Compactor:
                     self._look(log)
                 finally:
                     if self._is_gone(stream):  # what was mapped after its handle let go
-                        self.store._cache.forget(log)
+                        self.store._streams.cache.forget(log)
 
     def _should_look(self, log: PartitionLog) -> bool:
         native = log.native

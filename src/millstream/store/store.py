@@ -5,33 +5,35 @@ from __future__ import annotations
 import atexit
 import contextlib
 import errno
-import mmap
 import os
 import stat
 import warnings
 import weakref
+from functools import partial
 
 from millstream import _native, address
 from millstream.disk import files, reserve
 from millstream.disk.clock import StoreClock
 from millstream.disk.members import Members, no_store, refuse_strangers, require
+from millstream.disk.session import Session, State
 from millstream.errors import (
     Closed,
     CorruptBatch,
     InvalidArgument,
-    MillstreamError,
     NotFound,
     Reentered,
     StorageError,
     StoreFull,
     Unsupported,
+    each_of,
 )
-from millstream.log import control, settings
-from millstream.log.cache import SegmentCache
-from millstream.options import boolean, check_timeout
+from millstream.log import settings
+from millstream.options import boolean, check_timeout, parse_bytes
 from millstream.store.background import Background
-from millstream.store.transactions import JOURNAL, StoreTransactions
-from millstream.streams.stream import Stream
+from millstream.store.queues import Queues
+from millstream.store.streams import Streams
+from millstream.store.transactions import Transactions
+from millstream.transactions.holdings import JOURNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -39,7 +41,12 @@ if TYPE_CHECKING:
     from typing import Any, Literal, TypeAlias
 
     from millstream.log.settings import OnMismatch
-    from millstream.options import Compaction, Durability, Retention
+    from millstream.options import Compaction, Durability, Retention, RetryPolicy
+    from millstream.queues.queue import Queue
+    from millstream.store.advice import Advice
+    from millstream.streams.stream import Stream
+    from millstream.transactions.pipe import Pipe
+    from millstream.transactions.transaction import Transaction
 
     Mode: TypeAlias = Literal["rw", "r"]
 
@@ -48,7 +55,7 @@ __all__ = ["Store", "open", "temporary"]
 GATE_SECONDS = 30.0
 
 
-class Store(StoreTransactions):
+class Store:
     """A directory of streams and queues, shared with every other process that has it open.
 
     Made by `millstream.open`.
@@ -76,166 +83,136 @@ class Store(StoreTransactions):
         self.writable = mode == "rw"
         self._mode = mode
         self._force = force
-        self._override: Durability | None = None
-        self.durability: Durability = durability or "interval"
+        self._gate_seconds = GATE_SECONDS
         self.needs_recovery = False
         """Of a read-only store: it was not closed cleanly, nor opened to write since."""
-        self._private = False
-        self._control_writable = self.writable
-        self._streams: dict[tuple[str, Durability | None], Stream] = {}
-        """By name and level: a handle with a level of its own is another one."""
-        self._queues = {}
-        self._open_journal = None
-        self._transactions = set()
-        self._replaying = False
-        self._closed = True  # until it is open: what did not open has nothing to close
-        self._fork = _native.fork_count()
-        self._remove_when_closed = False
-        self._gate_seconds = GATE_SECONDS
-        self._directory = directory
-        """Held open: what is opened later belongs to it, wherever `path` leads by then."""
-        self._root = directory.path
+        session = Session(directory, durability or "interval", writable=self.writable)
+        self.session = session  # until it is open, there is nothing to close
         try:
             self._check_place(create)
-            kind = files.check_file_system(self._root, force=force)
-            self._layered = kind == "overlay"
-            self._follows_layers = self._layered and not self.writable
-            ours = (self._root / "members", self._config_path)
+            session.layered = files.check_file_system(session.root, force=force) == "overlay"
+            ours = (session.root / "members", session.config_path)
             if self.writable and not any(map(files.exists, ours)):
-                refuse_strangers(self._root, force=force)  # before a file of ours is among theirs
-            self._members = Members(self._root, write=self.writable)
+                refuse_strangers(session.root, force=force)  # before a file of ours is among theirs
+            session.members = Members(session.root, write=self.writable)
         except BaseException:
-            self._directory.close()
+            directory.close()
             raise
-        self._cache = SegmentCache(self._members)
-        self._lock = _native.Lock(f"{self.path}: the store", self._members, reentrant=True)
-        self._background = Background(self)
+        self._lock = _native.Lock(f"{self.path}: the store", session.members, reentrant=True)
+        self._streams = Streams(self, session, self._lock)
+        self._queues = Queues(self, session, self._lock)
+        session.undecided = self._transactions = Transactions(self, session, self._lock)
+        session.notices = self._background = Background(self)
         try:
-            self._members.enter_gate(timeout)
+            session.members.enter_gate(timeout)
             try:
                 if self.writable:
                     self._open_writable(durability)
                 else:
                     self._open_readable(durability)
             finally:
-                self._members.leave_gate()
+                session.members.leave_gate()
         except BaseException:
+            session.state = State.CLOSED
             self._background.stop()  # which the replay of a journal may have begun
             self._let_go()
             raise
-        self._closed = False
+        session.state = State.OPEN
         OPEN[id(self)] = weakref.ref(self)
+
+    @property
+    def durability(self) -> Durability:
+        """The stored level."""
+        return self.session.durability
 
     def _check_place(self, create: bool) -> None:
         if not self.writable or not create:
-            require(self._root)
+            require(self.session.root)
         if not self.writable:
             return
-        bits = files.mode(self._root)
+        bits = files.mode(self.session.root)
         if bits & stat.S_IWOTH and not bits & stat.S_ISVTX and not self._force:
             raise Unsupported(
                 f"{self.path}: every user of this machine can write there; take that right away"
                 " (chmod o-w), or pass force=True"
             )
 
-    @property
-    def _config_path(self) -> files.Path:
-        return self._root / "store.json"
-
     def _open_writable(self, durability: Durability | None) -> None:
-        first = not self._members.anyone()
-        if not files.exists(self._config_path):
+        first = not self.session.members.anyone()
+        if not files.exists(self.session.config_path):
             if not first:
                 raise StorageError(
-                    2, "is missing while processes have the store open", self._config_path
+                    2, "is missing while processes have the store open", self.session.config_path
                 )
             self._create(durability)
         else:
             self._load(durability, first=first)
             if first:
-                self._members.prepare(self._store_id)
+                self.session.members.prepare(self.session.id)
                 self._open_first()
-        self._members.claim(self._store_id)
+        self.session.members.claim(self.session.id)
         if first:
-            reserve.make(self._root)
-            self._closed = False
-            try:
-                self._replay_journal()
-            finally:
-                self._closed = True
+            reserve.make(self.session.root)
+            self.session.state = State.REPLAYING
+            self._transactions.replay()
 
     def _create(self, durability: Durability | None) -> None:
-        refuse_strangers(self._root, force=self._force)
-        self._store_id = os.urandom(16)
-        self._generation = 1
-        self._clean = True
-        self._clock = StoreClock()
-        self.durability = durability or "interval"
-        self._members.prepare(self._store_id)
-        files.make_directory(self._root / "streams")
+        refuse_strangers(self.session.root, force=self._force)
+        self.session.id = os.urandom(16)
+        self.session.generation = 1
+        self.session.clean = True
+        self.session.clock = StoreClock()
+        self.session.members.prepare(self.session.id)
+        files.make_directory(self.session.root / "streams")
         self._save(clean=False)
 
     def _load(self, durability: Durability | None, *, first: bool) -> None:
-        body = files.read_json(self._config_path)
+        body = files.read_json(self.session.config_path)
         try:
-            self._store_id = bytes.fromhex(body["store_id"])
-            self._generation = int(body["generation"])
-            self._clean = bool(body["clean"])
-            self.durability = settings.check_durability(body["durability"]) or "interval"
-            noted = self._members.noted_time()
-            self._clock = StoreClock(body.get("clock"), noted, joins=not first, clean=self._clean)
+            self.session.id = bytes.fromhex(body["store_id"])
+            self.session.generation = int(body["generation"])
+            self.session.clean = bool(body["clean"])
+            self.session.durability = settings.check_durability(body["durability"]) or "interval"
+            noted = self.session.members.noted_time()
+            self.session.clock = StoreClock(
+                body.get("clock"), noted, joins=not first, clean=self.session.clean
+            )
         except (KeyError, TypeError, ValueError) as error:
             raise CorruptBatch(
-                f"{self._config_path}: not the configuration of a store: {error!r}",
-                path=self._config_path,
+                f"{self.session.config_path}: not the configuration of a store: {error!r}",
+                path=self.session.config_path,
             ) from error
-        self._override = durability
+        self.session.asked = durability
 
     def _save(self, *, clean: bool) -> None:
         body = {
             "format": files.FORMAT,
-            "store_id": self._store_id.hex(),
-            "generation": self._generation,
+            "store_id": self.session.id.hex(),
+            "generation": self.session.generation,
             "clean": clean,
-            "durability": self.durability,
-            "clock": self._clock.state(),
+            "durability": self.session.durability,
+            "clock": self.session.clock.state(),
         }
-        reserve.lend(self._root, files.write_json, self._config_path, body)
+        reserve.lend(self.session.root, files.write_json, self.session.config_path, body)
 
     def _open_first(self) -> None:
         """Nobody else lives here: after an unclean end, begin a new generation."""
-        closed_cleanly = self._clean
-        self._clean = closed_cleanly and self._all_settled()
-        if not self._clean:
-            self._generation += 1
+        closed_cleanly = self.session.clean
+        self.session.clean = closed_cleanly and self._streams.hold()
+        if not self.session.clean:
+            self.session.generation += 1
         self._save(clean=False)
-        files.require_directory(self._root / "streams")
-        for name in files.names(self._root / "streams"):
-            directory = self._root / "streams" / name
-            if name.startswith("."):
-                files.remove_tree(directory)  # a creation or a drop that did not end
-            elif not self._clean:
-                known = directory, self._store_id, self._generation, closed_cleanly
-                reserve.lend(self._root, control.rebuild, *known)
-        self._open_queues_first()
-
-    def _all_settled(self, *, sealed: bool = True) -> bool:
-        """Does the clean mark hold? A control file may have been damaged or lost since."""
-        return all(
-            control.is_settled(path, self._store_id, self._generation)
-            and (control.is_sealed(path) or not sealed)
-            for path in map(self._stream_path, self._names())
-        )
+        self._streams.open_first(closed_cleanly=closed_cleanly)
+        self._queues.open_first()
 
     def _open_readable(self, durability: Durability | None) -> None:
-        require(self._root)
-        self._load(durability, first=not self._members.anyone())
-        self._members.join_readers()
-        if self._members.anyone():
-            self._members.check(self._store_id)
-        elif not self._clean or not self._all_settled():
-            self.needs_recovery = self._private = True
-            self._control_writable = True  # a private copy in memory
+        require(self.session.root)
+        self._load(durability, first=not self.session.members.anyone())
+        self.session.members.join_readers()
+        if self.session.members.anyone():
+            self.session.members.check(self.session.id)
+        elif not self.session.clean or not self._streams.hold():
+            self.needs_recovery = self.session.private = True
 
     def close(self) -> None:
         """Sync what this process wrote, and leave.
@@ -251,35 +228,35 @@ class Store(StoreTransactions):
         other stores do not matter. What could not be synced: StorageError, Poisoned, LockTimeout;
         the store is closed.
         """
-        if self._fork != _native.fork_count():
-            self._closed = True
+        if self.session.inherited:
+            self.session.state = State.CLOSED
             OPEN.pop(id(self), None)
-            self._members.abandon()
+            self.session.members.abandon()
             return
         self._check_may_close()
-        failed = self._settle_journal()
+        failed = self._transactions.apply()
         refuse_reentered(failed)
         with self._lock:
-            if self._closed:
+            if self.session.closed:
                 return
-            if not self._remove_when_closed:
+            if not self.session.temporary:
                 self._recover_the_rest()
-            self._closed = True
+            self.session.state = State.CLOSED
             OPEN.pop(id(self), None)
             try:
                 self._background.stop()
                 well = self._sync_all(failed)
             except Reentered:
-                self._closed = False
+                self.session.state = State.OPEN
                 OPEN[id(self)] = weakref.ref(self)
                 self._background.go_on()
                 raise
             except BaseException:
                 self._let_go()
                 raise
-            warned = self._abandon_transactions()
+            warned = self._transactions.abandon()
             try:
-                if self.writable and not self._remove_when_closed:
+                if self.writable and not self.session.temporary:
                     self._leave(well and not failed)
             finally:
                 self._let_go()
@@ -288,9 +265,9 @@ class Store(StoreTransactions):
 
     def _check_may_close(self) -> None:
         """Raise in the middle of a call of this thread that would go on with what is closed."""
-        if self._closed:
+        if self.session.closed:
             return
-        held = _native.held(self._members)
+        held = _native.held(self.session.members)
         if _native.loading.mine:  # closing imports, too
             held.append(_native.loading.name)
         if held:
@@ -302,50 +279,52 @@ class Store(StoreTransactions):
 
     def _sync_all(self, failed: list[Exception]) -> bool:
         """Before leaving: did all go well? What failed is added. Reentered: it cannot be now."""
-        if not self.writable or self._remove_when_closed:
+        if not self.writable or self.session.temporary:
             return True
         well, errors = self._background.sync_everything()
         refuse_reentered(errors)
-        failed += errors + self._sync_queues()
+        failed += errors + self._queues.sync()  # first: these may find that it cannot be now
         refuse_reentered(failed)
-        self._members.note_time(*self._clock.note())
+        failed += self._streams.sync_groups()
+        refuse_reentered(failed)
+        self.session.members.note_time(*self.session.clock.note())
         return well
 
     def _leave(self, well: bool) -> None:
         """All is synced. As the last, say that the store is clean, else the next open walks."""
         with contextlib.suppress(Reentered, StoreFull):
-            self._members.enter_gate(self._gate_seconds)
-            if well and not self._members.anyone():
+            self.session.members.enter_gate(self._gate_seconds)
+            if well and not self.session.members.anyone():
                 self._mark_clean()
 
     def _leave_to_parent(self) -> None:
         """In a forked child: a map kept here would keep the space of what the parent removes."""
-        self._members.abandon()
-        self._cache.clear()
+        self.session.members.abandon()
+        self._streams.cache.clear()
 
     def _recover_the_rest(self) -> None:
-        """Walk what nobody used since an unclean end, so that the store can be marked clean."""
-        if not self.writable or self._fork != _native.fork_count() or self._members.anyone():
-            return
-        try:
-            names = self._names()
-        except MillstreamError:  # no descriptor is left, say
-            return
-        for name in names:
-            # It stays unclean, and the next open says why
-            with contextlib.suppress(MillstreamError):
-                stream = self._handle(name)
-                for index in range(stream.partitions):
-                    stream._log(index)
+        if self.writable and not self.session.inherited and not self.session.members.anyone():
+            self._streams.recover_the_rest()
 
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
-        if not self._all_settled(sealed=False):
+        if not self._streams.hold(sealed=False):
             return  # the next open begins a new generation, and recovers it
-        for name in self._names():
-            control.seal(self._stream_path(name))
-        if self._settle_queues():
+        self._streams.seal()
+        if self._transactions.settle() and self._streams.settle() and self._queues.settle():
             self._save(clean=True)
+
+    def _let_go(self) -> None:
+        """Give up all handles, and leave."""
+        self._transactions.dispose()
+        self._streams.dispose()
+        self._queues.dispose()
+        self._background.let_go()
+        self._streams.cache.clear()
+        self.session.members.close()
+        if self.session.temporary:
+            files.remove_whole(self.session.directory)
+        self.session.directory.close()
 
     def __enter__(self) -> Store:
         return self
@@ -354,13 +333,14 @@ class Store(StoreTransactions):
         self.close()
 
     def __del__(self) -> None:
-        if not getattr(self, "_closed", True) and self._fork == _native.fork_count():
+        if hasattr(self, "session") and not self.session.closed:
             warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
             self._gate_seconds = 0.0  # the collector may run in a thread that has the gate
             try:
                 self.close()
             except Reentered:  # it may run in the middle of any call
-                self._closed = self._background._stopping = True
+                self.session.state = State.CLOSED
+                self._background._stopping = True
                 OPEN.pop(id(self), None)
                 self._let_go()
             except Exception:  # there is nobody to tell
@@ -371,7 +351,7 @@ class Store(StoreTransactions):
         return f"<Store {self.path!r}{state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        known = self.path, self._mode, self._force, self._override
+        known = self.path, self._mode, self._force, self.session.asked
         return (Store._reopened, (*known, self._place))
 
     @staticmethod
@@ -387,45 +367,12 @@ class Store(StoreTransactions):
     @property
     def _place(self) -> tuple[str, int]:
         """Which directory this is, wherever it lies, within this boot of the machine."""
-        return files.boot(), self._directory.identity[1]
+        return files.boot(), self.session.directory.identity[1]
 
     @property
     def closed(self) -> bool:
         """Is the handle closed?"""
-        return self._closed or self._fork != _native.fork_count()
-
-    def _check_open(self) -> None:
-        if self._fork != _native.fork_count():
-            raise Closed(
-                f"{self.path}: the store was inherited through a fork; open it again in the child"
-            )
-        if self._closed:
-            raise Closed(f"{self.path}: the store is closed")
-
-    def _check_writable(self) -> None:
-        self._check_open()
-        if not self.writable:
-            raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
-
-    def _check_layer(self, path: str, is_behind: Callable[[], bool]) -> None:
-        """Refuse a reader whose maps stayed on the lower layer of an overlay."""
-        if self._follows_layers and is_behind():
-            raise Closed(
-                f"{path}: a process that writes has had the file copied to the upper layer of this"
-                " overlay, and what is mapped here is the one below: open the store again"
-            )
-
-    def _rebuilt(self, directory: files.Path) -> bytes:
-        generation, clean = self._generation, self._clean
-        return control.rebuilt(directory, self._store_id, generation, clean=clean)
-
-    def _map_control(self, directory: files.Path) -> mmap.mmap:
-        if self._private:
-            return _native.private_memory(self._rebuilt(directory))
-        return control.map_file(directory, self._store_id, write=self.writable)
-
-    def _stream_path(self, name: str) -> files.Path:
-        return self._root / "streams" / name
+        return self.session.closed
 
     def stream(
         self,
@@ -470,82 +417,235 @@ class Store(StoreTransactions):
         ...     store.stream("s", retention=keep, on_mismatch="alter").retention.age
         2592000.0
         """
-        self._check_open()
-        settings.check_name(name)
+        self.session.check_open()
         given = settings.given(partitions, retention, segment_bytes, compact)
-        settings.check_durability(durability)
-        settings.check_on_mismatch(on_mismatch)
-        may_create = settings.check_create(create)
-        alters = on_mismatch == "alter"
-        with self._lock:
-            path = self._stream_path(name) / "stream.json"
-            made = not files.exists(path)
-            if made:
-                if files.exists(self._stream_path(name)):
-                    raise CorruptBatch(
-                        f"{path}: is missing, where the stream is; restore it from a backup",
-                        path=path,
-                    )
-                if not self.writable or not may_create:
-                    raise settings.missing(self.path, "stream", name, self.streams())
-                config = settings.new(given, durability)
-                parent = self._root / "streams"
-                control.create(parent, name, config, self._store_id, self._generation)
-            key = name, None if made or alters else durability
-            if (known := self._streams.get(key)) and (known.closed or known._state != control.LIVE):
-                self._forget(name)
-                known = None
-            config = files.read_json(path)
-            differing = settings.differing(config, given, durability if alters else None)
-            if "partitions" in differing and on_mismatch != "keep":
-                settings.require_more(name, config["partitions"], differing["partitions"])
-            if differing and on_mismatch == "raise":
-                raise settings.mismatch(f"stream {name!r}", config, differing)
-            if known is None:
-                known = self._streams[key] = Stream(self, name, config, key[1])
-                self._background.watch(known)  # among these the thread looks
-            named = durability is not None or any(one is not None for one in given.values())
-            known._is_surprise = made and create is None and not named
-        if differing and alters:
-            known._alter(differing)
-        return known
-
-    def _forget(self, name: str) -> None:
-        """Give up the handles of a stream that was dropped."""
-        for key in [key for key in self._streams if key[0] == name]:
-            self._streams.pop(key)._dispose()
+        return self._streams.open(name, given, durability, create, on_mismatch)
 
     def streams(self) -> list[str]:
         """Names of the streams, sorted."""
-        self._check_open()
-        return [name for name in self._names() if name != JOURNAL]
-
-    def _names(self) -> list[str]:
-        """The same, with the journal."""
-        directory = self._root / "streams"
-        files.require_directory(directory)
-        names = files.names(directory)
-        return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
+        self.session.check_open()
+        return self._streams.public_names()
 
     def drop_stream(self, name: str) -> None:
         """Remove a stream and all its records.
 
         Handles to it, in every process, raise `Closed` from now on.
         """
-        self._check_writable()
+        self.session.check_writable()
         settings.check_name(name)
-        with self._lock:
-            self.stream(name, create=False)._set_state(control.DROPPED)
-            gone = self._root / "streams" / f".{name}-{os.urandom(4).hex()}.dropped"
-            try:
-                files.rename(self._stream_path(name), gone)
-            except StorageError as error:
-                if files.exists(self._stream_path(name)):
-                    raise
-                raise NotFound(f"{self.path}: another process dropped {name!r}") from error
-            files.sync_directory(self._root / "streams")
-            self._forget(name)
-            files.remove_tree(gone)
+        self._streams.drop(name)
+
+    def queue(
+        self,
+        name: str,
+        *,
+        capacity: int | None = None,
+        priorities: int | None = None,
+        slot_bytes: int | str | None = None,
+        payload_bytes: int | str | None = None,
+        payload_max: int | str | None = None,
+        lease: float | None = None,
+        ordering: Literal["key"] | None = None,
+        retry: RetryPolicy | None = None,
+        ttl: float | None = None,
+        dedup_window: float | None = None,
+        dead_limit: int | None = None,
+        on_dead: Literal["skip", "stop"] | None = None,
+        ageing: bool | None = None,
+        codec: object = None,
+        durability: Durability | None = None,
+        create: bool = True,
+        on_mismatch: OnMismatch = "raise",
+    ) -> Queue:
+        """Open a queue, creating it where it is not there.
+
+        Of a queue that is there only the settings that are named here are looked at. So a worker
+        that names `retry` can be deployed beside a web process that names nothing.
+
+        Args:
+            name: 1 to 128 characters of ``A-Z a-z 0-9 . _ -``, no leading dot.
+            capacity: how many messages may be not finished; default 100,000.
+            priorities: how many there are, 1 to 8; default 4.
+            slot_bytes: what a message takes, with its head of 96 bytes; default 256. Longer ones
+                lie in blocks.
+            payload_bytes: how much the blocks may take, default 1 GiB.
+            payload_max: the longest payload, default 16 MiB.
+            lease: seconds for which a message is leased; default 30.
+            ordering: "key": messages of one key are done one after the other, in their order.
+            retry: how often, and when; default `RetryPolicy()`.
+            ttl: seconds after which a message is not delivered any more; default never.
+            dedup_window: seconds within which a `dedup_id` is stored once.
+            dead_limit: how many dead letters are kept; default 10,000.
+            on_dead: with ordering: "skip" a dead message of a key, or "stop" its key.
+            ageing: let the longest waiting message come first now and then, whatever its priority.
+            codec: "json", "pickle" (only where all writers are trusted), or an object with `encode`
+                and `decode`; default: values are bytes. Not stored: each handle has its own.
+            durability: of a new queue: stored with it; of one that is there: for this handle, with
+                on_mismatch="alter" stored as well.
+            create: False: raise `NotFound` where it is not there.
+            on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
+                "alter" it, for every process, as `alter` does (what that cannot change still
+                raises); "keep" what is stored.
+
+        Raises: ConfigMismatch where the queue is there with other settings than given; NotFound
+        when it is not there, with create=False or in a read-only store; InvalidArgument,
+        StorageError; Unsupported where a read-only store is to be altered.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("mail", capacity=1000)
+        ...     _ = queue.put(b"hello")
+        ...     with queue.get(timeout=5) as m:
+        ...         m.value
+        b'hello'
+        """
+        self.session.check_open()
+        options = {
+            "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
+            "payload_bytes": payload_bytes, "payload_max": payload_max, "lease": lease,
+            "ordering": ordering, "retry": retry, "ttl": ttl, "dedup_window": dedup_window,
+            "dead_limit": dead_limit, "on_dead": on_dead, "ageing": ageing,
+            "durability": durability,
+        }  # fmt: skip
+        return self._queues.open(name, options, codec, durability, create, on_mismatch)
+
+    def queues(self) -> list[str]:
+        """Names of the queues, sorted."""
+        self.session.check_open()
+        return self._queues.names()
+
+    def drop_queue(self, name: str) -> None:
+        """Remove a queue and all its messages.
+
+        Handles to it, in every process, raise `Closed` from now on.
+        """
+        self.session.check_writable()
+        self._queues.drop(name)
+
+    def transaction(
+        self, *, durability: Durability | None = None, max_bytes: int | str = 64 << 20
+    ) -> Transaction:
+        """Change streams, queues and positions of consumers all at once, or not at all.
+
+        In its `with`, ``append``, ``append_many``, ``put``, ``ack`` and ``commit`` say what is to
+        be done; the end of the block does it, and an exception in the block lets it be. Nobody sees
+        anything of it before, nor parts of it after a kill.
+
+        Args:
+            durability: "sync" and "interval": when the block ends the transaction survives a power
+                cut, as a whole; default: the store's. "process": it survives the death of any
+                process; a power cut may leave parts of what was not synced yet.
+            max_bytes: bound of what it keeps in memory; default 64 MiB.
+
+        Raises, at the end of the block: Aborted where a lease or an assignment was lost, QueueFull,
+        StoreFull (nothing was done); Indeterminate (``committed`` says if it is known to be).
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     jobs, done = store.queue("jobs"), store.stream("done")
+        ...     _ = jobs.put(b"7")
+        ...     message = jobs.get(timeout=5)
+        ...     with store.transaction() as tx:
+        ...         tx.append(done, b"49")
+        ...         tx.ack(message)
+        ...     len(jobs), done.next_offset(0)
+        (0, 1)
+        """
+        with _native.loading:
+            from millstream.transactions.transaction import Transaction
+        self.session.check_open()
+        level = settings.check_durability(durability)
+        return Transaction(self._transactions, level, max_bytes)
+
+    def pipe(
+        self,
+        source: Stream | Queue,
+        function: Callable[[Any], Any],
+        sink: Stream | Queue | dict[str, Stream | Queue],
+        *,
+        group: str = "pipe",
+        batch: int = 100,
+        start: Any = "earliest",
+    ) -> Pipe:
+        """Consume, process, produce and acknowledge exactly once: a loop to run.
+
+        Args:
+            source: a stream, whose records ``function`` gets, or a queue, whose messages it gets.
+            function: returns what is to be put out: None, a value, or a list of values; where
+                `sink` is a dict, a dict of names to these. In place of a value, for a stream, a
+                dict of the arguments of `append` (``value``, ``key``, ...); for a queue a `Put`.
+            sink: a stream, a queue, or a dict of names to them.
+            group: the consumer group, of a source that is a stream.
+            batch: at most so many records or messages in one transaction.
+            start: where a new group begins.
+
+        Returns: a `Pipe`: ``run`` it, in as many processes as there is work for.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     numbers, squares = store.stream("numbers"), store.queue("squares")
+        ...     _ = numbers.append_many([b"2", b"3"])
+        ...     with store.pipe(numbers, lambda r: b"%d" % int(r.value) ** 2, squares) as pipe:
+        ...         _ = pipe.run(timeout=0)
+        ...     [m.value for m in squares.get_many(10)]
+        [b'4', b'9']
+        """
+        with _native.loading:
+            from millstream.transactions.pipe import Pipe
+        self.session.check_writable()
+        holdings = self._transactions
+        return Pipe(holdings, source, function, sink, group=group, batch=batch, start=start)
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Return when all that was stored here before this call survives a power cut.
+
+        What fails keeps nothing else from being synced: the first error is raised at the end.
+        """
+
+        def flush_stream(name: str) -> None:
+            with contextlib.suppress(Closed, NotFound):  # dropped meanwhile
+                if name in self._streams.names():
+                    self._handle(name).flush(timeout=timeout)
+
+        def flush_queue(name: str) -> None:
+            with contextlib.suppress(Closed, NotFound):
+                if name in self._queues.names():
+                    self.queue(name, create=False).flush(timeout=timeout)
+
+        streams = [partial(flush_stream, name) for name in self._streams.names()]
+        queues = [partial(flush_queue, name) for name in self._queues.names()]
+        each_of([*streams, *queues])
+        self.session.check_open()
+
+    def _handle(self, name: str) -> Stream:
+        """Of a stream, or of the journal."""
+        if name == JOURNAL:
+            return self._transactions.journal().stream
+        return self.stream(name, create=False)
+
+    def advice(self, *, large: int | str | None = None) -> list[Advice]:
+        """Look for common mistakes in how streams and queues are used, as the files show them.
+
+        Changes nothing. Reads figures that are kept anyway, and of each stream and queue a sample
+        of what is in it: some milliseconds each. Nothing found is no proof that all is well.
+
+        Args:
+            large: bytes from which on a stream with neither retention nor compaction is pointed
+                out; default 1 GiB. A tenth of the disk that is free is always large.
+
+        Returns: an `Advice` for each, streams first; docs/guide/queue_or_stream.md says more.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     queue = store.queue("small", capacity=10)
+        ...     _ = queue.put_many([b"x"] * 12)
+        ...     [(one.kind, one.where, one.figure) for one in store.advice()]
+        [('back-pressure ignored', 'queue small', 1.0)]
+        """
+        with _native.loading:
+            from millstream.store import advice
+        self.session.check_open()
+        return advice.of_store(self, None if large is None else parse_bytes(large))
 
     def backup(self, target: str | os.PathLike[str]) -> None:
         """Copy the store into a new directory while others go on writing.
@@ -560,7 +660,7 @@ class Store(StoreTransactions):
         """
         with _native.loading:
             from millstream.store import backup
-        self._check_open()
+        self.session.check_open()
         backup.backup(self, files.absolute(address.directory(target)))
 
 
@@ -666,7 +766,7 @@ def shared(
     with _sharing:
         for known in [*_shared.values(), *_all_open()]:
             same = known.path == path if place is None else known._place == place
-            if same and not known.closed and (known._mode, known._override) == key:
+            if same and not known.closed and (known._mode, known.session.asked) == key:
                 return known
         store = _shared[path, mode, durability] = _reopen(path, mode, force, durability, place)
         return store
@@ -709,7 +809,7 @@ def temporary(*, durability: Durability | None = None) -> Store:
     except BaseException:
         files.remove_whole(files.Directory(directory))
         raise
-    store._remove_when_closed = True
+    store.session.temporary = True
     return store
 
 

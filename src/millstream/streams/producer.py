@@ -27,7 +27,7 @@ class Producer(_native.ProducerCore):
     """
 
     def __init__(self, stream: Stream, id: str) -> None:
-        stream.store._check_writable()
+        stream.session.check_writable()
         self.stream = stream
         self.id = id
         if str(id).startswith("@"):

@@ -91,7 +91,7 @@ def of_stream(stream: Stream) -> StreamStats:
         found,
         ids_of(stream).count(),
         stream.compaction,
-        stream.store._background.trouble,
+        stream.session.notices.trouble,
     )
 
 

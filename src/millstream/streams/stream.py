@@ -11,14 +11,7 @@ from functools import partial
 from millstream import _native, timestamps
 from millstream._native import Batch, Position, Span
 from millstream.disk import files, reserve
-from millstream.errors import (
-    Closed,
-    InvalidType,
-    MillstreamError,
-    NotFound,
-    WaitTimeout,
-    each_of,
-)
+from millstream.errors import Closed, InvalidType, MillstreamError, NotFound, WaitTimeout, each_of
 from millstream.groups.of_stream import StreamGroups
 from millstream.log import control, eras, reader, retiring, settings
 from millstream.log.segments import PartitionLog
@@ -29,6 +22,7 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
     from typing import Any, Literal
 
+    from millstream.log.cache import SegmentCache
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.log.producer_ids import ProducerIds
     from millstream.options import Compaction, Durability, Start
@@ -59,11 +53,18 @@ class Stream(StreamGroups):
     """
 
     def __init__(
-        self, store: Store, name: str, config: dict[str, Any], durability: Durability | None
+        self,
+        store: Store,
+        name: str,
+        config: dict[str, Any],
+        durability: Durability | None,
+        cache: SegmentCache,
     ) -> None:
         self.store = store
+        self.session = store.session
+        self._cache = cache
         self.name = name
-        self._directory = files.Directory(store._stream_path(name))
+        self._directory = files.Directory(self.session.stream_path(name))
         """Held open: a stream of the same name that is made later is another one."""
         self.path = self._directory.path
         self._is_surprise = False
@@ -84,7 +85,7 @@ class Stream(StreamGroups):
     def __repr__(self) -> str:
         many = "s" * (self.partitions != 1)
         state = "closed" if self.closed else f"{self.partitions} partition{many}"
-        return f"<Stream {self.name!r} of {self.store.path!r}: {state}>"
+        return f"<Stream {self.name!r} of {self.session.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
         return (Stream._reopened, (self.store, self.name, self._override))
@@ -98,11 +99,12 @@ class Stream(StreamGroups):
     # --- configuration ----------------------------------------------------------------------------
 
     def _map_control(self) -> None:
-        control = self.store._map_control(self.path)
-        self._below = control if self.store._follows_layers and not self.store._private else None
+        session, mapped = self.session, control.map_for(self.session, self.path)
+        self._below = mapped if session.follows_layers and not session.private else None
         # Processes begin their turns at different partitions, so that they spread.
         turn = os.getpid() & 0xFFFF
-        self._attach(control, self.store._control_writable, self._durability, turn)
+        writable = session.writable or session.private
+        self._attach(mapped, writable, self._durability, turn)
 
     def _reload(self) -> None:
         """Take over what is stored now."""
@@ -120,16 +122,14 @@ class Stream(StreamGroups):
         self._retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
         self._compaction = settings.compaction_of(config)
         self._eras = eras.of(config)
-        self._durability = (
-            self._override or config["durability"] or self.store._override or self.store.durability
-        )
+        self._durability = self._override or config["durability"] or self.session.level
         self._set_level(self._durability)
         if self._durability != before:
             for log in self._opened():
-                self.store._background.tune(log)
+                self.session.notices.tune(log)
             for group in self._groups.values():
                 group._tune()
-        self.store._background.watch(self)
+        self.session.notices.watch(self)
 
     def _refresh(self) -> None:
         """Follow the control file: more partitions, another configuration, or a dropped stream."""
@@ -148,9 +148,9 @@ class Stream(StreamGroups):
             raise Closed(f"{self.path}: the stream was {why}")
         if self.closed:
             raise Closed(f"{self.path}: the stream is closed; open the store again")
-        self.store._check_layer(self.path, self._is_behind)
+        self.session.check_layer(self.path, self._is_behind)
         self._follow()
-        self.store._background.watch_journal()
+        self.session.notices.watch_journal()
 
     def _is_behind(self) -> bool:
         return self._below is not None and control.is_behind(self.path, self._below)
@@ -161,9 +161,9 @@ class Stream(StreamGroups):
         if number == self._config_seen:
             return
         self._reload()
-        if number % 2 == 0 and self.store.writable:
+        if number % 2 == 0 and self.session.writable:
             native = self._new_partition(
-                0, self.store._members, self.store._generation, self.store._clock.offset
+                0, self.session.members, self.session.generation, self.session.clock.offset
             )
             word = native.word("maintenance", self.path, LOCK_SECONDS)
             if word.try_take():  # who altered it was killed
@@ -216,14 +216,14 @@ class Stream(StreamGroups):
     def _open_partition(self, index: int) -> PartitionLog:
         self._check_live()
         log = PartitionLog(self, index)
-        self.store._background.adopt(log)
+        self.session.notices.adopt(log)
         return log
 
     def _resolve(
         self, index: int, status: int, owner: int, need_bytes: int, deadline: float
     ) -> None:
         """Do what the core could not: its status says what."""
-        self.store._check_writable()
+        self.session.check_writable()
         log: PartitionLog = self._partition(index)
         kind = STATUS[status]
         if kind == "BUSY":
@@ -251,7 +251,7 @@ class Stream(StreamGroups):
         """The batch is there. What fails here is said only where it breaks what was promised."""
         with contextlib.suppress(MillstreamError):  # the next call raises the same
             self._follow()
-        background = self.store._background
+        background = self.session.notices
         background.notice(log, events)
         late = not background.runs() or log.is_overdue
         if late:
@@ -264,8 +264,8 @@ class Stream(StreamGroups):
     def _leave_to_background(self, log: PartitionLog) -> None:
         """An append ends before what it stored is as durable as it should be."""
         with contextlib.suppress(Exception):
-            self.store._background.notice(log, WANT_SYNC)
-            self.store._background.runs()
+            self.session.notices.notice(log, WANT_SYNC)
+            self.session.notices.runs()
 
     def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
         self._partition(index).wait_durable(end, self._deadline(timeout))
@@ -387,8 +387,8 @@ class Stream(StreamGroups):
             frame, level = frame.f_back, level + 1
         others = [name for name in self.store.streams() if name != self.name]
         warnings.warn(
-            f"{self.store.path}: the stream {self.name!r} was not there: it was made just now, and"
-            f" there is nothing to read. {settings.others(self.name, others)} With create=False"
+            f"{self.session.path}: the stream {self.name!r} was not there: it was made just now,"
+            f" and there is nothing to read. {settings.others(self.name, others)} With create=False"
             " that is NotFound; with create=True it is meant",
             MillstreamWarning,
             stacklevel=level,
@@ -459,7 +459,7 @@ class Stream(StreamGroups):
 
         Raises: Indeterminate, Poisoned, StorageError.
         """
-        self.store._check_writable()
+        self.session.check_writable()
         deadline = self._deadline(timeout)
 
         def flush(index: int) -> None:
@@ -492,7 +492,7 @@ class Stream(StreamGroups):
         while log.native.durable_offset <= last:
             if time.monotonic() > deadline:
                 raise WaitTimeout(f"{log}: offset {last} did not become durable in time")
-            if self.store.writable:
+            if self.session.writable:
                 log.wait_durable(log.native.tail, min(deadline, time.monotonic() + 0.1), late=False)
             else:
                 log.native.wait_durable(log.native.tail, 0.01)
@@ -504,7 +504,7 @@ class Stream(StreamGroups):
 
         The background does it each second.
         """
-        self.store._check_writable()
+        self.session.check_writable()
         return sum(self._retire(self._log(index)) for index in range(self.partitions))
 
     def _retire(self, log: PartitionLog) -> int:
@@ -515,7 +515,7 @@ class Stream(StreamGroups):
 
         Whole segments go: records before the position in its own segment stay.
         """
-        self.store._check_writable()
+        self.session.check_writable()
         return retiring.delete_before(self, position)
 
     def compact(
@@ -551,7 +551,7 @@ class Stream(StreamGroups):
         """
         with _native.loading:
             from millstream.log import compaction
-        self.store._check_writable()
+        self.session.check_writable()
         limit = check_timeout(timeout)
         seconds = LOCK_SECONDS if limit is None else limit
         return compaction.compact(self, partition, memory, progress, seconds)
@@ -598,7 +598,7 @@ class Stream(StreamGroups):
 
     def _alter(self, asked: dict[str, Any]) -> None:
         """Have settings stored, and partitions added up to the number that is asked for."""
-        self.store._check_writable()
+        self.session.check_writable()
         self._check_live()
         partitions = asked.pop("partitions", None)
         if partitions is not None:
@@ -609,7 +609,7 @@ class Stream(StreamGroups):
             if any(config.get(field) != value for field, value in asked.items()):
                 config.update(asked)
                 with settings.changing(self):
-                    reserve.lend(self.store._root, files.write_json, path, config)
+                    reserve.lend(self.session.root, files.write_json, path, config)
         if partitions is not None:
             self._grow(lambda before: partitions)
         self._check_live()
@@ -629,7 +629,7 @@ class Stream(StreamGroups):
 
         Raises: Indeterminate, Poisoned, StoreFull; the partitions are as they were.
         """
-        self.store._check_writable()
+        self.session.check_writable()
         self._check_live()
         more = integer("count", count, 1)
         return self._grow(lambda before: settings.check_partitions(before + more))
@@ -640,13 +640,13 @@ class Stream(StreamGroups):
         self._dispose_groups()
         self._close()
         self._below = None
-        self.store._background.forget(self)
+        self.session.notices.forget(self)
         self._directory.close()
 
     def _let_go(self) -> None:
         """Hold no map any more, so that the space of a dropped stream becomes free."""
         for log in self._opened():
-            self.store._cache.forget(log)
+            self._cache.forget(log)
 
 
 def _unchanged(value: object) -> bool:

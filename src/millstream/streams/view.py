@@ -154,7 +154,7 @@ class View(Latest):
     def close(self) -> None:
         """Stop following, and write a snapshot; lookups raise `Closed` from now on."""
         self._stopping = True
-        if not self.stream.closed and self.stream.store.writable:
+        if not self.stream.closed and self.stream.session.writable:
             self.stream._wake()
         _native.join(self._thread)
         if not self.closed:
@@ -230,8 +230,8 @@ class View(Latest):
 
     def _save(self) -> None:
         """Write the snapshot, if there is anything new; without it the next view reads more."""
-        store, replay = self.stream.store, self._replay
-        if not store.writable or store._remove_when_closed or not replay.applied:
+        session, replay = self.stream.session, self._replay
+        if not session.writable or session.temporary or not replay.applied:
             return
         self._saved_at = time.monotonic()
         try:

@@ -45,7 +45,7 @@ def save(stream: Stream, values: Latest, place: Place) -> None:
     """Put it in the place of the one before."""
     key_ends, value_ends, keys, contents, origins = values._dump()
     header = HEADER.pack(
-        MAGIC, VERSION, len(place.following), stream.store._store_id, stream._stream_id,
+        MAGIC, VERSION, len(place.following), stream.session.id, stream._stream_id,
         len(origins), len(keys), len(contents),
     )  # fmt: skip
     body = b"".join(
@@ -97,7 +97,7 @@ def _read(stream: Stream, path: files.Path) -> tuple[Place, list[Buffer]] | None
     head, at = data[: HEADER.size], HEADER.size + 8
     magic, version, partitions, store_id, stream_id, *counts = HEADER.unpack(head)
     found = magic, version, store_id, stream_id
-    if found != (MAGIC, VERSION, stream.store._store_id, stream._stream_id):
+    if found != (MAGIC, VERSION, stream.session.id, stream._stream_id):
         return None
     (checksum,) = struct.unpack("<Q", data[HEADER.size : at])
     if checksum != _native.xxh3_64(data[at:], _native.xxh3_64(head)):

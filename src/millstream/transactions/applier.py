@@ -16,9 +16,9 @@ from millstream.queues import slots
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue
-    from millstream.store.store import Store
     from millstream.streams.stream import Stream
     from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, Share
+    from millstream.transactions.holdings import Holdings
 
 __all__ = ["PRODUCER", "Applier"]
 
@@ -29,8 +29,8 @@ PRODUCER = "@transactions"
 class Applier:
     """The streams, queues and groups that transactions changed, as this process has them open."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings, self.session = holdings, holdings.session
         self._numbers: dict[int, int] = {}
         self._streams: dict[str, Stream] = {}
         self._groups: dict[tuple[str, str], group.Group] = {}
@@ -73,10 +73,10 @@ class Applier:
         """The stream of a place; None: it was dropped."""
         known = self._streams.get(place.name)
         if known is None or known.closed or known._state != control.LIVE:
-            if place.name not in self.store._names():
+            if place.name not in self._holdings.stream_names():
                 return None
             try:
-                known = self.store.stream(place.name, create=False)
+                known = self._holdings.stream(place.name)
             except NotFound:  # just now
                 return None
             self._streams[place.name] = known
@@ -135,13 +135,13 @@ class Applier:
 
     def queue(self, place: Place) -> Queue | None:
         """The queue of a place; None: it was dropped."""
-        for (name, _, _), queue in self.store._queues.copy().items():
-            if name == place.name and not queue.closed and queue._state == slots.LIVE:
+        for queue in self._holdings.open_queues():
+            if queue.name == place.name and not queue.closed and queue._state == slots.LIVE:
                 return queue if queue._queue_id == place.id else None
-        if place.name not in self.store._queue_names():
+        if place.name not in self._holdings.queue_names():
             return None
         try:
-            queue = self.store.queue(place.name, create=False)
+            queue = self._holdings.queue(place.name)
         except NotFound:  # just now
             return None
         return queue if queue._queue_id == place.id and queue._state != slots.DROPPED else None
@@ -173,7 +173,7 @@ class Applier:
             queue._wipe(slot)
             queue.flush()  # or a free word over the old id would say that it is over
             queue._forget(slot)
-        if 0 < put.expires <= self.store._clock.now():
+        if 0 < put.expires <= self.session.clock.now():
             return
         for dedup_id in (put.dedup, None):  # None: a later message has its dedup_id by now
             try:

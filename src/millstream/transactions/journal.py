@@ -26,17 +26,15 @@ from millstream.errors import (
 )
 from millstream.groups import group
 from millstream.log import compacted, control, settings
-from millstream.streams.stream import Stream
 from millstream.transactions.applier import Applier
 from millstream.transactions.effects import Effects, Place, check_count, decode, encode, length_of
+from millstream.transactions.holdings import JOURNAL
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group
     from millstream.queues.handle import QueueHandle
-    from millstream.store.store import Store
+    from millstream.transactions.holdings import Holdings
 
-NAME = "@journal"
-"""Of its directory among the streams: no stream of a user can be called that."""
 HEADER = struct.Struct("<8sII16sQ")
 MAGIC = b"MSJOURN1"
 PAGE = 4096
@@ -51,18 +49,18 @@ CHECKED_RECORDS = 4096
 
 def path_of(store_path: files.Path) -> files.Path:
     """The directory of the journal."""
-    return store_path / "streams" / NAME
+    return store_path / "streams" / JOURNAL
 
 
-def is_done(store: Store) -> bool:
+def is_done(holdings: Holdings) -> bool:
     """Is nothing of any transaction left to do? For a reader, while nobody has the store open."""
-    if files.read_json(store._config_path)["clean"]:
+    if files.read_json(holdings.session.config_path)["clean"]:
         return True
-    if not store.needs_recovery:
+    if not holdings.session.private:
         return False  # somebody opened it since, and was killed
-    directory = path_of(store._root)
+    directory = path_of(holdings.session.root)
     page = files.content(directory / "page")
-    stream = Stream(store, NAME, files.read_json(directory / "stream.json"), "process")
+    stream = holdings.journal_stream(files.read_json(directory / "stream.json"))
     try:
         return page[CHECKPOINT_AT : CHECKPOINT_AT + 8] == struct.pack("<Q", stream.next_offset(0))
     finally:
@@ -72,18 +70,19 @@ def is_done(store: Store) -> bool:
 class Journal:
     """The journal as one process has it open."""
 
-    def __init__(self, store: Store) -> None:
-        self.store = store
-        directory = path_of(store._root)
+    def __init__(self, holdings: Holdings) -> None:
+        self._holdings, self.session = holdings, holdings.session
+        session = self.session
+        directory = path_of(session.root)
         if not files.exists(directory):
             config = settings.new(settings.given(1, None, SEGMENT_BYTES), "process")
-            control.create(directory.parent, NAME, config, store._store_id, store._generation)
+            control.create(directory.parent, JOURNAL, config, session.id, session.generation)
         self._page_path = directory / "page"
         self._page = _native.JournalPage(self._map_page())
         config = files.read_json(directory / "stream.json")
-        self.stream = Stream(store, NAME, config, "process")
+        self.stream = holdings.journal_stream(config)
         self._what = f"{self.stream.path}: committing"
-        self.applier = Applier(store)
+        self.applier = Applier(holdings)
         self._waiting: dict[int, Effects] = {}
         """By offset: of this process, in the journal, to be applied when it is synced."""
         self._checked = 0
@@ -91,15 +90,14 @@ class Journal:
         """What is committed could not be applied here: until that is done, nothing is committed."""
 
     def _map_page(self) -> Any:
-        store = self.store
-        head = HEADER.pack(MAGIC, files.FORMAT, 0, store._store_id, 0)[:-8]
+        head = HEADER.pack(MAGIC, files.FORMAT, 0, self.session.id, 0)[:-8]
         head += struct.pack("<Q", _native.xxh3_64(head))
         if not files.exists(self._page_path):
             files.make(self._page_path, PAGE, head)
         descriptor = files.open_file(self._page_path, write=True)
         try:
             found = files.read(descriptor, HEADER.size, 0, self._page_path)
-            if found != head and self.store._replaying:  # alone: nobody else has it mapped
+            if found != head and self.session.replaying:  # alone: nobody else has it mapped
                 files.remove(self._page_path)
                 return self._map_page()
             if found != head:
@@ -122,7 +120,7 @@ class Journal:
 
         The word itself, whose `with` is C: Ctrl-C comes before it is taken or within the block.
         """
-        return self._page.word(self.store._members, self._what, timeout)
+        return self._page.word(self.session.members, self._what, timeout)
 
     @property
     def end(self) -> int:
@@ -131,7 +129,7 @@ class Journal:
 
     def number_of(self, offset: int) -> int:
         """Of a transaction of this generation: with it and the offset, so it rises for ever."""
-        return self.store._generation << OFFSET_BITS | offset
+        return self.session.generation << OFFSET_BITS | offset
 
     @property
     def applied(self) -> int:
@@ -158,7 +156,7 @@ class Journal:
 
     def sync(self, end: int) -> None:
         """Return when the records before an offset survive a power cut: one sync for all."""
-        span = _native.Span(0, self.store._generation, end - 1, 1)
+        span = _native.Span(0, self.session.generation, end - 1, 1)
         self.stream.wait_durable(span)
 
     def apply_synced(self, end: int) -> None:
@@ -298,7 +296,7 @@ class Journal:
     def replay(self) -> None:
         """As the first opener, alone: do all that the journal has, unless it was done."""
         end = self.end
-        if not self.store._clean:
+        if not self.session.clean:
             begin = self.stream._log(0).first_offset
             if begin <= self._page.checkpoint <= end:
                 begin = self._page.checkpoint
@@ -316,7 +314,7 @@ class Journal:
             self.applier.flush(touched)
         self._page.set_applied(end)
         self._page.set_checkpoint(end)
-        if not self.store._clean:
+        if not self.session.clean:
             self._sync_page()
 
     def _sync_page(self) -> None:
@@ -342,11 +340,11 @@ class Journal:
 
     def checkpoint(self) -> None:
         """Sync all that was applied, and let go of its records. Holder."""
-        self.store.flush()
-        for name in self.store._names():
+        self._holdings.flush()
+        for name in self._holdings.stream_names():
             with contextlib.suppress(NotFound):  # dropped meanwhile
-                if not group.settle(self.store._stream_path(name)):
+                if not group.settle(self.session.stream_path(name)):
                     raise Poisoned(5, "a sync of one of its groups failed", name)
         end = self._page.applied
         self._page.set_checkpoint(end)
-        self.stream.delete_before(_native.Position(0, self.store._generation, end))
+        self.stream.delete_before(_native.Position(0, self.session.generation, end))

@@ -23,7 +23,7 @@ from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream.store.store import Store
+    from millstream.transactions.holdings import Holdings
     from millstream.transactions.transaction import Transaction
 
 __all__ = ["Pipe", "Record"]
@@ -75,7 +75,7 @@ class Pipe:
 
     def __init__(
         self,
-        store: Store,
+        holdings: Holdings,
         source: Stream | Queue,
         function: Callable[[Any], Any],
         sink: Stream | Queue | Mapping[str, Stream | Queue],
@@ -90,12 +90,13 @@ class Pipe:
         for one in (source, *sinks.values()):
             if not isinstance(one, (Stream, Queue)):
                 raise InvalidType(f"{one!r}: expected a stream or a queue")
-            if one.store._directory.identity != store._directory.identity:
-                raise InvalidArgument(f"{one!r} is not of {store.path}: a pipe stays in one store")
+            if one.session.directory.identity != holdings.session.directory.identity:
+                where = holdings.session.path
+                raise InvalidArgument(f"{one!r} is not of {where}: a pipe stays in one store")
         for one in sinks.values():
             if isinstance(one, Stream):
                 one._is_surprise = False  # to put something there it was made
-        self.store = store
+        self._holdings = holdings
         self.count = 0
         self.aborted = 0
         self._source, self._function = source, function
@@ -169,7 +170,7 @@ class Pipe:
             raise Closed(f"{self._source.path}: the pipe is closed")
         self._committing = None
         self._tried = self._most
-        tx = self.store.transaction()
+        tx = Transaction(self._holdings)
         tx._check_alone()  # before anything is taken that it could not commit
         try:
             if self._consumer is not None:

@@ -19,11 +19,13 @@ from millstream.transactions.commit import Commit
 from millstream.transactions.effects import Share
 
 if TYPE_CHECKING:
+    from millstream.disk.session import Session
     from millstream.options import Durability
-    from millstream.store.store import Store
+    from millstream.transactions.holdings import Holdings
 
 __all__ = ["Transaction"]
 
+MAX_BYTES = 64 << 20
 RECORD_BYTES = 64
 """What a record counts beside its bytes."""
 DELAY_MOST = 100.0 * 365 * 86400
@@ -37,10 +39,15 @@ class Transaction(_native.TransactionCore):
     event loop, which has one of a store at a time.
     """
 
-    def __init__(self, store: Store, durability: Durability | None, max_bytes: int | str) -> None:
-        store._check_writable()
-        self.store = store
-        self._level: Durability = durability or store._override or store.durability
+    def __init__(
+        self,
+        holdings: Holdings,
+        durability: Durability | None = None,
+        max_bytes: int | str = MAX_BYTES,
+    ) -> None:
+        self._holdings, self.session = holdings, holdings.session
+        self.session.check_writable()
+        self._level: Durability = durability or self.session.level
         if type(max_bytes) is not int or max_bytes < 1:
             max_bytes = integer("max_bytes", parse_bytes(max_bytes), 1)
         self._room = self._max = max_bytes
@@ -54,14 +61,14 @@ class Transaction(_native.TransactionCore):
         self._user: tuple[int, object] | None = None
 
     def __repr__(self) -> str:
-        return f"<Transaction of {self.store.path!r}: {self._state}>"
+        return f"<Transaction of {self.session.path!r}: {self._state}>"
 
     def __enter__(self) -> Transaction:
         if self._state != "new":
             raise InvalidArgument(f"{self!r}: a transaction is used once; make another")
         self._check_alone()
         try:
-            self.store._transactions.add(self)
+            self._holdings.under_way.add(self)
             self._state = "open"
         except BaseException:  # a signal: no `__exit__` follows
             self._let_go()
@@ -69,11 +76,12 @@ class Transaction(_native.TransactionCore):
         return self
 
     def _check_alone(self) -> None:
-        self.store._check_writable()
+        self.session.check_writable()
         self._user = _current_user()
-        if any(other._user == self._user for other in list(self.store._transactions)):
+        if any(other._user == self._user for other in list(self._holdings.under_way)):
             raise InvalidArgument(
-                f"{self.store.path}: a transaction is open in this thread or task; they do not nest"
+                f"{self.session.path}: a transaction is open in this thread or task; they do not"
+                " nest"
             )
 
     def _end(self, kind: Any) -> None:
@@ -95,7 +103,7 @@ class Transaction(_native.TransactionCore):
             self._roll_back()
 
     def _let_go(self) -> None:
-        self.store._transactions.discard(self)
+        self._holdings.under_way.discard(self)
         self._user = None
 
     def _abandon(self) -> None:
@@ -112,7 +120,7 @@ class Transaction(_native.TransactionCore):
     def _check(self) -> None:
         if self._state != "open":
             raise InvalidArgument(f"{self!r}: use it within its `with`")
-        self.store._check_writable()
+        self.session.check_writable()
 
     def _take_room(self, size: int, count: int = 1) -> None:
         left = self._room - size - RECORD_BYTES * count
@@ -233,7 +241,7 @@ class Transaction(_native.TransactionCore):
         data = _content("value", value)
         if data is None:
             raise InvalidType("value: expected bytes-like, found None")
-        now = self.store._clock.now()
+        now = self.session.clock.now()
         due = timestamps.microseconds(at) if at is not None else 0
         waits = number("delay", delay, 0.0, DELAY_MOST)
         if waits:
@@ -304,10 +312,10 @@ class Transaction(_native.TransactionCore):
     def _require(self, one: Any, kind: type, what: str) -> None:
         if not isinstance(one, kind):
             raise InvalidType(f"{what}: expected a {kind.__name__}, found {type(one).__name__}")
-        store: Store = one.store  # type: ignore[attr-defined]
-        if store._directory.identity != self.store._directory.identity:
+        session: Session = one.session  # type: ignore[attr-defined]
+        if session.directory.identity != self.session.directory.identity:
             raise InvalidArgument(
-                f"{one!r} is not of {self.store.path}: a transaction spans one store"
+                f"{one!r} is not of {self.session.path}: a transaction spans one store"
             )
 
     # --- the end ----------------------------------------------------------------------------------
@@ -327,7 +335,7 @@ class Transaction(_native.TransactionCore):
         if not (self._shares or self._puts or self._messages or self._has_moved()):
             self._state = "committed"
             return
-        commit = Commit(self, self.store._journal())
+        commit = Commit(self, self._holdings.journal())
         try:
             commit.run()
         except BaseException:

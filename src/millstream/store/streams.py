@@ -1,0 +1,176 @@
+"""The streams of a store: the handles that this process has, and what it asks of them all."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+
+from millstream import _native
+from millstream.disk import files, reserve
+from millstream.errors import CorruptBatch, MillstreamError, NotFound, StorageError
+from millstream.log import control, settings
+from millstream.log.cache import SegmentCache
+from millstream.streams.stream import Stream
+from millstream.transactions.holdings import JOURNAL
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from typing import Any
+
+    from millstream.disk.session import Session
+    from millstream.log.settings import OnMismatch
+    from millstream.options import Durability
+    from millstream.store.store import Store
+
+__all__ = ["Streams"]
+
+
+class Streams:
+    """By name and level: a handle with a level of its own is another one."""
+
+    def __init__(self, store: Store, session: Session, lock: _native.Lock) -> None:
+        self._store, self._session, self._lock = store, session, lock
+        self._directory = session.root / "streams"
+        self._handles: dict[tuple[str, Durability | None], Stream] = {}
+        self.cache = SegmentCache(session.members)
+
+    def __iter__(self) -> Iterator[Stream]:
+        """The handles, as they are now."""
+        return iter(list(self._handles.values()))
+
+    def names(self) -> list[str]:
+        """Of all that are there, sorted, the journal among them."""
+        files.require_directory(self._directory)
+        names = files.names(self._directory)
+        return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
+
+    def public_names(self) -> list[str]:
+        """Of those that users made."""
+        return [name for name in self.names() if name != JOURNAL]
+
+    def open(
+        self,
+        name: str,
+        given: dict[str, Any],
+        durability: Durability | None,
+        create: bool | None,
+        on_mismatch: OnMismatch,
+    ) -> Stream:
+        """`Store.stream`."""
+        settings.check_name(name)
+        settings.check_durability(durability)
+        settings.check_on_mismatch(on_mismatch)
+        may_create = settings.check_create(create)
+        alters = on_mismatch == "alter"
+        with self._lock:
+            directory = self._session.stream_path(name)
+            path = directory / "stream.json"
+            made = not files.exists(path)
+            if made:
+                if files.exists(directory):
+                    raise CorruptBatch(
+                        f"{path}: is missing, where the stream is; restore it from a backup",
+                        path=path,
+                    )
+                if not self._session.writable or not may_create:
+                    there = self.public_names()
+                    raise settings.missing(self._session.path, "stream", name, there)
+                config = settings.new(given, durability)
+                session = self._session
+                control.create(self._directory, name, config, session.id, session.generation)
+            key = name, None if made or alters else durability
+            if (known := self._handles.get(key)) and (known.closed or known._state != control.LIVE):
+                self._forget(name)
+                known = None
+            config = files.read_json(path)
+            differing = settings.differing(config, given, durability if alters else None)
+            if "partitions" in differing and on_mismatch != "keep":
+                settings.require_more(name, config["partitions"], differing["partitions"])
+            if differing and on_mismatch == "raise":
+                raise settings.mismatch(f"stream {name!r}", config, differing)
+            if known is None:
+                known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
+                self._session.notices.watch(known)  # among these the thread looks
+            named = durability is not None or any(one is not None for one in given.values())
+            known._is_surprise = made and create is None and not named
+        if differing and alters:
+            known._alter(differing)
+        return known
+
+    def drop(self, name: str) -> None:
+        """`Store.drop_stream`."""
+        with self._lock:
+            self._store.stream(name, create=False)._set_state(control.DROPPED)
+            gone = self._directory / f".{name}-{os.urandom(4).hex()}.dropped"
+            try:
+                files.rename(self._session.stream_path(name), gone)
+            except StorageError as error:
+                if files.exists(self._session.stream_path(name)):
+                    raise
+                raise NotFound(f"{self._session.path}: another process dropped {name!r}") from error
+            files.sync_directory(self._directory)
+            self._forget(name)
+            files.remove_tree(gone)
+
+    def _forget(self, name: str) -> None:
+        """Give up the handles of a stream that was dropped."""
+        for key in [key for key in self._handles if key[0] == name]:
+            self._handles.pop(key)._dispose()
+
+    # --- opening and closing ----------------------------------------------------------------------
+
+    def open_first(self, *, closed_cleanly: bool) -> None:
+        """Nobody else lives here: control files of an unclean session are made anew."""
+        session = self._session
+        files.require_directory(self._directory)
+        for name in files.names(self._directory):
+            directory = self._directory / name
+            if name.startswith("."):
+                files.remove_tree(directory)  # a creation or a drop that did not end
+            elif not session.clean:
+                known = directory, session.id, session.generation, closed_cleanly
+                reserve.lend(session.root, control.rebuild, *known)
+
+    def hold(self, *, sealed: bool = True) -> bool:
+        """Does the clean mark hold? A control file may have been damaged or lost since."""
+        session = self._session
+        return all(
+            control.is_settled(path, session.id, session.generation)
+            and (control.is_sealed(path) or not sealed)
+            for path in map(session.stream_path, self.names())
+        )
+
+    def recover_the_rest(self) -> None:
+        """Walk what nobody used since an unclean end, so that the store can be marked clean."""
+        try:
+            names = self.names()
+        except MillstreamError:  # no descriptor is left, say
+            return
+        for name in names:
+            # It stays unclean, and the next open says why
+            with contextlib.suppress(MillstreamError):
+                stream = self._store._handle(name)
+                for index in range(stream.partitions):
+                    stream._log(index)
+
+    def sync_groups(self) -> list[Exception]:
+        """Leave the groups, and sync what was committed here; what failed."""
+        return [error for stream in self for error in stream._close_groups()]
+
+    def settle(self) -> bool:
+        """As the last, all partitions being sound: is all synced, of groups as well?"""
+        with _native.loading:
+            from millstream.groups import group
+        settled = [group.settle(self._session.stream_path(name)) for name in self.names()]
+        return all(settled)
+
+    def seal(self) -> None:
+        """Say of each control file that it is what the last to close left."""
+        for name in self.names():
+            control.seal(self._session.stream_path(name))
+
+    def dispose(self) -> None:
+        """Give up all handles."""
+        for stream in self:
+            stream._dispose()
