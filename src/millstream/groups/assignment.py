@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.groups.sql_position import SqlPosition
-    from millstream.streams.stream import Stream
+    from millstream.log.handle import StreamHandle
 
 __all__ = ["Assignment"]
 
@@ -28,7 +28,7 @@ ALONE_SECONDS = 1.0
 class _GroupTurn(_Turn):
     """What a consumer waits for: records of its partitions, or a change of the group."""
 
-    def __init__(self, stream: Stream, member: _native.Membership) -> None:
+    def __init__(self, stream: StreamHandle, member: _native.Membership) -> None:
         super().__init__(stream, [], False)
         self.member = member
 
@@ -52,7 +52,7 @@ class Assignment:
 
     def __init__(
         self,
-        stream: Stream,
+        stream: StreamHandle,
         member: _native.Membership,
         transacted: bool,
         on_lost: str,

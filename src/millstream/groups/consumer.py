@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterable, Iterator
     from typing import Any
 
+    from millstream.groups.of_stream import Groups
     from millstream.groups.sql_position import SqlPosition
     from millstream.sleepers import Sleepers
-    from millstream.streams.stream import Stream
 
 __all__ = ["Consumer"]
 
@@ -45,7 +45,7 @@ class Consumer(Assignment):
 
     def __init__(
         self,
-        stream: Stream,
+        groups: Groups,
         group: str,
         *,
         start: Any,
@@ -69,19 +69,20 @@ class Consumer(Assignment):
         check_start(start)
         self._timeout = check_timeout(timeout)
         self._most = UNLIMITED if max_records is None else integer("max_records", max_records, 1)
-        stream.session.check_writable()
+        groups.stream.session.check_writable()
         self.delivery = delivery
         self._auto = auto_commit
-        self.group: Group = stream._group(group, make=start)
+        self.group: Group = groups.open(group, make=start)
         first = delivery == "at_most_once"
         member = _native.Membership(self.group, session, max_processing, first)
         transacted = delivery == "exactly_once"
-        super().__init__(stream, member, transacted, on_lost, on_assign, on_revoke)
+        super().__init__(groups.stream, member, transacted, on_lost, on_assign, on_revoke)
         self._at = 0
         self._waiter: Sleepers | None = None
         self._join()
         self._closed = False
-        stream._consumers.add(self)
+        self._among = groups.consumers
+        self._among.add(self)
 
     def __repr__(self) -> str:
         state = "closed" if self._closed else f"partitions {self.assignment}"
@@ -353,7 +354,7 @@ class Consumer(Assignment):
 
     def _abandon(self) -> None:
         self._closed = True
-        self.stream._consumers.discard(self)
+        self._among.discard(self)
         self._readers.clear()
         self._choose()
         if self._waiter is not None:

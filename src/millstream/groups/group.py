@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.groups.stats import GroupMember, GroupPartition
-    from millstream.streams.stream import Stream
+    from millstream.log.handle import StreamHandle
 
 __all__ = ["Group"]
 
@@ -41,7 +41,7 @@ LATE_SECONDS = 3.0  # a position that waits for a sync at "interval" for longer,
 LIVE = 1
 
 
-def path_of(stream: Stream, name: str) -> files.Path:
+def path_of(stream: StreamHandle, name: str) -> files.Path:
     """The file of a group."""
     return stream.path / DIRECTORY / (settings.check_name(name) + SUFFIX)
 
@@ -57,13 +57,13 @@ def names(stream_path: files.Path) -> list[str]:
 # --- where to begin -------------------------------------------------------------------------------
 
 
-def epoch_at(stream: Stream, partition: int, offset: int) -> int:
+def epoch_at(stream: StreamHandle, partition: int, offset: int) -> int:
     """The epoch of an offset that is there, or of the next one."""
     found = stream._log(partition).locate_offset(offset)
     return stream.session.generation if found is None else int(found[0].epoch)
 
 
-def position_at(stream: Stream, partition: int, start: Any) -> Position:
+def position_at(stream: StreamHandle, partition: int, start: Any) -> Position:
     """What `read` would begin at, checked: raises OffsetOutOfRange."""
     log = stream._log(partition)
     if isinstance(start, Position):
@@ -77,7 +77,7 @@ def position_at(stream: Stream, partition: int, start: Any) -> Position:
     return Position(partition, epoch_at(stream, partition, offset), offset)
 
 
-def first_positions(stream: Stream, start: Any) -> list[Position]:
+def first_positions(stream: StreamHandle, start: Any) -> list[Position]:
     """Where a new group begins in each partition; nothing for those of which it reads all."""
     if isinstance(start, Position):
         start = [start]
@@ -97,7 +97,7 @@ def first_positions(stream: Stream, start: Any) -> list[Position]:
     return [position_at(stream, index, start) for index in range(stream.partitions)]
 
 
-def create(stream: Stream, name: str, start: Any) -> None:
+def create(stream: StreamHandle, name: str, start: Any) -> None:
     """Publish the file of a new group; another process's may come first, and stays."""
     path = path_of(stream, name)
     session, count = stream.session, stream.partitions
@@ -123,7 +123,7 @@ def _telling(content: bytes) -> bytes:
 class _Draft(_native.GroupCore):
     """A group in memory that is about to become a file."""
 
-    def __init__(self, path: files.Path, memory: mmap.mmap, stream: Stream) -> None:
+    def __init__(self, path: files.Path, memory: mmap.mmap, stream: StreamHandle) -> None:
         self.path = path
         session = stream.session
         self._attach(
@@ -148,7 +148,7 @@ class Group(_native.GroupCore):
         name: the name.
     """
 
-    def __init__(self, stream: Stream, name: str) -> None:
+    def __init__(self, stream: StreamHandle, name: str) -> None:
         self.stream = stream
         self.name = name
         self.path = path_of(stream, name)
@@ -486,8 +486,6 @@ class Group(_native.GroupCore):
             _unlink(descriptor, self.path)
         finally:
             files.close(descriptor)
-        if self.stream._groups.get(self.name) is self:
-            del self.stream._groups[self.name]
         self._dispose()
 
 

@@ -23,8 +23,8 @@ from millstream.options import Compaction, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.log.handle import StreamHandle
     from millstream.log.segments import PartitionLog
-    from millstream.streams.stream import Stream
 
 SCAN_BYTES = 8 << 20
 MEMORY_BYTES = 64 << 20
@@ -77,7 +77,7 @@ NOTHING = CompactionResult(0, 0, 0, 0, 0, 0, 0)
 
 
 def compact(
-    stream: Stream,
+    stream: StreamHandle,
     partition: int | None,
     memory: int | str,
     progress: Callable[[CompactionProgress], None] | None,

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any
 
-    from millstream.streams.stream import Stream
+    from millstream.log.handle import StreamHandle
 
 
 LATE_SECONDS = 60.0  # a writer that has chosen a partition waits for it for half of that at most
@@ -46,7 +46,7 @@ def of(config: dict[str, Any]) -> tuple[Era, ...]:
     return (*ended, Era(int(config["partitions"]), None, config.get("since", 0)))
 
 
-def up_to(stream: Stream, partitions: int) -> list[Era]:
+def up_to(stream: StreamHandle, partitions: int) -> list[Era]:
     """The eras of a stream when it has so many partitions, oldest first."""
     if stream._eras[-1].partitions < partitions:  # another process was faster than its notice
         stream._reload()
@@ -60,7 +60,7 @@ def cut(config: dict[str, Any], partitions: int) -> None:
         config["eras"] = [ends for ends in config["eras"] if len(ends) < partitions]
 
 
-def begin(stream: Stream, wanted: Callable[[int], int]) -> int:
+def begin(stream: StreamHandle, wanted: Callable[[int], int]) -> int:
     """Have as many partitions as `wanted` makes of how many there are; how many it is then."""
     with stream._log(0).maintaining:
         path = stream.path / "stream.json"
@@ -89,7 +89,7 @@ def _end_present(config: dict[str, Any], ends: list[int]) -> None:
         eras.append(ends)
 
 
-def left_elsewhere(stream: Stream, partition: int) -> list[tuple[int, int, int]]:
+def left_elsewhere(stream: StreamHandle, partition: int) -> list[tuple[int, int, int]]:
     """(partition, end, time) of where another partition may have what one has the later word about.
 
     It lies before the end, or, from who had not heard of the new era yet, in a segment that was

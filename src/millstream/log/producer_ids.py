@@ -18,7 +18,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
-    from millstream.streams.stream import Stream
+    from millstream.log.handle import StreamHandle
 
 HEADER = struct.Struct("<8sII16sQQQ")
 ENTRY = struct.Struct("<QII")  # checksum of what follows, number, bytes of the id; then the id
@@ -53,7 +53,7 @@ def _entry(number: int, name: str) -> bytes:
 class ProducerIds:
     """The ids of one stream, as this process knows them. Thread-safe."""
 
-    def __init__(self, stream: Stream) -> None:
+    def __init__(self, stream: StreamHandle) -> None:
         self._stream = stream
         self.path = stream.path / "producers"
         self._identity = (MAGIC, files.FORMAT, 0, stream.session.id, stream._stream_id, 0)
@@ -187,7 +187,7 @@ class ProducerIds:
             )
 
 
-def ids_of(stream: Stream) -> ProducerIds:
+def ids_of(stream: StreamHandle) -> ProducerIds:
     """The registry of a stream, as this handle knows it."""
     if stream._producer_ids is None:
         stream._producer_ids = ProducerIds(stream)

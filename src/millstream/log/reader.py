@@ -16,9 +16,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
 
+    from millstream.log.handle import StreamHandle
     from millstream.log.segments import PartitionLog
     from millstream.sleepers import Sleepers
-    from millstream.streams.stream import Stream
 
 UNLIMITED = 1 << 62
 KEEP_MAPS = 16
@@ -241,7 +241,7 @@ class PartitionReader:
 
 
 def _readers(
-    stream: Stream, partition: int | None, start: Any, durable: bool, on_lost: Any
+    stream: StreamHandle, partition: int | None, start: Any, durable: bool, on_lost: Any
 ) -> tuple[list[PartitionReader], bool]:
     if not isinstance(on_lost, str) or on_lost not in ("raise", "earliest"):
         raise InvalidArgument(f'on_lost {on_lost!r}: expected "raise" or "earliest"')
@@ -270,7 +270,7 @@ def _most(follow: bool, timeout: float | None, max_records: int | None) -> int:
 class _Turn:
     """The readers of a `read`, asked in turn."""
 
-    def __init__(self, stream: Stream, readers: list[PartitionReader], grows: bool) -> None:
+    def __init__(self, stream: StreamHandle, readers: list[PartitionReader], grows: bool) -> None:
         self.stream = stream
         self.readers = readers
         self.grows = grows
@@ -331,7 +331,7 @@ class _Turn:
 
 
 def read(
-    stream: Stream,
+    stream: StreamHandle,
     *,
     partition: int | None,
     start: Any,
@@ -409,7 +409,7 @@ async def _aread(
 
 
 def aread(
-    stream: Stream,
+    stream: StreamHandle,
     *,
     partition: int | None,
     start: Any,

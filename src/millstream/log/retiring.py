@@ -8,9 +8,9 @@ from millstream.log import compacted
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream._native import Position
+    from millstream.log.handle import StreamHandle
     from millstream.log.segments import PartitionLog
     from millstream.options import Retention
-    from millstream.streams.stream import Stream
 
 
 def retire(log: PartitionLog, keep: Retention) -> int:
@@ -41,7 +41,7 @@ def retire(log: PartitionLog, keep: Retention) -> int:
         return log.retire_before(first)
 
 
-def delete_before(stream: Stream, position: Position) -> int:
+def delete_before(stream: StreamHandle, position: Position) -> int:
     """`Stream.delete_before`."""
     from millstream._native import Position
 

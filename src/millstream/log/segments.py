@@ -27,8 +27,8 @@ from millstream.log import compacted, control, recovery, segment_file, sequences
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.disk.session import Session
+    from millstream.log.handle import StreamHandle
     from millstream.log.sequences import PartitionSequences
-    from millstream.streams.stream import Stream
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
 LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by who appends, or it raises
@@ -40,7 +40,7 @@ NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 class PartitionLog:
     """One partition of one stream, as this process has it open."""
 
-    def __init__(self, stream: Stream, index: int) -> None:
+    def __init__(self, stream: StreamHandle, index: int) -> None:
         self.stream = stream
         self.session: Session = stream.session
         self.index = index

@@ -17,8 +17,8 @@ from millstream.errors import CorruptBatch, NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from millstream.log.handle import StreamHandle
     from millstream.log.segments import PartitionLog
-    from millstream.streams.stream import Stream
 
 HEADER = struct.Struct("<8sII16sQQQII")
 MAGIC = b"MSSEQNC1"
@@ -74,7 +74,7 @@ def _file(log: PartitionLog) -> files.Path:
     return log.path / "sequences"
 
 
-def where(stream: Stream, producer: int) -> PartitionLog | None:
+def where(stream: StreamHandle, producer: int) -> PartitionLog | None:
     """A partition that has batches of a producer."""
     for index in range(stream.partitions):
         if files.exists(stream.path / f"{index:05d}" / "sequences"):  # else no producer was there

@@ -156,7 +156,7 @@ class Streams:
 
     def sync_groups(self) -> list[Exception]:
         """Leave the groups, and sync what was committed here; what failed."""
-        return [error for stream in self for error in stream._close_groups()]
+        return [error for stream in self for error in stream._groups.close()]
 
     def settle(self) -> bool:
         """As the last, all partitions being sound: is all synced, of groups as well?"""

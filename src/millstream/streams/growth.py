@@ -11,7 +11,7 @@ from millstream.options import Retention
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.streams.stream import Stream
+    from millstream.log.handle import StreamHandle
 
 __all__ = ["LARGE_BYTES", "MillstreamWarning"]
 
@@ -25,12 +25,12 @@ class MillstreamWarning(UserWarning):
     """Something that works now and will hurt later. The text says what to do."""
 
 
-def is_bounded(stream: Stream) -> bool:
+def is_bounded(stream: StreamHandle) -> bool:
     """Is there a retention, or a compaction?"""
     return stream.retention != Retention() or stream.compaction is not None
 
 
-def is_large(stream: Stream, log_bytes: int, large_bytes: int | None = None) -> bool:
+def is_large(stream: StreamHandle, log_bytes: int, large_bytes: int | None = None) -> bool:
     """Is it as large as `large_bytes` (default 1 GiB), or a tenth of the disk that is free?"""
     if log_bytes >= (LARGE_BYTES if large_bytes is None else large_bytes):
         return True
@@ -46,7 +46,7 @@ def describe(log_bytes: int) -> str:
     )
 
 
-def look_after(stream: Stream) -> None:
+def look_after(stream: StreamHandle) -> None:
     """Warn, once a process, of a stream that nothing bounds and that has become large.
 
     In the background, when a partition has gone on to another segment.

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import contextlib
-import os
 import time
-import weakref
 from functools import partial
 
-from millstream import _native, timestamps
-from millstream._native import Batch, Position, Span
-from millstream.disk import files, reserve
-from millstream.errors import Closed, InvalidType, MillstreamError, NotFound, WaitTimeout, each_of
-from millstream.groups.of_stream import StreamGroups
-from millstream.log import control, eras, reader, retiring, settings
-from millstream.log.segments import PartitionLog
+from millstream import _native
+from millstream._native import Position, Span
+from millstream.errors import InvalidType, NotFound, WaitTimeout, each_of
+from millstream.groups.of_stream import Groups
+from millstream.log import reader, retiring, settings
+from millstream.log.handle import LOCK_SECONDS, StreamHandle
 from millstream.options import Retention, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import AsyncIterator, Callable, Iterator
+    from collections.abc import Callable
     from typing import Any, Literal
 
+    from millstream.groups.consumer import Consumer
+    from millstream.groups.group import Group
+    from millstream.groups.of_stream import Delivery, GroupStart, Told
     from millstream.log.cache import SegmentCache
     from millstream.log.compaction import CompactionProgress, CompactionResult
-    from millstream.log.producer_ids import ProducerIds
-    from millstream.options import Compaction, Durability, Start
+    from millstream.log.segments import PartitionLog
+    from millstream.options import Compaction, Durability
     from millstream.store.store import Store
     from millstream.streams.producer import Producer
     from millstream.streams.stats import StreamStats
@@ -33,18 +32,10 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, WANT_SYNC = (
-    _native.EVENTS[name]
-    for name in ("written", "rolled", "spare", "populate", "unsynced", "want_sync")
-)
-STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
-LOCK_SECONDS = 30.0
 SURPRISE_SECONDS = 1.0
-UNSYNCED_BYTES = 256 << 20
-INTERVAL = _native.LEVELS["interval"]
 
 
-class Stream(StreamGroups):
+class Stream(StreamHandle):
     """A stream of a store; made by `Store.stream`.
 
     Thread-safe; pickles by the store's path and its name.
@@ -61,26 +52,8 @@ class Stream(StreamGroups):
         cache: SegmentCache,
     ) -> None:
         self.store = store
-        self.session = store.session
-        self._cache = cache
-        self.name = name
-        self._directory = files.Directory(self.session.stream_path(name))
-        """Held open: a stream of the same name that is made later is another one."""
-        self.path = self._directory.path
-        self._is_surprise = False
-        """It was made by its name alone, in this process, and nobody has read it yet."""
-        self._groups = {}
-        self._consumers = weakref.WeakSet()
-        self._stream_id = int(config["stream_id"], 16)
-        self._override = durability
-        self._durability: Durability = "interval"
-        self._producer_ids: ProducerIds | None = None
-        try:
-            self._map_control()
-            self._reload()
-        except BaseException:
-            self._directory.close()
-            raise
+        self._groups = Groups(self)
+        super().__init__(store.session, name, config, durability, cache)
 
     def __repr__(self) -> str:
         many = "s" * (self.partitions != 1)
@@ -96,179 +69,13 @@ class Stream(StreamGroups):
             raise NotFound(f"{store.path}: there is no stream {name!r} any more")
         return store.stream(name, durability=durability, create=False)
 
-    # --- configuration ----------------------------------------------------------------------------
-
-    def _map_control(self) -> None:
-        session, mapped = self.session, control.map_for(self.session, self.path)
-        self._below = mapped if session.follows_layers and not session.private else None
-        # Processes begin their turns at different partitions, so that they spread.
-        turn = os.getpid() & 0xFFFF
-        writable = session.writable or session.private
-        self._attach(mapped, writable, self._durability, turn)
-
-    def _reload(self) -> None:
-        """Take over what is stored now."""
-        number = self._config_number  # before reading
-        config = files.read_json(self.path / "stream.json")
-        self._config_seen = number  # before, since what follows asks for the settings
-        self._configure(config)
-        if number % 2 == 0:  # it is being altered: read again at the next call
-            self._config_seen = number - 1
-
     def _configure(self, config: dict[str, Any]) -> None:
         before = self._durability
-        self._segment_bytes = int(config["segment_bytes"])
-        kept = config["retention"]
-        self._retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
-        self._compaction = settings.compaction_of(config)
-        self._eras = eras.of(config)
-        self._durability = self._override or config["durability"] or self.session.level
-        self._set_level(self._durability)
+        super()._configure(config)
         if self._durability != before:
-            for log in self._opened():
-                self.session.notices.tune(log)
-            for group in self._groups.values():
-                group._tune()
-        self.session.notices.watch(self)
+            self._groups.tune()
 
-    def _refresh(self) -> None:
-        """Follow the control file: more partitions, another configuration, or a dropped stream."""
-        self._check_live()
-        self._map_control()
-        self._reload()
-
-    def _check_live(self) -> None:
-        if self._state != 1:
-            self._let_go()
-            why = (
-                "dropped"
-                if self._state == 2
-                else "recovered by another process; open the store again"
-            )
-            raise Closed(f"{self.path}: the stream was {why}")
-        if self.closed:
-            raise Closed(f"{self.path}: the stream is closed; open the store again")
-        self.session.check_layer(self.path, self._is_behind)
-        self._follow()
-        self.session.notices.watch_journal()
-
-    def _is_behind(self) -> bool:
-        return self._below is not None and control.is_behind(self.path, self._below)
-
-    def _follow(self) -> None:
-        """Take over the configuration where another process, or another handle, altered it."""
-        number = self._config_number
-        if number == self._config_seen:
-            return
-        self._reload()
-        if number % 2 == 0 and self.session.writable:
-            native = self._new_partition(
-                0, self.session.members, self.session.generation, self.session.clock.offset
-            )
-            word = native.word("maintenance", self.path, LOCK_SECONDS)
-            if word.try_take():  # who altered it was killed
-                try:
-                    self._end_config()
-                finally:
-                    word.release()
-
-    def _settled(self) -> Stream:
-        """Itself, with the settings as they are stored now; a closed one keeps what it had."""
-        if not self.closed and self._state == control.LIVE:
-            self._follow()
-        return self
-
-    @property
-    def retention(self) -> Retention:
-        """How much is kept."""
-        return self._settled()._retention
-
-    @property
-    def compaction(self) -> Compaction | None:
-        """How it is compacted; None: not at all."""
-        return self._settled()._compaction
-
-    @property
-    def durability(self) -> Durability:
-        """What an append through this handle has survived when it returns."""
-        return self._settled()._durability
-
-    @property
-    def segment_bytes(self) -> int:
-        """Size that segments grow to."""
-        return self._settled()._segment_bytes
-
-    # --- hooks of the core ------------------------------------------------------------------------
-
-    def _where(self, index: int) -> str:
-        return self.path / f"{index:05d}"
-
-    def _deadline(self, timeout: float | None) -> float:
-        checked = check_timeout(timeout)
-        return time.monotonic() + (LOCK_SECONDS if checked is None else checked)
-
-    def _timestamp(self, value: Any) -> int:
-        return timestamps.microseconds(value)
-
-    def _timestamps(self, values: Any, count: int) -> Any:
-        return timestamps.column(values, count)
-
-    def _open_partition(self, index: int) -> PartitionLog:
-        self._check_live()
-        log = PartitionLog(self, index)
-        self.session.notices.adopt(log)
-        return log
-
-    def _resolve(
-        self, index: int, status: int, owner: int, need_bytes: int, deadline: float
-    ) -> None:
-        """Do what the core could not: its status says what."""
-        self.session.check_writable()
-        log: PartitionLog = self._partition(index)
-        kind = STATUS[status]
-        if kind == "BUSY":
-            log.wait_for_word(owner, deadline)
-        elif kind == "ROLL":
-            log.provide_next(need_bytes)
-        elif kind == "MOVED":
-            log.follow_active()
-        elif kind == "BEHIND":
-            with _native.loading:
-                from millstream.log import producer_ids, sequences
-            sequences.sequences_of(log).catch_up(producer_ids.ids_of(self).known)
-        else:
-            log.ensure_walked()
-
-    def _where_producer(self, number: int) -> PartitionLog | None:
-        """A partition that has batches of a producer."""
-        with _native.loading:
-            from millstream.log import sequences
-        return sequences.where(self, number)
-
-    def _after_append(
-        self, log: PartitionLog, events: int, end: int, level: int, timeout: float | None
-    ) -> None:
-        """The batch is there. What fails here is said only where it breaks what was promised."""
-        with contextlib.suppress(MillstreamError):  # the next call raises the same
-            self._follow()
-        background = self.session.notices
-        background.notice(log, events)
-        late = not background.runs() or log.is_overdue
-        if late:
-            log.native.take_written()  # the next append is news again
-        if late and level == INTERVAL:
-            log.wait_durable(end, self._deadline(timeout))
-        elif events & UNSYNCED and level and self._durability == "interval":
-            log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
-
-    def _leave_to_background(self, log: PartitionLog) -> None:
-        """An append ends before what it stored is as durable as it should be."""
-        with contextlib.suppress(Exception):
-            self.session.notices.notice(log, WANT_SYNC)
-            self.session.notices.runs()
-
-    def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
-        self._partition(index).wait_durable(end, self._deadline(timeout))
+    # --- appending --------------------------------------------------------------------------------
 
     def producer(self, id: str) -> Producer:
         """The producer of that id, 1 to 128 characters: what it sends again adds nothing.
@@ -280,80 +87,6 @@ class Stream(StreamGroups):
         return Producer(self, id)
 
     # --- reading ----------------------------------------------------------------------------------
-
-    def read(
-        self,
-        *,
-        partition: int | None = None,
-        start: Start = "earliest",
-        follow: bool = False,
-        timeout: float | None = None,
-        max_records: int | None = None,
-        durable: bool = False,
-        on_lost: Literal["raise", "earliest"] = "raise",
-    ) -> Iterator[Batch]:
-        """Iterate over batches: of one partition in order, or of all, each in order, interleaved.
-
-        Takes no lock and moves nothing: any number of readers read the same records. Only what was
-        published when a batch is made is in it; batches of a transaction or an `append_many` are
-        seen whole.
-
-        Args:
-            partition: one of them; None: all.
-            start: an offset (of each partition), a `Position` (its partition alone), a datetime
-                (the first record at or after it), "earliest" or "latest".
-            follow: wait for more at the tail instead of ending there.
-            timeout: with `follow`, end after so many seconds without a record. None: wait for ever.
-            max_records: end after so many records.
-            durable: only what survives a power cut.
-            on_lost: where retention was faster than this reader: "raise" `OffsetOutOfRange`, or go
-                on at the "earliest" record.
-
-        Raises: OffsetOutOfRange (carries the valid range), CorruptBatch, NotFound, InvalidArgument,
-            Closed.
-
-        >>> import millstream
-        >>> with millstream.temporary() as store:
-        ...     stream = store.stream("s")
-        ...     _ = stream.append_many([b"a", b"b", b"c"])
-        ...     [list(batch.values) for batch in stream.read(start=1)]
-        [[b'b', b'c']]
-        """
-        batches = reader.read(
-            self,
-            partition=partition,
-            start=start,
-            follow=follow,
-            timeout=timeout,
-            max_records=max_records,
-            durable=durable,
-            on_lost=on_lost,
-        )
-        return self._pointing_out(batches) if self._is_surprise else batches
-
-    def aread(
-        self,
-        *,
-        partition: int | None = None,
-        start: Start = "earliest",
-        follow: bool = False,
-        timeout: float | None = None,
-        max_records: int | None = None,
-        durable: bool = False,
-        on_lost: Literal["raise", "earliest"] = "raise",
-    ) -> AsyncIterator[Batch]:
-        """`read` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
-        batches = reader.aread(
-            self,
-            partition=partition,
-            start=start,
-            follow=follow,
-            timeout=timeout,
-            max_records=max_records,
-            durable=durable,
-            on_lost=on_lost,
-        )
-        return self._apointing_out(batches) if self._is_surprise else batches
 
     def view(self) -> View:
         """Load the latest value of each key into memory, and keep it current: see `View`.
@@ -394,55 +127,90 @@ class Stream(StreamGroups):
             stacklevel=level,
         )
 
-    def _pointing_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
-        some = False
-        for batch in batches:
-            some = True
-            yield batch
-        if not some:
-            self._point_out()
+    # --- groups -----------------------------------------------------------------------------------
 
-    async def _apointing_out(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
-        some = False
-        try:
-            async for batch in batches:
-                some = True
-                yield batch
-        finally:
-            await batches.aclose()  # type: ignore[attr-defined]
-        if not some:
-            self._point_out()
+    def consumer(
+        self,
+        group: str,
+        *,
+        start: GroupStart = "earliest",
+        delivery: Delivery = "at_least_once",
+        auto_commit: bool = False,
+        max_records: int | None = None,
+        timeout: float | None = None,
+        session: float = 10.0,
+        max_processing: float = 300.0,
+        on_lost: Literal["raise", "earliest"] = "raise",
+        on_assign: Told | None = None,
+        on_revoke: Told | None = None,
+        create: bool = True,
+    ) -> Consumer:
+        """Join a consumer group, which is made where it is not there.
 
-    # --- offsets ----------------------------------------------------------------------------------
-
-    def first_offset(self, partition: int) -> int:
-        """Offset of the oldest record that is kept (the next one, where there is none)."""
-        return self._log(partition).first_offset
-
-    def next_offset(self, partition: int) -> int:
-        """Offset that the next record will get."""
-        return self._log(partition).next_offset
-
-    def durable_offset(self, partition: int) -> int:
-        """Offset of the first record that a power cut may take."""
-        return int(self._log(partition).native.durable_offset)
-
-    def offset_at(self, timestamp: Any, partition: int) -> int:
-        """Offset of the first record at or after a time; `next_offset` where there is none.
+        The members of a group share the partitions out among themselves; each group gets every
+        record. Close the consumer, or use it in a `with`: the others get its partitions at once.
+        Used by one thread at a time.
 
         Args:
-            timestamp: as for `append`.
-            partition: one partition.
-        """
-        return reader.offset_at(self._log(partition), timestamps.microseconds(timestamp))
+            group: 1 to 128 characters of ``A-Z a-z 0-9 . _ -``, no leading dot.
+            start: where a new group begins: "earliest", "latest", a datetime, a `Position` (or a
+                list of them; the other partitions from the earliest on), an offset where there is
+                one partition. A group that is there goes on where it is.
+            delivery: "at_least_once": a position is committed after the records were handled.
+                "at_most_once": before they are handed out. "exactly_once": by a transaction alone.
+            auto_commit: commit a batch when the next one is asked for.
+            max_records: at most so many records a batch.
+            timeout: iterating ends after so many seconds without a record; None: never.
+            session: seconds after which a member is ended whose process was stopped. A dead one is
+                noticed within 100 ms.
+            max_processing: seconds after which a member is ended that does not ask for a batch.
+            on_lost: where the group's position is not there any more: "raise" `OffsetOutOfRange`,
+                or go on at the "earliest" record that the group has not seen.
+            on_assign: called with a list of partitions that came, by `poll` and `rewind`.
+            on_revoke: likewise with those that are about to go (it may commit), or are lost. What a
+                callback raises comes out of the `poll` or `close` that called it, which has then
+                done its part all the same: it is not called again for these partitions, and the
+                consumer can be used on.
+            create: False: raise `NotFound` where there is no such group.
 
-    def _log(self, partition: int) -> PartitionLog:
-        log: PartitionLog = self._partition(partition)
+        Raises: NotFound (create=False), InvalidArgument, InvalidType, OffsetOutOfRange (`start`),
+            LimitExceeded (256 members in the group), StoreFull, StorageError; Unsupported where the
+            store is read-only.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("orders", partitions=2)
+        ...     _ = stream.append_many([b"a", b"b"], partition=1)
+        ...     with stream.consumer(group="billing", timeout=0) as consumer:
+        ...         for batch in consumer:
+        ...             print(batch.partition, list(batch.values))
+        ...             consumer.commit()
+        1 [b'a', b'b']
+        """
+        with _native.loading:
+            from millstream.groups.consumer import Consumer
+        if not settings.check_create(create):
+            self._groups.open(group)  # raises
+        return Consumer(
+            self._groups, group, start=start, delivery=delivery, auto_commit=auto_commit,
+            max_records=max_records, timeout=timeout, session=session,
+            max_processing=max_processing, on_lost=on_lost, on_assign=on_assign,
+            on_revoke=on_revoke,
+        )  # fmt: skip
+
+    def groups(self) -> list[str]:
+        """Names of the consumer groups, sorted."""
         self._check_live()
-        log.ensure_walked()
-        if log.private:
-            reader.extend_private(log)
-        return log
+        return self._groups.names()
+
+    def group(self, name: str) -> Group:
+        """A consumer group, to look at its positions, lag and members, to set or to remove it.
+
+        Raises: NotFound.
+        """
+        return self._groups.open(name)
+
+    # --- offsets ----------------------------------------------------------------------------------
 
     def stats(self) -> StreamStats:
         """Offsets, bytes and health of the stream and each partition, as of now."""
@@ -459,14 +227,7 @@ class Stream(StreamGroups):
 
         Raises: Indeterminate, Poisoned, StorageError.
         """
-        self.session.check_writable()
-        deadline = self._deadline(timeout)
-
-        def flush(index: int) -> None:
-            log = self._log(index)
-            log.wait_durable(log.native.tail, deadline)
-
-        each_of([*(partial(flush, index) for index in range(self.partitions)), self._flush_groups])
+        each_of([partial(super().flush, timeout=timeout), self._groups.flush])
 
     def wait_durable(
         self, position: Position | _native.Span, *, timeout: float | None = None
@@ -596,31 +357,6 @@ class Stream(StreamGroups):
             asked["durability"] = settings.check_durability(durability)
         self._alter(asked)
 
-    def _alter(self, asked: dict[str, Any]) -> None:
-        """Have settings stored, and partitions added up to the number that is asked for."""
-        self.session.check_writable()
-        self._check_live()
-        partitions = asked.pop("partitions", None)
-        if partitions is not None:
-            settings.require_more(self.name, self.partitions, partitions)
-        with self._log(0).maintaining:
-            path = self.path / "stream.json"
-            config = files.read_json(path)
-            if any(config.get(field) != value for field, value in asked.items()):
-                config.update(asked)
-                with settings.changing(self):
-                    reserve.lend(self.session.root, files.write_json, path, config)
-        if partitions is not None:
-            self._grow(lambda before: partitions)
-        self._check_live()
-
-    def _grow(self, wanted: Callable[[int], int]) -> int:
-        """Have as many partitions as `wanted` makes of how many there are; how many it is."""
-        found = eras.begin(self, wanted)
-        self._refresh()
-        self._wake()
-        return found
-
     def add_partitions(self, count: int) -> int:
         """Add `count` partitions and return how many there are now. They cannot be removed.
 
@@ -635,18 +371,9 @@ class Stream(StreamGroups):
         return self._grow(lambda before: settings.check_partitions(before + more))
 
     def _dispose(self) -> None:
-        """Give up this handle; batches that were made from it stay valid."""
         self._let_go()
-        self._dispose_groups()
-        self._close()
-        self._below = None
-        self.session.notices.forget(self)
-        self._directory.close()
-
-    def _let_go(self) -> None:
-        """Hold no map any more, so that the space of a dropped stream becomes free."""
-        for log in self._opened():
-            self._cache.forget(log)
+        self._groups.dispose()
+        super()._dispose()
 
 
 def _unchanged(value: object) -> bool:

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
 from millstream.log.control import LIVE
-from millstream.streams.stream import Stream
+from millstream.log.handle import StreamHandle
 from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, length_of
 
 if TYPE_CHECKING:
@@ -124,8 +124,8 @@ class Commit:
             if not queue.closed:
                 queue._set_undecided(1)
 
-    def _place(self, one: Stream | Queue) -> int:
-        number = one._stream_id if isinstance(one, Stream) else one._queue_id
+    def _place(self, one: StreamHandle | Queue) -> int:
+        number = one._stream_id if isinstance(one, StreamHandle) else one._queue_id
         return self.places.setdefault(Place(one.name, number), len(self.places))
 
     def _prepare(self, transaction: int) -> Effects:

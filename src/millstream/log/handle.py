@@ -1,0 +1,423 @@
+"""A stream as one process has it open: its control file, its settings, its partitions."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+from functools import partial
+
+from millstream import _native, timestamps
+from millstream._native import Batch
+from millstream.disk import files, reserve
+from millstream.errors import Closed, MillstreamError, each_of
+from millstream.log import control, eras, reader, settings
+from millstream.log.segments import PartitionLog
+from millstream.options import Retention, check_timeout
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import AsyncIterator, Callable, Iterator
+    from typing import Any, Literal
+
+    from millstream.disk.session import Session
+    from millstream.log.cache import SegmentCache
+    from millstream.log.producer_ids import ProducerIds
+    from millstream.options import Compaction, Durability, Start
+
+__all__ = ["StreamHandle"]
+
+UNSYNCED, WANT_SYNC = _native.EVENTS["unsynced"], _native.EVENTS["want_sync"]
+STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
+LOCK_SECONDS = 30.0
+UNSYNCED_BYTES = 256 << 20
+INTERVAL = _native.LEVELS["interval"]
+
+
+class StreamHandle(_native.StreamCore):
+    """What this process has of a stream. The extension's `StreamCore` appends through it.
+
+    Attributes:
+        name: the name.
+        session: the store that it is in, as this process has it open.
+        path: the directory, which is held open: a stream of the same name that is made later is
+            another one.
+    """
+
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        config: dict[str, Any],
+        durability: Durability | None,
+        cache: SegmentCache,
+    ) -> None:
+        self.session = session
+        self.name = name
+        self._cache = cache
+        self._directory = files.Directory(session.stream_path(name))
+        self.path = self._directory.path
+        self._stream_id = int(config["stream_id"], 16)
+        self._override = durability
+        self._durability: Durability = "interval"
+        self._producer_ids: ProducerIds | None = None
+        self._is_surprise = False
+        """It was made by its name alone, in this process, and nobody has read it yet."""
+        try:
+            self._map_control()
+            self._reload()
+        except BaseException:
+            self._directory.close()
+            raise
+
+    # --- configuration ----------------------------------------------------------------------------
+
+    def _map_control(self) -> None:
+        session, mapped = self.session, control.map_for(self.session, self.path)
+        self._below = mapped if session.follows_layers and not session.private else None
+        # Processes begin their turns at different partitions, so that they spread.
+        turn = os.getpid() & 0xFFFF
+        writable = session.writable or session.private
+        self._attach(mapped, writable, self._durability, turn)
+
+    def _reload(self) -> None:
+        """Take over what is stored now."""
+        number = self._config_number  # before reading
+        config = files.read_json(self.path / "stream.json")
+        self._config_seen = number  # before, since what follows asks for the settings
+        self._configure(config)
+        if number % 2 == 0:  # it is being altered: read again at the next call
+            self._config_seen = number - 1
+
+    def _configure(self, config: dict[str, Any]) -> None:
+        before = self._durability
+        self._segment_bytes = int(config["segment_bytes"])
+        kept = config["retention"]
+        self._retention = Retention(bytes=kept["bytes"], age=kept["age"], records=kept["records"])
+        self._compaction = settings.compaction_of(config)
+        self._eras = eras.of(config)
+        self._durability = self._override or config["durability"] or self.session.level
+        self._set_level(self._durability)
+        if self._durability != before:
+            for log in self._opened():
+                self.session.notices.tune(log)
+        self.session.notices.watch(self)
+
+    def _refresh(self) -> None:
+        """Follow the control file: more partitions, another configuration, or a dropped stream."""
+        self._check_live()
+        self._map_control()
+        self._reload()
+
+    def _check_live(self) -> None:
+        if self._state != 1:
+            self._let_go()
+            why = (
+                "dropped"
+                if self._state == 2
+                else "recovered by another process; open the store again"
+            )
+            raise Closed(f"{self.path}: the stream was {why}")
+        if self.closed:
+            raise Closed(f"{self.path}: the stream is closed; open the store again")
+        self.session.check_layer(self.path, self._is_behind)
+        self._follow()
+        self.session.notices.watch_journal()
+
+    def _is_behind(self) -> bool:
+        return self._below is not None and control.is_behind(self.path, self._below)
+
+    def _follow(self) -> None:
+        """Take over the configuration where another process, or another handle, altered it."""
+        number = self._config_number
+        if number == self._config_seen:
+            return
+        self._reload()
+        if number % 2 == 0 and self.session.writable:
+            native = self._new_partition(
+                0, self.session.members, self.session.generation, self.session.clock.offset
+            )
+            word = native.word("maintenance", self.path, LOCK_SECONDS)
+            if word.try_take():  # who altered it was killed
+                try:
+                    self._end_config()
+                finally:
+                    word.release()
+
+    def _settled(self) -> StreamHandle:
+        """Itself, with the settings as they are stored now; a closed one keeps what it had."""
+        if not self.closed and self._state == control.LIVE:
+            self._follow()
+        return self
+
+    @property
+    def retention(self) -> Retention:
+        """How much is kept."""
+        return self._settled()._retention
+
+    @property
+    def compaction(self) -> Compaction | None:
+        """How it is compacted; None: not at all."""
+        return self._settled()._compaction
+
+    @property
+    def durability(self) -> Durability:
+        """What an append through this handle has survived when it returns."""
+        return self._settled()._durability
+
+    @property
+    def segment_bytes(self) -> int:
+        """Size that segments grow to."""
+        return self._settled()._segment_bytes
+
+    # --- hooks of the core ------------------------------------------------------------------------
+
+    def _where(self, index: int) -> str:
+        return self.path / f"{index:05d}"
+
+    def _deadline(self, timeout: float | None) -> float:
+        checked = check_timeout(timeout)
+        return time.monotonic() + (LOCK_SECONDS if checked is None else checked)
+
+    def _timestamp(self, value: Any) -> int:
+        return timestamps.microseconds(value)
+
+    def _timestamps(self, values: Any, count: int) -> Any:
+        return timestamps.column(values, count)
+
+    def _open_partition(self, index: int) -> PartitionLog:
+        self._check_live()
+        log = PartitionLog(self, index)
+        self.session.notices.adopt(log)
+        return log
+
+    def _resolve(
+        self, index: int, status: int, owner: int, need_bytes: int, deadline: float
+    ) -> None:
+        """Do what the core could not: its status says what."""
+        self.session.check_writable()
+        log: PartitionLog = self._partition(index)
+        kind = STATUS[status]
+        if kind == "BUSY":
+            log.wait_for_word(owner, deadline)
+        elif kind == "ROLL":
+            log.provide_next(need_bytes)
+        elif kind == "MOVED":
+            log.follow_active()
+        elif kind == "BEHIND":
+            with _native.loading:
+                from millstream.log import producer_ids, sequences
+            sequences.sequences_of(log).catch_up(producer_ids.ids_of(self).known)
+        else:
+            log.ensure_walked()
+
+    def _where_producer(self, number: int) -> PartitionLog | None:
+        """A partition that has batches of a producer."""
+        with _native.loading:
+            from millstream.log import sequences
+        return sequences.where(self, number)
+
+    def _after_append(
+        self, log: PartitionLog, events: int, end: int, level: int, timeout: float | None
+    ) -> None:
+        """The batch is there. What fails here is said only where it breaks what was promised."""
+        with contextlib.suppress(MillstreamError):  # the next call raises the same
+            self._follow()
+        background = self.session.notices
+        background.notice(log, events)
+        late = not background.runs() or log.is_overdue
+        if late:
+            log.native.take_written()  # the next append is news again
+        if late and level == INTERVAL:
+            log.wait_durable(end, self._deadline(timeout))
+        elif events & UNSYNCED and level and self._durability == "interval":
+            log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
+
+    def _leave_to_background(self, log: PartitionLog) -> None:
+        """An append ends before what it stored is as durable as it should be."""
+        with contextlib.suppress(Exception):
+            self.session.notices.notice(log, WANT_SYNC)
+            self.session.notices.runs()
+
+    def _make_durable(self, index: int, end: int, timeout: float | None) -> None:
+        self._partition(index).wait_durable(end, self._deadline(timeout))
+
+    def _point_out(self, since: float | None = None) -> None:
+        """Somebody finds nothing here; `since`: of who waits, when that began."""
+
+    # --- partitions -------------------------------------------------------------------------------
+
+    def _log(self, partition: int) -> PartitionLog:
+        log: PartitionLog = self._partition(partition)
+        self._check_live()
+        log.ensure_walked()
+        if log.private:
+            reader.extend_private(log)
+        return log
+
+    def first_offset(self, partition: int) -> int:
+        """Offset of the oldest record that is kept (the next one, where there is none)."""
+        return self._log(partition).first_offset
+
+    def next_offset(self, partition: int) -> int:
+        """Offset that the next record will get."""
+        return self._log(partition).next_offset
+
+    def durable_offset(self, partition: int) -> int:
+        """Offset of the first record that a power cut may take."""
+        return int(self._log(partition).native.durable_offset)
+
+    def flush(self, *, timeout: float | None = None) -> None:
+        """Return when all records that were appended before this call survive a power cut."""
+        self.session.check_writable()
+        deadline = self._deadline(timeout)
+
+        def flush(index: int) -> None:
+            log = self._log(index)
+            log.wait_durable(log.native.tail, deadline)
+
+        each_of([partial(flush, index) for index in range(self.partitions)])
+
+    # --- reading ----------------------------------------------------------------------------------
+
+    def read(
+        self,
+        *,
+        partition: int | None = None,
+        start: Start = "earliest",
+        follow: bool = False,
+        timeout: float | None = None,
+        max_records: int | None = None,
+        durable: bool = False,
+        on_lost: Literal["raise", "earliest"] = "raise",
+    ) -> Iterator[Batch]:
+        """Iterate over batches: of one partition in order, or of all, each in order, interleaved.
+
+        Takes no lock and moves nothing: any number of readers read the same records. Only what was
+        published when a batch is made is in it; batches of a transaction or an `append_many` are
+        seen whole.
+
+        Args:
+            partition: one of them; None: all.
+            start: an offset (of each partition), a `Position` (its partition alone), a datetime
+                (the first record at or after it), "earliest" or "latest".
+            follow: wait for more at the tail instead of ending there.
+            timeout: with `follow`, end after so many seconds without a record. None: wait for ever.
+            max_records: end after so many records.
+            durable: only what survives a power cut.
+            on_lost: where retention was faster than this reader: "raise" `OffsetOutOfRange`, or go
+                on at the "earliest" record.
+
+        Raises: OffsetOutOfRange (carries the valid range), CorruptBatch, NotFound, InvalidArgument,
+            Closed.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     _ = stream.append_many([b"a", b"b", b"c"])
+        ...     [list(batch.values) for batch in stream.read(start=1)]
+        [[b'b', b'c']]
+        """
+        batches = reader.read(
+            self,
+            partition=partition,
+            start=start,
+            follow=follow,
+            timeout=timeout,
+            max_records=max_records,
+            durable=durable,
+            on_lost=on_lost,
+        )
+        return self._pointing_out(batches) if self._is_surprise else batches
+
+    def aread(
+        self,
+        *,
+        partition: int | None = None,
+        start: Start = "earliest",
+        follow: bool = False,
+        timeout: float | None = None,
+        max_records: int | None = None,
+        durable: bool = False,
+        on_lost: Literal["raise", "earliest"] = "raise",
+    ) -> AsyncIterator[Batch]:
+        """`read` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
+        batches = reader.aread(
+            self,
+            partition=partition,
+            start=start,
+            follow=follow,
+            timeout=timeout,
+            max_records=max_records,
+            durable=durable,
+            on_lost=on_lost,
+        )
+        return self._apointing_out(batches) if self._is_surprise else batches
+
+    def _pointing_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:
+        some = False
+        for batch in batches:
+            some = True
+            yield batch
+        if not some:
+            self._point_out()
+
+    async def _apointing_out(self, batches: AsyncIterator[Batch]) -> AsyncIterator[Batch]:
+        some = False
+        try:
+            async for batch in batches:
+                some = True
+                yield batch
+        finally:
+            await batches.aclose()  # type: ignore[attr-defined]
+        if not some:
+            self._point_out()
+
+    def offset_at(self, timestamp: Any, partition: int) -> int:
+        """Offset of the first record at or after a time; `next_offset` where there is none.
+
+        Args:
+            timestamp: as for `append`.
+            partition: one partition.
+        """
+        return reader.offset_at(self._log(partition), timestamps.microseconds(timestamp))
+
+    # --- changing ---------------------------------------------------------------------------------
+
+    def _alter(self, asked: dict[str, Any]) -> None:
+        """Have settings stored, and partitions added up to the number that is asked for."""
+        self.session.check_writable()
+        self._check_live()
+        partitions = asked.pop("partitions", None)
+        if partitions is not None:
+            settings.require_more(self.name, self.partitions, partitions)
+        with self._log(0).maintaining:
+            path = self.path / "stream.json"
+            config = files.read_json(path)
+            if any(config.get(field) != value for field, value in asked.items()):
+                config.update(asked)
+                with settings.changing(self):
+                    reserve.lend(self.session.root, files.write_json, path, config)
+        if partitions is not None:
+            self._grow(lambda before: partitions)
+        self._check_live()
+
+    def _grow(self, wanted: Callable[[int], int]) -> int:
+        """Have as many partitions as `wanted` makes of how many there are; how many it is."""
+        found = eras.begin(self, wanted)
+        self._refresh()
+        self._wake()
+        return found
+
+    def _let_go(self) -> None:
+        """Hold no map any more, so that the space of a dropped stream becomes free."""
+        for log in self._opened():
+            self._cache.forget(log)
+
+    def _dispose(self) -> None:
+        """Give up this handle; batches that were made from it stay valid."""
+        self._let_go()
+        self._close()
+        self._below = None
+        self.session.notices.forget(self)
+        self._directory.close()
