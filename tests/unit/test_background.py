@@ -16,7 +16,7 @@ import millstream
 from millstream import _native
 from millstream.errors import Closed, Indeterminate, StorageError
 from millstream.groups.group import Group
-from millstream.log.segments import PartitionLog
+from millstream.log.partition import PartitionLog
 from millstream.queues.handle import QueueHandle
 from millstream.queues.queue import Queue
 from millstream.store.background import Background

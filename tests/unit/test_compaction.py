@@ -19,7 +19,7 @@ from millstream import _native, cli, inspect
 from millstream._native import Position
 from millstream.disk import files
 from millstream.log import compaction
-from millstream.log.segments import PartitionLog
+from millstream.log.segments import Segments
 from millstream.testing import clock
 
 SMALL = 1 << 16
@@ -267,7 +267,7 @@ def test_file_that_is_replaced_while_it_is_mapped_does_not_come_back(store, monk
     for _ in range(3):
         stream.append(b"v" * 60_000)
     log, map_file = stream._log(0), files.map_file
-    number = log.current()[0]
+    number = log.segments.current()[0]
 
     def slow(*arguments, **how):
         monkeypatch.setattr(files, "map_file", map_file)
@@ -275,9 +275,9 @@ def test_file_that_is_replaced_while_it_is_mapped_does_not_come_back(store, monk
         assert [stream.compact().tombstones_removed for _ in range(2)] == [0, 1]
         return found
 
-    store._streams.cache.drop(log, number)
+    log.segments.drop(number)
     monkeypatch.setattr(files, "map_file", slow)
-    log.segment(number)
+    log.segments.segment(number)
     stream.append_many([b"v" * 60_000, b"v" * 60_000])
     stream.compact()
     assert {key for key, _ in contents(stream).values()} == {None, b"kept"}
@@ -290,20 +290,22 @@ def test_maps_may_come_while_replaced_ones_are_let_go(store):
     stream.append_many([b"v" * 60_000] * 2)
     stream.compact()
     log = stream._log(0)
-    log._inodes.update(dict.fromkeys(range(1_000, 6_000), 1))  # more than tuples that were kept
+    log.segments._inodes.update(
+        dict.fromkeys(range(1_000, 6_000), 1)
+    )  # more than tuples that were kept
     threshold, other = gc.get_threshold(), itertools.count(10_000)
 
     def maps(*_):
-        log._inodes[next(other)] = 0
+        log.segments._inodes[next(other)] = 0
 
     gc.callbacks.append(maps)
     gc.set_threshold(1, 1 << 30, 1 << 30)
     try:
-        log.refresh()
+        log.segments.refresh()
     finally:
         gc.set_threshold(*threshold)
         gc.callbacks.remove(maps)
-    assert not set(range(1_000, 6_000)) & set(log._inodes)
+    assert not set(range(1_000, 6_000)) & set(log.segments._inodes)
 
 
 def test_cursor_of_a_replaced_file_goes_on_by_offset(store):
@@ -523,7 +525,7 @@ def test_damage_ends_the_run_before_anything_is_changed(store):
         (compaction, "dirt"),
         (compaction.Run, "_look_elsewhere"),
         (compaction.Run, "_stamp"),
-        (PartitionLog, "segment"),
+        (Segments, "segment"),
     ],
 )
 def test_retention_may_take_any_segment_while_it_runs(store, monkeypatch, where, name):

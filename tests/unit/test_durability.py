@@ -14,7 +14,7 @@ from timing import until
 import millstream
 from millstream.disk import files
 from millstream.errors import Indeterminate, StorageError, StoreFull
-from millstream.log.segments import PartitionLog
+from millstream.log.partition import PartitionLog
 
 PARTITIONS = 4
 KEYS = [b"%d" % i for i in range(64)]

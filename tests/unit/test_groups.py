@@ -27,7 +27,7 @@ from millstream import (
     Position,
     Unsupported,
 )
-from millstream.log.segments import PartitionLog
+from millstream.log.segments import Segments
 from millstream.testing import clock
 
 
@@ -564,10 +564,10 @@ def test_retention_while_a_consumer_looks_for_its_position(store, monkeypatch, o
         assert taken(consumer) == [b"a"]
         consumer.commit()
     last = [stream.append(b"x" * 60_000) for _ in range(6)][-1]
-    log, base, done = stream._log(0), PartitionLog.base, []
-    log._bases.clear()
-    for number in log.listed():
-        store._streams.cache.drop(log, number)
+    log, base, done = stream._log(0), Segments.base, []
+    log.segments._bases.clear()
+    for number in log.segments.listed():
+        log.segments.drop(number)
 
     def late(self, number):
         if not done:
@@ -576,7 +576,7 @@ def test_retention_while_a_consumer_looks_for_its_position(store, monkeypatch, o
         return base(self, number)
 
     with stream.consumer(group="g", on_lost=on_lost) as consumer:
-        monkeypatch.setattr(PartitionLog, "base", late)
+        monkeypatch.setattr(Segments, "base", late)
         if on_lost == "raise":
             with pytest.raises(OffsetOutOfRange):
                 consumer.poll()

@@ -23,8 +23,8 @@ def test_members_claim_entries_one_after_another_and_free_them(store_path):
         assert a.session.members.anyone()
         assert b.session.members.anyone()
     with millstream.open(store_path) as c:
-        assert c._members.index == 0
-        assert not c._members.anyone()
+        assert c.session.members.index == 0
+        assert not c.session.members.anyone()
 
 
 def test_incarnation_proves_that_an_earlier_owner_of_the_entry_is_dead(store_path):

@@ -196,7 +196,7 @@ def test_resends_are_known_after_restarts_and_retention_of_all_earlier_segments(
                 stream.delete_before(
                     millstream.Position(partition, turn + 1, stream.next_offset(partition))
                 )
-                assert len(stream._log(partition).current()) == 1
+                assert len(stream._log(partition).segments.current()) == 1
             assert [p.append(b"again", sequence=17) for p in producers] == [None] * 3
             if turn == 1:
                 store._mark_clean = lambda: None  # as after an unclean end
@@ -579,7 +579,7 @@ def test_damage_that_a_table_would_have_to_read_is_refused(tmp_path):
         stream = store.stream("s", segment_bytes=1 << 16)
         fill(stream.producer("p"), 0, 700)
         stream.delete_before(millstream.Position(0, 1, 500))
-        active = stream._log(0).current()[-1]
+        active = stream._log(0).segments.current()[-1]
     segment = path / "streams" / "s" / "00000" / f"{active:016d}.seg"
     damaged = bytearray(segment.read_bytes())
     damaged[12288 + 176 * 20 + 100] ^= 1

@@ -19,7 +19,7 @@ from millstream import (
     Position,
     Span,
 )
-from millstream.log.segments import PartitionLog
+from millstream.log.segments import Segments
 
 
 def values(stream, **options):
@@ -429,7 +429,7 @@ def test_retention_between_the_check_of_an_offset_and_the_look_for_it(monkeypatc
     with millstream.temporary() as store:
         stream = store.stream("s", segment_bytes="64KiB")
         last = [stream.append(b"%d" % i + b"x" * 60_000) for i in range(6)][-1]
-        locate, done = PartitionLog.locate_offset, []
+        locate, done = Segments.locate_offset, []
 
         def late(self, offset):
             if not done:
@@ -437,7 +437,7 @@ def test_retention_between_the_check_of_an_offset_and_the_look_for_it(monkeypatc
                 stream.delete_before(last)
             return locate(self, offset)
 
-        monkeypatch.setattr(PartitionLog, "locate_offset", late)
+        monkeypatch.setattr(Segments, "locate_offset", late)
         if on_lost == "raise":
             with pytest.raises(millstream.OffsetOutOfRange):
                 list(stream.read(start=1))
@@ -453,7 +453,7 @@ def test_what_is_appended_and_removed_while_a_place_is_looked_for_is_no_error(mo
     with millstream.temporary() as store:
         stream = store.stream("s", segment_bytes="64KiB")
         stream.append(b"x" * 60_000, timestamp=1)
-        locate, done = PartitionLog.locate_offset, []
+        locate, done = Segments.locate_offset, []
 
         def late(self, offset):
             if not done:
@@ -461,7 +461,7 @@ def test_what_is_appended_and_removed_while_a_place_is_looked_for_is_no_error(mo
                 stream.delete_before([stream.append(b"x" * 60_000) for _ in range(3)][-1])
             return locate(self, offset)
 
-        monkeypatch.setattr(PartitionLog, "locate_offset", late)
+        monkeypatch.setattr(Segments, "locate_offset", late)
         found = sum(len(batch) for batch in stream.read(start=start))
         assert found == (start != "latest")
         assert done

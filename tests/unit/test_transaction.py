@@ -33,6 +33,7 @@ from millstream import (
     testing,
 )
 from millstream.disk import files
+from millstream.disk.session import State
 from millstream.log import compacted
 
 LEVELS = ("process", "interval", "sync")
@@ -709,7 +710,7 @@ def test_store_is_closed_where_that_warning_is_an_error(tmp_path):
             store.close()
     assert store.closed
     with millstream.open(tmp_path / "store") as again:
-        assert again._clean
+        assert again.session.clean
         assert log_of(again.stream("s")) == [b"kept"]
 
 
@@ -1054,7 +1055,8 @@ def test_plain_put_does_not_wait_for_the_dedup_id_of_a_dead_committer(tmp_path):
             "import os\n"
             "store = millstream.open(sys.argv[1])\n"
             "q = store.queue('q')\n"
-            "store._transactions.journal()._page.word(store.session.members, 'x', 1.0).__enter__()\n"
+            "page = store._transactions.journal()._page\n"
+            "page.word(store.session.members, 'x', 1.0).__enter__()\n"
             "q._prepare_put(5, 0, b'never', dedup_id='d')\n"
             "os._exit(0)\n"
         )
@@ -1075,7 +1077,8 @@ def test_what_a_dead_committer_prepared_is_withdrawn_by_who_waits(tmp_path):
             "store = millstream.open(sys.argv[1])\n"
             "q = store.queue('q')\n"
             "m = q.get()\n"
-            "store._transactions.journal()._page.word(store.session.members, 'x', 1.0).__enter__()\n"
+            "page = store._transactions.journal()._page\n"
+            "page.word(store.session.members, 'x', 1.0).__enter__()\n"
             "q._prepare_put(5, 0, b'never', key=b'b')\n"
             "q._prepare_ack(5, m)\n"
             "os._exit(0)\n"
@@ -1127,7 +1130,8 @@ def test_stream_that_is_dropped_while_all_is_synced_does_not_fail_the_commit(tmp
     monkeypatch.setattr(module, "CHECKED_RECORDS", 1)
     with millstream.open(tmp_path / "store", durability="process") as store:
         kept = store.stream("kept")
-        names, queues, dropped = store._names, store._queue_names, []
+        streams, waiting = store._streams, store._queues
+        names, queues, dropped = streams.names, waiting.names, []
 
         def meanwhile(found, drop, name):
             """As another process, right behind the look at what there is."""
@@ -1145,10 +1149,10 @@ def test_stream_that_is_dropped_while_all_is_synced_does_not_fail_the_commit(tmp
             store.queue("gone").put(b"x")
             with monkeypatch.context() as patch:
                 patch.setattr(
-                    store, "_names", lambda: meanwhile(names(), store.drop_stream, "going")
+                    streams, "names", lambda: meanwhile(names(), store.drop_stream, "going")
                 )
                 patch.setattr(
-                    store, "_queue_names", lambda: meanwhile(queues(), store.drop_queue, "gone")
+                    waiting, "names", lambda: meanwhile(queues(), store.drop_queue, "gone")
                 )
                 work()
             assert sorted(dropped) == ["going", "gone"]

@@ -18,7 +18,7 @@ from millstream import _native
 from millstream._native import Latest
 from millstream.disk import files
 from millstream.log import reader
-from millstream.log.segments import PartitionLog
+from millstream.log.partition import PartitionLog
 from millstream.streams import view as view_module
 from millstream.streams import view_snapshot
 from millstream.streams.view import Replay
@@ -456,7 +456,7 @@ def test_damage_in_the_partition_of_before_keeps_tombstones_and_stops_no_compact
     stream.append(None, key=key)
     for i in range(2):
         stream.append(b"%d" % i * 60_000, key=b"other", partition=1)
-    segment = stream._log(0).activated(1)
+    segment = stream._log(0).segments.activated(1)
     with open(segment.path, "r+b") as file:
         file.seek(segment.size - segment.data_bytes + 80)
         file.write(b"\xff" * 8)

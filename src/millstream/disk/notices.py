@@ -10,7 +10,7 @@ __all__ = ["Notices", "Undecided"]
 class Notices(Protocol):
     """The background of a store. Where its thread cannot be, `runs` says so, and the caller syncs.
 
-    A log is a `millstream.log.segments.PartitionLog`, a stream the handle that it belongs to; what
+    A log is a `millstream.log.partition.PartitionLog`, a stream the handle that it belongs to; what
     has positions or messages is a queue or a group, with ``sync()``.
     """
 

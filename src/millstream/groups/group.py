@@ -59,7 +59,7 @@ def names(stream_path: files.Path) -> list[str]:
 
 def epoch_at(stream: StreamHandle, partition: int, offset: int) -> int:
     """The epoch of an offset that is there, or of the next one."""
-    found = stream._log(partition).locate_offset(offset)
+    found = stream._log(partition).segments.locate_offset(offset)
     return stream.session.generation if found is None else int(found[0].epoch)
 
 

@@ -10,7 +10,7 @@ from millstream import _native
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.disk.members import Members
-    from millstream.log.segments import PartitionLog
+    from millstream.log.segments import Segments
 
 
 class SegmentCache:
@@ -22,42 +22,42 @@ class SegmentCache:
     def __init__(self, members: Members) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
         self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
-        self._segments: OrderedDict[tuple[int, int], tuple[PartitionLog, _native.Segment]] = (
+        self._segments: OrderedDict[tuple[int, int], tuple[Segments, _native.Segment]] = (
             OrderedDict()
         )
         self._lock = _native.Lock("the maps of segments", members, reentrant=True)
 
-    def get(self, log: PartitionLog, number: int) -> _native.Segment | None:
+    def get(self, segments: Segments, number: int) -> _native.Segment | None:
         """The segment, where it is mapped."""
-        found = self._segments.get((id(log), number))
+        found = self._segments.get((id(segments), number))
         return None if found is None else found[1]
 
-    def put(self, log: PartitionLog, segment: _native.Segment) -> None:
+    def put(self, segments: Segments, segment: _native.Segment) -> None:
         """Keep a map, and let the oldest go when there are too many."""
         surplus = []
         with self._lock:
-            before = self._segments.pop((id(log), segment.number), None)
+            before = self._segments.pop((id(segments), segment.number), None)
             if before is not None:
                 surplus.append(before)  # mapped read-only, or by two threads at once
-            self._segments[id(log), segment.number] = (log, segment)
+            self._segments[id(segments), segment.number] = (segments, segment)
             while len(self._segments) > self.most:
                 surplus.append(self._segments.popitem(last=False)[1])
         for owner, oldest in surplus:
             owner.let_go(oldest)
 
-    def drop(self, log: PartitionLog, number: int) -> None:
+    def drop(self, segments: Segments, number: int) -> None:
         """Let one map go."""
         with self._lock:
-            found = self._segments.pop((id(log), number), None)
+            found = self._segments.pop((id(segments), number), None)
         if found is not None:
-            log.let_go(found[1])
+            segments.let_go(found[1])
 
-    def forget(self, log: PartitionLog) -> None:
-        """Let all maps of a log go."""
+    def forget(self, segments: Segments) -> None:
+        """Let all maps of a partition go."""
         with self._lock:
-            numbers = [number for owner, number in self._segments if owner == id(log)]
+            numbers = [number for owner, number in self._segments if owner == id(segments)]
         for number in numbers:
-            self.drop(log, number)
+            self.drop(segments, number)
 
     def clear(self) -> None:
         """Let all maps go."""

@@ -1,42 +1,28 @@
-"""What compaction leaves for those who did not do it: replaced files, and gaps in logs."""
+"""What compaction leaves for those who did not do it: gaps in logs."""
 
 from __future__ import annotations
 
 from itertools import pairwise
 
-from millstream.disk import files
 from millstream.errors import NotFound
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.log.segments import PartitionLog
-
-
-def drop_replaced(log: PartitionLog) -> None:
-    """Let go of the maps whose file is not the one of that name any more.
-
-    Readers that hold such a map go on in it: it has all that it had.
-    """
-    if not log.native.compacted:
-        return
-    for number, inode in log._inodes.copy().items():  # which others add to
-        if files.inode(log.file(number)) != inode:
-            log._inodes.pop(number, None)
-            log.stream._cache.drop(log, number)
+    from millstream.log.partition import PartitionLog
 
 
 def extent(log: PartitionLog) -> tuple[int, int]:
     """(bytes of log, records) from the first record kept to the tail."""
     while True:
-        mark, numbers = log.end(), log.current()
+        mark, numbers = log.end(), log.segments.current()
         try:
             if not numbers:
                 return 0, 0
-            position, offset = log.base(numbers[0])
+            position, offset = log.segments.base(numbers[0])
             missing = gaps(log, numbers)
             return mark[0] - position - missing[0], mark[1] - offset - missing[1]
         except NotFound as error:
-            if not log.not_found(error):
+            if not log.segments.not_found(error):
                 raise
 
 
@@ -52,10 +38,10 @@ def gaps(log: PartitionLog, numbers: list[int]) -> tuple[int, int]:
 
 
 def _gap(log: PartitionLog, number: int, following: int) -> tuple[int, int]:
-    segment = log.activated(number)
+    segment = log.segments.activated(number)
     record = segment.compaction
     if record is None:
         return 0, 0
-    end = log.base(following)
+    end = log.segments.base(following)
     held = end[0] - segment.base_position, end[1] - segment.base_offset
     return max(held[0] - record[2], 0), max(held[1] - record[3], 0)

@@ -24,7 +24,7 @@ from millstream.options import Compaction, parse_bytes
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.handle import StreamHandle
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
 
 SCAN_BYTES = 8 << 20
 MEMORY_BYTES = 64 << 20
@@ -108,14 +108,14 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     found: list[tuple[int, int]] = []
     durable, clock = log.native.durable, log.session.clock
     try:
-        for number, following in pairwise(log.current()):
-            after = log.activated(following)
+        for number, following in pairwise(log.segments.current()):
+            after = log.segments.activated(following)
             young = clock.age(after.activated_at) < keep.min_age
             if after.base_position >= durable or young:
                 break
             found.append((number, after.base_position))
     except NotFound as error:
-        if not log.not_found(error):
+        if not log.segments.not_found(error):
             raise
         return []  # retention came between: look again next time
     return found
@@ -126,7 +126,7 @@ def dirt(log: PartitionLog, keep: Compaction, found: list[tuple[int, int]]) -> t
     dirty = total = 0
     for number, end in found:
         try:
-            segment = log.activated(number)
+            segment = log.segments.activated(number)
         except NotFound:
             continue
         record = segment.compaction
@@ -144,7 +144,7 @@ def dirty_part(log: PartitionLog, keep: Compaction) -> tuple[float, float | None
     ends = [0]
     for number, _ in found:
         with contextlib.suppress(NotFound):
-            record = log.activated(number).compaction
+            record = log.segments.activated(number).compaction
             ends.append(0 if record is None else record[1])
     last = max(ends)
     return dirty / total if total else 0.0, log.session.clock.to_wall(last) / 1e6 if last else None
@@ -161,13 +161,13 @@ def _due(log: PartitionLog, record: tuple[int, int, int, int, int, int], keep: C
 def _up_to(log: PartitionLog, offset: int, late: int) -> Iterator[tuple[_native.Segment, int]]:
     """(segment, its end) of those with records before an offset, or begun before `late`."""
     tail = log.end()[0]  # first, since the log may go on to another segment
-    for number, following in pairwise([*log.current(), None]):
+    for number, following in pairwise([*log.segments.current(), None]):
         assert number is not None
         try:
-            segment = log.activated(number)
-            end = tail if following is None else log.base(following)[0]
+            segment = log.segments.activated(number)
+            end = tail if following is None else log.segments.base(following)[0]
         except NotFound as error:
-            if not log.not_found(error):
+            if not log.segments.not_found(error):
                 raise
             continue
         if segment.base_offset >= offset and segment.activated_at > late:
@@ -206,20 +206,21 @@ class Run:
             try:
                 return self._run()
             except NotFound as error:
-                if not self.log.not_found(error):
+                if not self.log.segments.not_found(error):
                     raise
 
     def _run(self) -> CompactionResult:
         log = self.log
         self._round = 0
-        log.refresh()  # only who has the word replaces files: what is mapped now stays the newest
+        # Only who has the word replaces files: what is mapped now stays the newest.
+        log.segments.refresh()
         found = sealed(log, self.keep)
         if not found:
             return NOTHING
         _, before = dirt(log, self.keep, found)
-        base = log.base(found[0][0])[1]
-        numbers = log.current()
-        records = log.base(numbers[bisect_right(numbers, found[-1][0])])[1] - base
+        base = log.segments.base(found[0][0])[1]
+        numbers = log.segments.current()
+        records = log.segments.base(numbers[bisect_right(numbers, found[-1][0])])[1] - base
         keys = max(1, min(self.memory // _native.KEY_BYTES, records, (1 << 31) - 1))
         table = _native.KeyTable(keys, os.urandom(16))
         begin: int | None = base
@@ -230,7 +231,7 @@ class Run:
             full = self._scan(table, found, begin)
             self._look_elsewhere(table, found)
             for number, end in found:
-                if full is None or log.base(number)[1] < full:
+                if full is None or log.segments.base(number)[1] < full:
                     self._clean(table, number, end)
             begin = full
         self._stamp(found)
@@ -250,9 +251,9 @@ class Run:
     def _segment(self, number: int) -> _native.Segment | None:
         """The segment; None where it was retired meanwhile."""
         try:
-            return self.log.activated(number)
+            return self.log.segments.activated(number)
         except NotFound as error:
-            if not self.log.not_found(error):
+            if not self.log.segments.not_found(error):
                 raise
             return None
 
@@ -332,7 +333,7 @@ class Run:
     def _replace(self, survivors: _native.Survivors, end: int, kept: int) -> bool:
         """Make the new file, sync it, give it the old one's name; False: retired meanwhile."""
         log, segment = self.log, survivors.segment
-        path = log.file(segment.number)
+        path = log.segments.file(segment.number)
         made = path + ".compact.tmp"
         files.remove(made)  # of a run that was killed
         descriptor = files.open_file(made, write=True, create=True)
@@ -351,7 +352,7 @@ class Run:
             raise
         finally:
             files.close(descriptor)
-        log.refresh()
+        log.segments.refresh()
         return True
 
     def _fill(
@@ -388,7 +389,7 @@ class Run:
         for number, end in found:
             if self._segment(number) is None or number not in self._counts:
                 continue
-            segment = self.log.segment(number, write=True)
+            segment = self.log.segments.segment(number, write=True)
             before = segment.compaction or (0, 0, end - segment.base_position, 0, 0, 0)
             counts = self._counts[number]
             segment.set_compaction((before[0] or now, now, before[2], *counts, before[5]))

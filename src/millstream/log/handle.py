@@ -12,7 +12,7 @@ from millstream._native import Batch
 from millstream.disk import files, reserve
 from millstream.errors import Closed, MillstreamError, each_of
 from millstream.log import control, eras, reader, settings
-from millstream.log.segments import PartitionLog
+from millstream.log.partition import PartitionLog
 from millstream.options import Retention, check_timeout
 
 TYPE_CHECKING = False
@@ -412,7 +412,7 @@ class StreamHandle(_native.StreamCore):
     def _let_go(self) -> None:
         """Hold no map any more, so that the space of a dropped stream becomes free."""
         for log in self._opened():
-            self._cache.forget(log)
+            log.segments.forget()
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.log.handle import StreamHandle
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.sleepers import Sleepers
 
 UNLIMITED = 1 << 62
@@ -36,26 +36,26 @@ def offset_at(log: PartitionLog, timestamp: int) -> int:
         try:
             return _offset_at(log, timestamp)
         except NotFound as error:  # retention was faster: look again at what is left
-            if not log.not_found(error):
+            if not log.segments.not_found(error):
                 raise
 
 
 def _offset_at(log: PartitionLog, timestamp: int) -> int:
     # Before the numbers: what is appended later may lie in a segment that they do not have.
     tail, following, _, _ = log.end()
-    numbers = log.current()
+    numbers = log.segments.current()
     low, high = 0, max(len(numbers) - 1, 0)
     while low < high:
         # A successor's record says the largest timestamp of all before it.
         middle = (low + high) // 2
-        if log.activated(numbers[middle + 1]).timestamp_max < timestamp:
+        if log.segments.activated(numbers[middle + 1]).timestamp_max < timestamp:
             low = middle + 1
         else:
             high = middle
     for i in range(low, len(numbers)):
         last = i + 1 == len(numbers)
-        end = tail if last else log.activated(numbers[i + 1]).base_position
-        found = log.activated(numbers[i]).find_timestamp(timestamp, end)
+        end = tail if last else log.segments.activated(numbers[i + 1]).base_position
+        found = log.segments.activated(numbers[i]).find_timestamp(timestamp, end)
         if found is not None:
             return int(found)
     return following
@@ -63,12 +63,12 @@ def _offset_at(log: PartitionLog, timestamp: int) -> int:
 
 def epoch_end(log: PartitionLog, epoch: int) -> int | None:
     """The offset behind all that an epoch, and those before it, have kept; None: it goes on."""
-    numbers = log.current()
+    numbers = log.segments.current()
     try:
-        at = bisect_right(numbers, epoch, key=lambda number: log.activated(number).epoch)
-        return log.base(numbers[at])[1] if at < len(numbers) else None
+        at = bisect_right(numbers, epoch, key=lambda number: log.segments.activated(number).epoch)
+        return log.segments.base(numbers[at])[1] if at < len(numbers) else None
     except NotFound as error:
-        if not log.not_found(error):
+        if not log.segments.not_found(error):
             raise
     return epoch_end(log, epoch)
 
@@ -81,7 +81,7 @@ def is_held(log: PartitionLog, epoch: int, offset: int) -> bool:
 
 def check_epoch(log: PartitionLog, epoch: int, offset: int) -> None:
     """Raise where an offset is not the one that an epoch had: a power cut took what was there."""
-    found = log.locate_offset(offset)
+    found = log.segments.locate_offset(offset)
     if found is None or found[0].epoch == epoch:
         return
     if found[0].epoch > epoch and offset == epoch_end(log, epoch):
@@ -93,7 +93,7 @@ def check_epoch(log: PartitionLog, epoch: int, offset: int) -> None:
 
 def check_record(log: PartitionLog, epoch: int, offset: int) -> None:
     """Raise where a record was lost, also where another has its offset now."""
-    found = log.locate_offset(offset)
+    found = log.segments.locate_offset(offset)
     if found is not None and found[0].epoch != epoch:
         raise log.out_of_range(
             offset, f" of epoch {epoch} was lost; what is there now is of epoch {found[0].epoch}"
@@ -162,10 +162,12 @@ class PartitionReader:
                 offset = first
         while True:
             try:
-                found = log.locate_offset(offset)
+                found = log.segments.locate_offset(offset)
                 if found is None and offset >= log.first_offset:
                     self.cursor.move(
-                        0 if not log.current() else log.activated(log.current()[0]).base_position,
+                        0
+                        if not log.segments.current()
+                        else log.segments.activated(log.segments.current()[0]).base_position,
                         offset,
                     )
                     return
@@ -175,7 +177,7 @@ class PartitionReader:
                         self._segment, self._end, self._salt = segment, end, segment.salt
                     return
             except NotFound as error:
-                if not log.not_found(error):
+                if not log.segments.not_found(error):
                     raise
             if offset < log.first_offset:  # retention came between
                 if self.on_lost != "earliest":
@@ -225,7 +227,7 @@ class PartitionReader:
         """Find the segment of the position; False where retention came first: the cursor moved."""
         log = self.log
         log.stream._check_live()
-        found = log.locate(position)
+        found = log.segments.locate(position)
         if found is None:
             if self.on_lost == "earliest":
                 self._go_to(log.first_offset)

@@ -13,7 +13,7 @@ from millstream.errors import CorruptBatch, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import _native
-    from millstream.log.segments import Mark, PartitionLog
+    from millstream.log.partition import Mark, PartitionLog
 
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 CORRUPT = 2
@@ -71,7 +71,7 @@ def _open(
         log.native.replaced()
     log.native.set_active(None)
     log.native.set_next(None)
-    log.refresh()
+    log.segments.refresh()
 
 
 def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segment | None]]:
@@ -81,12 +81,12 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
     """
     chain: list[_native.Segment] = []
     rest: list[_native.Segment | None] = []
-    listed = log.listed()
+    listed = log.segments.listed()
     # The oldest one is missing, and retention did not take it.
     broken = not log.is_open and log.native.first_segment not in (0, *listed)
     for number in listed:
         try:
-            segment = log.segment(number, write=log.session.writable)
+            segment = log.segments.segment(number, write=log.session.writable)
         except NotFound:
             continue  # retired by another process, while we only read
         except CorruptBatch:
@@ -216,7 +216,7 @@ def _set_aside(log: PartitionLog, segments: list[_native.Segment]) -> None:
             files.remove(path)
         else:
             files.rename(path, path + ".lost")
-        log.stream._cache.drop(log, segment.number)
+        log.segments.drop(segment.number)
     if segments:
         files.sync_directory(log.path)
 

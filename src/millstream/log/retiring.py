@@ -9,7 +9,7 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream._native import Position
     from millstream.log.handle import StreamHandle
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.options import Retention
 
 
@@ -18,14 +18,14 @@ def retire(log: PartitionLog, keep: Retention) -> int:
     if keep.bytes is None and keep.age is None and keep.records is None:
         return 0
     with log.maintaining:
-        numbers = log.current()
+        numbers = log.segments.current()
         if not numbers:
             return 0
         mark = log.end()
         clock = log.session.clock
         first = numbers[0]
         for i, following in enumerate(numbers[1:], 1):
-            after = log.activated(following)
+            after = log.segments.activated(following)
             bytes_, records = 0, 0
             if keep.bytes is not None or keep.records is not None:
                 bytes_, records = compacted.gaps(log, numbers[i:])
@@ -53,7 +53,7 @@ def delete_before(stream: StreamHandle, position: Position) -> int:
             return log.first_offset
         raise log.out_of_range(position.offset)
     with log.maintaining:
-        found = log.locate_offset(position.offset)
+        found = log.segments.locate_offset(position.offset)
         if found is not None:
             log.retire_before(found[0].number)
     return log.first_offset

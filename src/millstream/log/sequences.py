@@ -18,7 +18,7 @@ from millstream.errors import CorruptBatch, NotFound
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.handle import StreamHandle
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
 
 HEADER = struct.Struct("<8sII16sQQQII")
 MAGIC = b"MSSEQNC1"
@@ -136,7 +136,7 @@ def read_to(log: PartitionLog, table: _native.Sequences, until: int) -> int:
             saved, _ = _load(log, table)
         failed: Exception | None = None
         try:
-            for segment, first, end in log.between(table.position, until):
+            for segment, first, end in log.segments.between(table.position, until):
                 if first > table.position:
                     break  # retired meanwhile
                 table.walk(segment, end)
@@ -183,7 +183,7 @@ def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
     end = log.end()
     if position == end[0] and before & LOW == end[2] & LOW:
         return True
-    found = log.locate(position)
+    found = log.segments.locate(position)
     if found is None or found[0].base_position != position:
         return False
     return before & LOW == found[0].predecessor_hash & LOW

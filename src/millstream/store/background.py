@@ -23,7 +23,7 @@ from itertools import pairwise
 
 from millstream import _native
 from millstream.errors import Closed, MillstreamError, NotFound, is_ours
-from millstream.log.segments import LATE_SECONDS
+from millstream.log.partition import LATE_SECONDS
 from millstream.options import Retention
 from millstream.streams import growth
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from typing import Any
 
     from millstream.groups.group import Group
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.queues.handle import QueueHandle
     from millstream.store.compactor import Compactor
     from millstream.store.store import Store
@@ -435,7 +435,7 @@ class Background:
         finally:
             if self._is_gone(log):  # what was mapped after its handle let go
                 self._unsynced.discard(log)
-                self.store._streams.cache.forget(log)
+                log.segments.forget()
         return True
 
     @staticmethod
@@ -488,12 +488,14 @@ class Background:
 
     def _seal(self, log: PartitionLog) -> None:
         """Punch out the unused ends of segments that have a successor."""
-        numbers = log.current()
+        numbers = log.segments.current()
         done = self._sealed.get(log, 0)
         for number, following in pairwise(numbers):
             if number > done:
                 with contextlib.suppress(NotFound):  # retired meanwhile
-                    log.segment(number, write=True).remove_behind(log.base(following)[0])
+                    log.segments.segment(number, write=True).remove_behind(
+                        log.segments.base(following)[0]
+                    )
                 self._sealed[log] = number
 
     # --- syncing ----------------------------------------------------------------------------------

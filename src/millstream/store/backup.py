@@ -17,7 +17,7 @@ from millstream.groups import group
 from millstream.log import eras, sequences
 
 if TYPE_CHECKING:
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
@@ -192,12 +192,14 @@ def _copy_stream(stream: Stream, tails: list[tuple[int, bytes]], target: files.P
 
 def _copy_partition(log: PartitionLog, tail: int, directory: files.Path) -> None:
     copied: list[files.Path] = []
-    numbers = log.current()
+    numbers = log.segments.current()
     for i, number in enumerate(numbers):
         try:
-            segment = log.activated(number)
+            segment = log.segments.activated(number)
             following = (
-                log.activated(numbers[i + 1]).base_position if i + 1 < len(numbers) else tail
+                log.segments.activated(numbers[i + 1]).base_position
+                if i + 1 < len(numbers)
+                else tail
             )
         except NotFound:
             # Retention was faster: what it removed here and before it is no part of the log any

@@ -17,7 +17,7 @@ from millstream.log.control import LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
@@ -113,7 +113,7 @@ class Compactor:
                     self._look(log)
                 finally:
                     if self._is_gone(stream):  # what was mapped after its handle let go
-                        self.store._streams.cache.forget(log)
+                        log.segments.forget()
 
     def _should_look(self, log: PartitionLog) -> bool:
         native = log.native

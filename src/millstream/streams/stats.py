@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from millstream import _native
 from millstream.log import compacted
+from millstream.log.partition import POISON_SYNC
 from millstream.log.producer_ids import ids_of
-from millstream.log.segments import POISON_SYNC
 from millstream.options import Compaction, Durability, Retention
 
 if TYPE_CHECKING:
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.streams.stream import Stream
 
 
@@ -105,8 +105,8 @@ def _of_partition(stream: Stream, index: int) -> PartitionStats:
         log.native.durable_offset,
         records,
         size,
-        log.allocated_bytes(),
-        len(log.current()),
+        log.segments.allocated_bytes(),
+        len(log.segments.current()),
         _health(log),
         *dirt_of(log),
     )

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from millstream.groups.of_stream import Delivery, GroupStart, Told
     from millstream.log.cache import SegmentCache
     from millstream.log.compaction import CompactionProgress, CompactionResult
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.options import Compaction, Durability
     from millstream.store.store import Store
     from millstream.streams.producer import Producer

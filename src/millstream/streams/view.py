@@ -26,7 +26,7 @@ from millstream.streams.view_snapshot import Place
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.streams.stream import Stream
 
 __all__ = ["View"]
@@ -284,9 +284,9 @@ class _ReplayTurn(_Turn):
 def _tombstones_ends(log: PartitionLog) -> dict[int, int]:
     """Behind the last tombstone that was removed, of each segment that has lost one."""
     found = {}
-    for number in log.current():
+    for number in log.segments.current():
         with contextlib.suppress(NotFound):  # retention came between
-            record = log.activated(number).compaction
+            record = log.segments.activated(number).compaction
             if record is not None:
                 found[number] = record[5]
     return found

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from typing_extensions import Buffer
 
     from millstream._native import Latest
-    from millstream.log.segments import PartitionLog
+    from millstream.log.partition import PartitionLog
     from millstream.streams.stream import Stream
 
 MAGIC = b"MSVIEW01"
@@ -127,12 +127,12 @@ def _stale_partition(log: PartitionLog, following: int, epoch: int) -> str:
         return f"offset {following} is not there any more"
     if epoch == 0:
         return ""
-    found = log.locate_offset(following - 1)
+    found = log.segments.locate_offset(following - 1)
     if found is None or found[0].epoch != epoch:
         return f"the record before offset {following} is another one since a tail was lost"
-    numbers = log.current()
+    numbers = log.segments.current()
     for number in numbers[numbers.index(found[0].number) :]:
-        record = log.activated(number).compaction
+        record = log.segments.activated(number).compaction
         if record is not None and record[5] > following:
             return "tombstones behind it were removed"
     return ""

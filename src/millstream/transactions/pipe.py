@@ -21,10 +21,10 @@ from millstream.errors import (
 from millstream.options import check_timeout, integer
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
+from millstream.transactions.transaction import Transaction
 
 if TYPE_CHECKING:
     from millstream.transactions.holdings import Holdings
-    from millstream.transactions.transaction import Transaction
 
 __all__ = ["Pipe", "Record"]
 
