@@ -283,7 +283,7 @@ def circles(graph: dict[str, set[str]]) -> list[str]:
 
 
 HINTS = {  # what a variable of that name is, where a `_name` alone does not tell
-    "store": "store", "stream": "streams", "queue": "queues", "log": "log", "members": "disk",
+    "store": "store", "stream": "log", "queue": "queues", "log": "log", "members": "disk",
     "group": "groups", "consumer": "groups", "transaction": "transactions", "journal":
     "transactions", "background": "store", "producer": "streams", "view": "streams",
     "clock": "disk", "cache": "log", "ids": "log",
