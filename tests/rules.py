@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from layers import C_LAYERS, FLOORS, ONLY, PRIVATE, UPWARD
+from layers import C_LAYERS, FLOORS, ONLY, PRIVATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
@@ -229,12 +229,8 @@ def imported(path: Path) -> Iterator[Import]:
 
 
 def python_layers() -> None:
-    """Between floors nothing points up, annotations included; within one there is no circle.
-
-    What still points up is listed in UPWARD of layers.py, which fails where it is outdated.
-    """
+    """Between floors nothing points up, annotations included; within one there is no circle."""
     wrong: list[str] = []
-    up: dict[str, dict[str, int]] = {}
     within: dict[str, set[str]] = {}
     order = list(FLOORS)
     for path, module in sources():
@@ -249,19 +245,9 @@ def python_layers() -> None:
             elif first == module.partition(".")[0] and only is not None:
                 continue
             elif order.index(floor_of(other)) > at or (only is not None and first not in only):
-                up.setdefault(where(path), {}).setdefault(other, line)
+                wrong.append(f"{where(path, line)}: must not know {other}, which is above it")
             elif floor_of(other) == order[at] and not annotation and path.suffix == ".py":
                 within.setdefault(module, set()).add(other)
-    for name, found in up.items():
-        known = UPWARD.get(name, ())
-        wrong += [
-            f"{name}:{line}: must not know {other}, which is above it"
-            for other, line in found.items()
-            if other not in known
-        ]
-    for name, known in UPWARD.items():
-        gone = sorted({*known} - {*up.get(name, ())})
-        wrong += [f"{name} does not know {other} any more: mend UPWARD" for other in gone]
     fail_on(wrong + circles(within))
 
 

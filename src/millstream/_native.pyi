@@ -22,7 +22,6 @@ import numpy as np
 import numpy.typing as npt
 from typing_extensions import Buffer, disjoint_base
 
-from millstream.disk.files import Path
 from millstream.options import Durability
 
 _Capsule: TypeAlias = object
@@ -253,10 +252,10 @@ class Segment:
         partition: int,
         number: int,
         writable: bool,
-        path: Path,
+        path: str,
     ) -> Segment: ...
     @property
-    def path(self) -> Path: ...
+    def path(self) -> Any: ...  # a `disk.files.Path`, of which the binding knows nothing
     @property
     def partition(self) -> int: ...
     @property
@@ -695,7 +694,7 @@ class Message:
 
 @final
 class _DedupTable:
-    def __new__(cls, memory: Buffer, store_id: bytes, queue_id: int, path: Path) -> _DedupTable: ...
+    def __new__(cls, memory: Buffer, store_id: bytes, queue_id: int, path: str) -> _DedupTable: ...
     @property
     def stripes(self) -> int: ...
     @property
@@ -926,7 +925,7 @@ def group_init(
 
 @disjoint_base
 class GroupCore:
-    path: Path
+    path: Any  # a `disk.files.Path`
     @property
     def closed(self) -> bool: ...
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from millstream import _native
 from millstream.disk import files
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from millstream.disk.notices import Notices, Undecided
     from millstream.options import Durability
 
-__all__ = ["Session", "State"]
+__all__ = ["OpenStore", "Session", "State"]
 
 
 class State(enum.Enum):
@@ -129,3 +129,43 @@ class Session:
                 f"{path}: a process that writes has had the file copied to the upper layer of this"
                 " overlay, and what is mapped here is the one below: open the store again"
             )
+
+
+class OpenStore(Protocol):
+    """The `millstream.Store` that made a handle, as far as its handles know it."""
+
+    session: Session
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Is it closed?"""
+        ...
+
+    def stream(self, name: str, *rest: Any, **settings: Any) -> Any:
+        """Open a stream."""
+        ...
+
+    def queue(self, name: str, *rest: Any, **settings: Any) -> Any:
+        """Open a queue."""
+        ...
+
+    def streams(self) -> list[str]:
+        """Names of the streams, sorted."""
+        ...
+
+    def queues(self) -> list[str]:
+        """Names of the queues, sorted."""
+        ...
+
+    def transaction(self, *rest: Any, **settings: Any) -> Any:
+        """Change streams, queues and positions of consumers all at once, or not at all."""
+        ...
+
+    def flush(self, *rest: Any, **settings: Any) -> None:
+        """Return when all that was stored here before this call survives a power cut."""
+        ...

@@ -32,9 +32,9 @@ from millstream.queues.dead_letters import DeadLetters, message_id
 from millstream.queues.handle import QueueHandle
 
 if TYPE_CHECKING:
+    from millstream.disk.session import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
     from millstream.sleepers import Sleepers
-    from millstream.store.store import Store
 
 __all__ = ["Queue"]
 
@@ -62,7 +62,7 @@ class Queue(QueueHandle):
 
     def __init__(
         self,
-        store: Store,
+        store: OpenStore,
         name: str,
         config: dict[str, Any],
         durability: Durability | None,
@@ -104,7 +104,7 @@ class Queue(QueueHandle):
         return (Queue._reopened, (self.store, self.name, self._override, self._codec))
 
     @staticmethod
-    def _reopened(store: Store, name: str, durability: Durability | None, codec: object) -> Queue:
+    def _reopened(store: OpenStore, name: str, durability: Durability | None, codec: object) -> Any:
         if name not in store.queues():
             raise NotFound(f"{store.path}: there is no queue {name!r} any more")
         return store.queue(name, durability=durability, codec=codec, create=False)

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal
 
+    from millstream.disk.session import OpenStore
     from millstream.groups.consumer import Consumer
     from millstream.groups.group import Group
     from millstream.groups.of_stream import Delivery, GroupStart, Told
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.log.partition import PartitionLog
     from millstream.options import Compaction, Durability
-    from millstream.store.store import Store
     from millstream.streams.producer import Producer
     from millstream.streams.stats import StreamStats
     from millstream.streams.view import View
@@ -45,7 +45,7 @@ class Stream(StreamHandle):
 
     def __init__(
         self,
-        store: Store,
+        store: OpenStore,
         name: str,
         config: dict[str, Any],
         durability: Durability | None,
@@ -64,7 +64,7 @@ class Stream(StreamHandle):
         return (Stream._reopened, (self.store, self.name, self._override))
 
     @staticmethod
-    def _reopened(store: Store, name: str, durability: Durability | None) -> Stream:
+    def _reopened(store: OpenStore, name: str, durability: Durability | None) -> Any:
         if name not in store.streams():
             raise NotFound(f"{store.path}: there is no stream {name!r} any more")
         return store.stream(name, durability=durability, create=False)
