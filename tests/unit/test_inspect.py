@@ -152,7 +152,7 @@ def test_index_entries_are_right_and_a_wrong_one_is_a_note(builder: StoreBuilder
         log.append([os.urandom(1500)] * 3, timestamps=i)
     builder.write()
     assert inspect.verify(builder.path).notes == []
-    flip(log.segments.file(), 8192 + 16 * 3)
+    flip(log.file(), 8192 + 16 * 3)
     report = inspect.verify(builder.path)
     assert report.ok
     assert [(note.kind, note.position) for note in report.notes] == [("index", 8192 + 48)]
@@ -166,7 +166,7 @@ def test_filler_is_passed_over(builder: StoreBuilder, log: Log) -> None:
     log.append([b"c"])
     builder.write()
     assert values_of(builder.path) == [b"a", b"b", b"c"]
-    flip(log.segments.file(), hole.at + 64)  # what follows its header is not read
+    flip(log.file(), hole.at + 64)  # what follows its header is not read
     assert inspect.verify(builder.path).ok
 
 
@@ -186,7 +186,7 @@ def test_retention_has_taken_the_oldest_segments(builder: StoreBuilder, log: Log
     log.roll()
     log.append([b"c"])
     builder.write()
-    log.segments.file(log.segments[0]).unlink()
+    log.file(log.segments[0]).unlink()
     log.control = {"first_segment": 2, "first_offset": 1}
     put(log.stream.path / "control", log.stream.control_bytes())
     assert inspect.verify(builder.path).ok
@@ -226,7 +226,7 @@ def test_dump_says_every_segment_and_batch(builder: StoreBuilder, log: Log) -> N
     items = [json.loads(json.dumps(item)) for item in inspect.dump(builder.path, json=True)]
     assert items[3]["base_offset"] == 6
     assert items[3]["chain"] == items[2]["hash"][8:]
-    flip(log.segments.file(), log.segment.data_position + 70)
+    flip(log.file(), log.segment.data_position + 70)
     assert [str(line).split()[0] for line in inspect.dump(builder.path)][1] == "problem"
 
 
@@ -280,7 +280,7 @@ def test_bytes_past_the_tail_of_a_clean_store_mean_nothing(builder: StoreBuilder
     one, _two, three = three_batches(log)
     log.control = {"tail": three.position, "durable": three.position}
     builder.write()
-    flip(log.segments.file(), three.at + 70)
+    flip(log.file(), three.at + 70)
     assert inspect.verify(builder.path).ok
     assert len(values_of(builder.path)) == 2 * one.count
 
@@ -291,7 +291,7 @@ def test_torn_tail_is_a_note(builder: StoreBuilder, log: Log, control: bool) -> 
     log.stream.control = control
     *_, last = three_batches(log)
     builder.write()
-    flip(log.segments.file(), last.end - 1)
+    flip(log.file(), last.end - 1)
     report = inspect.verify(builder.path)
     assert report.ok
     assert {"torn", "unclean"} <= set(notes(report))
@@ -307,7 +307,7 @@ def test_lost_page_with_undurable_batches_behind_it_is_a_torn_tail(
     log.roll()
     log.append([b"in the next segment"], synced=second.position)
     builder.write()
-    poke(log.segments.file(second.segment), second.at, bytes(second.length))
+    poke(log.file(second.segment), second.at, bytes(second.length))
     report = inspect.verify(builder.path)
     assert report.ok
     assert "torn" in notes(report)
@@ -325,7 +325,7 @@ def test_later_batch_that_was_written_when_it_was_durable_proves_corruption(
         log.roll()
     log.append([b"last"], synced=third.position)
     builder.write()
-    flip(log.segments.file(second.segment), second.at + 80)
+    flip(log.file(second.segment), second.at + 80)
     report = inspect.verify(builder.path)
     (problem,) = report.problems
     assert (problem.kind, problem.position) == ("batch", second.at)
@@ -333,7 +333,7 @@ def test_later_batch_that_was_written_when_it_was_durable_proves_corruption(
     assert report.records == 7  # all but the damaged batch
     with pytest.raises(CorruptBatch) as raised:
         list(inspect.batches(builder.path, "s", 0))
-    assert raised.value.path == str(log.segments.file(second.segment))
+    assert raised.value.path == str(log.file(second.segment))
     assert raised.value.position == second.at
 
 
@@ -342,7 +342,7 @@ def test_failure_below_the_tail_of_a_clean_store_is_corruption(
 ) -> None:
     *_, last = three_batches(log)
     builder.write()
-    poke(log.segments.file(), last.at, bytes(64))
+    poke(log.file(), last.at, bytes(64))
     (problem,) = inspect.verify(builder.path).problems
     assert (problem.position, problem.offset_range) == (last.at, (6, 9))
 
@@ -353,7 +353,7 @@ def test_failure_below_the_tail_of_a_living_store_is_corruption(
     builder.clean = False
     *_, last = three_batches(log)
     builder.write()
-    flip(log.segments.file(), last.at + 70)
+    flip(log.file(), last.at + 70)
     assert inspect.verify(builder.path).ok
     with member(builder, 7):
         assert inspect.store(builder.path).alive
@@ -367,7 +367,7 @@ def test_partition_that_was_not_walked_in_this_generation_may_be_torn(
     log.control = {"walked": 1, "durable": 0}
     *_, last = three_batches(log)
     builder.write()
-    flip(log.segments.file(), last.at + 70)
+    flip(log.file(), last.at + 70)
     report = inspect.verify(builder.path)
     assert report.ok
     assert notes(report) == ["torn"]
@@ -436,9 +436,9 @@ def test_every_flipped_bit_that_matters_is_found(
     segment = log.segments[which == "active"]
     end = log.position if which == "active" else log.segment.base_position
     spans = {
-        "header": (log.segments.file(segment), 0, 88),
-        "activation": (log.segments.file(segment), 4096, 4168),
-        "batches": (log.segments.file(segment), segment.data_position, segment.file_position(end)),
+        "header": (log.file(segment), 0, 88),
+        "activation": (log.file(segment), 4096, 4168),
+        "batches": (log.file(segment), segment.data_position, segment.file_position(end)),
         "store.json": (builder.path / "store.json", 0, len(json_bytes(builder.body))),
         "stream.json": (log.stream.path / "stream.json", 0, len(json_bytes(log.stream.body))),
     }
@@ -457,11 +457,11 @@ def test_flipped_bits_in_caches_lose_no_record(builder: StoreBuilder, log: Log) 
     control = log.stream.path / "control"
     spans = [(control, 0, 72), (control, 4096, 4352), (builder.path / "members", 0, 128)]
     spans += [
-        (log.segments.file(), 88, 160),
-        (log.segments.file(), 4168, 4240),
-        (log.segments.file(), 8192, 8224),
+        (log.file(), 88, 160),
+        (log.file(), 4168, 4240),
+        (log.file(), 8192, 8224),
     ]
-    spans += [(log.segments.file(), log.segment.file_position(log.position), log.segment.size)]
+    spans += [(log.file(), log.segment.file_position(log.position), log.segment.size)]
     for path, begin, stop in spans:
         for at in random.Random(begin).sample(range(begin, stop), min(stop - begin, 300)):
             flip(path, at, at % 8)
@@ -484,7 +484,7 @@ def test_hostile_length_is_refused(
     builder.write()
     raw = bytearray(log.segment.data[second.at : second.end])
     raw[8:12] = struct.pack("<I", length)
-    poke(log.segments.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
+    poke(log.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
     report = inspect.verify(builder.path)
     assert ("batch" in kinds(report)) == clean
     assert ("torn" in notes(report)) != clean
@@ -498,7 +498,7 @@ def test_hostile_count_with_a_right_hash_is_refused(
     builder.write()
     raw = bytearray(log.segment.data[second.at : second.end])
     raw[24:28] = struct.pack("<I", count)
-    poke(log.segments.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
+    poke(log.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
     assert "batch" in kinds(inspect.verify(builder.path))
 
 
@@ -512,7 +512,7 @@ def test_value_offsets_that_fall_are_refused(
     builder.write()
     raw = bytearray(log.segment.data[second.at : second.end])
     raw[64:80] = struct.pack("<4i", *offsets)
-    poke(log.segments.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
+    poke(log.file(), second.at, seal(bytes(raw), second.segment.salt, second.position))
     assert "batch" in kinds(inspect.verify(builder.path))
 
 
@@ -541,7 +541,7 @@ def test_limits_hold_on_read(builder: StoreBuilder, log: Log) -> None:
 def test_moved_batch_does_not_pass(builder: StoreBuilder, log: Log) -> None:
     first, second, _ = three_batches(log)
     builder.write()
-    poke(log.segments.file(), second.at, bytes(log.segment.data[first.at : first.end]))
+    poke(log.file(), second.at, bytes(log.segment.data[first.at : first.end]))
     (problem,) = inspect.verify(builder.path).problems
     assert (problem.position, problem.expected.split()[0]) == (second.at, "hash")
 
@@ -552,7 +552,7 @@ def test_batch_of_another_segment_does_not_pass(builder: StoreBuilder, log: Log)
     first = log.append([b"D" * 20, b"x", b"yy"])
     builder.write()
     other = log.segments[0]
-    poke(log.segments.file(), first.at, bytes(other.data[other.data_position :][: first.length]))
+    poke(log.file(), first.at, bytes(other.data[other.data_position :][: first.length]))
     assert kinds(inspect.verify(builder.path)) == ["batch"]
 
 
@@ -568,9 +568,9 @@ def test_newer_batch_is_named_not_taken_for_torn(
     assert (problem.kind, problem.position) == ("version", newer.at)
     with pytest.raises(VersionMismatch, match="version"):
         values_of(builder.path)
-    before = log.segments.file().read_bytes()
+    before = log.file().read_bytes()
     assert [action.kind for action in repair(builder.path)] == ["cannot"]
-    assert log.segments.file().read_bytes() == before
+    assert log.file().read_bytes() == before
 
 
 @pytest.mark.parametrize("name", ["store.json", "streams/s/stream.json"])
@@ -656,12 +656,12 @@ def test_missing_segment_is_found_with_its_offsets(builder: StoreBuilder, log: L
         log.roll()
     log.append([b"x"])
     builder.write()
-    log.segments.file(log.segments[1]).unlink()
+    log.file(log.segments[1]).unlink()
     (problem,) = inspect.verify(builder.path).problems
     assert (problem.kind, problem.offset_range) == ("missing", (9, 18))
     assert inspect.verify(builder.path).records == 19
     builder.write()
-    log.segments.file().unlink()
+    log.file().unlink()
     assert "missing" in kinds(inspect.verify(builder.path))
 
 
@@ -670,13 +670,13 @@ def test_segment_shorter_than_it_says_and_files_that_are_none(
 ) -> None:
     three_batches(log)
     builder.write()
-    os.truncate(log.segments.file(), log.segment.data_position + 100)
+    os.truncate(log.file(), log.segment.data_position + 100)
     assert "segment" in kinds(inspect.verify(builder.path))
-    log.segments.file().unlink()
-    os.mkfifo(log.segments.file())
+    log.file().unlink()
+    os.mkfifo(log.file())
     assert "unreadable" in kinds(inspect.verify(builder.path))
-    log.segments.file().unlink()
-    log.segments.file().symlink_to("/dev/zero")
+    log.file().unlink()
+    log.file().symlink_to("/dev/zero")
     assert "unreadable" in kinds(inspect.verify(builder.path))
 
 
@@ -706,7 +706,7 @@ def test_nested_plausible_headers_do_not_hold_up_the_search(
         length = (first.end - at - len(raw)) // 8 * 8
         body = struct.pack("<ii", 0, length - 72)
         raw += HEADER.pack(1, length, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0) + body
-    poke(log.segments.file(), at, bytes(raw))
+    poke(log.file(), at, bytes(raw))
     assert kinds(inspect.verify(builder.path)) == ["batch"]
 
 
@@ -769,7 +769,7 @@ def test_repair_passes_over_damaged_batches(
     log.roll()
     log.append([b"end"])
     builder.write()
-    path = log.segments.file(log.segments[0])
+    path = log.file(log.segments[0])
     for index in damaged:
         flip(path, placed[index].at + 68)
     before = path.read_bytes()
@@ -790,33 +790,28 @@ def test_repair_of_a_repaired_file_keeps_both_originals(builder: StoreBuilder, l
     placed = three_batches(log)
     log.append([b"end"])
     builder.write()
-    flip(log.segments.file(), placed[0].at + 68)
-    first = log.segments.file().read_bytes()
+    flip(log.file(), placed[0].at + 68)
+    first = log.file().read_bytes()
     repair(builder.path)
     second_damage = placed[2].at + 68
     store = json.loads((builder.path / "store.json").read_text())["body"]
     put(builder.path / "store.json", json_bytes({**store, "clean": True}))
-    flip(log.segments.file(), second_damage)
-    second = log.segments.file().read_bytes()
+    flip(log.file(), second_damage)
+    second = log.file().read_bytes()
     repair(builder.path)
     assert inspect.verify(builder.path).ok
-    assert (
-        log.segments.file().with_name(log.segments.file().name + ".corrupt").read_bytes() == first
-    )
-    assert (
-        log.segments.file().with_name(log.segments.file().name + ".2.corrupt").read_bytes()
-        == second
-    )
+    assert log.file().with_name(log.file().name + ".corrupt").read_bytes() == first
+    assert log.file().with_name(log.file().name + ".2.corrupt").read_bytes() == second
     assert values_of(builder.path) == [*placed[1].values, b"end"]
 
 
 def test_repair_passes_over_damage_that_ends_at_the_tail(builder: StoreBuilder, log: Log) -> None:
     *kept, last = three_batches(log)
     builder.write()
-    flip(log.segments.file(), last.at + 70)
-    before = log.segments.file().read_bytes()
+    flip(log.file(), last.at + 70)
+    before = log.file().read_bytes()
     assert {action.kind for action in repair(builder.path)} == {"filler", "unclean"}
-    check_repaired(builder, log.segments.file(), before)
+    check_repaired(builder, log.file(), before)
     assert values_of(builder.path) == [value for batch in kept for value in batch.values]
 
 
@@ -824,11 +819,11 @@ def test_repair_cannot_help_where_the_end_is_not_known(builder: StoreBuilder, lo
     *_, last = three_batches(log)
     log.control = {"hint_tail": 0}
     builder.write()
-    flip(log.segments.file(), last.at + 70)
-    before = log.segments.file().read_bytes()
+    flip(log.file(), last.at + 70)
+    before = log.file().read_bytes()
     (action,) = repair(builder.path)
     assert action.kind == "cannot"
-    assert log.segments.file().read_bytes() == before
+    assert log.file().read_bytes() == before
     assert inspect.store(builder.path).clean
 
 
@@ -837,7 +832,7 @@ def test_repair_leaves_a_torn_tail_to_recovery(builder: StoreBuilder, log: Log) 
     log.stream.control = False
     *_, last = three_batches(log)
     builder.write()
-    flip(log.segments.file(), last.at + 70)
+    flip(log.file(), last.at + 70)
     assert repair(builder.path) == []
 
 
@@ -851,7 +846,7 @@ def test_repair_rebuilds_an_activation_record(builder: StoreBuilder, log: Log, n
     builder.write()
     expected = list(inspect.records(builder.path))
     original = inspect.store(builder.path).streams["s"].partitions[0][number]
-    path = log.segments.file(log.segments[number])
+    path = log.file(log.segments[number])
     flip(path, 4096 + 24)
     before = path.read_bytes()
     planned = repair(builder.path, dry_run=True)
@@ -872,17 +867,17 @@ def test_repair_does_not_guess_an_epoch(builder: StoreBuilder, log: Log) -> None
     log.roll(epoch=2)
     log.append([b"b"])
     builder.write()
-    flip(log.segments.file(), 4096 + 24)
-    before = log.segments.file().read_bytes()
+    flip(log.file(), 4096 + 24)
+    before = log.file().read_bytes()
     assert {action.kind for action in repair(builder.path)} == {"cannot"}
-    assert log.segments.file().read_bytes() == before
+    assert log.file().read_bytes() == before
 
 
 def test_repair_cannot_rebuild_json_or_headers(builder: StoreBuilder, log: Log) -> None:
     three_batches(log)
     builder.write()
     for path, at in (
-        (log.segments.file(), 20),
+        (log.file(), 20),
         (log.stream.path / "stream.json", 20),
         (builder.path / "store.json", 20),
         (builder.path / "members", 20),
@@ -896,14 +891,14 @@ def test_repair_cannot_rebuild_json_or_headers(builder: StoreBuilder, log: Log) 
 def test_repair_refuses_a_store_that_is_open(builder: StoreBuilder, log: Log) -> None:
     _, second, _ = three_batches(log)
     builder.write()
-    flip(log.segments.file(), second.at + 70)
+    flip(log.file(), second.at + 70)
     with member(builder, 1023, pid=31337), pytest.raises(StorageError, match="31337"):
         repair(builder.path)
     with member(builder, 0, byte=1), pytest.raises(StorageError, match="reading"):
         repair(builder.path)
     with member(builder, 0, byte=0), pytest.raises(StorageError, match="opening"):
         repair(builder.path, dry_run=True)
-    assert not log.segments.file().with_name(log.segments.file().name + ".corrupt").exists()
+    assert not log.file().with_name(log.file().name + ".corrupt").exists()
     assert {action.kind for action in repair(builder.path)} == {"filler", "unclean"}
 
 
@@ -917,8 +912,8 @@ def test_failed_repair_leaves_the_original(
 ) -> None:
     _, second, _ = three_batches(log)
     builder.write()
-    flip(log.segments.file(), second.at + 70)
-    before = log.segments.file().read_bytes()
+    flip(log.file(), second.at + 70)
+    before = log.file().read_bytes()
     real = os.fsync
 
     def failing(fd: int) -> None:
@@ -930,7 +925,7 @@ def test_failed_repair_leaves_the_original(
     with pytest.raises(StorageError):
         repair(builder.path)
     monkeypatch.undo()
-    assert log.segments.file().read_bytes() == before
+    assert log.file().read_bytes() == before
     assert not list(builder.path.rglob("*.tmp"))
     assert {action.kind for action in repair(builder.path)} == {"filler", "unclean"}
 
@@ -956,9 +951,9 @@ def test_repair_leaves_a_store_clean_while_that_tells_damage_from_a_torn_tail(
 def test_filler_bytes_are_those_of_the_format(builder: StoreBuilder, log: Log) -> None:
     first, second, third = three_batches(log)
     builder.write()
-    flip(log.segments.file(), second.at + 70)
+    flip(log.file(), second.at + 70)
     repair(builder.path)
-    raw = log.segments.file().read_bytes()[second.at : second.at + 64]
+    raw = log.file().read_bytes()[second.at : second.at + 64]
     assert raw == seal(raw, log.segment.salt, second.position, filler=True)
     _, length, format, flags, base, count, chain, *_, sequence = HEADER.unpack(raw)
     (first_hash,) = struct.unpack_from("<Q", log.segment.data, first.at)

@@ -1,10 +1,13 @@
-"""What the lower floors say to the background and to transactions, known to them by this alone."""
+"""What lower floors know of higher ones: protocols, which are imported for types alone."""
 
 from __future__ import annotations
 
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
-__all__ = ["Notices", "Undecided"]
+if TYPE_CHECKING:
+    from millstream.disk.session import Session
+
+__all__ = ["Notices", "OpenStore", "Undecided"]
 
 
 class Notices(Protocol):
@@ -69,4 +72,44 @@ class Undecided(Protocol):
 
     def settle_position(self, group: Any, partition: int, /) -> None:
         """A position is marked: is the transaction that did so committed?"""
+        ...
+
+
+class OpenStore(Protocol):
+    """The `millstream.Store` that made a handle, as far as its handles know it."""
+
+    session: Session
+
+    @property
+    def path(self) -> str:
+        """The directory."""
+        ...
+
+    @property
+    def closed(self) -> bool:
+        """Is it closed?"""
+        ...
+
+    def stream(self, name: str, *rest: Any, **settings: Any) -> Any:
+        """Open a stream."""
+        ...
+
+    def queue(self, name: str, *rest: Any, **settings: Any) -> Any:
+        """Open a queue."""
+        ...
+
+    def streams(self) -> list[str]:
+        """Names of the streams, sorted."""
+        ...
+
+    def queues(self) -> list[str]:
+        """Names of the queues, sorted."""
+        ...
+
+    def transaction(self, *rest: Any, **settings: Any) -> Any:
+        """Change streams, queues and positions of consumers all at once, or not at all."""
+        ...
+
+    def flush(self, *rest: Any, **settings: Any) -> None:
+        """Return when all that was stored here before this call survives a power cut."""
         ...

@@ -2,32 +2,30 @@
 
 from __future__ import annotations
 
-import enum
-from collections.abc import Callable
-from typing import TYPE_CHECKING, Any, Protocol
-
 from millstream import _native
 from millstream.disk import files
 from millstream.errors import Closed, Unsupported
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from millstream.disk.clock import StoreClock
     from millstream.disk.members import Members
     from millstream.disk.notices import Notices, Undecided
     from millstream.options import Durability
 
-__all__ = ["OpenStore", "Session", "State"]
+__all__ = ["Session", "State"]
 
 
-class State(enum.Enum):
-    """How far the opening or closing of a store is."""
+class State:
+    """How far the opening or closing of a store is. No `enum`: `import millstream` loads little.
 
-    OPENING = enum.auto()
-    """Nobody can call it yet, and what fails has nothing to close."""
-    REPLAYING = enum.auto()
-    """This process alone is there, and applies what transactions had committed."""
-    OPEN = enum.auto()
-    CLOSED = enum.auto()
+    OPENING: nobody can call it yet, and what fails has nothing to close.
+    REPLAYING: this process alone is there, and applies what transactions had committed.
+    """
+
+    OPENING, REPLAYING, OPEN, CLOSED = range(4)
 
 
 class Session:
@@ -82,7 +80,7 @@ class Session:
     @property
     def replaying(self) -> bool:
         """Are transactions of before being applied, and is nobody else there?"""
-        return self.state is State.REPLAYING
+        return self.state == State.REPLAYING
 
     @property
     def inherited(self) -> bool:
@@ -129,43 +127,3 @@ class Session:
                 f"{path}: a process that writes has had the file copied to the upper layer of this"
                 " overlay, and what is mapped here is the one below: open the store again"
             )
-
-
-class OpenStore(Protocol):
-    """The `millstream.Store` that made a handle, as far as its handles know it."""
-
-    session: Session
-
-    @property
-    def path(self) -> str:
-        """The directory."""
-        ...
-
-    @property
-    def closed(self) -> bool:
-        """Is it closed?"""
-        ...
-
-    def stream(self, name: str, *rest: Any, **settings: Any) -> Any:
-        """Open a stream."""
-        ...
-
-    def queue(self, name: str, *rest: Any, **settings: Any) -> Any:
-        """Open a queue."""
-        ...
-
-    def streams(self) -> list[str]:
-        """Names of the streams, sorted."""
-        ...
-
-    def queues(self) -> list[str]:
-        """Names of the queues, sorted."""
-        ...
-
-    def transaction(self, *rest: Any, **settings: Any) -> Any:
-        """Change streams, queues and positions of consumers all at once, or not at all."""
-        ...
-
-    def flush(self, *rest: Any, **settings: Any) -> None:
-        """Return when all that was stored here before this call survives a power cut."""
-        ...
