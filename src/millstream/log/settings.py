@@ -30,6 +30,8 @@ if TYPE_CHECKING:
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 PARTITIONS_MAX = 4096
 SEGMENT_BYTES = 128 << 20
+JOURNAL = "@journal"
+"""Of the directory of the journal among the streams: no stream of a user can be called that."""
 
 
 def is_name(name: str) -> bool:

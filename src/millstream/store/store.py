@@ -28,12 +28,12 @@ from millstream.errors import (
     each_of,
 )
 from millstream.log import settings
+from millstream.log.settings import JOURNAL
 from millstream.options import boolean, check_timeout, parse_bytes
 from millstream.store.background import Background
 from millstream.store.queues import Queues
 from millstream.store.streams import Streams
 from millstream.store.transactions import Transactions
-from millstream.transactions.holdings import JOURNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

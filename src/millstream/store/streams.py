@@ -10,8 +10,8 @@ from millstream.disk import files, reserve
 from millstream.errors import CorruptBatch, MillstreamError, NotFound, StorageError
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
+from millstream.log.settings import JOURNAL
 from millstream.streams.stream import Stream
-from millstream.transactions.holdings import JOURNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

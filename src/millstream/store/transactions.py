@@ -7,8 +7,8 @@ import contextlib
 from millstream import _native
 from millstream.disk import files
 from millstream.errors import Reentered, Unsupported, is_ours
+from millstream.log.settings import JOURNAL
 from millstream.streams.stream import Stream
-from millstream.transactions.holdings import JOURNAL
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -12,10 +12,7 @@ if TYPE_CHECKING:
     from millstream.transactions.journal import Journal
     from millstream.transactions.transaction import Transaction
 
-__all__ = ["JOURNAL", "Holdings"]
-
-JOURNAL = "@journal"
-"""Of its directory among the streams: no stream of a user can be called that."""
+__all__ = ["Holdings"]
 
 
 class Holdings(Protocol):

@@ -26,9 +26,9 @@ from millstream.errors import (
 )
 from millstream.groups import group
 from millstream.log import compacted, control, settings
+from millstream.log.settings import JOURNAL
 from millstream.transactions.applier import Applier
 from millstream.transactions.effects import Effects, Place, check_count, decode, encode, length_of
-from millstream.transactions.holdings import JOURNAL
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group
