@@ -97,7 +97,7 @@ def fork_and_look(path, how):
                 os._exit(2)
             assert store.closed
             with millstream.open(path) as mine:
-                assert not mine._members.is_dead(word), "the parent looks dead"
+                assert not mine.session.members.is_dead(word), "the parent looks dead"
                 mine.stream("s").append(b"child 0")
             store.close()
             code = 0

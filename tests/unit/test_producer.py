@@ -606,7 +606,7 @@ def test_one_who_reads_while_retention_takes_it_away_goes_on(tmp_path, monkeypat
         assert second.last_sequence == 9
         fill(first, 10, 300)
         log = two.stream("s")._log(0)
-        between, turns = log.between, []
+        between, turns = log.segments.between, []
 
         def slow(begin, end):
             if not turns:  # the log rolls, and its beginning goes, before it is looked at
@@ -615,7 +615,7 @@ def test_one_who_reads_while_retention_takes_it_away_goes_on(tmp_path, monkeypat
                 one.stream("s").delete_before(millstream.Position(0, 1, 1800))
             return between(begin, end)
 
-        monkeypatch.setattr(log, "between", slow)
+        monkeypatch.setattr(log.segments, "between", slow)
         assert second.last_sequence >= 309
         assert second.append(b"again", sequence=1000) is None
         assert second.last_sequence == 1809
