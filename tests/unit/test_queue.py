@@ -1,6 +1,7 @@
 """The queue as its users see it: each call of the API, and what it does with bad input."""
 
 import asyncio
+import contextlib
 import copy
 import gc
 import os
@@ -11,6 +12,7 @@ import time
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from open_copy import copy_open
 from timing import SOON, least, until
 
 import millstream
@@ -697,6 +699,48 @@ def test_read_only_store_changes_no_byte(store, tmp_path):
     with millstream.open(tmp_path / "store", mode="r") as other:
         look(other)
     assert content(tmp_path) == before
+
+
+@pytest.mark.parametrize("beside_a_writer", [False, True])
+def test_leases_of_a_dead_process_are_none_for_a_reader(store, tmp_path, beside_a_writer):
+    """Opened with mode="r" they were leased for good, and `peek` did not show the messages."""
+    q = store.queue("l", retry=RetryPolicy(max_attempts=1), ordering=None)
+    q.put(b"d")
+    q.put_many([b"a", b"b", b"c"])
+    many = store.queue("m", retry=RetryPolicy(max_attempts=2), ordering=None)
+    many.put_many([b"a", b"b", b"c"])
+    assert q.get(timeout=0).value == b"d"
+    assert [message.value for message in many.get_many(2)] == [b"a", b"b"]
+    with millstream.open(tmp_path / "store", mode="r") as reader:  # the holder lives
+        assert reader.queue("l").stats().leased == 1
+        assert reader.queue("m").stats().leased == 2
+        assert [seen.value for seen in reader.queue("m").peek(5)] == [b"c"]
+    copy_open(tmp_path / "store", tmp_path / "killed")
+    with contextlib.ExitStack() as stack:
+        if beside_a_writer:
+            stack.enter_context(millstream.open(tmp_path / "killed"))
+        reader = stack.enter_context(millstream.open(tmp_path / "killed", mode="r"))
+        stats = reader.queue("m").stats()
+        assert (stats.ready, stats.leased, stats.unfinished) == (3, 0, 3)
+        assert stats.by_priority == (3, 0, 0, 0)
+        seen = reader.queue("m").peek(5)
+        assert [(one.value, one.state) for one in seen] == [
+            (value, "ready") for value in (b"a", b"b", b"c")
+        ]
+        stats = reader.queue("l").stats()  # all attempts of its message are spent
+        assert (stats.ready, stats.leased, stats.dead) == (3, 0, 1)
+        assert [letter.value for letter in reader.queue("l").dead.list()] == [b"d"]
+
+
+def test_leases_that_have_run_out_are_none_for_a_reader(tmp_path):
+    with clock() as virtual, millstream.open(tmp_path / "store") as store:
+        q = store.queue("l", lease=30.0)
+        q.put(b"a")
+        assert q.get(timeout=0).value == b"a"
+        with millstream.open(tmp_path / "store", mode="r") as reader:
+            assert reader.queue("l").stats().leased == 1
+            virtual.advance(31.0)
+            assert reader.queue("l").stats().ready == 1
 
 
 def look(other):
