@@ -10,12 +10,31 @@
 #include <stdio.h>
 #include <string.h>
 
-void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
+uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t word,
+                              const ms_instant *now, const uint32_t *living) {
+  if (ms_word_state(word) != MS_MESSAGE_LEASED) return ms_word_state(word);
+  if (ms_ticks_until(ms_tick_floor(now->mono_ns), ms_word_tick(word)) > 0) {
+    uint64_t owner = atomic_load_explicit(&queue->owners[slot], memory_order_relaxed);
+    uint32_t index = ms_owner_index((uint32_t)(owner >> 16));
+    bool known = (owner & 0xffff) == (word >> 34 & 0xffff) && owner >> 16 != 0;
+    /* Who takes over the number of a dead one ends its leases first: see take_part(). */
+    if (known && index < MS_MEMBER_COUNT_MAX && living[index] == (uint32_t)(owner >> 16))
+      return MS_MESSAGE_LEASED;
+    /* Its holder has not said yet who it is: any of those that live. */
+    for (uint32_t i = 0; !known && i < MS_MEMBER_COUNT_MAX; i++)
+      if (living[i]) return MS_MESSAGE_LEASED;
+  }
+  return ms_word_attempts(word) >= queue->max_attempts ? MS_MESSAGE_DEAD : MS_MESSAGE_READY;
+}
+
+static void count_states(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
+                         ms_queue_counts *out) {
   memset(out, 0, sizeof(*out));
   uint32_t count = ms_slot_count(queue), by_state[32] = {0};
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
     uint32_t state = ms_word_state(word);
+    if (living) state = ms_queue_state_swept(queue, slot, word, now, living);
     by_state[state]++;
     if (state == MS_MESSAGE_READY) out->by_lane[ms_word_lane(word)]++;
   }
@@ -31,6 +50,15 @@ void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
   out->acking = by_state[MS_MESSAGE_ACKING];
   out->invalid = count - out->ready - out->delayed - out->held - out->leased - out->writing -
                  out->dead - out->spare - out->free - out->prepared - out->acking;
+}
+
+void ms_queue_count(const ms_queue *queue, ms_queue_counts *out) {
+  count_states(queue, NULL, NULL, out);
+}
+
+void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
+                          ms_queue_counts *out) {
+  count_states(queue, now, living, out);
 }
 
 uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word) {

@@ -11,6 +11,13 @@ typedef struct ms_queue_counts {
   uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
 } ms_queue_counts;
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
+/* What a sweep would make of the words of leases that are over: for who only looks, maybe where
+ * nobody is left to sweep. `living`, by member index: the owner word of each participant that is
+ * not proved dead, else 0. The state of one word, and all of them counted so. */
+uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t word,
+                              const ms_instant *now, const uint32_t *living);
+void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
+                          ms_queue_counts *out);
 /* How many are READY that were never leased; of them the one with the lowest id. One pass. */
 uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
 /* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */

@@ -586,6 +586,10 @@ cdef extern from "ms_count.h" nogil:
         uint32_t *by_lane
     uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
+    uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t word,
+                                  const ms_instant *now, const uint32_t *living)
+    void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
+                              ms_queue_counts *out)
     uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
     bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 

@@ -519,13 +519,31 @@ cdef class _QueueFiles:
 
     # --- looking ----------------------------------------------------------------------------------
 
+    cdef int find_living(self, uint32_t *out_living) except -1:
+        """The owner word of each participant that is not proved dead, by member index."""
+        cdef uint32_t i, word
+        for i in range(<uint32_t>DEAD_MOST):
+            word = ms_load32(&self.c.participants[i])
+            out_living[i] = 0 if word == 0 or self.members.is_dead(word) else word
+        return 0
+
     def _counts(self):
-        """How many messages are in which state; `by_lane` are the ready ones."""
+        """How many messages are in which state; `by_lane` are the ready ones.
+
+        A lease that is over, or whose holder is dead, is none, whether or not a sweep has been.
+        """
         cdef ms_queue_counts counts
+        cdef uint32_t living[DEAD_MOST]
+        cdef ms_instant now
         self.visible()
         cdef ms_queue c = self.c
         with nogil:
             ms_queue_count(&c, &counts)
+        if counts.leased:
+            self.find_living(living)
+            ms_now(&self.c, &now)
+            with nogil:
+                ms_queue_count_swept(&c, &now, living, &counts)
         return {
             "ready": counts.ready, "delayed": counts.delayed, "held": counts.held,
             "leased": counts.leased, "writing": counts.writing, "dead": counts.dead,
@@ -545,16 +563,29 @@ cdef class _QueueFiles:
         return True
 
     def _scan(self, states, uint32_t most=UINT32_MAX):
-        """(lane, id, slot, word) of each message in one of the states, up to `most`."""
-        cdef uint32_t i, mask = 0
+        """(lane, id, slot, word) of each message in one of the states, up to `most`.
+
+        States are as `_counts` has them.
+        """
+        cdef uint32_t i, state, mask = 0
+        cdef uint32_t living[DEAD_MOST]
+        cdef bint asked = False
+        cdef ms_instant now
         cdef uint64_t word
         cdef list found = []
         self.visible()
+        ms_now(&self.c, &now)
         for name in states:
             mask |= <uint32_t>1 << <uint32_t>STATES[name]
         for i in range(ms_load32(&self.c.slots.slot_count)):
             word = ms_load64(ms_queue_word(&self.c, i))
-            if mask >> ms_word_state(word) & 1:
+            state = ms_word_state(word)
+            if state == MS_MESSAGE_LEASED:
+                if not asked:
+                    self.find_living(living)
+                    asked = True
+                state = ms_queue_state_swept(&self.c, i, word, &now, living)
+            if mask >> state & 1:
                 if len(found) >= most:
                     break
                 found.append((ms_word_lane(word), ms_queue_slot(&self.c, i).id, i, word))
@@ -610,9 +641,16 @@ cdef class _QueueFiles:
         cdef bytes whole = None
         cdef tuple fields
         cdef bint has_key
+        cdef uint32_t state, living[DEAD_MOST]
+        cdef ms_instant now
         self.visible()
         if index >= ms_load32(&self.c.slots.slot_count):
             return None
+        state = ms_word_state(word)
+        if state == MS_MESSAGE_LEASED:
+            self.find_living(living)
+            ms_now(&self.c, &now)
+            state = ms_queue_state_swept(&self.c, index, word, &now, living)
         slot = ms_queue_slot(&self.c, index)
         key_length = slot.key_length
         headers_length = slot.headers_length
@@ -622,7 +660,7 @@ cdef class _QueueFiles:
         put_at, due, expires = <object>slot.put_at + shift, <object>slot.due, <object>slot.expires
         if due and not slot.lane & MS_SLOT_ABSOLUTE:
             due += shift
-        fields = (slot.id, STATE_NAMES.get(ms_word_state(word), "invalid"), ms_word_lane(word),
+        fields = (slot.id, STATE_NAMES.get(state, "invalid"), ms_word_lane(word),
                   ms_word_attempts(word), put_at, due, expires and expires + shift)
         has_key = slot.key_hash != 0
         if ms_queue_slot_valid(&self.c, index, ms_word_reuse(word)):

@@ -37,7 +37,8 @@ class QueueStats:
 
     Attributes:
         ready, delayed, held, leased, dead: messages in that state; held ones wait for another
-            message of their key.
+            message of their key. Where a lease is over, or its holder is proved dead, the message
+            is ready, or dead after its last attempt, also for a reader.
         by_priority: the ready ones.
         unfinished: all but the dead: what `capacity` bounds.
         redelivered: leases of this session that ended without their holder.
