@@ -179,3 +179,49 @@ def test_repair_gives_up_what_is_gone_and_says_so(tmp_path, damage, opened, clea
         assert position.epoch > 1
         assert [bytes(v) for b in stream.read(partition=0) for v in b.values] == [*found, b"new"]
     assert inspect.verify(path).ok
+
+
+@pytest.mark.parametrize("clean", [True, False])
+@pytest.mark.parametrize("gone", [1, 2, 0])
+def test_the_range_that_is_lost_begins_where_the_last_file_that_is_left_ends(tmp_path, gone, clean):
+    """Said were the offsets of the last file that is there, and the name of the active one."""
+    alive, path, end = tmp_path / "alive", tmp_path / "s", 4 * RECORDS
+    with written(alive, "sync") as store:
+        for i in range(RECORDS, end):
+            store.stream("s").append(value_of(i), partition=0)
+        if not clean:
+            shutil.copytree(alive, path)
+    if clean:
+        shutil.copytree(alive, path)
+    files = files_of(path)
+    assert len(files) > 3
+    first = files[-gone]  # 0: all of them
+    begins = next(b.base_offset for b in inspect.batches(path, "s", 0) if b.path == first)
+    for file in (path / "streams/s/00000").glob("*.seg"):
+        if file.name >= first.name:
+            file.unlink()
+    (problem,) = inspect.verify(path).problems
+    assert (problem.kind, problem.path.name) == ("missing", first.name)
+    assert problem.offset_range == (begins, end)
+    found = []
+    with pytest.raises(CorruptBatch, match=first.name):
+        for batch in inspect.batches(path, "s", 0):
+            found += batch.offsets.tolist()
+    assert found == list(range(begins))
+    with millstream.open(path, mode="r") as store, pytest.raises(CorruptBatch, match=first.name):
+        list(store.stream("s").read(partition=0))
+    (given_up,) = [one for one in inspect.repair(path) if one.kind == "given_up"]
+    assert f"records {begins} to {end} (not included) are lost" in given_up.text
+
+
+def test_batches_before_a_file_that_cannot_be_read_are_yielded_first(tmp_path):
+    path = tmp_path / "s"
+    written(path).close()
+    second = files_of(path)[1]
+    last = max(b.next_offset for b in inspect.batches(path, "s", 0) if b.path < second)
+    second.write_bytes(b"x" * second.stat().st_size)
+    found = []
+    with pytest.raises(CorruptBatch, match=second.name):
+        for batch in inspect.batches(path, "s", 0):
+            found += batch.offsets.tolist()
+    assert found == list(range(last))
