@@ -303,11 +303,12 @@ class Repair:
         """Let the log end, or begin, where its files do: forget what the control file says."""
         path, at = log.stream.path / "control", 4096 + 256 * log.number
         for problem in gone:
-            lost = "records"
+            lost = "records are lost"
             if problem.offset_range is not None:
-                lost = f"records {problem.offset_range[0]} to {problem.offset_range[1]}"
-                lost += " (not included)"
-            text = f"partition {log.number} goes on without {problem.path.name}: {lost} are lost;"
+                first, after = problem.offset_range
+                lost = f"records {first} to {after} (not included) are lost"
+                lost = "no record is lost" if first == after else lost
+            text = f"partition {log.number} goes on without {problem.path.name}: {lost};"
             text += f" expected {problem.expected}, found {problem.found}"
             self.actions.append(Action("given_up", path, at, text))
         self.replace(path, [(at, bytes(256))])

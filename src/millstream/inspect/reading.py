@@ -118,6 +118,9 @@ def store(path: Path_) -> StoreInfo:
         for finding in log.findings:
             if isinstance(finding, Problem):
                 raise damaged(finding)
+        gone = log.active_gone(log.segments[-1].base_offset if log.segments else 0)
+        if gone is not None:
+            raise damaged(gone)
         info.streams[log.stream.name].partitions[log.number] = log.segments
     return info
 
@@ -148,12 +151,18 @@ def batches(
 
 
 def sound(log: Log) -> Iterator[Batch]:
-    """Yield the batches of a log; the first problem is raised."""
+    """Yield the batches of a log; the first problem is raised, in the order of the segments."""
+    known = [finding for finding in log.findings if isinstance(finding, Problem)]
+    known.sort(key=lambda problem: problem.path.name)
     for event in log.events():
-        if isinstance(event, Problem):
+        if isinstance(event, Problem) and not any(event is problem for problem in known):
             raise damaged(event)
+        if isinstance(event, SegmentInfo) and known and known[0].path.name <= event.path.name:
+            raise damaged(known[0])
         if isinstance(event, Batch):
             yield event
+    if known:
+        raise damaged(known[0])
 
 
 def records(

@@ -7,6 +7,7 @@ import os
 import re
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -38,6 +39,10 @@ from millstream.inspect.layout import (
 )
 
 CORRUPT = 2  # of `poison`
+GONE = (
+    "the segment is gone or unreadable: restore it from a backup;"
+    " millstream repair gives up what was in it"
+)
 POSITION_MAX = 1 << 62  # above: no position of a log
 
 
@@ -112,6 +117,7 @@ class Log:
         self.settled = walked and (store.clean or store.alive)
 
     def _check_control(self, store: StoreInfo) -> None:
+        self.active_is_gone = False  # said at the end of the walk, which knows what is there
         if not self.block:
             return
         first, active = self.block["first_segment"], self.block["active"]
@@ -119,23 +125,48 @@ class Log:
             refused = self.block["poison"] == CORRUPT and self.block["tail"] == 0
             first, active = first if refused or self.block["walked"] == 0 else 0, 0
         numbers = [segment.number for segment in self.segments]
-        for what, number in (("oldest", first), ("active", active)):
-            gone = number and number not in numbers and (what == "active" or not store.alive)
-            if gone and not (what == "oldest" and numbers and numbers[0] < number):
-                path = self.path / f"{number:016}.seg"
-                advice = "the segment is gone or unreadable: restore it from a backup;"
-                advice += " millstream repair gives up what was in it"
-                found = f"segments {numbers[:1]} to {numbers[-1:]}"
-                expected = f"segment {number}, the {what} one"
-                lost = None
-                if what == "oldest":
-                    known = max(self.block["durable_offset"], self.block["synced_offset"])
-                    behind = self.segments[0].base_offset if self.segments else known
-                    lost = (self.block["first_offset"], behind)
-                elif what == "active" and self.segments:
-                    lost = (self.segments[-1].base_offset, self.block["hint_offset"])
-                problem = Problem("missing", path, None, lost, expected, found, advice)
-                self.findings.append(problem)
+        self.active_is_gone = active != 0 and active not in numbers
+        if (
+            first
+            and first not in numbers
+            and not store.alive
+            and not (numbers and numbers[0] < first)
+        ):
+            path = self.path / f"{first:016}.seg"
+            behind = self.segments[0].base_offset if numbers else self._last_offset()
+            lost = (self.block["first_offset"], behind)
+            expected = f"segment {first}, the oldest one"
+            self.findings.append(
+                Problem("missing", path, None, lost, expected, self._there(), GONE)
+            )
+            self.active_is_gone = self.active_is_gone and bool(numbers)  # or all of it is said
+
+    def _there(self) -> str:
+        numbers = [segment.number for segment in self.segments]
+        return f"segments {numbers[0]} to {numbers[-1]}" if numbers else "no segment"
+
+    def _last_offset(self) -> int:
+        """The largest offset that the control block knows the log to have come to."""
+        block = self.block
+        known = [block["durable_offset"], block["synced_offset"]]
+        return max(known + [block["hint_offset"]] * (block["hint_tail"] == block["tail"]))
+
+    def _first_gone(self, active: int) -> Path:
+        """The file behind the last segment, which is the first that is gone or unreadable."""
+        first = self.segments[-1].number + 1 if self.segments else self.block["first_segment"]
+        behind = (self.path / f"{number:016}.seg" for number in range(max(first, 1), active))
+        gone = (path for path in behind if not os.path.lexists(path))
+        return next(gone, self.path / f"{active:016}.seg")
+
+    def active_gone(self, offset: int) -> Problem | None:
+        """What is lost of a log that ends at an offset, where the files behind it are gone."""
+        if not self.active_is_gone:
+            return None
+        active, end = self.block["active"], self._last_offset()
+        lost = (offset, max(offset, end))
+        expected = f"segments up to {active}, the active one"
+        path = self._first_gone(active)
+        return Problem("missing", path, None, lost, expected, self._there(), GONE)
 
     def _chain(self, segments: list[SegmentInfo]) -> list[SegmentInfo]:
         """Return the segments in order, with their ends; findings say what does not belong."""
@@ -179,7 +210,10 @@ class Log:
             elif isinstance(event, Batch):
                 at, offset = event.position + event.length, max(offset, event.next_offset)
             yield event
-        if sound:
+        gone = self.active_gone(offset)
+        if gone is not None:
+            yield gone
+        elif sound:
             yield from self._not_reached(at, offset)
 
     def _not_reached(self, at: int, offset: int) -> Iterator[Problem]:

@@ -125,9 +125,8 @@ class PartitionLog:
                 path=self.path,
                 position=tail,
             )
-        path = self.segments.file(
-            native.active_number + 1 if native.active_number else native.first_segment
-        )
+        first = native.first_segment
+        path = self.segments.file(native.active_number + 1 if native.active_number else max(first, 1))
         if native.active_number and files.exists(path):
             path = self.segments.file(native.active_number)
         expected = f"the log up to position {synced}, offset {native.synced_offset}"
