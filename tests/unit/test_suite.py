@@ -7,6 +7,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 TESTS = Path(__file__).resolve().parent.parent
 OPENED = {
     "store": "left = millstream.temporary()",
@@ -107,3 +109,38 @@ def test_show():
     other = re.findall(r"^\.?\[.*\] \d+$", again, re.M)
     assert other != shown[0]
     assert other[0].endswith(" 77")
+
+
+@pytest.mark.parametrize("verb", ["fast", "fuzz", "cover"])
+def test_a_selection_of_steps_that_matches_none_fails(verb):
+    """It said "0 passed, 0 failed" and ended with 0."""
+    done = subprocess.run(
+        [sys.executable, TESTS / "check.py", verb, "-k", "nosuchstep"],
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode != 0 and "nosuchstep" in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("word", "tool", "more"),
+    [("harnesses", "clang", {}), ("Python", "atheris", {"MILLSTREAM_FUZZ_SECONDS": "1"})],
+)
+def test_fuzzing_without_its_tool_fails_and_names_it(tmp_path, word, tool, more):
+    """Without clang the corpora were replayed, which was called fuzzed."""
+    (tmp_path / "sitecustomize.py").write_text(
+        "import importlib.util, shutil\n"
+        "which, find = shutil.which, importlib.util.find_spec\n"
+        "shutil.which = lambda name, *rest, **more: "
+        "None if name.startswith('clang') else which(name, *rest, **more)\n"
+        "importlib.util.find_spec = lambda name, *rest: "
+        "None if name == 'atheris' else find(name, *rest)\n"
+    )
+    env = {**os.environ, **more, "PYTHONPATH": str(tmp_path)}
+    done = subprocess.run(
+        [sys.executable, TESTS / "check.py", "fuzz", "-k", word],
+        capture_output=True,
+        text=True,
+        env=env,
+    )
+    assert done.returncode == 1 and f"{tool} is not" in done.stdout, done.stdout + done.stderr
