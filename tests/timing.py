@@ -4,6 +4,7 @@ Nothing here says how fast the engine is; the benchmarks do. A test that tells a
 time-out behind it gives that time-out a minute or more, and the event `SOON`.
 """
 
+import asyncio
 import time
 
 SOON = 20.0  # seconds: at once, on a machine that does ten other things
@@ -15,6 +16,15 @@ def until(condition, what="it", seconds=60.0):
     while not (found := condition()):
         assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
         time.sleep(0.005)  # the one place that looks again: leaves the processor to what it awaits
+    return found
+
+
+async def auntil(condition, what="it", seconds=60.0):
+    """`until` in a coroutine: the loop runs meanwhile."""
+    deadline = time.monotonic() + seconds
+    while not (found := condition()):
+        assert time.monotonic() < deadline, f"{what} did not happen within {seconds} s"
+        await asyncio.sleep(0.002)  # as in `until`
     return found
 
 

@@ -5,6 +5,7 @@ import contextlib
 import threading
 
 import pytest
+from timing import auntil
 
 import millstream
 from millstream import Closed, OffsetOutOfRange
@@ -20,10 +21,7 @@ def threads():
 
 async def gone(limit=10.0):
     """Wait until no waiting thread is left."""
-    end = asyncio.get_running_loop().time() + limit
-    while threads():
-        assert asyncio.get_running_loop().time() < end
-        await asyncio.sleep(0.005)
+    await auntil(lambda: not threads(), "the end of the threads that wait", limit)
 
 
 def test_reads_what_is_there_and_ends(store):
@@ -47,7 +45,7 @@ def test_follow_lets_the_loop_run_and_gets_what_comes(stream):
         async def tick():
             nonlocal ticks
             while True:
-                await asyncio.sleep(0.002)
+                await asyncio.sleep(0.002)  # the loop ticks, while something else waits
                 ticks += 1
                 if ticks % 5 == 0 and ticks <= 50:
                     stream.append(b"%d" % ticks)
@@ -88,9 +86,8 @@ def test_cancelling_loses_nothing_and_leaves_nothing(stream):
         for turn in range(5):
             reading = asyncio.create_task(follow())
             stream.append(b"%d" % turn)
-            while len(seen) <= turn:
-                await asyncio.sleep(0.002)
-            await asyncio.sleep(0.01)  # it waits again
+            await auntil(lambda turn=turn: len(seen) > turn)
+            await asyncio.sleep(0.01)  # it waits again; if not, this shows less
             reading.cancel()
             with pytest.raises(asyncio.CancelledError):
                 await reading
@@ -158,7 +155,7 @@ def test_reader_of_a_stream_that_goes_gets_closed(tmp_path, end):
         store = millstream.open(tmp_path / "s")
         stream = store.stream("s")
         reading = asyncio.create_task(take(stream.aread(follow=True)))
-        await asyncio.sleep(0.02)
+        await auntil(threads)
         if end == "close":
             await asyncio.to_thread(store.close)
         else:
@@ -177,7 +174,7 @@ def test_loop_that_ends_under_a_waiting_reader_is_quiet(stream):
     async def main():
         reader = stream.aread(follow=True)
         task = asyncio.ensure_future(anext(reader))
-        await asyncio.sleep(0.02)
+        await auntil(threads)
         return task
 
     task = asyncio.run(main())  # cancels it
@@ -192,7 +189,7 @@ def test_errors_of_a_wait_reach_the_reader(stream, monkeypatch):
     async def main():
         reader = stream.aread(follow=True)
         task = asyncio.ensure_future(anext(reader))
-        await asyncio.sleep(0.02)
+        await auntil(threads)
         monkeypatch.setattr(stream, "_prepare_wait", lambda: 1 / 0, raising=False)
         stream._wake()
         with pytest.raises(ZeroDivisionError):
@@ -312,8 +309,7 @@ def test_waiting_for_ever_ends_with_the_loop(store, what):
 
     async def main():
         tasks = [asyncio.create_task(wait()) for _ in range(3)]
-        while not threads():
-            await asyncio.sleep(0.001)
+        await auntil(threads)
         return tasks
 
     tasks = asyncio.run(main())  # cancels them
@@ -328,8 +324,7 @@ def test_closing_the_store_ends_waits_and_threads(tmp_path):
         store = millstream.open(tmp_path / "s")
         getting = asyncio.create_task(store.queue("q").aget())
         polling = asyncio.create_task(store.stream("s").consumer("g").apoll(None))
-        while len(threads()) < 2:
-            await asyncio.sleep(0.001)
+        await auntil(lambda: len(threads()) == 2)
         await asyncio.to_thread(store.close)
         for task in (getting, polling):
             with pytest.raises(Closed):
@@ -375,7 +370,7 @@ def test_cancelled_waits_lose_no_message_and_no_wake(store):
 
     async def main():
         waiting = [asyncio.create_task(queue.aget()) for _ in range(20)]
-        await asyncio.sleep(0.01)
+        await auntil(threads)
         queue.put_many([b"%d" % i for i in range(10)])
         for task in waiting[::2]:
             task.cancel()

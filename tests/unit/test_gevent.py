@@ -23,15 +23,18 @@ ticks = 0
 def tick():
     global ticks
     while True:
-        gevent.sleep(0.005)
+        gevent.sleep(0.005)  # the hub ticks, while something else waits
         ticks += 1
+
+def until(condition):
+    while not condition():
+        gevent.sleep(0.005)  # the one place that looks again
 
 def after(count, call, *arguments):
     '''Call, in another greenlet, when the hub has ticked so often since now.'''
     def wait():
         end = ticks + count
-        while ticks < end:
-            gevent.sleep(0.005)
+        until(lambda: ticks >= end)
         call(*arguments)
     return gevent.spawn(wait)
 
@@ -80,7 +83,7 @@ CASES = {
 """,
     "a greenlet that is killed": """
     getting = gevent.spawn(queue.get)
-    gevent.sleep(0.02)
+    gevent.sleep(0.02)  # it waits by now; if not, this shows less and is never wrong
     getting.kill()
     with gevent.Timeout(0.05, False):
         queue.get()
@@ -113,8 +116,7 @@ CASES = {
     "a view": """
     with stream.view() as view:
         after(5, lambda: stream.append(b"x", key=b"k"))
-        while view.get(b"k") is None:
-            gevent.sleep(0.005)
+        until(lambda: view.get(b"k") is not None)
         after(5, lambda: None).join()
 """,
     "a transaction": """
@@ -163,13 +165,12 @@ CASES = {
     "workers": """
     seen = []
     def work(message):
-        gevent.sleep(0.01)
+        gevent.sleep(0.01)  # the work, in which another greenlet has its turn
         seen.append(message.value)
     queue.worker(concurrency=4)(work)
     after(5, queue.put_many, [b"1", b"2"])
     with Worker(queue, work, concurrency=2):
-        while len(seen) < 2:
-            gevent.sleep(0.005)
+        until(lambda: len(seen) == 2)
     queue.put(b"3")
     print(millstream.run(queue, until_empty=True))
     assert sorted(seen) == [b"1", b"2", b"3"]
@@ -187,8 +188,7 @@ CASES = {
     found = []
     start(lambda: found.append(queue.get()), ())
     after(5, queue.put, b"x")
-    while not found:
-        gevent.sleep(0.005)
+    until(lambda: found)
 """,
 }
 

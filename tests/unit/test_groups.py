@@ -211,7 +211,7 @@ def test_async_for_and_apoll(stream):
         async def tick():
             nonlocal ticks
             while True:
-                await asyncio.sleep(0.005)
+                await asyncio.sleep(0.005)  # the loop ticks, while something else waits
                 ticks += 1
                 if ticks == 10:
                     stream.append(b"late", partition=1)

@@ -584,7 +584,7 @@ def test_aput_and_aget(q):
         with pytest.raises(millstream.Empty):
             await q.aget(timeout=0.05)
         getting = asyncio.create_task(take())
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
         q.put(b"y")
         assert await asyncio.wait_for(getting, 2) == b"y"
 
@@ -600,7 +600,7 @@ def test_cancelled_aget_loses_nothing(q):
     async def main():
         for i in range(50):
             getting = asyncio.create_task(q.aget())
-            await asyncio.sleep(0.001)
+            await asyncio.sleep(0.001)  # the moment that it is cancelled is what varies
             q.put(b"%d" % i)
             getting.cancel()
             try:
@@ -635,12 +635,12 @@ def test_aput_waits_for_room_and_cancelled_puts_nothing(store):
         with pytest.raises(millstream.QueueFull):
             await q.aput(b"2", timeout=0.05)
         waiting = asyncio.create_task(q.aput(b"3"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
         waiting.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
         waiting = asyncio.create_task(q.aput(b"4"))
-        await asyncio.sleep(0.05)
+        await asyncio.sleep(0.05)  # it waits by now; if not, this shows less and is never wrong
         q.get(timeout=0).ack()
         await asyncio.wait_for(waiting, 2)
 

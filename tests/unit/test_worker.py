@@ -213,6 +213,17 @@ def test_linger_waits_for_more(queue):
 # --- leases ---------------------------------------------------------------------------------------
 
 
+def renewed(queue, message, times):
+    """Wait until the lease of a message was renewed so often: its word carries the end."""
+    words = set()
+
+    def looked():
+        words.add(queue._find(message.id)[1])
+        return len(words) > times
+
+    until(looked)
+
+
 def test_lease_is_renewed_while_the_function_runs(store):
     queue = store.queue("q", lease=0.5, retry=QUICK)
     queue.put(b"x")
@@ -220,7 +231,7 @@ def test_lease_is_renewed_while_the_function_runs(store):
 
     def work(message):
         attempts.append(message.attempt)
-        time.sleep(1.2)  # two leases and more, which a thread renews that no clock drives
+        renewed(queue, message, 4)  # one at each third of the lease: it would be over by now
         assert not message.lost
 
     assert run(queue, work, concurrency=2) == Counts(done=1)
@@ -272,7 +283,7 @@ def test_message_can_be_extended_while_it_is_renewed(store):
         message.extend(60)
         assert not message.lost
         message.extend(0.2)
-        time.sleep(0.5)  # longer than the lease, which a thread renews that no clock drives
+        renewed(queue, message, 4)
         message.ack()
 
     assert run(queue, work) == Counts(done=1)
