@@ -44,6 +44,16 @@ def test_a_scheme_that_is_not_known_is_refused_everywhere(tmp_path, wrong):
                 call(wrong)
 
 
+@pytest.mark.parametrize("wrong", ["kafka:/x", " kafka://x", "\tredis:/x", "KAFKA:/h:9092"])
+def test_an_address_with_one_slash_or_behind_a_blank_makes_no_directory(wrong):
+    for given in (wrong, os.fsencode(wrong)):
+        with pytest.raises(millstream.InvalidArgument, match="no scheme (kafka|redis)://"):
+            millstream.open(given)
+    for wrong in ("file:/x", " file:///x"):
+        with pytest.raises(millstream.InvalidArgument, match="file:///PATH"):
+            millstream.open(wrong)
+
+
 @pytest.mark.parametrize("wrong", [*UNKNOWN[:-1], "file:///x"])
 def test_an_address_that_went_through_a_path_object_is_refused_as_well(tmp_path, wrong):
     with millstream.open(tmp_path / "store") as store:
@@ -93,7 +103,9 @@ def test_a_file_address_that_is_none_is_refused(wrong):
         millstream.open(wrong)
 
 
-@pytest.mark.parametrize("plain", ["./kafka://x", "a:b", "C:", "1a://b", "://x", "a b://c"])
+@pytest.mark.parametrize(
+    "plain", ["./kafka://x", "a:b", "C:", "1a://b", "://x", "a b://c", "kafka:9092", " x"]
+)
 def test_what_has_no_scheme_is_a_path(tmp_path, monkeypatch, plain):
     monkeypatch.chdir(tmp_path)
     with millstream.open(plain) as store:
