@@ -55,7 +55,7 @@ def scheme_of(text: str) -> str | None:
 
 
 def _squeezed(text: str) -> str | None:
-    """The scheme of an address of which `pathlib.Path` made one slash of two; not a drive letter.
+    """The scheme of an address with one slash, which `pathlib.Path` makes of two; no drive letter.
 
     >>> _squeezed("kafka:/127.0.0.1:9092"), _squeezed("c:/data"), _squeezed("/a:/b")
     ('kafka', None, None)
@@ -68,6 +68,9 @@ def _squeezed(text: str) -> str | None:
 def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> str:
     """The path that a caller gave, as a path or as an address; an address is a str or bytes.
 
+    An address has a scheme of two letters or more, then ``:/``. A name with a colon and no slash
+    behind it, such as ``kafka:9092``, is a path, as is what begins with ``./`` or ``/``.
+
     Raises: InvalidArgument for a scheme that is not known, InvalidType.
 
     >>> directory("file:///var/lib/my%20app"), directory("data")
@@ -78,17 +81,24 @@ def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> s
     except TypeError as error:
         raise InvalidType(f"path {address!r}: expected str, bytes or os.PathLike") from error
     scheme = scheme_of(text)
-    if scheme is None:
-        if not isinstance(address, str | bytes) and (scheme := _squeezed(text)):
-            raise InvalidArgument(
-                f"path {text!r}: a path squeezes the // of {scheme}://, so an address must be a"
-                f" str; a directory of that name is {os.path.abspath(text)}"
-            )
-        return text
-    if scheme not in SCHEMES:
+    if scheme is not None and scheme in SCHEMES:
+        return SCHEMES[scheme](text)
+    meant = scheme or scheme_of(text.lstrip())
+    squeezed = None if meant else _squeezed(text.lstrip())
+    if squeezed and not isinstance(address, str | bytes):
+        raise InvalidArgument(
+            f"path {text!r}: a path squeezes the // of {squeezed}://, so an address must be a"
+            f" str; a directory of that name is {os.path.abspath(text)}"
+        )
+    if meant in SCHEMES or squeezed in SCHEMES:
+        raise InvalidArgument(
+            f"address {text!r}: begins with a blank, or has one slash where two belong; write it as"
+            f" {meant or squeezed}:///PATH; a directory of that name is ./{text}"
+        )
+    if meant or squeezed:
         known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
         raise InvalidArgument(
-            f"address {text!r}: no scheme {scheme}:// is known, only {known} and plain paths; a"
-            f" directory of that name is ./{text}"
+            f"address {text!r}: no scheme {meant or squeezed}:// is known, only {known} and plain"
+            f" paths; a directory of that name is ./{text}"
         )
-    return SCHEMES[scheme](text)
+    return text
