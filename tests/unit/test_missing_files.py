@@ -225,3 +225,21 @@ def test_batches_before_a_file_that_cannot_be_read_are_yielded_first(tmp_path):
         for batch in inspect.batches(path, "s", 0):
             found += batch.offsets.tolist()
     assert found == list(range(last))
+
+
+def test_a_store_that_is_not_there_is_not_found(tmp_path):
+    """It was a StorageError of whatever file was opened first."""
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "file").write_text("x")
+    for path in (tmp_path / "nix", tmp_path / "other"):
+        for call in (
+            inspect.verify,
+            inspect.repair,
+            inspect.store,
+            lambda path: list(inspect.batches(path, "s", 0)),
+            lambda path: list(inspect.records(path)),
+            lambda path: list(inspect.dump(path)),
+            lambda path: list(inspect.messages(path, "q")),
+        ):
+            with pytest.raises(millstream.NotFound, match="no store in"):
+                call(path)

@@ -145,6 +145,13 @@ def check_members(path: Path, store_id: bytes) -> bool:
         return probe(file.fd, 64, 64 * fields["count"]) is not None
 
 
+def require(path: Path) -> None:
+    """Raise NotFound where there is nothing of a store: neither whole nor damaged."""
+    if not {"store.json", "members", "streams", "queues"} & {one.name for one in listing(path)}:
+        why = "it has no file of one" if path.exists() else "there is no such directory"
+        raise NotFound(f"no store in {path}: {why}")
+
+
 def open_store(path: Path) -> tuple[StoreInfo, list[Finding]]:
     """Read `store.json` and see who is alive; no streams yet. Raises Invalid or StorageError."""
     body = read_json(path / "store.json", STORE_JSON)

@@ -15,6 +15,7 @@ from millstream.inspect.catalog import (
     StoreInfo,
     open_store,
     open_stream,
+    require,
     stream_paths,
     unreadable,
 )
@@ -83,7 +84,7 @@ def verify(
         progress: called with (bytes done, bytes in all of the segments found so far).
 
     Raises:
-        NotFound: no such stream or queue.
+        NotFound: no such store, stream or queue.
         StorageError: the directory cannot be read.
     """
     top = top_of(path)
@@ -101,6 +102,7 @@ def verified(
     report = Report()
     advice = "restore it from a backup; nothing of it can be guessed"
     total = 0
+    require(top)
     try:
         info, findings = open_store(top)
         for finding in findings:

@@ -101,7 +101,7 @@ def repair(
 
     Raises:
         StorageError: a process has the store open (its pid is named), or a file system's refusal.
-        NotFound: no such stream or queue.
+        NotFound: no such store, stream or queue.
     """
     with Held(top_of(path)) as place, gate(place):
         return Repair(place, dry_run=dry_run).run(stream, queue)

@@ -16,6 +16,7 @@ from millstream.inspect.catalog import (
     open_store,
     open_stream,
     partition_numbers,
+    require,
     stream_paths,
 )
 from millstream.inspect.columns import Batch
@@ -76,6 +77,7 @@ def strict(path: Path) -> Iterator[None]:
 
 def strict_store(top: Path) -> StoreInfo:
     """Return what `store.json` says."""
+    require(top)
     with strict(top / "store.json"):
         return open_store(top)[0]
 
@@ -108,6 +110,7 @@ def store(path: Path_) -> StoreInfo:
     Raises:
         CorruptBatch: a JSON file, a segment header or an activation record is damaged.
         VersionMismatch: a newer format.
+        NotFound: no store.
         StorageError: a file cannot be read.
     """
     top = top_of(path)
@@ -141,7 +144,7 @@ def batches(
     Raises:
         CorruptBatch: damaged bytes; what came before them has been yielded.
         VersionMismatch: a newer format.
-        NotFound: no such stream or partition.
+        NotFound: no such store, stream or partition.
         StorageError: a file cannot be read.
     """
     for log in logs(path, stream, partition):
@@ -239,7 +242,7 @@ def messages(path: Path_, queue: str | None = None) -> Iterator[Message]:
     Raises:
         CorruptBatch: a damaged message; those before it have been yielded.
         VersionMismatch: a newer format.
-        NotFound: no such queue.
+        NotFound: no such store or queue.
         StorageError: a file cannot be read.
     """
     for one in queues(path, queue):
