@@ -274,12 +274,19 @@ class Compaction(_Frozen):
         }
 
 
+def plain(value: float) -> str:
+    """Return a number as one writes it: 2,592,000 and not 2.592e+06."""
+    return f"{value:,.15g}"
+
+
 def number(what: str, value: object, least: float, most: float) -> float:
     """Check a number that a caller gave: finite, from `least` to `most`."""
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise InvalidType(f"{what} {value!r}: expected a number")
     if not least <= value <= most:
-        raise InvalidArgument(f"{what} {value!r}: expected a number from {least:g} to {most:g}")
+        raise InvalidArgument(
+            f"{what} {value!r}: expected a number from {plain(least)} to {plain(most)}"
+        )
     return float(value)
 
 

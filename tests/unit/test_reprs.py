@@ -163,3 +163,10 @@ def test_a_clock_says_how_far_it_is_ahead():
         time.advance(90)
         assert repr(time) == "<Clock: 90 s ahead>"
     assert repr(time) == "<Clock: ended>"
+
+
+def test_aget_shows_what_it_is(store):
+    queue = store.queue("q")
+    getting = queue.aget(timeout=5)
+    assert repr(getting) == "<Queue.aget(timeout=5.0) of 'q': to be awaited, or for async with>"
+    getting.close()

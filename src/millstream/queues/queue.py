@@ -462,9 +462,14 @@ class Getting(Coroutine[Any, Any, Message]):
 
     def __init__(self, queue: Queue, timeout: float | None) -> None:
         self._coroutine = queue._aget(timeout)
+        given = "" if timeout is None else f"timeout={timeout!r}"
+        self._shown = f"Queue.aget({given}) of {queue.name!r}"
         self._message: Message | None = None
         self.__name__ = "aget"  # as a task shows it
         self.__qualname__ = "Queue.aget"
+
+    def __repr__(self) -> str:
+        return f"<{self._shown}: to be awaited, or for async with>"
 
     def send(self, value: Any) -> Any:
         """As of any coroutine."""
