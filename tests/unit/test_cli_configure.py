@@ -230,3 +230,29 @@ def test_without_create_nothing_is_made(full, tmp_path, capfd, verb):
     _, err = run(capfd, [*verb, full, typo, *more], 0)
     assert any("is new; there is" in line for line in err)
     assert there(full) == {"s", "q", typo}
+
+
+def test_errors_advise_what_one_types(path, capfd):
+    """They told a shell to call alter(), or to open with on_mismatch="alter"."""
+    run(capfd, ["create", path, "s", "--partitions", "2"], 0)
+    run(capfd, ["queue", "create", path, "q"], 0)
+    for words in (
+        ["create", path, "s", "--if-not-exists", "--partitions", "3"],
+        ["queue", "create", path, "q", "--if-not-exists", "--lease", "2m"],
+    ):
+        _, err = run(capfd, words, 3)
+        assert "millstream alter" in err[-1], err
+        assert "alter()" not in err[-1] and "on_mismatch" not in err[-1]
+
+
+def test_counts_and_partitions_that_cannot_be_are_refused_alike(path, capfd):
+    run(capfd, ["create", path, "s"], 0)
+    for count in ("0", "-1", "x"):
+        run(capfd, ["add-partitions", path, "s", count], 2)
+    _, err = run(capfd, ["append", path, "s", "-p", "77"], 3)
+    assert "partition 77" in err[-1]
+
+
+def test_limits_in_messages_are_plain_numbers(path, capfd):
+    _, err = run(capfd, ["queue", "create", path, "q", "--lease", "99999999"], 3)
+    assert "2,592,000" in err[-1]

@@ -292,11 +292,13 @@ def test_help_says_every_default(words):
     text = " ".join(parser.format_help().split())
     said = Counter(re.findall(r"\(default: ([^)]*)\)", text))
     wanted = Counter()
+    values = [one for one in parser._actions if one.option_strings and one.nargs != 0]
+    assert text.count("(default: ") >= len(values), f"{words}: some take a value and say no default"
     for action in parser._actions:
         assert action.help, f"{words}: {action.dest}"
         default = action.default
         if action.option_strings and repr(default) not in ("None", "False", "[]", "'==SUPPRESS=='"):
-            wanted[f"{default:g}" if type(default) is float else str(default)] += 1
+            wanted[f"{default:.15g}" if type(default) is float else str(default)] += 1
     assert wanted <= said
 
 

@@ -8,7 +8,7 @@ Data goes to stdout, chatter and errors to stderr; one line says what went wrong
     3    refused: no such store, stream, partition, group or queue, no permission, other settings,
          out of range; a queue that is full or has no message
     4    the storage failed: no room, corrupt, poisoned, or not known to be on disk
-    130  ended by Ctrl-C
+    130  ended by Ctrl-C, but for `work`, which drains then, as at SIGTERM, and ends with 0
     141  whoever read our stdout went away (`| head -1`); nothing is printed
 """
 
@@ -44,7 +44,7 @@ OK, MISMATCH, USAGE, REFUSED, FAILED, INTERRUPTED, BROKEN_PIPE = 0, 1, 2, 3, 4, 
 EPILOG = """\
 STORE is the directory of a store, STREAM the name of a stream in it.
 Data on stdout, chatter on stderr. Exit codes: 0 well; 1 a check failed; 2 usage;
-3 refused or not there; 4 storage failed; 130 Ctrl-C; 141 broken pipe."""
+3 refused or not there; 4 storage failed; 130 Ctrl-C (work: 0); 141 broken pipe."""
 
 # Storage errors that mean "not there", "not you" or "not now" rather than "the disk failed".
 NOT_THERE = (errno.ENOENT, errno.ENOTDIR, errno.EISDIR, errno.EEXIST, errno.ENOTEMPTY)
@@ -63,15 +63,17 @@ class Version(argparse.Action):
 
 
 class Defaults(argparse.HelpFormatter):
-    """Help that says the default of each option that has one."""
+    """Help that says the default of each option that takes a value, and of flags that are set."""
 
     def _get_help_string(self, action: argparse.Action) -> str | None:
-        default = action.default
+        default, text = action.default, action.help or ""
         unsaid = default is None or default is False or default in ([], argparse.SUPPRESS)
-        if unsaid or not action.option_strings:
+        if not action.option_strings or (unsaid and action.nargs == 0) or "(default: " in text:
             return action.help
-        shown = f"{default:g}" if isinstance(default, float) else default
-        return f"{action.help} (default: {shown})"
+        shown = f"{default:.15g}" if isinstance(default, float) else default
+        if unsaid:
+            shown = "as it is" if self._prog.endswith(" alter") else "none"
+        return f"{text} (default: {shown})"
 
 
 class Parser(argparse.ArgumentParser):
@@ -197,9 +199,22 @@ def exit_code(error: Exception) -> int | None:
     return REFUSED if isinstance(error, MillstreamError) else None
 
 
+# What an error advises to write in Python, and what one types here.
+TYPED = (
+    (
+        ' alter(), or open with on_mismatch="alter" (change it) or "keep" (as it is)',
+        " `millstream alter` or `millstream queue alter`",
+    ),
+    ("or alter(capacity=...)", "or `millstream queue alter --capacity`"),
+    ("; mode='rw' with create=True makes one", "; `millstream create` makes one"),
+)
+
+
 def complain(error: Exception) -> None:
     """Print one line about an error on stderr."""
     text = str(error)
+    for written, typed in TYPED:
+        text = text.replace(written, typed)
     if isinstance(error, OSError) and error.strerror:
         text = f"{os.fsdecode(error.filename)}: " if error.filename is not None else ""
         text += error.strerror

@@ -70,7 +70,7 @@ def add_arguments(
         help="what each call has survived when it returns",
     )
     parser.add_argument(
-        "--dir", metavar="DIR", help="make the temporary store below DIR, not in $TMPDIR"
+        "--dir", metavar="DIR", help="make the temporary store below DIR (default: $TMPDIR)"
     )
     parser.add_argument("--json", action="store_true", help="print one JSON object")
 

@@ -24,7 +24,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument("stream", metavar="STREAM", help="name of the stream")
-    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "-p", "--partition", type=count_argument, help="only this partition (default: all)"
+    )
     parser.add_argument("--memory", metavar="SIZE", default="64MiB", help="for keys, 32 bytes each")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

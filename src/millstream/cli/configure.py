@@ -7,7 +7,7 @@ import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.bench import size_argument
+from millstream.cli.bench import positive, size_argument
 from millstream.cli.output import Output, plural, text_of
 from millstream.cli.records import count_argument, seconds_argument
 from millstream.cli.stores import existing, existing_queue, opened
@@ -75,7 +75,7 @@ def register(verbs: Verbs) -> None:
     )
     add_stream_settings(parser, ', "none" ends it')
     parser = add(verbs, "add-partitions", run_add, "stream", "add partitions to a stream, for good")
-    parser.add_argument("count", metavar="COUNT", type=count_argument, help="how many more")
+    parser.add_argument("count", metavar="COUNT", type=positive, help="how many more")
     parser = add(verbs, "drop", run_drop, "stream", "remove a stream and all its records")
     add_dropping(parser)
 

@@ -29,7 +29,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument("stream", metavar="STREAM", nargs="?", help="only of this stream")
     add(below, "info", run_info, "show members and positions of a group")
     parser = add(below, "lag", run_lag, "print how many records a group has yet to commit")
-    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "-p", "--partition", type=count_argument, help="only this partition (default: all)"
+    )
     parser = add(below, "seek", run_seek, "set where a group without members goes on")
     parser.add_argument(
         "to",
@@ -38,7 +40,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="an offset, -N for the last N records, earliest, latest, or a time such as "
         "2013-07-01T12:00 (local) or 2013-07-01T12:00Z",
     )
-    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "-p", "--partition", type=count_argument, help="only this partition (default: all)"
+    )
     add(below, "rm", run_rm, "forget a group without members, and its positions")
 
 

@@ -44,7 +44,9 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Print what the files of a store hold, as the second reader sees it.",
     )
     add_store(parser)
-    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "-p", "--partition", type=count_argument, help="only this partition (default: all)"
+    )
     parser.set_defaults(run=run_dump)
 
 
@@ -53,7 +55,7 @@ def add_store(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("stream", metavar="STREAM", nargs="?", help="only this stream, no queue")
-    one.add_argument("--queue", metavar="QUEUE", help="only this queue, no stream")
+    one.add_argument("--queue", metavar="QUEUE", help="only this queue, no stream (default: all)")
     parser.add_argument("--json", action="store_true", help="print JSON")
 
 

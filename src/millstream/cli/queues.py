@@ -112,7 +112,12 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         "--at", type=moment_argument, metavar="TIME", help="deliver at an ISO 8601 time"
     )
     parser.add_argument("--key", help="of every message; orders them where the queue is ordered")
-    parser.add_argument("--ttl", type=seconds_argument, metavar="S", help="drop it after that time")
+    parser.add_argument(
+        "--ttl",
+        type=seconds_argument,
+        metavar="S",
+        help="drop it after that time (default: none; then the queue's)",
+    )
     parser.add_argument("--dedup-id", metavar="ID", help="of the one VALUE, within the window")
     parser.add_argument(
         "--header",

@@ -59,7 +59,12 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     )
     parser.add_argument("-e", "--exit", action="store_true", help="leave at the end (as ever)")
     parser.add_argument(
-        "-n", "-c", "--max-records", metavar="N", type=count_argument, help="leave after N records"
+        "-n",
+        "-c",
+        "--max-records",
+        metavar="N",
+        type=count_argument,
+        help="leave after N records (default: all)",
     )
     parser.set_defaults(run=run_cat, follow=False)
     parser = verbs.add_parser(
@@ -103,7 +108,12 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         help="each line is KEY SEP VALUE; one without SEP has no key",
     )
     keys.add_argument("--key", help="the key of every record")
-    parser.add_argument("-p", "--partition", type=count_argument, help="the partition to append to")
+    parser.add_argument(
+        "-p",
+        "--partition",
+        type=count_argument,
+        help="the partition to append to (default: by the key, else in turns)",
+    )
     parser.add_argument(
         "--partitions",
         type=count_argument,
@@ -164,7 +174,9 @@ def add_reading(parser: argparse.ArgumentParser, on_lost: str, *format_options: 
     """Add what `cat` and `tail` share; -f means what it does in kcat and in tail(1)."""
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument("stream", metavar="STREAM", help="name of the stream")
-    parser.add_argument("-p", "--partition", type=count_argument, help="only this partition")
+    parser.add_argument(
+        "-p", "--partition", type=count_argument, help="only this partition (default: all)"
+    )
     parser.add_argument(
         "--on-lost",
         choices=("raise", "earliest"),
@@ -177,7 +189,7 @@ def add_reading(parser: argparse.ArgumentParser, on_lost: str, *format_options: 
         "--format",
         metavar="FORMAT",
         type=format_argument,
-        help="how to write a record",
+        help="how to write a record (default: its value and a newline)",
     )
     shape.add_argument("-J", "--json", action="store_true", help="one JSON object a line")
     shape.add_argument("-z", "--null", action="store_true", help="end values with NUL, not newline")
@@ -256,6 +268,8 @@ def run_append(args: argparse.Namespace) -> int:
         else:
             note_similar(output, "stream", args.stream, store.streams())
         stream = store.stream(args.stream, partitions=args.partitions)
+        if args.partition is not None:
+            stream.next_offset(args.partition)  # where stdin is empty, nothing else would ask
         append_many: Callable[..., list[Span]] = stream.append_many
         if args.producer is not None:
             append_many = stream.producer(args.producer).append_many

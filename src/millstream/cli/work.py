@@ -49,7 +49,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         "--batch",
         type=positive,
         metavar="N",
-        help="call with lists of up to N, not with one message",
+        help="call with lists of up to N (default: with one message, not a list)",
     )
     parser.add_argument(
         "--linger",
