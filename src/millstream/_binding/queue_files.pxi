@@ -641,7 +641,8 @@ cdef class _QueueFiles:
         cdef bytes whole = None
         cdef tuple fields
         cdef bint has_key
-        cdef uint32_t state, living[DEAD_MOST]
+        cdef uint32_t state
+        cdef uint32_t living[DEAD_MOST]
         cdef ms_instant now
         self.visible()
         if index >= ms_load32(&self.c.slots.slot_count):

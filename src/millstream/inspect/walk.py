@@ -148,8 +148,10 @@ class Log:
     def _last_offset(self) -> int:
         """The largest offset that the control block knows the log to have come to."""
         block = self.block
-        known = [block["durable_offset"], block["synced_offset"]]
-        return max(known + [block["hint_offset"]] * (block["hint_tail"] == block["tail"]))
+        known: list[int] = [block["durable_offset"], block["synced_offset"]]
+        if block["hint_tail"] == block["tail"]:
+            known.append(block["hint_offset"])
+        return max(known)
 
     def _first_gone(self, active: int) -> Path:
         """The file behind the last segment, which is the first that is gone or unreadable."""

@@ -125,8 +125,9 @@ class PartitionLog:
                 path=self.path,
                 position=tail,
             )
-        first = native.first_segment
-        path = self.segments.file(native.active_number + 1 if native.active_number else max(first, 1))
+        path = self.segments.file(
+            native.active_number + 1 if native.active_number else max(native.first_segment, 1)
+        )
         if native.active_number and files.exists(path):
             path = self.segments.file(native.active_number)
         expected = f"the log up to position {synced}, offset {native.synced_offset}"
