@@ -238,7 +238,7 @@ def test_unknown_names_are_refused(builder: StoreBuilder) -> None:
             inspect.verify(builder.path, name)
     with pytest.raises(NotFound):
         list(inspect.batches(builder.path, "s", 1))
-    with pytest.raises(StorageError):
+    with pytest.raises(NotFound):
         inspect.verify(builder.path / "nothing")
 
 
