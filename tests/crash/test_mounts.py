@@ -10,6 +10,7 @@ from open_copy import copy_open
 
 import millstream
 from millstream import inspect
+from millstream.cli.bench import describe_machine
 
 NAMESPACE = ("unshare", "--mount")
 NAMES = (
@@ -81,6 +82,7 @@ def make_a_store_on_a_volume(image, path):
     report = inspect.verify(volume)
     assert report.ok
     assert not report.notes, report
+    assert describe_machine(volume)["file_system"] == "ext4"
     with millstream.open(volume) as store:
         assert store.streams() == ["s"]
     for name in ("members", "store.json", "reserve"):
@@ -147,18 +149,31 @@ def back_up_what_cannot_be_written(path, end):
 def test_snapshot_by_hard_links_is_refused_with_what_to_do(tmp_path):
     path, snapshot = tmp_path / "store", tmp_path / "snapshot"
     store = millstream.open(path)
-    store.stream("s").append(b"1")
+    stream = store.stream("s")
+    stream.append(b"1")
     subprocess.run(["cp", "-al", path, snapshot], check=True)
+    stream.append(b"2")
     with pytest.raises(millstream.StorageError, match=r"cp -al.*remove the other names"):
         store.close()
+    assert store.closed
+    store.close()  # it was said
     for one in (path, snapshot):
+        (problem,) = inspect.verify(one).problems
+        assert (problem.kind, "remove the other names" in problem.advice) == ("linked", True)
+        before = [(file.stat().st_mtime_ns, file) for file in sorted(path.rglob("*"))]
+        for dry_run in (True, False):
+            (action,) = inspect.repair(one, dry_run=dry_run)
+            assert action.kind == "cannot"
+            assert "remove the other names" in action.text
+        assert before == [(file.stat().st_mtime_ns, file) for file in sorted(path.rglob("*"))]
         for mode in ("rw", "r"):
             with pytest.raises(millstream.StorageError, match=r"cp -al.*remove the other names"):
                 millstream.open(one, mode=mode)
     shutil.rmtree(snapshot)
     with millstream.open(path) as store:
-        assert store.stream("s").append(b"2").offset == 1
+        assert store.stream("s").append(b"3").offset == 2  # nothing stored is lost
     assert inspect.verify(path).ok
+    assert inspect.repair(path) == []
 
 
 @pytest.mark.root
