@@ -5,9 +5,15 @@
 #include "ms_platform.h"
 
 #include <errno.h>
+#include <fcntl.h>
+#include <linux/falloc.h>
+#include <linux/fiemap.h>
+#include <linux/fs.h>
 #include <linux/futex.h>
 #include <pthread.h>
 #include <stdlib.h>
+#include <string.h>
+#include <sys/ioctl.h>
 #include <sys/mman.h>
 #include <sys/syscall.h>
 #include <sys/vfs.h>
@@ -102,6 +108,85 @@ int ms_file_system(int descriptor, uint32_t *magic) {
   if (fstatfs(descriptor, &found) != 0) return errno;
   *magic = (uint32_t)found.f_type; /* a signed word on some machines; magics have 32 bits */
   return 0;
+}
+
+/* --- blocks behind a file --- */
+
+/* linux/falloc.h of before 4.9 has no such flag. */
+#ifndef FALLOC_FL_UNSHARE_RANGE
+#define FALLOC_FL_UNSHARE_RANGE 0x40
+#endif
+#ifndef FICLONERANGE
+struct file_clone_range {
+  int64_t src_fd;
+  uint64_t src_offset, src_length, dest_offset;
+};
+#define FICLONERANGE _IOW(0x94, 13, struct file_clone_range)
+#endif
+#define UNSHARE (FALLOC_FL_UNSHARE_RANGE | FALLOC_FL_KEEP_SIZE)
+
+enum { EXTENTS = 32 };
+
+/* A header, and room for what the kernel puts behind it. */
+union extents {
+  struct fiemap head;
+  unsigned char room[sizeof(struct fiemap) + EXTENTS * sizeof(struct fiemap_extent)];
+};
+
+/* The first extents that reach behind `at`. */
+static int list_extents(int descriptor, uint64_t at, union extents *found) {
+  memset(&found->head, 0, sizeof(found->head));
+  found->head.fm_start = at;
+  found->head.fm_length = FIEMAP_MAX_OFFSET - at;
+  found->head.fm_extent_count = EXTENTS;
+  return ioctl(descriptor, FS_IOC_FIEMAP, found) == 0 ? 0 : errno;
+}
+
+bool ms_has_blocks(int descriptor, uint64_t length) {
+  union extents found;
+  uint64_t at = 0;
+  while (at < length) {
+    uint64_t before = at;
+    if (list_extents(descriptor, at, &found) != 0) return false;
+    for (uint32_t i = 0; i < found.head.fm_mapped_extents; i++) {
+      const struct fiemap_extent *extent = &found.head.fm_extents[i];
+      if (extent->fe_logical > at) return false;
+      at = extent->fe_logical + extent->fe_length;
+      if (at >= length) return true;
+    }
+    if (at <= before) return false; /* none reach further */
+  }
+  return true;
+}
+
+int ms_unshare(int descriptor) {
+  union extents found;
+  uint64_t at = 0;
+  for (;;) {
+    uint64_t before = at;
+    int error = list_extents(descriptor, at, &found);
+    /* It does not tell: tmpfs, say, which cannot share either. */
+    if (error == EOPNOTSUPP || error == ENOTTY || error == ENOSYS || error == EINVAL) return 0;
+    if (error != 0) return error;
+    for (uint32_t i = 0; i < found.head.fm_mapped_extents; i++) {
+      const struct fiemap_extent *extent = &found.head.fm_extents[i];
+      if (extent->fe_flags & FIEMAP_EXTENT_SHARED &&
+          fallocate(descriptor, UNSHARE, (off_t)extent->fe_logical, (off_t)extent->fe_length) != 0)
+        return errno == EOPNOTSUPP ? 0 : errno;
+      if (extent->fe_flags & FIEMAP_EXTENT_LAST) return 0;
+      at = extent->fe_logical + extent->fe_length;
+    }
+    if (at <= before) return 0;
+  }
+}
+
+bool ms_can_share(int descriptor, uint64_t block) {
+  struct file_clone_range range = {.src_fd = descriptor, .src_length = block, .dest_offset = block};
+  return ioctl(descriptor, FICLONERANGE, &range) == 0;
+}
+
+bool ms_can_unshare(int descriptor, uint64_t block) {
+  return fallocate(descriptor, UNSHARE, 0, (off_t)block) == 0;
 }
 
 /* --- zeros: [k] has 2^k bytes, made when first asked for and never given back --- */

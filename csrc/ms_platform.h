@@ -79,6 +79,17 @@ int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
  * wherever it is mounted. Returns 0 or an errno. */
 int ms_file_system(int descriptor, uint32_t *magic);
 
+/* Blocks of the file system behind an open file, as FIEMAP lists them. has_blocks: is there one
+ * behind each of the first `length` bytes? false as well where the file system does not tell.
+ * unshare: give the file blocks of its own where it shares some with a copy (a reflink), so that a
+ * store into them needs none; what is a hole stays one. Does nothing where blocks cannot be shared,
+ * or not be unshared. can_share, can_unshare: can the file system of an open, allocated file do so?
+ * can_share changes the file's second `block` bytes. Return an errno or 0 unless a bool. */
+bool ms_has_blocks(int descriptor, uint64_t length);
+int ms_unshare(int descriptor);
+bool ms_can_share(int descriptor, uint64_t block);
+bool ms_can_unshare(int descriptor, uint64_t block);
+
 /* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
  * pages in, writable or not, without touching their bytes; EFAULT where a store would raise
  * SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead.

@@ -4,6 +4,10 @@ from libc.errno cimport errno
 cdef extern from "ms_platform.h" nogil:
     void ms_clock_set(cbool is_virtual, int64_t skew_ns, int64_t set_ns)
     int ms_file_system(int descriptor, uint32_t *magic)
+    cbool ms_has_blocks(int descriptor, uint64_t length)
+    int ms_unshare(int descriptor)
+    cbool ms_can_share(int descriptor, uint64_t block)
+    cbool ms_can_unshare(int descriptor, uint64_t block)
 cdef extern from "<fcntl.h>" nogil:
     struct flock:
         short l_type
@@ -56,6 +60,32 @@ def file_system_magic(int descriptor):
     if error:
         raise OSError(error, "statfs")
     return magic
+
+
+def has_blocks(int descriptor, uint64_t length):
+    """Is there a block of the file system behind each of the first `length` bytes of a file?
+
+    False as well where the file system does not tell.
+    """
+    cdef cbool found
+    with nogil:
+        found = ms_has_blocks(descriptor, length)
+    return found
+
+
+def unshare(int descriptor):
+    """Give a file blocks of its own where it shares some with a copy (a reflink)."""
+    cdef int error
+    with nogil:
+        error = ms_unshare(descriptor)
+    if error:
+        raise OSError(error, "unsharing")
+
+
+def copies_on_write(int descriptor, uint64_t block):
+    """Does the file system of a file with two allocated blocks share blocks, and cannot unshare
+    them? The second block is lost."""
+    return ms_can_share(descriptor, block) and not ms_can_unshare(descriptor, block)
 
 
 def monotonic_ns():

@@ -304,12 +304,14 @@ def describe_machine(directory: str) -> dict[str, object]:
     """Return what the figures depend on."""
     import platform
 
+    from millstream.disk import files
+
     return {
         "cpu": cpu_name(),
         "cores": len(os.sched_getaffinity(0)),
         "kernel": platform.release(),
         "python": platform.python_version(),
-        "file_system": file_system(directory),
+        "file_system": files.file_system(directory),
     }
 
 
@@ -321,14 +323,3 @@ def cpu_name() -> str:
             if name.strip() == "model name":
                 return value.strip()
     return os.uname().machine
-
-
-def file_system(directory: str) -> str:
-    """Return the type of the file system that a directory is on."""
-    import subprocess
-
-    command = ["stat", "--file-system", "--format=%T", directory]
-    try:
-        return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"

@@ -46,6 +46,8 @@ FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
 LOST_AND_FOUND = "lost+found"  # what a fresh ext file system has at its root
 
+PROBE_BYTES = 1 << 16  # the largest block of XFS: what shares blocks shares whole ones
+
 LOCAL = ("ext4", "f2fs", "overlay", "tmpfs", "xfs")
 COPY_ON_WRITE = ("bcachefs", "btrfs", "zfs")
 # f_type of statfs(2), from linux/magic.h; ext2 and ext3 say what ext4 does
@@ -404,20 +406,43 @@ def _mounted_as(descriptor: int) -> str:
     return "unknown"
 
 
-def check_file_system(path: str, *, force: bool) -> str:
+def check_file_system(path: Path, *, force: bool) -> str:
     """Refuse file systems on which a shared mapping cannot keep what is promised; its name."""
     kind = file_system(path)
     if kind in LOCAL or force:
         return kind
     if kind in COPY_ON_WRITE:
-        raise Unsupported(
-            f"{path}: {kind} copies on write, so a store into allocated space can fail with SIGBUS;"
-            " put the store on ext4, xfs or tmpfs, or pass force=True"
-        )
+        raise _copies_on_write(path, kind)
     raise Unsupported(
         f"{path}: the file system {kind} is not known to keep shared mappings and locks coherent"
         " (network file systems do not); put the store on a local ext4, xfs or tmpfs, or pass"
         " force=True"
+    )
+
+
+def check_upper_layer(path: Path) -> None:
+    """Refuse an overlay whose upper layer copies on write.
+
+    An overlay does not name that layer (in a container its path leads nowhere), so a file in it is
+    asked: either it has no blocks when it is allocated (ZFS), or it can share blocks and not take
+    that back (Btrfs, bcachefs), which XFS can.
+    """
+    probe = path / f"probe.{os.getpid()}-{os.urandom(4).hex()}.tmp"
+    descriptor = open_file(probe, write=True, create=True)
+    try:
+        remove(probe)
+        allocate(descriptor, 2 * PROBE_BYTES, probe)
+        allocated = os.fstat(descriptor).st_blocks * 512
+        if allocated < 2 * PROBE_BYTES or _native.copies_on_write(descriptor, PROBE_BYTES):
+            raise _copies_on_write(path, "the upper layer of this overlay")
+    finally:
+        os.close(descriptor)
+
+
+def _copies_on_write(path: Path, what: str) -> Unsupported:
+    return Unsupported(
+        f"{path}: {what} copies on write, so a store into allocated space can fail with SIGBUS; put"
+        " the store on ext4, xfs or tmpfs, or pass force=True"
     )
 
 
@@ -530,9 +555,14 @@ def free_bytes(path: Path) -> int:
 
 
 def allocate(descriptor: int, length: int, path: str) -> None:
-    """Put blocks behind the first `length` bytes: storing there through a map cannot fail."""
+    """Put blocks behind the first `length` bytes: storing there through a map cannot fail.
+
+    Where they are there already nothing is asked for: XFS wants as many free ones even so, which a
+    full disk does not have.
+    """
     with reporting(path, f"allocating {length} bytes"):
-        os.posix_fallocate(descriptor, 0, length)
+        if os.fstat(descriptor).st_size < length or not _native.has_blocks(descriptor, length):
+            os.posix_fallocate(descriptor, 0, length)
 
 
 def extend(descriptor: int, length: int, path: str) -> None:
@@ -562,7 +592,14 @@ def data_end(path: Path) -> int:
 
 
 def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mmap:
-    """Map a file shared. The map keeps its own duplicate of the descriptor."""
+    """Map a file shared. The map keeps its own duplicate of the descriptor.
+
+    To write: blocks that it shares with a copy (a reflink: what `cp` makes on XFS) become its own.
+    Each store into one would need another, and fail as SIGBUS where the disk is full.
+    """
+    if write:
+        with reporting(path, "giving it blocks of its own (it shares some with a copy)"):
+            _native.unshare(descriptor)
     with reporting(path, "mapping the file"):
         if os.fstat(descriptor).st_size < length:
             raise CorruptBatch(

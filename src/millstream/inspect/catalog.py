@@ -6,7 +6,9 @@ import fcntl
 import json
 import os
 import re
+import stat
 import struct
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -212,6 +214,41 @@ def unreadable(path: Path, error: OSError) -> Problem:
     """Return a file that cannot be read as a finding."""
     advice = "check permissions, the disk and the kernel's log"
     return Problem("unreadable", path, None, None, "a file that can be read", str(error), advice)
+
+
+def linked_elsewhere(top: Path) -> Problem | None:
+    """Return the first file of a store that has a name outside of its directory, as a finding.
+
+    Names beside its own are ours: a file has two for a moment when it is made or replaced.
+    """
+    found: list[tuple[Path, int]] = []
+    folders = [top, *(top / name for name in ("streams", "queues"))]
+    while folders:
+        folder = folders.pop()
+        for path in listing(folder):
+            with suppress(FileNotFoundError):
+                state = path.lstat()
+                if stat.S_ISDIR(state.st_mode) and folder != top:
+                    folders.append(path)
+                elif stat.S_ISREG(state.st_mode) and state.st_nlink > 1 and _has_others(path):
+                    found.append((path, state.st_nlink))
+    if not found:
+        return None
+    path, names = min(found)
+    advice = "a snapshot by hard links (cp -al) shares it, and no open goes on with it: remove the"
+    advice += " other names, or make one of the two directories a copy of its own (cp -a)"
+    text = f"{names}, as of {len(found)} files of this store"
+    return Problem("linked", path, None, None, "a file of one name", text, advice)
+
+
+def _has_others(path: Path) -> bool:
+    """Has a file names outside of its directory? Those in it may come or go meanwhile."""
+    for _ in range(3):
+        state = path.lstat()
+        inodes = [entry.inode() for entry in os.scandir(path.parent)]
+        if inodes.count(state.st_ino) >= state.st_nlink:
+            return False
+    return True
 
 
 def read_segment(path: Path, store: StoreInfo, stream: StreamInfo, partition: int) -> Any:

@@ -13,6 +13,7 @@ from millstream.inspect import groups, journals
 from millstream.inspect.catalog import (
     SegmentInfo,
     StoreInfo,
+    linked_elsewhere,
     open_store,
     open_stream,
     require,
@@ -110,6 +111,8 @@ def verified(
     except Invalid as bad:
         report.add(bad.problem("store", top / "store.json", None, advice))
         return report
+    if (shared := linked_elsewhere(top)) is not None:
+        report.add(shared)
     for where in [] if queue is not None else stream_paths(top, stream):
         if where.name.endswith(".tmp") and not (where / "stream.json").exists():
             report.add(Note("tmp", where, None, "set aside, never read"))

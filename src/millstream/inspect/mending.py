@@ -28,6 +28,7 @@ from millstream.inspect.catalog import (
     SegmentInfo,
     StoreInfo,
     check_members,
+    linked_elsewhere,
     open_store,
     open_stream,
     probe,
@@ -193,6 +194,9 @@ class Repair:
             check_members(self.path, store.store_id)
         except Invalid as bad:
             self.cannot(bad.problem("members", self.path / "members", 0))
+            return self.actions
+        if (shared := linked_elsewhere(self.path)) is not None:
+            self.cannot(shared)  # what is mended in one of the two may be stored to in the other
             return self.actions
         for where in [] if queue is not None else stream_paths(self.path, stream):
             try:

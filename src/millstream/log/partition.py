@@ -154,13 +154,15 @@ class PartitionLog:
 
     @staticmethod
     def _fill_holes(segment: _native.Segment) -> None:
-        """Put blocks behind all of a segment to append to: a copied directory may have holes."""
-        if files.allocated_bytes(segment.path) < segment.size:
-            descriptor = files.open_file(segment.path, write=True)
-            try:
-                files.allocate(descriptor, segment.size, segment.path)
-            finally:
-                files.close(descriptor)
+        """Put blocks behind all of a segment to append to: a copied directory may have holes.
+
+        How many blocks it has does not tell: the file system counts its own of the file as well.
+        """
+        descriptor = files.open_file(segment.path, write=True)
+        try:
+            files.allocate(descriptor, segment.size, segment.path)
+        finally:
+            files.close(descriptor)
 
     def provide_next(self, need_bytes: int = 0) -> None:
         """Have a successor mapped that has room for `need_bytes`; make one where there is none."""

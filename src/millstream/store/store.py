@@ -94,6 +94,8 @@ class Store:
             ours = (session.root / "members", session.config_path)
             if self.writable and not any(map(files.exists, ours)):
                 refuse_strangers(session.root, force=force)  # before a file of ours is among theirs
+            if session.layered and self.writable and not force:
+                reserve.lend(session.root, files.check_upper_layer, session.root)
             session.members = Members(session.root, write=self.writable)
         except BaseException:
             directory.close()
@@ -148,7 +150,7 @@ class Store:
         else:
             self._load(durability, first=first)
             if first:
-                self.session.members.prepare(self.session.id)
+                reserve.lend(self.session.root, self.session.members.prepare, self.session.id)
                 self._open_first()
         self.session.members.claim(self.session.id)
         if first:
