@@ -698,6 +698,200 @@ def test_signal_while_children_start_ends_the_run(queue, tmp_path, monkeypatch):
     thread.join()
 
 
+@pytest.mark.parametrize("how", ["run", "start"])
+def test_children_that_hang_while_they_start_are_named(queue, tmp_path, monkeypatch, caplog, how):
+    name = f"stuck_jobs_{how}"
+    module = tmp_path / f"{name}.py"
+    module.write_text("def work(message): pass\n")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    monkeypatch.setattr("millstream.queues.worker.NOTICE_SECONDS", (0.05, 0.1))
+    function = __import__(name).work
+    module.write_text("import signal\nwhile True: signal.pause()\n")  # until it is killed
+    queue.put(b"x")
+    queue.worker(mode="process")(function)
+    worker = queue._workers[0] if how == "run" else Worker(queue, function, mode="process")
+    said = []
+
+    def interrupt():
+        try:
+            until(lambda: any("has not begun to take messages" in one for one in caplog.messages))
+            said.append((worker.pids, worker.waits_for))
+            if how == "run":
+                until(lambda: any("until_empty=True) waits" in one for one in caplog.messages))
+        finally:
+            os.kill(os.getpid(), signal.SIGTERM) if how == "run" else worker.stop(0)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    if how == "run":
+        assert millstream.run(queue, grace=0, until_empty=True) == Counts()
+    else:
+        worker.start()
+    thread.join()
+    ((pid,), waits_for), *_ = said
+    notice = next(one for one in caplog.messages if "has not begun" in one)
+    assert notice.startswith(f"q: worker process {pid} has not begun to take messages for ")
+    assert waits_for.startswith("1 not finished: 1 ready; of its worker processes ")
+    assert waits_for.endswith(f"has not begun to take messages: {pid}")
+    if how == "run":
+        assert any("until_empty=True) waits" in m and waits_for in m for m in caplog.messages)
+
+
+# --- one run among others -------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def signal_after(seconds, handler):
+    """Have SIGALRM come once, for a handler of its own."""
+    before = signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, seconds)
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def test_run_goes_on_after_a_handler_that_outlasts_its_waits(tmp_path):
+    """SimpleQueue.get of CPython 3.11 waits for ever once a handler has outlasted its time-out."""
+    body = """
+import signal, time
+with millstream.open(sys.argv[1]) as store:
+    queue = store.queue("q")
+    queue.put(b"later", delay=0.6)
+    queue.worker()(lambda message: None)
+    calls = []
+    def handler(*_):
+        calls.append(1)
+        time.sleep(0.15)
+    signal.signal(signal.SIGALRM, handler)
+    signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
+    counts = millstream.run(queue, until_empty=True)
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    print(counts, bool(calls))
+"""
+    out, err = run_script(tmp_path, body)
+    assert out == "1 done, 0 failed, 0 released True\n", err
+
+
+def test_second_signal_ends_the_grace_at_once(queue):
+    begun, free = threading.Event(), threading.Event()
+    queue.put(b"x")
+
+    def work(message):
+        begun.set()
+        free.wait(60)
+
+    def interrupt():
+        begun.wait(60)
+        for _ in range(2):
+            os.kill(os.getpid(), signal.SIGTERM)
+            time.sleep(0.5)  # two signals at once are one
+
+    queue.worker()(work)
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    began = time.monotonic()
+    counts = millstream.run(queue, grace=60)
+    thread.join()
+    free.set()
+    assert counts == Counts(released=1)
+    assert time.monotonic() - began < 30
+
+
+def test_run_in_a_handler_of_a_run_leaves_its_workers_alone(queue):
+    done, raised = [], []
+
+    def handler(*_):
+        try:
+            millstream.run(queue, until_empty=True)
+        except millstream.Reentered as error:
+            raised.append(error)
+
+    def other():
+        until(lambda: raised)
+        queue.put(b"after")
+        until(lambda: done)
+        os.kill(os.getpid(), signal.SIGTERM)
+
+    queue.worker()(lambda message: done.append(message.value))
+    thread = threading.Thread(target=other)
+    thread.start()
+    with signal_after(0.2, handler):
+        assert millstream.run(queue) == Counts(done=1)
+    thread.join()
+    assert done == [b"after"]
+    assert "q: its workers run already" in str(raised[0])
+
+
+def test_run_in_another_thread_is_refused_and_ends_nothing(queue):
+    done, ended = [], []
+    queue.worker()(lambda message: done.append(message.value))
+    thread = threading.Thread(target=lambda: ended.append(millstream.run(queue, until_empty=True)))
+    queue.put(b"late", delay=1.0)  # keeps the first one
+    thread.start()
+    until(lambda: queue._workers[0].alive)
+    with pytest.raises(millstream.InvalidArgument, match="its workers run already"):
+        millstream.run(queue, until_empty=True)
+    assert queue._workers[0].alive
+    thread.join()
+    assert (done, ended) == ([b"late"], [Counts(done=1)])
+    queue.put(b"again")
+    assert millstream.run(queue, until_empty=True) == Counts(done=1)
+
+
+def test_refused_run_ends_what_it_had_begun_of_other_queues(store, queue):
+    free = store.queue("free")
+    for one in (free, queue):
+        one.worker()(lambda message: None)
+    queue.put(b"late", delay=1.0)
+    thread = threading.Thread(target=millstream.run, args=(queue,), kwargs={"until_empty": True})
+    thread.start()
+    until(lambda: queue._workers[0].alive)
+    with pytest.raises(millstream.InvalidArgument, match="q: its workers run already"):
+        millstream.run(free, queue)
+    assert not free._workers[0].alive
+    thread.join()
+
+
+def test_queue_that_is_named_twice_is_counted_once(queue):
+    queue.put(b"x")
+    queue.worker()(lambda message: None)
+    assert millstream.run(queue, queue, until_empty=True) == Counts(done=1)
+
+
+def test_run_whose_workers_are_stopped_by_others_says_so(queue):
+    queue.put(b"later", delay=3600)
+    queue.worker()(lambda message: None)
+    (worker,) = queue._workers
+
+    def stop():
+        until(lambda: worker.alive)
+        worker.stop()
+
+    thread = threading.Thread(target=stop)
+    thread.start()
+    with pytest.raises(millstream.WorkerError, match="q: its workers were stopped"):
+        millstream.run(queue, until_empty=True)
+    thread.join()
+
+
+def test_signal_that_comes_in_a_run_of_a_handler_ends_the_run_under_it_too(store, queue):
+    other = store.queue("other")
+    for one in (queue, other):
+        one.worker()(lambda message: None)
+    inner = []
+
+    def handler(*_):
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        threading.Timer(0.2, os.kill, (os.getpid(), signal.SIGTERM)).start()
+        inner.append(millstream.run(other))
+
+    with signal_after(0.2, handler):
+        assert millstream.run(queue) == Counts()
+    assert inner == [Counts()]
+
+
 # --- what it waits for ----------------------------------------------------------------------------
 
 
