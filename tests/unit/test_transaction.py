@@ -1411,3 +1411,42 @@ def test_roll_back_reaches_all_consumers_though_retention_was_faster_than_one(st
         with store.transaction() as tx:
             tx.commit(other)
             assert list(other.poll().values) == [b"a"]
+
+
+# --- what is durable of its effects ---------------------------------------------------------------
+
+
+@pytest.mark.parametrize("level", ["interval", "sync"])
+@pytest.mark.parametrize("stored", ["process", "interval", "sync"])
+def test_records_of_a_transaction_that_waits_are_durable_in_their_streams(tmp_path, level, stored):
+    """A reader of what is durable gets them without anybody else's sync."""
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", partitions=2, durability=stored)
+        for round_ in (1, 2):
+            with store.transaction(durability=level) as tx:
+                for partition in range(2):
+                    tx.append(stream, b"x", partition=partition)
+            for partition in range(2):
+                until(lambda p=partition, n=round_: stream.durable_offset(p) == n, seconds=SOON)
+        read = stream.read(durable=True)
+        assert sum(len(batch) for batch in read) == 4
+
+
+def test_records_of_a_transaction_that_does_not_wait_are_left_to_who_syncs(tmp_path):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        first, marker = (store.stream(name, partitions=1) for name in ("first", "marker"))
+        with store.transaction() as tx:
+            tx.append(first, b"x")
+        # The background syncs all that it was told of in one go: the marker came later.
+        marker.append(b"x", durability="interval")
+        until(lambda: marker.durable_offset(0) == 1, seconds=SOON)
+        assert first.durable_offset(0) == 0
+
+
+@pytest.mark.parametrize("stored", ["process", "interval", "sync"])
+def test_append_at_interval_is_synced_whatever_the_level_of_its_stream(tmp_path, stored):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", partitions=1, durability=stored)
+        for offset in range(2):
+            stream.append(b"x", durability="interval")
+            until(lambda n=offset + 1: stream.durable_offset(0) == n, seconds=SOON)
