@@ -107,7 +107,7 @@ cdef class Span:
 
 
 cdef enum:
-    EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of level "process"
+    EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of another level
 
 EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EVENT_SPARE,
           "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED, "late": MS_EVENT_LATE,
@@ -390,7 +390,7 @@ cdef class StreamCore:
             if status < 0:
                 fail(status, &err, self._where(index))
             self._resolve(index, status, out.owner, out.need_bytes, deadline)
-        if level == 1 and self.level == 0:
+        if level == 1 and self.level != 1:
             events |= EVENT_WANT_SYNC
         if events or level == 2:
             self.stored(partition, records.count if status == MS_OK else 0, out, events, level,
@@ -583,10 +583,11 @@ cdef class StreamCore:
             timestamps, partition, self.level_of(durability), timeout)
 
     def _append_share(self, uint32_t index, uint32_t producer, uint64_t sequence, values, keys,
-                      headers, timestamps):
+                      headers, timestamps, bint synced):
         """What a transaction appends to one partition, as one batch; once for each sequence.
 
-        Its `Span`, or None: it is there already. Never syncs: the journal is.
+        Its `Span`, or None: it is there already. Where the journal is synced, nothing waits for a
+        sync of this one; the background does it, for those who read only what is durable.
         """
         self.alive()
         cdef SliceColumn value_column = column_of(values, "value")
@@ -626,8 +627,8 @@ cdef class StreamCore:
             status = ms_batch_measure(&records, &shape, &err)
             if status < 0:
                 fail(status, &err, None)
-            if self.publish(index, &records, &shape, min(self.level, 1), None, &out, producer,
-                            sequence):
+            if self.publish(index, &records, &shape, 1 if synced else min(self.level, 1), None,
+                            &out, producer, sequence):
                 return None
             return Span(index, out.epoch, out.first_offset, records.count)
         finally:

@@ -40,14 +40,17 @@ class Applier:
         for one in self._groups.values():
             one._dispose()
 
-    def apply(self, transaction: int, effects: Effects, *, replay: bool = False) -> None:
+    def apply(
+        self, transaction: int, effects: Effects, *, synced: bool, replay: bool = False
+    ) -> None:
         """Do it. Holder of the journal's word.
 
-        `replay`: after all processes had ended, when what was done may be lost.
+        `synced`: the journal is, so the background is to sync what is appended, at any level.
+        `replay`: after all processes had ended, when what was done may be lost; then all is synced.
         """
         places = effects.places
         for share in effects.shares:
-            self._append(transaction, places[share.place], share)
+            self._append(transaction, places[share.place], share, synced)
         for put in effects.puts:
             self._show(places[put.place], put, replay)
         for ack in effects.acks:
@@ -84,14 +87,14 @@ class Applier:
                 return None
         return known if known._stream_id == place.id else None
 
-    def _append(self, transaction: int, place: Place, share: Share) -> None:
+    def _append(self, transaction: int, place: Place, share: Share, synced: bool) -> None:
         stream = self.stream(place)
         if stream is None:
             return
         try:
             stream._append_share(
                 share.partition, self._number(stream), transaction, share.values, share.keys,
-                share.headers, share.timestamps,
+                share.headers, share.timestamps, synced,
             )  # fmt: skip
         except (Closed, NotFound):
             if self.stream(place) is not None:  # not dropped: the store was closed meanwhile

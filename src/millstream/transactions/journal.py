@@ -172,7 +172,7 @@ class Journal:
 
     def apply_own(self, offset: int, effects: Effects) -> None:
         """Apply what was appended just now, where all before it is applied. Holder."""
-        self.applier.apply(self.number_of(offset), effects)
+        self.applier.apply(self.number_of(offset), effects, synced=False)
         following = offset + length_of(effects)
         self._page.set_applied(following)
         self._check_size()
@@ -188,7 +188,7 @@ class Journal:
     def apply_until(self, end: int) -> None:
         """Apply what is committed before an offset, and is synced. Holder."""
         for transaction, offset, following, effects in self._committed(self._page.applied, end):
-            self.applier.apply(transaction, effects)
+            self.applier.apply(transaction, effects, synced=True)
             self._page.set_applied(following)
             self.forget(offset)
         self.is_stuck = False
@@ -304,7 +304,7 @@ class Journal:
             if end > begin:
                 self.stream.flush()
                 for transaction, _, _, effects in self._read(begin, end):
-                    self.applier.apply(transaction, effects, replay=True)
+                    self.applier.apply(transaction, effects, synced=False, replay=True)
                     touched.update(effects.places)
             for place in touched:
                 queue = None if self.applier.stream(place) else self.applier.queue(place)
