@@ -363,7 +363,9 @@ class LeaseLost(MillstreamError):
 
 
 class WorkerError(MillstreamError):
-    """Worker processes cannot start. No message was taken by them; none is lost.
+    """Worker processes cannot start, or the workers of a `run` were stopped by somebody else.
+
+    No message is lost.
 
     What to do: mend what the last one said: what it imports, the codec, the `__main__` guard.
 

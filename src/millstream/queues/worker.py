@@ -9,7 +9,6 @@ from __future__ import annotations
 import atexit
 import contextlib
 import os
-import queue as standard
 import signal
 import sys
 import threading
@@ -18,7 +17,13 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple, TypeVar
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType, Reentered, WorkerError
+from millstream.errors import (
+    InvalidArgument,
+    InvalidType,
+    MillstreamError,
+    Reentered,
+    WorkerError,
+)
 from millstream.options import check_timeout
 from millstream.queues.loops import (
     LOG,
@@ -47,7 +52,8 @@ START_TRIES = 4
 """How many worker processes in a row may end before they can take a message."""
 TRACEBACK_MOST = 20_000
 NOTICE_SECONDS = (5.0, 300.0)
-"""When `run(until_empty=True)` says what it waits for: first, and how often at least."""
+"""When one says what is waited for, a queue or a child that starts: first, and how often at least.
+"""
 EXIT_SECONDS = 5.0
 """How long a worker process may take to give back what it has."""
 EXIT_OVERDUE = 75
@@ -119,6 +125,9 @@ class Threads:
         """Reentered where one waits for what this thread holds."""
         for thread in self._threads:
             _native.join(thread, 0.0)
+
+    not_begun = ""
+    """Threads begin at once."""
 
     def await_end(self) -> None:
         """Wait a moment; Reentered where one waits for what this thread holds."""
@@ -242,6 +251,7 @@ class Processes:
         if late:
             child.tell(self._grace)
         try:
+            self._await_word(child)
             for word, said in child.heard():
                 with self._lock:
                     if word == "counts":
@@ -261,6 +271,30 @@ class Processes:
                 del self._children[number]
         why = f"exit code {code}" if code >= 0 else f"signal {-code}"
         return Ended(child.ready, why, *child.said)
+
+    def _await_word(self, child: Child) -> None:
+        """Wait until a child says or ends something; name one that takes its time over it."""
+        began = time.monotonic()
+        pause = NOTICE_SECONDS[0]
+        while not child.speaks(pause):
+            if not self._stopping.is_set():
+                LOG.warning(
+                    "%s: worker process %d has not begun to take messages for %.3g s; it imports"
+                    " the main module and the function's, and unpickles the codec: see what of"
+                    " these waits",
+                    self._name, child.process.pid, time.monotonic() - began,
+                )  # fmt: skip
+            pause = min(2 * pause, NOTICE_SECONDS[1])
+
+    @property
+    def not_begun(self) -> str:
+        """Which children have not begun to take messages, in words; "": none."""
+        with self._lock:
+            pids = [str(one.process.pid) for one in self._children.values() if not one.ready]
+            count = len(self._children)
+        verb = "has" if len(pids) == 1 else "have"
+        named = f"{len(pids)} of {count} {verb} not begun to take messages: {', '.join(pids)}"
+        return f"of its worker processes {named}" if pids else ""
 
     def ask(self, grace: float) -> None:
         """Take nothing more; give back after `grace` seconds what is still worked on."""
@@ -383,6 +417,14 @@ class Child:
             for sent in (ForkingPickler.dumps(sys.path), ForkingPickler.dumps(preparation), parcel):
                 # As Connection.recv reads it.
                 self._socket.sendall(len(sent).to_bytes(4, "big") + bytes(sent))
+
+    def speaks(self, seconds: float) -> bool:
+        """Wait until it says something, or is gone; False: it did neither in so long."""
+        with _native.loading:
+            import select
+        ear = select.poll()
+        ear.register(self._socket, select.POLLIN)
+        return bool(ear.poll(seconds * 1000))
 
     def heard(self) -> Iterator[tuple[str, Any]]:
         """What it says, until it is gone."""
@@ -509,8 +551,9 @@ class Reports:
 # --- waiting for the end --------------------------------------------------------------------------
 
 
-def waits_for(queue: Queue, ours: int) -> str:
-    """Why a queue is not empty, in words; "": it is. `ours` of its messages are worked on here."""
+def waits_for(queue: Queue, workers: Sequence[Worker]) -> str:
+    """Why a queue is not empty, in words; "": it is."""
+    ours = sum(worker.held for worker in workers)
     left = len(queue)
     if left == 0:
         return ""
@@ -528,7 +571,8 @@ def waits_for(queue: Queue, ours: int) -> str:
     ]
     text = ", ".join(f"{count} {what}" for count, what in found if count)
     paused = "; it is paused: nothing is leased until resume()" if stats.paused else ""
-    return f"{left} not finished: {text or 'in a transaction'}{paused}"
+    late = "".join(f"; {said}" for worker in workers if (said := worker._not_begun))
+    return f"{left} not finished: {text or 'in a transaction'}{paused}{late}"
 
 
 # --- what users see -------------------------------------------------------------------------------
@@ -581,6 +625,8 @@ class Worker:
         check_function(function, self.options.mode)
         self._running: Threads | Processes | None = None
         self._process = os.getpid()
+        self._run: Run | None = None
+        """The call of `run` that began it; None: `start` did."""
         self._lock = _native.Lock(f"{queue.path}: its worker")
         self._before = Counts()
         self._error: BaseException | None = None
@@ -604,8 +650,10 @@ class Worker:
             self._end()
             raise self.error
 
-    def _begin(self) -> None:
-        """The first half of `start`: do not wait for processes."""
+    def _begin(self, run: Run | None = None) -> None:
+        """The first half of `start`: do not wait for processes. Refused where another `run` is."""
+        if run is not None and self._is_ours:
+            raise self._runs_already(run)
         held = _native.held()
         if held and self.options.mode == "process" and not self._is_ours:
             raise Reentered(
@@ -615,6 +663,8 @@ class Worker:
             )
         with self._lock:
             if self._is_ours:
+                if run is not None:
+                    raise self._runs_already(run)
                 return
             self.queue._check_writable()
             self._error = None
@@ -623,6 +673,7 @@ class Worker:
             self._process = os.getpid()
             running = kind(self.queue, self.function, self.options)
             atexit.register(self.stop, 0.0)
+            self._run = run
             self._running = running  # before they begin: whatever comes between, they are known
             try:
                 start_all(running, self.queue.path)
@@ -630,6 +681,19 @@ class Worker:
                 self._running = None
                 atexit.unregister(self.stop)
                 raise
+
+    def _runs_already(self, run: Run) -> MillstreamError:
+        """Why a `run` is refused: it would end, or hear the signals, of the one that is there."""
+        text = f"{self.queue.path}: its workers run already"
+        if self._run is not None and self._run.thread == run.thread:
+            return Reentered(
+                f"{text}, by the run() of this thread that a signal handler, finalizer or callback"
+                " is in the middle of; they go on: put messages, and leave the work to them"
+            )
+        return InvalidArgument(
+            f"{text}, by another thread's run(); they go on: wait for that call, or have more of"
+            " them by concurrency=; join() of the queue waits until it is empty"
+        )
 
     @property
     def _is_ours(self) -> bool:
@@ -703,7 +767,12 @@ class Worker:
     @property
     def waits_for(self) -> str:
         """What keeps the queue from being empty, in words; "": nothing does."""
-        return waits_for(self.queue, self.held)
+        return waits_for(self.queue, [self])
+
+    @property
+    def _not_begun(self) -> str:
+        running = self._running
+        return running.not_begun if running and self._is_ours else ""
 
     @property
     def held(self) -> int:
@@ -796,10 +865,14 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
 
     Returns: what was done; it prints as text.
 
-    Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start);
-    StorageError (threads cannot); Closed; what ended a worker that was not told to end. Reentered
-    in a signal handler or finalizer, where a worker waits for what the call under it holds, or is a
-    process, which may.
+    Raises: InvalidArgument (a queue without workers); WorkerError (worker processes cannot start,
+    or somebody else stopped the workers); StorageError (threads cannot); Closed; what ended a
+    worker that was not told to end. Reentered in a signal handler or finalizer, where a worker
+    waits for what the call under it holds, or is a process, which may.
+
+    One call at a time runs the workers of a queue: a second one raises InvalidArgument, or
+    Reentered where it comes in the middle of the first, and the first goes on. A signal that comes
+    in a `run` of a handler ends the one under it, of other queues, as well.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -812,17 +885,19 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     to b'ann'
     1 done, 0 failed, 0 released
     """
+    queues = tuple({id(queue): queue for queue in queues}.values())
     workers = [worker for queue in queues for worker in queue._workers]
     idle = [queue.name for queue in queues if not queue._workers]
     if not workers or idle:
         raise InvalidArgument(f"no workers to run: {', '.join(idle) or 'no queue was given'}")
     check_timeout(grace)
-    before = sum_of(worker.counts for worker in workers)
+    this = Run(threading.get_ident())
     with hearing(signal.SIGTERM, signal.SIGINT) as heard:
         try:
             for worker in workers:
-                worker._begin()
-            watch(workers, queues if until_empty else (), heard)
+                worker._begin(this)
+            before = sum_of(worker._before for worker in workers)
+            signals = int(watch(workers, this, queues if until_empty else (), heard))
             error = next((worker.error for worker in workers if worker.error), None)
             for worker in workers:
                 worker._ask(grace)
@@ -830,11 +905,11 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
             while any(worker.alive for worker in workers) and time.monotonic() < deadline:
                 for worker in workers:
                     worker._check()
-                with contextlib.suppress(standard.Empty):
-                    heard.get(timeout=0.01)
+                heard.wait(signals, 0.01)
+                if heard.rung > signals:
                     break
         finally:
-            after = sum_of(worker._end() for worker in workers)
+            after = sum_of(worker._end() for worker in workers if worker._run is this)
     counts = Counts(*(now - then for now, then in zip(after, before, strict=True)))
     LOG.info("%s: %s", ", ".join(queue.name for queue in queues), counts)
     if error is not None:
@@ -842,49 +917,84 @@ def run(*queues: Queue, grace: float = 30.0, until_empty: bool = False) -> Count
     return counts
 
 
-def watch(workers: list[Worker], queues: Sequence[Queue], heard: standard.SimpleQueue[int]) -> None:
-    """Wait for a signal, for an error, or, where queues are given, for them to be empty."""
+class Run:
+    """One call of `run`: it ends the workers that it began, no others."""
+
+    def __init__(self, thread: int) -> None:
+        self.thread = thread
+
+
+def watch(
+    workers: Sequence[Worker], this: Run, queues: Sequence[Queue], heard: _native.Bell
+) -> bool:
+    """Wait for a signal, for an error, or, where queues are given, for them to be empty.
+
+    Returns: was it a signal?
+    """
     done = Counts()
     pause = NOTICE_SECONDS[0]
     notice = time.monotonic() + pause
     while not any(worker.error for worker in workers):
         for worker in workers:
             worker._check()
-        try:
-            heard.get(timeout=0.01 if queues else SLICE_SECONDS)
-        except standard.Empty:
-            if not queues:
-                continue
-            if all(len(queue) == 0 for queue in queues):
-                return
-        else:
-            return
+            if worker._run is not this or not worker._is_ours:
+                if not threading.main_thread().is_alive():  # they were stopped by our own exit
+                    return False
+                raise WorkerError(
+                    f"{worker.queue.path}: its workers were stopped by somebody else, while run()"
+                    " waited for them"
+                )
+        # No wait of the standard library: SimpleQueue.get of CPython up to 3.12 never returns where
+        # a signal handler outlasts its time-out.
+        heard.wait(0, 0.01 if queues else SLICE_SECONDS)
+        if heard.rung:
+            return True
+        if not queues:
+            continue
+        if all(len(queue) == 0 for queue in queues):
+            return False
         before, done = done, sum_of(worker.counts for worker in workers)
         if done != before:
             pause = NOTICE_SECONDS[0]
             notice = time.monotonic() + pause
         elif time.monotonic() >= notice:
             for queue in queues:
-                ours = [worker for worker in workers if worker.queue is queue]
-                why = waits_for(queue, sum(worker.held for worker in ours))
+                why = waits_for(queue, [worker for worker in workers if worker.queue is queue])
                 if why:
                     LOG.warning("%s: run(until_empty=True) waits: %s", queue.name, why)
             pause = min(2 * pause, NOTICE_SECONDS[1])
             notice = time.monotonic() + pause
+    return False
+
+
+class Hearing:
+    """The handler of signals while a `run` waits for them: rings a bell, which has no lock."""
+
+    def __init__(self) -> None:
+        self.bell = _native.Bell()
+        self.before: dict[int, Any] = {}
+
+    def __call__(self, number: int, frame: object) -> None:
+        self.bell.ring()
+        under = self.before.get(number)
+        if isinstance(under, Hearing):  # a run in the middle of another: both are to end
+            under(number, frame)
 
 
 @contextlib.contextmanager
-def hearing(*signals: signal.Signals) -> Iterator[standard.SimpleQueue[int]]:
-    """Signals as numbers through a queue, whose `put` is safe in a handler; an event's is not."""
-    heard: standard.SimpleQueue[int] = standard.SimpleQueue()
+def hearing(*signals: signal.Signals) -> Iterator[_native.Bell]:
+    """A bell that each of these signals rings; none does in a thread that is not the main one."""
+    heard = Hearing()
     if threading.current_thread() is not threading.main_thread():
-        yield heard
+        yield heard.bell
         return
-    before = {number: signal.signal(number, lambda n, _: heard.put(n)) for number in signals}
     try:
-        yield heard
+        for each in signals:
+            heard.before[each] = signal.getsignal(each)
+            signal.signal(each, heard)
+        yield heard.bell
     finally:
-        for number, handler in before.items():
+        for number, handler in heard.before.items():
             signal.signal(number, handler)
 
 
