@@ -90,7 +90,7 @@ def pipe(store, _):
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def closed(tmp_path):
     """A drop-in queue has no owner who closes its store: here the test does."""
     before = set(open_stores())
     yield
