@@ -755,7 +755,7 @@ def signal_after(seconds, handler):
 def test_run_goes_on_after_a_handler_that_outlasts_its_waits(tmp_path):
     """SimpleQueue.get of CPython 3.11 waits for ever once a handler has outlasted its time-out."""
     body = """
-import signal, time
+import select, signal
 with millstream.open(sys.argv[1]) as store:
     queue = store.queue("q")
     queue.put(b"later", delay=0.6)
@@ -763,7 +763,7 @@ with millstream.open(sys.argv[1]) as store:
     calls = []
     def handler(*_):
         calls.append(1)
-        time.sleep(0.15)
+        select.select([], [], [], 0.15)
     signal.signal(signal.SIGALRM, handler)
     signal.setitimer(signal.ITIMER_REAL, 0.1, 0.2)
     counts = millstream.run(queue, until_empty=True)
@@ -784,9 +784,10 @@ def test_second_signal_ends_the_grace_at_once(queue):
 
     def interrupt():
         begun.wait(60)
-        for _ in range(2):
-            os.kill(os.getpid(), signal.SIGTERM)
-            time.sleep(0.5)  # two signals at once are one
+        (loop,) = queue._workers[0]._running._loops
+        os.kill(os.getpid(), signal.SIGTERM)
+        until(loop.stopping.is_set)  # two signals at once are one
+        os.kill(os.getpid(), signal.SIGTERM)
 
     queue.worker()(work)
     thread = threading.Thread(target=interrupt)
