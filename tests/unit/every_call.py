@@ -44,10 +44,13 @@ if importlib.util.find_spec("pyarrow"):
 class World:
     """A store with one of everything."""
 
-    def __init__(self, path):
+    def __init__(self, path, *, mode="rw"):
         self.path = os.fspath(path)
         self.number = 0
-        self.store = millstream.open(self.path, durability="sync")
+        self.store = millstream.open(self.path, mode=mode, durability="sync")
+        if mode == "r":  # of one that was made before
+            self.stream, self.queue = self.store.stream("s"), self.store.queue("q")
+            return
         self.stream = self.store.stream("s", partitions=2, segment_bytes=1 << 16)
         self.queue = self.store.queue("q")
         for _ in range(4):
@@ -71,7 +74,7 @@ class World:
 
     @property
     def group(self):
-        assert self.consumer.group
+        assert not self.store.writable or self.consumer.group
         return self.stream.group("g")
 
     def other_group(self):
@@ -218,6 +221,11 @@ def in_a_loop(make):
 
 async def awaited(call):
     await call()
+
+
+async def within(getting):
+    async with getting:
+        pass
 
 
 async def drained_by_a_loop(batches):
@@ -382,6 +390,42 @@ STORES = {
 }  # fmt: skip
 """How many records and messages there are more when it returns; as many as before when it raises
 anything but `Indeterminate`."""
+
+READING = {
+    "run": lambda w: (w.queue.worker()(work), lambda: millstream.run(w.queue, until_empty=True))[1],
+    "Store.drop_queue": lambda w: lambda: w.store.drop_queue("q"),
+    "Store.drop_stream": lambda w: lambda: w.store.drop_stream("s"),
+    "Stream.add_partitions": lambda w: lambda: w.stream.add_partitions(1),
+    "Stream.append_arrow": lambda w: functools.partial(
+        w.stream.append_arrow, next(w.stream.read(partition=0)).arrow(("key", "value"))
+    ),
+    "Stream.wait_durable": lambda w: lambda: w.stream.wait_durable(
+        millstream.Position(0, 1, 0), timeout=0.05
+    ),
+    "Queue.ack_many": lambda w: lambda: w.queue.ack_many([]),
+    "Queue.aget": lambda w: in_a_loop(lambda: awaited(lambda: w.queue.aget(timeout=0.05))),
+    "Queue.aget of none": lambda w: in_a_loop(lambda: within(w.queue.aget(timeout=0.05))),
+    "Queue.cancel": lambda w: lambda: w.queue.cancel(1),
+    "Queue.get": lambda w: lambda: w.queue.get(timeout=0.05),
+    "Queue.get_many": lambda w: lambda: w.queue.get_many(5, timeout=0.05),
+    "Queue.pause": lambda w: w.queue.pause,
+    "Queue.dead.list": lambda w: w.queue.dead.list,
+    "Queue.dead.peek": lambda w: lambda: w.queue.dead.peek(1),
+    "Queue.dead.redrive": lambda w: lambda: w.queue.dead.redrive(),
+    "Queue.dead.purge": lambda w: lambda: w.queue.dead.purge(),
+    "Group.remove": lambda w: w.group.remove,
+    "Group.seek": lambda w: functools.partial(w.group.seek, "earliest"),
+    "Transaction.ack": lambda w: committed(w, lambda tx: tx.ack(None)),
+    "Transaction.commit": lambda w: committed(w, lambda tx: tx.commit(None)),
+    "View.wait_for": lambda w: lambda: w.view.wait_for(millstream.Position(0, 1, 0), timeout=5),
+    "Worker.start": lambda w: millstream.Worker(w.queue, work).start,
+    "Worker.start of processes": lambda w: millstream.Worker(w.queue, work, mode="process").start,
+    "Worker.stop": lambda w: millstream.Worker(w.queue, work).stop,
+}  # fmt: skip
+"""Of calls whose preparation stores something: what a reader can make of them."""
+TO_WRITE = {"open again", "compat.Queue", "compat.Queue.put", "compat.Queue.get",
+            "compat.Queue.qsize"}  # fmt: skip
+"""What opens the store to write, whatever handle there is."""
 
 REFUSED = (
     "Stream.append", "Stream.append and roll", "Stream.append_many", "Stream.producer",
@@ -661,6 +705,73 @@ def forked(path, findings):
     verified(world, findings)
 
 
+def made_elsewhere(path, end):
+    """A world that another process made, and how it ended: (its id, what to close to end it)."""
+    ours, theirs = os.pipe(), os.pipe()
+    child = os.fork()
+    if child == 0:
+        signal.alarm(300)
+        os.close(theirs[1])
+        world = World(path)
+        assert world.consumer.group
+        world.dead()
+        if end == "closed":
+            world.end()
+        os.write(ours[1], b"1")
+        if end == "open":
+            os.read(theirs[0], 1)
+            world.end()
+        os._exit(0)
+    os.close(ours[1])
+    os.close(theirs[0])
+    made = os.read(ours[0], 1)
+    os.close(ours[0])
+    if end != "open":
+        os.waitpid(child, 0)
+    assert made
+    return child, theirs[1]
+
+
+def content(path):
+    """All files of a store, with their bytes."""
+    found = {}
+    for directory, _, names in os.walk(path):
+        for name in names:
+            with open(os.path.join(directory, name), "rb") as file:
+                found[os.path.join(directory, name)] = file.read()
+    return found
+
+
+def reading(path, findings):
+    """Each call on a store that is open to read: with a writer there, after one, after a kill."""
+    faulthandler.enable()
+    for end in ("open", "closed", "killed"):
+        place = f"{path}-{end}"
+        child, until = made_elsewhere(place, end)
+        before = content(place)
+        for name, entry in CALLS.items():
+            if entry is None or name in TO_WRITE:
+                continue
+            faulthandler.dump_traceback_later(60, exit=True)
+            world = World(place, mode="r")
+            try:
+                call = READING.get(name, entry)(world)
+            except millstream.Unsupported:
+                call = None  # what it is a method of, a reader cannot get
+            if call is not None:
+                findings.run(f"{name}, {end}", call, contextlib.nullcontext())
+            findings.run(f"end after {name}, {end}", world.end, contextlib.nullcontext())
+        if end != "open":
+            now = content(place)
+            for file in {**before, **now}:
+                if before.get(file) != now.get(file):
+                    findings.note(end, f"{file} was changed by a reader")
+        os.close(until)
+        if end == "open":
+            os.waitpid(child, 0)
+        verified(world, findings)
+
+
 def main(condition, path):
     path = os.path.join(path, "store")
     findings = Findings()
@@ -681,6 +792,7 @@ CONDITIONS = (
     "closing",
     "interrupted",
     "forked",
+    "reading",
 )
 
 if __name__ == "__main__":
