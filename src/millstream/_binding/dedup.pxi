@@ -25,6 +25,7 @@ cdef class _DedupTable:
 
     def thaw(self):
         """The copy was given up: this table is in use again."""
+        must_write(not self.keep.buffer.readonly, "the table of deduplication keys")
         ms_dedup_thaw(&self.c)
 
 

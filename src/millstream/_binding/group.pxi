@@ -144,8 +144,12 @@ cdef class GroupCore:
     def _configure_level(self, str durability):
         self.level = LEVELS[durability]
 
+    cdef int changes(self) except -1:
+        return must_write(self.writable, self.path)
+
     def _void(self):
         """End the memberships of an earlier generation. Nobody else has the group meanwhile."""
+        self.changes()
         ms_group_void(&self.c)
 
     def _close(self):
@@ -185,6 +189,7 @@ cdef class GroupCore:
         return ms_load32(&self.c.header.poison)
 
     def _set_poison(self, uint32_t poison):
+        self.changes()
         ms_store32(&self.c.header.poison, poison)
 
     def _sync_word(self, str what, double timeout):
@@ -198,12 +203,14 @@ cdef class GroupCore:
 
     def _begin_sync(self):
         """Number of the sync that begins now. Holder of the sync word."""
+        self.changes()
         cdef uint64_t number = ms_load64(&self.c.header.sync_begun) + 1
         ms_store64(&self.c.header.sync_begun, number)
         ms_fence()
         return number
 
     def _end_sync(self, uint64_t number):
+        self.changes()
         if ms_load64(&self.c.header.sync_ended) < number:  # or one within it has ended
             ms_store64(&self.c.header.sync_ended, number)
 

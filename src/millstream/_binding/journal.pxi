@@ -11,6 +11,9 @@ cdef class JournalPage:
     cdef char *at(self, Py_ssize_t offset) noexcept:
         return <char *>self.keep.buffer.buf + offset
 
+    cdef int changes(self) except -1:
+        return must_write(not self.keep.buffer.readonly, "the journal's page")
+
     def word(self, members, str what, double timeout):
         """The journal's owner word; `with` it a transaction commits, or is applied."""
         return make_word(self.at(64), self, members, what, timeout)
@@ -22,6 +25,7 @@ cdef class JournalPage:
         return ms_load64(<uint64_t *>self.at(72))
 
     def set_applied(self, uint64_t offset):
+        self.changes()
         ms_store64(<uint64_t *>self.at(72), offset)
 
     @property
@@ -30,6 +34,7 @@ cdef class JournalPage:
         return ms_load64(<uint64_t *>self.at(80))
 
     def set_checkpoint(self, uint64_t offset):
+        self.changes()
         ms_store64(<uint64_t *>self.at(80), offset)
 
 

@@ -48,6 +48,7 @@ cdef class Word:
         """Take the word if it is free, or its owner is dead; False otherwise. Never waits."""
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
+        must_write(me != 0, self.name)
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
             self.sit(me, False)
             return True
@@ -61,6 +62,7 @@ cdef class Word:
         """Take the word, waiting at most `timeout` seconds; `LockTimeout` names the holder."""
         cdef uint32_t owner = 0
         cdef uint32_t me = self.members.word
+        must_write(me != 0, self.name)  # a reader is no member, and has it mapped to read
         if ms_owner_try_take(self.word, me, &owner) == MS_OK:
             self.sit(me, False)
             return

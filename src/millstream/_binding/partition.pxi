@@ -8,6 +8,7 @@ cdef class Partition:
     """The control block of a partition, and the segments that this process appends to."""
     cdef ms_partition c
     cdef object control
+    cdef bint writable  # the block: of the store, or a reader's own
     cdef readonly Segment active
     cdef readonly Segment next
     cdef readonly uint32_t index
@@ -19,6 +20,9 @@ cdef class Partition:
     def settle(self):
         """Follow a roll that the core did: what was next is active."""
         self.follow()
+
+    cdef int changes(self) except -1:
+        return must_write(self.writable, f"partition {self.index}")
 
     cdef int follow(self) except -1:
         if self.next is not None and self.c.active == &self.next.c:
@@ -33,6 +37,8 @@ cdef class Partition:
 
     def set_active(self, Segment segment):
         """Append to this segment (None: there is none yet)."""
+        if segment is not None:
+            must_write(segment.c.writable, segment.path)
         self.c.active = NULL if segment is None else &segment.c
         self.active = segment
         self.c.end_valid = False
@@ -42,6 +48,8 @@ cdef class Partition:
 
     def set_next(self, Segment segment):
         """Roll to this segment when the active one is full."""
+        if segment is not None:
+            must_write(segment.c.writable, segment.path)
         self.c.next = NULL if segment is None else &segment.c
         self.c.spare_wanted = False
         self.next = segment
@@ -134,12 +142,14 @@ cdef class Partition:
 
     def set_poison(self, uint32_t kind):
         """Refuse appends in every process from now on."""
+        self.changes()
         ms_store32(&self.c.block.poison, kind)
         ms_add32(&self.c.block.durable_wake, 1)
         ms_futex_wake(&self.c.block.durable_wake, 0x7fffffff)
 
     def retire(self, uint64_t first_segment, uint64_t first_offset):
         """The log begins here now. Holder of the maintenance word."""
+        self.changes()
         ms_store64(&self.c.block.first_offset, first_offset)
         ms_store64(&self.c.block.first_segment, first_segment)
         ms_add32(&self.c.block.structure, 1)
@@ -152,11 +162,13 @@ cdef class Partition:
     def replaced(self):
         """A segment was replaced by one that has less. Holder of the maintenance word, or of the
         walk word."""
+        self.changes()
         ms_store32(&self.c.block.compacted, 1)
         ms_add32(&self.c.block.structure, 1)
 
     def set_durable(self, tuple mark):
         """The log is synced up to this mark. Holder of the sync word."""
+        self.changes()
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
         # What lies behind the mark came after the sync began. Before: whoever then appends behind
         # all that is durable says a later time.
@@ -166,6 +178,7 @@ cdef class Partition:
     def recovered(self, tuple mark, uint64_t active, uint64_t first_segment, uint64_t first_offset,
                   uint32_t poison):
         """Open the partition for this generation. Holder of the walk word."""
+        self.changes()
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
         ms_partition_recovered(self.c.block, self.c.generation, &at, active, first_segment,
                                first_offset, poison)
@@ -173,6 +186,7 @@ cdef class Partition:
 
     def take_over(self, uint32_t dead):
         """Take the append word from a dead owner, mend, give it back. "ok", "busy" or "moved"."""
+        self.changes()
         cdef uint32_t owner
         cdef ms_status status = ms_partition_take_over(&self.c, dead, &owner)
         self.follow()
@@ -180,6 +194,7 @@ cdef class Partition:
 
     def wait_append_word(self, double timeout):
         """Wait a slice for the append word to be free: 0 when it was, else the owner."""
+        self.changes()
         cdef uint32_t owner = 0
         cdef ms_status status
         cdef int64_t left = <int64_t>(timeout * 1e9) if timeout > 0 else 0
@@ -201,6 +216,7 @@ cdef class Partition:
             left = DURABLE_SLICE_NS
         if ms_load64(&self.c.block.durable) >= position:
             return "done"
+        self.changes()
         if self.leads_already(work):
             return "led"
         self.syncing.check(ms_load32(&self.c.block.sync) & 0x7fffffff)
@@ -265,7 +281,7 @@ cdef class Partition:
         seconds."""
         cdef uint32_t seen = ms_load32(&self.c.block.durable_wake)
         cdef int64_t left = <int64_t>(timeout * 1e9)
-        if self.c.self != 0:  # a read-only map cannot say that somebody waits
+        if self.writable:  # a read-only map cannot say that somebody waits
             ms_store32(&self.c.block.durable_waiters, 1)
             ms_fence()
         if ms_load64(&self.c.block.durable) < position and ms_load32(&self.c.block.poison) == 0:
@@ -283,6 +299,7 @@ cdef class Partition:
 
     def begin_sync(self, uint64_t target):
         """The sync that the holder of the sync word begins will reach this position."""
+        self.changes()
         self.sync_began = ms_clock_monotonic_ns()
         ms_partition_begin_sync(self.c.block, target)
 

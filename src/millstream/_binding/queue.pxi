@@ -489,6 +489,7 @@ cdef class QueueCore(_QueueFiles):
 
     def _undo_ack(self, Message m, uint64_t word):
         """It is a lease again, as before `_prepare_ack`; False: somebody settled it already."""
+        self.changes()
         return ms_queue_try_undo_ack(&self.c, &m.lease, word) == MS_OK
 
     def _acked(self, Message m):
@@ -529,10 +530,12 @@ cdef class QueueCore(_QueueFiles):
 
     def _wipe(self, uint32_t slot):
         """A message that is torn is no message: to be synced, then forgotten."""
+        self.changes()
         ms_queue_wipe(&self.c, slot)
 
     def _forget(self, uint32_t slot):
         """A message that was wiped never was."""
+        self.changes()
         cdef ms_instant now
         ms_now(&self.c, &now)
         ms_queue_forget(&self.c, slot, &now)
@@ -767,6 +770,7 @@ cdef class QueueCore(_QueueFiles):
 
     def _announce(self, str place):
         """Say that one will wait at a place: look again after it, then sleep with the ticket."""
+        self.alive()
         return ms_queue_announce(&self.c, PLACES[place])
 
     def _sleep(self, str place, uint32_t ticket, double timeout):

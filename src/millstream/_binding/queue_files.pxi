@@ -137,6 +137,7 @@ cdef class _QueueFiles:
 
     def _recover(self, bint verify):
         """As the one who makes the hints, which nobody else has yet."""
+        self.changes()
         cdef ms_instant now
         cdef void *scratch = malloc(ms_queue_scratch_size(&self.c))
         if scratch == NULL:
@@ -149,8 +150,13 @@ cdef class _QueueFiles:
             free(scratch)
 
     def _set_next_id(self, uint64_t least):
+        self.changes()
         if ms_load64(&self.c.slots.next_id) < least:
             ms_store64(&self.c.slots.next_id, least)
+
+    cdef int changes(self) except -1:
+        """Before each store into the files, where `alive` is not asked."""
+        return must_write(self.writable, self.path)
 
     @property
     def _dedup(self):
@@ -165,6 +171,7 @@ cdef class _QueueFiles:
 
     def _copy_dedup(self, _DedupTable to):
         """Copy what is in use into an empty table that nobody else has; False: it is too small."""
+        self.changes()
         cdef ms_instant now
         cdef uint32_t owner = 0, stripe = 0
         cdef ms_status status = MS_BUSY
@@ -177,14 +184,17 @@ cdef class _QueueFiles:
 
     def _recover_claims(self):
         """Claims as the messages say, as the one who makes the hints; False: it is too small."""
+        self.changes()
         cdef ms_instant now
         ms_now(&self.c, &now)
         return ms_queue_recover_claims(&self.c, &now) == MS_OK
 
     def _publish_slots(self, uint32_t count):
+        self.changes()
         ms_queue_publish_slots(&self.c, count)
 
     def _publish_blocks(self, uint32_t count):
+        self.changes()
         ms_queue_publish_blocks(&self.c, count)
 
     def _word(self, str name, object what, double timeout):
@@ -199,6 +209,7 @@ cdef class _QueueFiles:
 
     def _begin_sync(self):
         """Number of the sync that begins now. Holder of the word."""
+        self.changes()
         cdef uint64_t number = ms_load64(&self.c.hints.sync_begun) + 1
         ms_store64(&self.c.hints.sync_begun, number)
         self.unsynced_before = <int64_t>ms_load64(&self.c.hints.unsynced_at)
@@ -207,15 +218,18 @@ cdef class _QueueFiles:
         return number
 
     def _end_sync(self, uint64_t number):
+        self.changes()
         if ms_load64(&self.c.hints.sync_ended) < number:  # or one within it has ended
             ms_store64(&self.c.hints.sync_ended, number)
 
     def _undo_sync(self):
         """It failed. Holder of the word."""
+        self.changes()
         ms_store64(&self.c.hints.unsynced_at, <uint64_t>self.unsynced_before)
 
     def _dirty(self):
         """Have the next sync write all that is in use: a failed one left its pages clean."""
+        self.changes()
         cdef ms_queue c = self.c  # which another thread may replace meanwhile
         with nogil:
             ms_pages_dirty(c.slots, <size_t>ms_slots_size(c.slot_bytes,
@@ -228,13 +242,14 @@ cdef class _QueueFiles:
         self.is_closed = True
 
     def _wake_all(self):
-        """Have everybody look again who waits here."""
+        """Have everybody look again who waits here; a reader waits for nothing."""
         if self.attached and self.writable:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, INT32_MAX)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
             ms_queue_wake(&self.c, MS_WAIT_SETTLED, INT32_MAX)
 
     def _wake(self, str place, int32_t count):
+        self.changes()
         ms_queue_wake(&self.c, PLACES[place], count)
 
     def _take_changed(self):
@@ -271,6 +286,7 @@ cdef class _QueueFiles:
         return ms_load32(&self.c.hints.state)
 
     def _set_state(self, uint32_t state):
+        self.changes()
         ms_store32(&self.c.hints.state, state)
 
     @property
@@ -286,6 +302,7 @@ cdef class _QueueFiles:
         return ms_load32(&self.c.slots.paused)
 
     def _set_undecided(self, uint32_t undecided):
+        self.changes()
         ms_store32(&self.c.hints.undecided, undecided)
 
     @property
@@ -293,6 +310,7 @@ cdef class _QueueFiles:
         return self.c.slots.queue_id
 
     def _set_paused(self, uint32_t paused):
+        self.changes()
         ms_store32(&self.c.slots.paused, paused)
 
     @property
@@ -300,6 +318,7 @@ cdef class _QueueFiles:
         return ms_load32(&self.c.slots.poison)
 
     def _set_poison(self, uint32_t poison):
+        self.changes()
         ms_store32(&self.c.slots.poison, poison)
 
     @property
@@ -308,11 +327,13 @@ cdef class _QueueFiles:
 
     def _begin_config(self):
         """The settings are being changed: their number is even. Holder of maintenance."""
+        self.changes()
         cdef uint32_t number = ms_load32(&self.c.slots.config)
         ms_store32(&self.c.slots.config, (number + 2) & ~<uint32_t>1)
 
     def _end_config(self):
         """They are changed: their number is odd."""
+        self.changes()
         ms_store32(&self.c.slots.config, ms_load32(&self.c.slots.config) | 1)
 
     @property

@@ -101,8 +101,7 @@ cdef class Segment:
         cdef ms_compaction to
         memset(&to, 0, sizeof(ms_compaction))
         (to.first, to.last, to.kept_bytes, to.records, to.tombstones, to.tombstones_end) = record
-        if not self.c.writable:
-            raise ValueError("the segment is mapped read-only")
+        must_write(self.c.writable, self.path)
         ms_compaction_store(&self.c, &to)
 
     @property
@@ -198,6 +197,8 @@ cdef class Segment:
         cdef ms_mark at = ms_mark(mark[0], mark[1], mark[2], mark[3])
         cdef uint64_t until = self.within(0, min(limit, 0xffffffffffffffff))
         cdef ms_status status
+        if mend:
+            must_write(self.c.writable, self.path)
         ms_pages_random(self.buffer.buf, <size_t>self.c.size)
         with nogil:
             status = ms_segment_walk(&self.c, &at, until, mend, &err)
@@ -255,6 +256,7 @@ cdef class Segment:
 
     def dirty(self, uint64_t begin, uint64_t end):
         """Make the header pages, the index and the kept bytes of [begin, end) dirty again."""
+        must_write(self.c.writable, self.path)
         cdef uint64_t first = ms_segment_file_position(&self.c, begin) & ~<uint64_t>4095
         cdef uint64_t last = ms_segment_file_position(&self.c, end)
         with nogil:

@@ -184,6 +184,7 @@ cdef class StreamCore:
         # file shares its pages.
         cdef _ControlBuffer keep = hold_control(self.map if private is None else private)
         partition.control = keep
+        partition.writable = not keep.buffer.readonly
         partition.c.header = <ms_control_header *>keep.buffer.buf
         partition.c.block = index + <ms_control_block *>(
             <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION)
@@ -227,8 +228,7 @@ cdef class StreamCore:
             self.opened[:] = [None] * len(self.opened)
             self.natives[:] = [None] * len(self.natives)
         if self.mapped:
-            if self.writable:
-                self._wake()  # who follows here ends now
+            self._wake()  # who follows here ends now
             self.keep_header()
 
     cdef int keep_header(self) except -1:
@@ -278,24 +278,37 @@ cdef class StreamCore:
     def _config_number(self):
         return ms_load32(&self.header.config)
 
+    cdef int changes(self) except -1:
+        """Before each store into the control file: in a map to read it would kill the process."""
+        if not self.writable:
+            self.session.check_writable()
+        return 0
+
     def _set_state(self, uint32_t state):
+        self.changes()
         ms_store32(&self.header.state, state)
         ms_add32(&self.header.wake, 1)
         ms_futex_wake(&self.header.wake, 0x7fffffff)
 
     def _begin_config(self):
         """The configuration is being changed: its number is even. Holder of maintenance."""
+        self.changes()
         cdef uint32_t number = ms_load32(&self.header.config)
         ms_store32(&self.header.config, (number + 2) & ~<uint32_t>1)
 
     def _end_config(self):
         """It is changed: its number is odd."""
+        self.changes()
         ms_store32(&self.header.config, ms_load32(&self.header.config) | 1)
 
     def _set_partitions(self, uint32_t count):
+        self.changes()
         ms_store32(&self.header.partitions, count)
 
     def _wake(self):
+        """Have all who wait look. A reader has nothing to wake them for, and looks by itself."""
+        if not self.writable:
+            return
         ms_add32(&self.header.wake, 1)
         ms_futex_wake(&self.header.wake, 0x7fffffff)
 
@@ -954,3 +967,10 @@ cdef _ControlBuffer hold_control(object map):
     cdef _ControlBuffer keep = _ControlBuffer.__new__(_ControlBuffer)
     PyObject_GetBuffer(map, &keep.buffer, PyBUF_SIMPLE)
     return keep
+
+
+cdef int must_write(bint writable, object where) except -1:
+    """Before a store into a map: in one that is open to read it would kill the process."""
+    if not writable:
+        raise _errors.Unsupported(f"{where}: the store was opened read-only (mode='r')")
+    return 0

@@ -602,7 +602,10 @@ class Store:
         """Return when all that was stored here before this call survives a power cut.
 
         What fails keeps nothing else from being synced: the first error is raised at the end.
+
+        Raises: Indeterminate, Poisoned, StorageError; Unsupported where the store is read-only.
         """
+        self.session.check_writable()
 
         def flush_stream(name: str) -> None:
             with contextlib.suppress(Closed, NotFound):  # dropped meanwhile

@@ -225,8 +225,10 @@ class Stream(StreamHandle):
 
         What fails keeps nothing else from being synced: the first error is raised at the end.
 
-        Raises: Indeterminate, Poisoned, StorageError.
+        Raises: Indeterminate, Poisoned, StorageError; Unsupported where the store is read-only (who
+        only reads waits with `wait_durable`).
         """
+        self.session.check_writable()
         each_of([partial(super().flush, timeout=timeout), self._groups.flush])
 
     def wait_durable(
