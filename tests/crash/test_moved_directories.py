@@ -262,6 +262,28 @@ def test_temporary_store_removes_what_it_made_and_no_more():
     moved.rmdir()
 
 
+@pytest.mark.parametrize("differs", ["device", "id"])
+def test_handle_that_was_pickled_is_of_its_file_system(open_store, memory_directory, differs):
+    """Directories of two file systems may have one inode number, and in turn one device."""
+    path = memory_directory / "data"
+    swapped(path)  # for a copy, which has the id
+    if differs == "id":
+        shutil.rmtree(path)
+    with millstream.open(path) as other:
+        other.stream("s").append(b"other")
+        device, inode = other.session.directory.identity
+    before = tree(path)
+    if differs == "device":
+        device += 1
+    open_store.session.directory.identity = device, inode  # as if they were on two mounts in turn
+    pickled = pickle.dumps(open_store.stream("s"))
+    assert pickle.loads(pickled).store is open_store
+    open_store.close()
+    with pytest.raises(millstream.StorageError, match="moved or replaced"):
+        pickle.loads(pickled)
+    assert tree(path) == before
+
+
 def test_handle_that_was_pickled_is_of_its_directory(open_store, memory_directory):
     path = memory_directory / "data"
     pickled = pickle.dumps(open_store.stream("s"))
