@@ -42,6 +42,7 @@ from millstream.store.store import Store, shared, temporary
 if TYPE_CHECKING:
     from millstream._native import Message
     from millstream.queues.queue import Queue as Handle
+    from millstream.store.store import Place
 
 __all__ = ["Empty", "Full", "PriorityQueue", "Queue", "ShutDown", "SimpleQueue"]
 
@@ -427,14 +428,14 @@ class _Order:
         return bool(self.item < other.item)
 
 
-def _opened(path: str | os.PathLike[str], place: tuple[str, int] | None = None) -> Store:
+def _opened(path: str | os.PathLike[str], place: Place | None = None) -> Store:
     """The store at a path, of which `place` says more: one for all queues of this process."""
     return shared(files.absolute(address.directory(path)), "rw", False, place=place)
 
 
 def _reopen(
     kind: type[SimpleQueue[Any]],
-    place: tuple[str, tuple[str, int]],
+    place: tuple[str, Place],
     name: str,
     maxsize: int,
     bound: int,

@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     from millstream.transactions.transaction import Transaction
 
     Mode: TypeAlias = Literal["rw", "r"]
+    Place: TypeAlias = tuple[str, int, int, str]
+    """Boot, device, inode and id of the store."""
 
 __all__ = ["Store", "open", "temporary"]
 
@@ -362,14 +364,18 @@ class Store:
         mode: Mode,
         force: bool,
         durability: Durability | None,
-        place: tuple[str, int],
+        place: Place,
     ) -> Store:
         return shared(path, mode, force, durability, place)
 
     @property
-    def _place(self) -> tuple[str, int]:
-        """Which directory this is, wherever it lies, within this boot of the machine."""
-        return files.boot(), self.session.directory.identity[1]
+    def _place(self) -> Place:
+        """Which directory this is, wherever it lies, within this boot of the machine.
+
+        Two file systems give the same numbers to files, and one that is mounted later may get the
+        device number of an earlier one: so it says the store's id as well, which a copy shares.
+        """
+        return files.boot(), *self.session.directory.identity, self.session.id.hex()
 
     @property
     def closed(self) -> bool:
@@ -760,7 +766,7 @@ def shared(
     mode: Mode,
     force: bool,
     durability: Durability | None = None,
-    place: tuple[str, int] | None = None,
+    place: Place | None = None,
 ) -> Store:
     """The store behind handles that were unpickled in this process: one for each directory.
 
@@ -778,13 +784,13 @@ def shared(
 
 
 def _reopen(
-    path: str, mode: Mode, force: bool, durability: Durability | None, place: tuple[str, int] | None
+    path: str, mode: Mode, force: bool, durability: Durability | None, place: Place | None
 ) -> Store:
     if place is None or place[0] != files.boot():
         return open(path, mode=mode, force=force, durability=durability)
     with contextlib.suppress(NotFound):
         directory = files.Directory(path, follow=True)
-        if directory.identity[1] == place[1]:
+        if (*directory.identity, _id_in(directory)) == place[1:]:
             return Store(directory, mode, durability, force, GATE_SECONDS)
         directory.close()
     raise StorageError(
@@ -793,6 +799,13 @@ def _reopen(
         " open the store where it is now, and make the handle anew",
         path,
     )
+
+
+def _id_in(directory: files.Directory) -> str | None:
+    try:
+        return str(files.read_json(directory.path / "store.json").get("store_id"))
+    except NotFound:
+        return None
 
 
 def temporary(*, durability: Durability | None = None) -> Store:
