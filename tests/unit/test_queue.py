@@ -1,6 +1,7 @@
 """The queue as its users see it: each call of the API, and what it does with bad input."""
 
 import asyncio
+import concurrent.futures.thread
 import contextlib
 import copy
 import gc
@@ -625,6 +626,42 @@ def test_async_for_leases_one_at_a_time(q):
         assert seen == [b"a", b"b", b"c"]
 
     asyncio.run(main())
+
+
+def test_aput_at_sync_without_a_thread_is_a_storage_error(tmp_path, monkeypatch):
+    def refuse(*_, **__):
+        raise RuntimeError("can't start new thread")
+
+    with millstream.open(tmp_path / "store", durability="sync") as store:
+        q = store.queue("q")
+        with monkeypatch.context() as patch:
+            patch.setattr(threading, "_start_new_thread", refuse)
+            with pytest.raises(millstream.StorageError, match="no thread"):
+                asyncio.run(q.aput(b"1"))
+        assert len(q) == 0
+        asyncio.run(q.aput(b"2"))
+        assert [m.value for m in q.get_many(2)] == [b"2"]
+
+
+def test_aput_at_sync_takes_no_lock_that_a_fork_waits_for(tmp_path):
+    with millstream.open(tmp_path / "store", durability="sync") as store:
+        q = store.queue("q")
+        with concurrent.futures.thread._global_shutdown_lock:  # os.fork takes it before it forks
+            thread = threading.Thread(target=lambda: asyncio.run(q.aput(b"1")), daemon=True)
+            thread.start()
+            thread.join(30)
+            assert len(q) == 1
+        thread.join()
+
+
+def test_many_aputs_at_sync_at_once_and_their_threads_end_with_the_loop(tmp_path):
+    async def put_all(q):
+        return await asyncio.gather(*(q.aput(b"%d" % i) for i in range(100)))
+
+    with millstream.open(tmp_path / "store", durability="sync") as store:
+        q = store.queue("q")
+        assert len(set(asyncio.run(put_all(q)))) == len(q) == 100
+        assert not [one for one in threading.enumerate() if one.name == "millstream-put"]
 
 
 def test_aput_waits_for_room_and_cancelled_puts_nothing(store):
