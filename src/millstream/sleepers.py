@@ -1,4 +1,4 @@
-"""A thread that sleeps on a futex for the coroutines of an event loop, and wakes them."""
+"""Threads for the coroutines of an event loop: one that sleeps on a futex, some that sync."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import contextlib
 import threading
 import time
 from collections.abc import AsyncGenerator, Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from millstream import _native
 from millstream.errors import Reentered
@@ -15,6 +15,8 @@ from millstream.errors import Reentered
 IDLE_SECONDS = 1.0
 """How long a thread stays that nobody waits for, while its loop goes on."""
 END_SECONDS = 5.0
+CALLS_MOST = 32
+"""Calls of one loop and queue that are in threads at a time."""
 
 
 class _Sleeper(NamedTuple):
@@ -136,3 +138,72 @@ def _wake_up(sleepers: list[_Sleeper], error: BaseException | None) -> None:
             sleeper.future.set_result(None)
         else:
             sleeper.future.set_exception(error)
+
+
+class Calls:
+    """Calls that block, each in a thread, for the coroutines of one loop.
+
+    Not asyncio's executor, whose lock a fork in a signal handler would wait for, and whose end
+    takes another thread. When the loop ends (as `asyncio.run` ends it), those under way are
+    awaited.
+    """
+
+    def __init__(self, name: str, path: str) -> None:
+        self.loop = asyncio.get_running_loop()
+        self.name = name
+        self.path = path
+        self._room = asyncio.Semaphore(CALLS_MOST)
+        self._threads: list[threading.Thread] = []
+        self._ending: AsyncGenerator[None, None] | None = None
+
+    @property
+    def over(self) -> bool:
+        """Can nothing be called here any more?"""
+        return self.loop.is_closed()
+
+    async def call(self, function: Callable[[], Any]) -> Any:
+        """What the function returns or raises. StorageError where there can be no thread.
+
+        Where this is cancelled behind the beginning, the function goes on.
+        """
+        if self._ending is None:
+            self._ending = self._until_the_loop_ends()
+            await anext(self._ending)
+        async with self._room:
+            future: asyncio.Future[Any] = self.loop.create_future()
+            thread = threading.Thread(
+                target=self._run, args=(function, future), name=self.name, daemon=True
+            )
+            _native.start(thread, self.path)
+            self._threads = [one for one in self._threads if one.is_alive()]
+            self._threads.append(thread)
+            return await future
+
+    async def _until_the_loop_ends(self) -> AsyncGenerator[None, None]:
+        try:
+            yield
+        finally:
+            for thread in self._threads:
+                with contextlib.suppress(Reentered):  # it ends when the call under this one has
+                    _native.join(thread, END_SECONDS)
+
+    def _run(self, function: Callable[[], Any], future: asyncio.Future[Any]) -> None:
+        found: Any = None
+        error: BaseException | None = None
+        try:
+            found = function()
+        except StopIteration as caught:  # which no future can have
+            error = RuntimeError(f"what was called raised {caught!r}")
+        except BaseException as caught:  # handed to who waits, and raised there
+            error = caught
+        with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
+            self.loop.call_soon_threadsafe(_finish, future, found, error)
+
+
+def _finish(future: asyncio.Future[Any], found: Any, error: BaseException | None) -> None:
+    if future.done():
+        return
+    if error is None:
+        future.set_result(found)
+    else:
+        future.set_exception(error)

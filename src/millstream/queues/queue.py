@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import heapq
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine, Generator, Mapping
@@ -20,7 +19,6 @@ from millstream.errors import (
     MillstreamError,
     NotFound,
     QueueFull,
-    StorageError,
     WaitTimeout,
 )
 from millstream.log import settings
@@ -34,7 +32,7 @@ from millstream.queues.handle import QueueHandle
 if TYPE_CHECKING:
     from millstream.disk.notices import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
-    from millstream.sleepers import Sleepers
+    from millstream.sleepers import Calls, Sleepers
 
 __all__ = ["Queue"]
 
@@ -78,6 +76,7 @@ class Queue(QueueHandle):
         self._codec = codec
         self._workers: list[Any] = []
         self._waiters: list[Sleepers] = []
+        self._callers: list[Calls] = []
         self._random: Callable[[], float] | None = None
         self._config = config
         try:
@@ -137,6 +136,20 @@ class Queue(QueueHandle):
                 self._wake(place, 1)  # the one that was meant for us
             raise
 
+    def _calls(self) -> Calls:
+        """The threads in which puts of the running loop sync."""
+        with _native.loading:
+            import asyncio
+
+            from millstream.sleepers import Calls
+        loop = asyncio.get_running_loop()
+        for calls in self._callers:
+            if calls.loop is loop:
+                return calls
+        self._callers = [one for one in self._callers if not one.over]
+        self._callers.append(Calls("millstream-put", self.path))
+        return self._callers[-1]
+
     async def aput(
         self,
         value: Any,
@@ -158,11 +171,7 @@ class Queue(QueueHandle):
         checked = check_timeout(timeout)
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
 
-        given_up: list[bool] = []
-
         def put() -> int:
-            if given_up:
-                return 0
             return self.put(
                 value, priority=priority, delay=delay, at=at, key=key, ttl=ttl, dedup_id=dedup_id,
                 headers=headers, timeout=0,
@@ -173,19 +182,8 @@ class Queue(QueueHandle):
             try:
                 if self._durability != "sync":
                     return put()
-                with _native.loading:
-                    import asyncio
-                try:
-                    put_there = asyncio.get_running_loop().run_in_executor(None, put)
-                except (RuntimeError, MemoryError, OSError) as error:  # it imports, too
-                    given_up.append(True)  # it may be in the list of what another thread does later
-                    raise StorageError(
-                        errno.EAGAIN,
-                        f"no thread could be started ({error}), in which to sync; try"
-                        " again, or raise the limit of processes (ulimit -u)",
-                        self.path,
-                    ) from error
-                return await put_there
+                found: int = await self._calls().call(put)
+                return found
             except QueueFull:
                 if time.monotonic() >= deadline:
                     raise
