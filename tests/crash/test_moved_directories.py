@@ -16,7 +16,7 @@ import millstream
 from millstream import Compaction, Retention, inspect
 from millstream.disk import files
 from millstream.inspect import mending
-from millstream.log import segments
+from millstream.log import partition
 
 SMALL = 1 << 16
 
@@ -345,14 +345,14 @@ def test_retention_of_a_dropped_stream_removes_nothing_of_its_successor(
         stream = store.stream("s", segment_bytes=SMALL, retention=Retention(records=1))
         for _ in range(10):
             stream.append_many([b"old" * 100] * 100)
-        keep = segments.sequences.keep
+        keep = partition.sequences.keep
 
         def dropped_meanwhile(log, position):
-            monkeypatch.setattr(segments.sequences, "keep", keep)
+            monkeypatch.setattr(partition.sequences, "keep", keep)
             made_anew(store.path)
             return keep(log, position)
 
-        monkeypatch.setattr(segments.sequences, "keep", dropped_meanwhile)
+        monkeypatch.setattr(partition.sequences, "keep", dropped_meanwhile)
         stream._retire(stream._log(0))
         assert len(values(store)) == 500
         assert store.stream("s").first_offset(0) == 0
