@@ -944,8 +944,8 @@ def watch(
                     f"{worker.queue.path}: its workers were stopped by somebody else, while run()"
                     " waited for them"
                 )
-        # No wait of the standard library: SimpleQueue.get of CPython up to 3.12 never returns where
-        # a signal handler outlasts its time-out.
+        # No wait of the standard library: one with a time-out did not end after a slow handler of a
+        # signal (CPython 3.11).
         heard.wait(0, 0.01 if queues else SLICE_SECONDS)
         if heard.rung:
             return True
