@@ -98,13 +98,13 @@ def sync_slowly(path):
 
     store = millstream.open(path)
     stream = store.stream("s")
-    stream.append(b"slow", partition=0, durability="process")
 
     def sync(descriptor, name):
         print("syncing", flush=True)
         signal.pause()
 
-    files.sync = sync
+    files.sync = sync  # before there is anything that the background could be faster to sync
+    stream.append(b"slow", partition=0, durability="process")
     stream.flush()
 
 

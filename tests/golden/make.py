@@ -20,7 +20,8 @@ from pathlib import Path
 import xxhash
 
 import millstream
-from millstream import inspect, journal
+from millstream import inspect
+from millstream.transactions import journal
 
 BEGIN = 1_700_000_000_000_000
 FUTURE = 4_102_444_800_000_000  # 2100: not yet

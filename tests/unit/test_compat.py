@@ -44,7 +44,7 @@ LEFT_OUT = {
 
 
 @pytest.fixture(autouse=True)
-def closed():
+def closed(tmp_path):
     """A queue of the standard library has no owner who closes its store: here the test does."""
     before = set(open_stores())
     yield
