@@ -165,7 +165,7 @@ class _Frozen:
 
     def as_dict(self) -> dict[str, Any]:
         """Return what it was made of."""
-        raise NotImplementedError
+        raise NotImplementedError  # each class below has its own fields
 
     def __setattr__(self, name: str, value: object) -> None:
         raise AttributeError(f"a {type(self).__name__} cannot be changed: {name}")

@@ -373,7 +373,6 @@ class Stream(StreamHandle):
         return self._grow(lambda before: settings.check_partitions(before + more))
 
     def _dispose(self) -> None:
-        self._let_go()
         self._groups.dispose()
         super()._dispose()
 
