@@ -103,7 +103,8 @@ class ProducerMachine(RuleBasedStateMachine):
         stream = self.stream()
         first, following = stream.first_offset(p), stream.next_offset(p)
         at = first + int(part * (following - first))
-        self.log.firsts[p] = stream.delete_before(Position(p, self.stores[0].session.generation, at))
+        before = Position(p, self.stores[0].session.generation, at)
+        self.log.firsts[p] = stream.delete_before(before)
 
     @rule()
     def second_opener(self):
