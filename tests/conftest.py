@@ -115,6 +115,13 @@ def store():
         yield store
 
 
+@pytest.fixture(params=["process", "interval", "sync"])
+def any_store(tmp_path, request):
+    """A store of each level, for what holds at all of them."""
+    with millstream.open(tmp_path / "store", durability=request.param) as opened:
+        yield opened
+
+
 @pytest.fixture
 def stream(store):
     return store.stream("s")

@@ -32,6 +32,7 @@ PROMISES = {
     ),
     "one transaction over both": (
         "unit/test_transaction",
+        "unit/test_transaction_effects",
         "property/test_whole_model",
     ),
     "that many processes of one Linux machine share at once": (
@@ -59,6 +60,7 @@ PROMISES = {
     "returning acknowledges, raising tries again": ("unit/test_worker",),
     "all of it happened or nothing did": (
         "unit/test_transaction",
+        "unit/test_transaction_pending",
         "crash/test_transaction_kills",
         "crash/test_transaction_page_drop",
     ),

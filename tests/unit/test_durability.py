@@ -1,4 +1,4 @@
-"""What an error reports as stored is as durable as was asked for; what may not be says so."""
+"""What an append, or its error, reports as stored becomes as durable as was asked for."""
 
 import contextlib
 import errno
@@ -9,7 +9,7 @@ import textwrap
 import threading
 
 import pytest
-from timing import until
+from timing import SOON, until
 
 import millstream
 from millstream.disk import files
@@ -451,3 +451,12 @@ def test_sync_needs_no_descriptor_that_it_did_not_have_before_it_stored_anything
     """
     )
     assert out == "ok\n"
+
+
+@pytest.mark.parametrize("stored", ["process", "interval", "sync"])
+def test_append_at_interval_is_synced_whatever_the_level_of_its_stream(tmp_path, stored):
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", partitions=1, durability=stored)
+        for offset in range(2):
+            stream.append(b"x", durability="interval")
+            until(lambda n=offset + 1: stream.durable_offset(0) == n, seconds=SOON)

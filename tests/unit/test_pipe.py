@@ -177,3 +177,33 @@ def test_what_belongs_to_the_other_kind_of_sink_is_refused(store, sink):
     with store.pipe(jobs, lambda message: wrong, out) as pipe, refused:
         pipe.run(timeout=0)
     assert (len(jobs), len(out) if sink == "queue" else out.next_offset(0)) == (1, 0)
+
+
+def test_pipe_says_what_it_cannot_put_out_and_when_it_is_closed(store):
+    queue, out = store.queue("jobs"), store.stream("out")
+    queue.put(b"1")
+    pipe = store.pipe(queue, lambda message: {"key": b"k"}, out)
+    with pipe, pytest.raises(millstream.InvalidType, match="value"):
+        pipe.step()
+    with pytest.raises(millstream.Closed, match="pipe"):
+        pipe.step()
+    with pytest.raises(millstream.Closed, match="pipe"):
+        pipe.run(timeout=0)
+    assert queue.stats().leased == 0
+
+
+def test_pipe_takes_nothing_within_another_transaction(store):
+    """Its own would not begin, and what it had read would be committed with the next step."""
+    source, jobs, out = store.stream("source"), store.queue("jobs"), store.stream("out")
+    source.append_many([b"1", b"2", b"3"])
+    jobs.put(b"4")
+    records = store.pipe(source, lambda record: record.value, out, batch=2)
+    messages = store.pipe(jobs, lambda message: message.value, out)
+    with records, messages:
+        with store.transaction():
+            for pipe in (records, messages):
+                with pytest.raises(InvalidArgument, match="nest"):
+                    pipe.step()
+        assert [m.attempts for m in jobs.peek()] == [0]
+        assert records.run(timeout=0) + messages.run(timeout=0) == 4
+    assert log_of(out) == [b"1", b"2", b"3", b"4"]
