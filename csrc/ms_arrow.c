@@ -57,7 +57,7 @@ typedef struct field {
   int64_t flags;
 } field;
 
-/* In the order of the MS_ARROW_ bits; below `headers`, what a map consists of. */
+/* In the order of the bits of MS_ARROW_ALL; below `headers`, what a map consists of. */
 static const field column_fields[COLUMN_COUNT] = {
     {"i", "partition", 0},
     {"l", "offset", 0},

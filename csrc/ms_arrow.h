@@ -88,7 +88,7 @@ typedef struct ms_arrow_source {
   uint32_t first;
   uint32_t count;
   int32_t partition;
-  uint32_t columns; /* MS_ARROW_... bits, at least one */
+  uint32_t columns; /* bits of MS_ARROW_ALL, at least one */
   void *pin;
 } ms_arrow_source;
 

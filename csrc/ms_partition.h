@@ -75,10 +75,10 @@ MS_MUST_USE ms_status ms_partition_take_over(ms_partition *partition, uint32_t d
  * died) between them, use ms_segment_mark_at() on the tail. */
 MS_MUST_USE ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end);
 
-/* Group commit. Who holds the sync word says with begin_sync up to where its sync will reach;
- * syncs; says with set_durable that it did (the mark never falls); gives the word back; and calls
- * end_sync, which wakes the followers, one of those whom the sync covered, who then wake each
- * other, and one of the others to lead the next. */
+/* Group commit, by the holder of the sync word. It calls begin_sync with the position up to which
+ * its sync will reach; syncs; calls set_durable (the mark never falls); gives the word back; and
+ * calls ms_partition_end_sync(). That wakes one of the followers whom the sync covered, who then
+ * wake each other, and one of the rest to lead the next sync. */
 void ms_partition_begin_sync(ms_control_block *block, uint64_t target);
 void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);
 void ms_partition_end_sync(ms_control_block *block);

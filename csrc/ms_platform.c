@@ -72,7 +72,7 @@ static int64_t real_sleep_ns(int64_t timeout_ns) {
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns) {
   timeout_ns = real_sleep_ns(timeout_ns);
   struct timespec timeout = {timeout_ns / 1000000000, timeout_ns % 1000000000};
-  /* Without FUTEX_PRIVATE_FLAG: the word lies in a file that other processes map elsewhere. */
+  /* Not a private futex: the word lies in a file that other processes map elsewhere. */
   long result =
       syscall(SYS_futex, word, FUTEX_WAIT, expected, timeout_ns < 0 ? NULL : &timeout, NULL, 0);
   if (result == 0 || errno == EAGAIN) return 0;

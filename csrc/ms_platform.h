@@ -79,12 +79,13 @@ int32_t ms_futex_wake(const _Atomic uint32_t *word, int32_t count);
  * wherever it is mounted. Returns 0 or an errno. */
 int ms_file_system(int descriptor, uint32_t *magic);
 
-/* Blocks of the file system behind an open file, as FIEMAP lists them. has_blocks: is there one
- * behind each of the first `length` bytes? false as well where the file system does not tell.
- * unshare: give the file blocks of its own where it shares some with a copy (a reflink), so that a
- * store into them needs none; what is a hole stays one. Does nothing where blocks cannot be shared,
- * or not be unshared. can_share, can_unshare: can the file system of an open, allocated file do so?
- * can_share changes the file's second `block` bytes. Return an errno or 0 unless a bool. */
+/* Blocks of the file system behind an open file, as FIEMAP lists them. ms_has_blocks: is there
+ * one behind each of the first `length` bytes? false as well where the file system does not tell.
+ * ms_unshare: give the file blocks of its own where it shares some with a copy (a reflink), so that
+ * a store into them needs none; a hole stays a hole. It does nothing where the file system cannot
+ * share blocks or cannot unshare them. ms_can_share, ms_can_unshare: can the file system of an
+ * open, allocated file do so? ms_can_share changes the file's second `block` bytes. Each returns
+ * an errno or 0 unless a bool. */
 bool ms_has_blocks(int descriptor, uint64_t length);
 int ms_unshare(int descriptor);
 bool ms_can_share(int descriptor, uint64_t block);

@@ -99,8 +99,8 @@ MS_MUST_USE ms_status ms_slot_write(ms_queue *queue, uint32_t slot, uint64_t wor
 
 /* --- reading it --- */
 
-/* The slot's header; content = key, headers, payload, at *out_inline, or NULL when it is in blocks:
- * then ms_queue_copy_content() into content_length bytes. Both hold while the lease does. */
+/* The slot's header, and its content (key, headers, payload); NULL when that is in blocks: then
+ * ms_queue_copy_content() copies it. Both pointers hold while the lease does. */
 const ms_slot *ms_queue_slot(const ms_queue *queue, uint32_t slot);
 const uint8_t *ms_queue_inline(const ms_queue *queue, const ms_slot *slot);
 MS_MUST_USE ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out,

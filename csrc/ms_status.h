@@ -63,8 +63,8 @@ typedef struct ms_status_row {
 /* The list above as data, ended by a row whose name is NULL. */
 const ms_status_row *ms_status_rows(void);
 
-/* Fill err (unless NULL) and return status: `return ms_fail(err, MS_CORRUPT, at, want, got, "...",
- * ...)`. */
+/* Fill err (unless NULL) and return status: `return ms_fail(err, MS_CORRUPT, at, expected, found,
+ * "...", ...)`. */
 MS_MUST_USE ms_status ms_fail(ms_error *err, ms_status status, uint64_t position, uint64_t expected,
                               uint64_t found, const char *format, ...)
     __attribute__((format(printf, 6, 7)));

@@ -93,7 +93,7 @@ static inline uint64_t avalanche(uint64_t hash) {
   return hash ^ hash >> 32;
 }
 
-/* avalanche_XXH64(): the stronger one, for inputs that no multiplication has mixed yet. */
+/* That of XXH64 is the stronger one, for inputs that no multiplication has mixed yet. */
 static inline uint64_t avalanche_xxh64(uint64_t hash) {
   hash ^= hash >> 33;
   hash *= PRIME64_2;
@@ -138,7 +138,7 @@ static inline uint64_t hash_9to16(const uint8_t *input, size_t size, uint64_t se
 
 /* --- medium inputs, 17 to 240 bytes --- */
 
-/* mixStep(): 16 bytes of input, 16 of secret and the seed, into one word. */
+/* A step of mixing: 16 bytes of input, 16 of secret and the seed, into one word. */
 static inline uint64_t mix(const uint8_t *chunk, const uint8_t *secret, uint64_t seed) {
   return multiply_fold(read64(chunk) ^ (read64(secret) + seed),
                        read64(chunk + 8) ^ (read64(secret + 8) - seed));
@@ -320,7 +320,7 @@ static inline consume_stripes *choose_consume(void) { return consume_plain; }
 
 #endif
 
-/* deriveSecret(): words of the default secret plus and minus the seed, in turn. */
+/* Words of the default secret plus and minus the seed, by turns. */
 static inline void derive_secret(uint8_t secret[SECRET_BYTES], uint64_t seed) {
   for (size_t i = 0; i < SECRET_BYTES; i += 16) {
     uint64_t pair[2] = {read64(default_secret + i) + seed, read64(default_secret + i + 8) - seed};
@@ -328,7 +328,7 @@ static inline void derive_secret(uint8_t secret[SECRET_BYTES], uint64_t seed) {
   }
 }
 
-/* finalMerge(): the lanes in pairs, each multiplied and folded, summed. */
+/* The final merge: the lanes in pairs, each multiplied and folded, summed. */
 static inline uint64_t merge(const uint64_t lanes[LANES], const uint8_t *secret, uint64_t hash) {
   for (size_t i = 0; i < LANES; i += 2)
     hash +=

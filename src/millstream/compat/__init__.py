@@ -1,9 +1,10 @@
 """Queues with the interface of the standard library's, for threads and for processes.
 
 `Queue`, `PriorityQueue` and `SimpleQueue` take the place of those of `queue`, and of
-`multiprocessing.Queue` and `JoinableQueue`: same methods, same exceptions. One that is given to
-another process, as an argument or in a message, is the same queue there. There is no feeder thread:
-when `put` returns, the item is in the queue, and no process that dies can damage or block it.
+`multiprocessing.Queue` and `multiprocessing.JoinableQueue`: same methods, same exceptions. One that
+is given to another process, as an argument or in a message, is the same queue there. There is no
+feeder thread: when `put` returns, the item is in the queue, and no process that dies can damage or
+block it.
 
 Warning: items travel as pickles, as those of `multiprocessing.Queue` do. Whoever can write to the
 directory of the store can run code in every process that gets from the queue.
@@ -20,7 +21,7 @@ Where they must differ:
 - `close` ends the use of this object alone; `join_thread` and `cancel_join_thread` have no thread
   to wait for.
 - `maxsize` may be changed: to more for all, to less for this handle only.
-- There is no `LifoQueue`, and nothing to override (`mutex`, `queue`, `_put`, `_get` ...).
+- There is no `LifoQueue`, and nothing to override (the mutex, `queue`, `_put`, `_get` ...).
 """
 
 from __future__ import annotations
