@@ -1,7 +1,7 @@
 /* XXH3-64: the hash under keys and checksums.
  *
- * Written from the xxHash algorithm description (the specification of the xxHash project,
- * section "XXH3"), with its default secret. The value is part of the stored format and of partition_for():
+ * Written from the algorithm description of the xxHash project (its specification, section "XXH3"),
+ * with its default secret. The value is part of the stored format and of partition_for():
  * it is that of xxhash.xxh3_64_intdigest(data, seed=seed), for ever and on every CPU.
  */
 #ifndef MS_XXH3_H
