@@ -3,6 +3,7 @@
 import ast
 import os
 import re
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -31,6 +32,27 @@ def test_any_call_may_interrupt_any_call(outer):
         check=False,
     )  # fmt: skip
     assert ended.returncode == 0, ended.stderr[-6000:]
+
+
+@pytest.mark.parametrize("kind", ["lock", "word"])
+def test_an_interrupt_leaves_nothing_taken(store, kind):
+    """Ctrl-C where a `with` begins: Python 3.14 may raise it there, and calls no `__exit__`."""
+    taken = _native.Lock("of a test") if kind == "lock" else store._transactions.journal().holding()
+    left = []
+    before = signal.signal(signal.SIGALRM, signal.default_int_handler)
+    try:
+        for _ in range(300):
+            with pytest.raises(KeyboardInterrupt):
+                signal.setitimer(signal.ITIMER_REAL, 1e-4)
+                while True:
+                    with taken:
+                        pass
+            if taken.mine:
+                left.append(taken.release())
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, before)
+    assert len(left) == 0
 
 
 SHARE = 1 if os.environ.get("MILLSTREAM_FULL") else 20
