@@ -19,7 +19,6 @@ import mmap
 import os
 import stat
 import struct
-from collections.abc import Iterator
 from time import monotonic, sleep
 
 from millstream import _native
@@ -78,15 +77,25 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     return kind(error.errno or 0, text, path)
 
 
-@contextlib.contextmanager
-def reporting(path: str, doing: str) -> Iterator[None]:
-    """Report what the block raises as `StorageError` with path and purpose."""
-    try:
-        yield
-    except StorageError:
-        raise
-    except OSError as error:
-        raise storage_error(error, path, doing) from error
+class reporting:
+    """Report what the block raises as `StorageError` with path and purpose.
+
+    No generator: one that raises is in a cycle with the frames of all its callers in Python 3.12
+    and early 3.13, and a closed store would keep its files open until the collector runs.
+    """
+
+    __slots__ = ("doing", "path")
+
+    def __init__(self, path: str, doing: str) -> None:
+        self.path = path
+        self.doing = doing
+
+    def __enter__(self) -> None:
+        pass
+
+    def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
+        if isinstance(error, OSError) and not isinstance(error, StorageError):
+            raise storage_error(error, self.path, self.doing) from error
 
 
 # --- where things are -----------------------------------------------------------------------------
