@@ -73,7 +73,56 @@ cdef bint let_others_run() except -1:
     return True
 
 
-cdef class _Seat:
+cdef class _Taken:
+    """What a `with` takes; its block gives it back."""
+    cdef PyObject *begun  # the block that `__enter__` is called for next
+
+    cdef int take_it(self) except -1:
+        return 0
+
+    cdef int give_back(self, error) except -1:
+        return 0
+
+    def __enter__(self):
+        cdef _Block block = None if self.begun == NULL else <_Block>self.begun
+        self.begun = NULL
+        self.take_it()
+        if block is not None:
+            block.entered = True
+        return self
+
+    @property
+    def __exit__(self):
+        """A new block: all Pythons ask for it before they call `__enter__`."""
+        cdef _Block block = _Block.__new__(_Block)
+        block.taken = self
+        self.begun = <PyObject *>block
+        return block
+
+
+@cython.final
+@cython.no_gc
+@cython.freelist(16)
+cdef class _Block:
+    """One block of a `with`. It is on the stack of the statement, and gives back at the latest when
+    it dies: in Python 3.14 what a signal handler raises may come between `__enter__` and the block,
+    and then no `__exit__` is called.
+    """
+    cdef _Taken taken
+    cdef bint entered
+
+    def __call__(self, kind, error, trace):
+        self.entered = False
+        self.taken.give_back(error)
+
+    def __dealloc__(self):
+        if self.taken.begun == <PyObject *>self:
+            self.taken.begun = NULL
+        if self.entered:
+            self.taken.give_back(None)
+
+
+cdef class _Seat(_Taken):
     """Of what one thread of this process can have: which one has it."""
     cdef object __weakref__
     cdef readonly str name
@@ -235,15 +284,15 @@ cdef class Lock(_Seat):
         self.session = session
         self.reentrant = reentrant
 
-    def __enter__(self):
-        self.acquire()
-        return self
+    cdef int take_it(self) except -1:
+        self.hold(True, -1)
+        return 0
 
-    def __exit__(self, kind, error, trace):
-        self.release()
+    cdef int give_back(self, error) except -1:
+        self.let_go()
         if not self.is_loading or isinstance(error, (_errors.MillstreamError,
                                                      ModuleNotFoundError)):
-            return
+            return 0
         if isinstance(error, OSError):
             raise _errors.StorageError(
                 error.errno or 0, f"importing it failed: {error.strerror}",
@@ -254,6 +303,7 @@ cdef class Lock(_Seat):
                 " is in the middle of; do the work when that import is done") from error
         if isinstance(error, ImportError):  # no descriptor or memory for a shared object
             raise _errors.StorageError(0, f"importing it failed: {error}", error.path) from error
+        return 0
 
     @property
     def mine(self):
@@ -262,6 +312,9 @@ cdef class Lock(_Seat):
 
     def acquire(self, bint blocking=True, double timeout=-1):
         """Take it; False where it is not free, at once or after `timeout` seconds."""
+        return self.hold(blocking, timeout)
+
+    cdef bint hold(self, bint blocking, double timeout) except -1:
         if self.fork != ms_fork_count():
             self.holder = self.sleepers = 0
         if self.holder != 0:
@@ -309,6 +362,9 @@ cdef class Lock(_Seat):
 
     def release(self):
         """Give it back."""
+        self.let_go()
+
+    cdef void let_go(self) noexcept:
         if self.fork != ms_fork_count():
             return
         self.depth -= 1

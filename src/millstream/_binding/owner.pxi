@@ -10,7 +10,7 @@ def owner_parts(uint32_t word):
 
 
 @cython.final
-cdef class Word:
+cdef class Word(_Taken):
     """A long owner word: `with word:` holds it. `inherited` says that it came from a dead owner.
 
     `members` proves deaths (`is_dead(word)`, `describe(word)`, `.word`). To take it in the middle
@@ -27,12 +27,13 @@ cdef class Word:
         self.seat.session = self.members
         self.seat.sit(me, inherited)
 
-    def __enter__(self):
+    cdef int take_it(self) except -1:
         self.take(self.timeout)
-        return self
+        return 0
 
-    def __exit__(self, *exc):
+    cdef int give_back(self, error) except -1:
         self.release()
+        return 0
 
     @property
     def inherited(self):
