@@ -57,8 +57,8 @@ static ms_status judge(ms_queue *queue, const uint64_t key[2], const ms_dedup_cl
     *out_owner = state == MS_MESSAGE_WRITING ? (uint32_t)word & 0x7fffffff : queue->self;
     return MS_BUSY;
   }
-  ms_status status = ms_dedup_try_settle(table_of(queue), queue->self, key, claim->id,
-                                         state != MS_MESSAGE_FREE, out_owner);
+  ms_status status = ms_dedup_try_end(table_of(queue), queue->self, key, claim->id,
+                                      state != MS_MESSAGE_FREE, out_owner);
   if (status == MS_BUSY || status == MS_MOVED) return moved_as_busy(status, out_owner);
   return state == MS_MESSAGE_FREE ? MS_OK : MS_END;
 }
@@ -89,10 +89,10 @@ ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint64_t id, uin
   }
 }
 
-ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
-                          uint32_t *out_owner) {
+ms_status ms_claim_end(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
+                       uint32_t *out_owner) {
   if (key[0] == 0 || table_of(queue) == NULL) return MS_OK;
-  ms_status status = ms_dedup_try_settle(table_of(queue), queue->self, key, id, done, out_owner);
+  ms_status status = ms_dedup_try_end(table_of(queue), queue->self, key, id, done, out_owner);
   return status == MS_END ? MS_OK : moved_as_busy(status, out_owner);
 }
 
@@ -139,7 +139,7 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     if (status == MS_ROLL) return MS_ROLL;
     /* Of a transaction that is not decided yet: PENDING, as long as it is not. */
     if (state != MS_MESSAGE_PREPARED && (status == MS_OK || there.id == claim.id))
-      ms_claim_settle(queue, key, claim.id, true, &owner);
+      ms_claim_end(queue, key, claim.id, true, &owner);
   }
   return MS_OK;
 }

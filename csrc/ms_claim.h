@@ -23,7 +23,7 @@ MS_MUST_USE ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint
 /* Free the words of the table that the dead (owner words) held. */
 void ms_claim_mend(ms_queue *queue, const uint32_t *dead, uint32_t dead_count);
 /* Done: its message is or was visible. Else void. MS_OK, MS_BUSY. */
-ms_status ms_claim_settle(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
-                          uint32_t *out_owner);
+ms_status ms_claim_end(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
+                       uint32_t *out_owner);
 
 #endif

@@ -229,8 +229,8 @@ ms_status ms_dedup_try_find(const ms_dedup *table, uint32_t self, const uint64_t
   return found ? MS_OK : MS_END;
 }
 
-ms_status ms_dedup_try_settle(const ms_dedup *table, uint32_t self, const uint64_t key[2],
-                              uint64_t id, bool done, uint32_t *out_owner) {
+ms_status ms_dedup_try_end(const ms_dedup *table, uint32_t self, const uint64_t key[2], uint64_t id,
+                           bool done, uint32_t *out_owner) {
   uint32_t stripe = stripe_of(table, key);
   MS_TRY(take(table, stripe, self, out_owner));
   ms_dedup_entry *entry = find(entries_of(table, stripe), key);

@@ -78,9 +78,8 @@ MS_MUST_USE ms_status ms_dedup_try_find(const ms_dedup *table, uint32_t self, co
 
 /* The claim of this id becomes DONE, or void, which empties it unless it is DONE. MS_END: the key
  * is not claimed by this id (any more). MS_BUSY, MS_MOVED. */
-MS_MUST_USE ms_status ms_dedup_try_settle(const ms_dedup *table, uint32_t self,
-                                          const uint64_t key[2], uint64_t id, bool done,
-                                          uint32_t *out_owner);
+MS_MUST_USE ms_status ms_dedup_try_end(const ms_dedup *table, uint32_t self, const uint64_t key[2],
+                                       uint64_t id, bool done, uint32_t *out_owner);
 
 /* Free a stripe's word (of `table`) from an owner that is proved dead, and empty what it left torn.
  * MS_BUSY: the word has changed hands since. */

@@ -67,7 +67,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   if (status == MS_OK) {
     status = ms_slot_write(queue, slot, word, message, id, now);
     /* Left PENDING where the table is busy: void, since nothing becomes visible. */
-    if (status != MS_OK && dedup) ms_claim_settle(queue, message->dedup, id, false, out_owner);
+    if (status != MS_OK && dedup) ms_claim_end(queue, message->dedup, id, false, out_owner);
   }
   if (status != MS_OK) {
     (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
@@ -85,7 +85,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   ms_bucket_release(queue, message->key_hash);
   if (dedup && message->transaction == 0) {
     uint32_t busy; /* left PENDING where the table is busy: whoever meets it sees the message */
-    ms_claim_settle(queue, message->dedup, id, true, &busy);
+    ms_claim_end(queue, message->dedup, id, true, &busy);
   }
   if (!moved)
     return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);

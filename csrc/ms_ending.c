@@ -24,7 +24,7 @@ ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const m
   if (MS_UNLIKELY(dedup[0] != 0)) { /* of this message, if the word has not moved on meanwhile */
     const ms_lease read = {word, MS_PEEK(content->id), slot};
     if (!ms_queue_holds(queue, &read)) return MS_LOST;
-    MS_TRY(ms_claim_settle(queue, dedup, read.id, true, out_owner));
+    MS_TRY(ms_claim_end(queue, dedup, read.id, true, out_owner));
   }
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));

@@ -173,7 +173,7 @@ bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size) {
   return true;
 }
 
-void ms_latest_settle(ms_latest *table, bool moved) {
+void ms_latest_end_era(ms_latest *table, bool moved) {
   for (uint64_t i = 0; i < table->capacity; i++) {
     /* Another one may have moved up to its place. */
     while (table->entries[i].record != NULL && table->entries[i].record->origin == MS_LATEST_GONE)

@@ -65,7 +65,7 @@ bool ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size);
 
 /* Take out the keys that are gone. With `moved` keys belong elsewhere from now on: what is there is
  * of strays. */
-void ms_latest_settle(ms_latest *table, bool moved);
+void ms_latest_end_era(ms_latest *table, bool moved);
 
 /* Give all memory back; the table is empty, its seed stays. */
 void ms_latest_clear(ms_latest *table);

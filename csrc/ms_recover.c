@@ -50,8 +50,8 @@ static int64_t left_of(const ms_queue *queue, uint64_t word, const ms_instant *n
 }
 
 /* What the word of a slot is after all processes have gone: also what to hint. */
-static uint64_t settled_word(ms_queue *queue, uint32_t slot, uint64_t word, bool verify,
-                             const ms_instant *now) {
+static uint64_t recovered_word(ms_queue *queue, uint32_t slot, uint64_t word, bool verify,
+                               const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
   const ms_slot *content = ms_slot_at(queue, slot);
   switch (ms_word_state(word)) {
@@ -109,7 +109,7 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
   ms_wheel_init(&queue->wheel, ms_tick_floor(now->boot_ns));
   for (uint32_t slot = 0; slot < count; slot++) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    uint64_t to = settled_word(queue, slot, word, verify, now);
+    uint64_t to = recovered_word(queue, slot, word, verify, now);
     const ms_slot *content = ms_slot_at(queue, slot);
     if (to != word) set_word(queue, slot, to);
     if (ms_word_state(to) == MS_MESSAGE_DEAD) {

@@ -1,6 +1,6 @@
 /* Waiting at a queue: say that one will, look again, sleep; wake who said so.
  *
- * Three places: getters (a message), putters (room), join (all is settled). A waker that finds
+ * Three places: getters (a message), putters (room), join (all is finished). A waker that finds
  * nobody announced costs a fence and a load. Who sleeps may be woken for nothing, and looks again.
  */
 #ifndef MS_WAIT_H
@@ -8,7 +8,7 @@
 
 #include "ms_queue.h"
 
-enum { MS_WAIT_MESSAGE, MS_WAIT_ROOM, MS_WAIT_SETTLED };
+enum { MS_WAIT_MESSAGE, MS_WAIT_ROOM, MS_WAIT_FINISHED };
 
 /* Where sleepers of a place sleep, and how many announced themselves. */
 static inline _Atomic uint32_t *ms_wait_place(const ms_queue *queue, int place,
@@ -16,10 +16,10 @@ static inline _Atomic uint32_t *ms_wait_place(const ms_queue *queue, int place,
   ms_hints_header *hints = queue->hints;
   *out_waiters = place == MS_WAIT_MESSAGE ? &hints->waiters
                  : place == MS_WAIT_ROOM  ? &hints->room_waiters
-                                          : &hints->settled_waiters;
+                                          : &hints->finished_waiters;
   return place == MS_WAIT_MESSAGE ? &hints->wake
          : place == MS_WAIT_ROOM  ? &hints->room
-                                  : &hints->settled;
+                                  : &hints->finished;
 }
 
 /* Say that one will wait; look again after it, then sleep with the ticket. */
@@ -42,8 +42,8 @@ static inline void ms_queue_wake(ms_queue *queue, int place, int32_t count) {
  * they see the word. */
 static inline void ms_queue_say_freed(ms_queue *queue) {
   if (MS_UNLIKELY(atomic_load(&queue->hints->room_waiters))) ms_queue_wake(queue, MS_WAIT_ROOM, 1);
-  if (MS_UNLIKELY(atomic_load(&queue->hints->settled_waiters)))
-    ms_queue_wake(queue, MS_WAIT_SETTLED, INT32_MAX);
+  if (MS_UNLIKELY(atomic_load(&queue->hints->finished_waiters)))
+    ms_queue_wake(queue, MS_WAIT_FINISHED, INT32_MAX);
 }
 
 #endif

@@ -76,7 +76,7 @@ ONLY = {
 PRIVATE: dict[tuple[str, str], int] = {
     ("queues", "words"): 3,
     ("groups", "words"): 2,
-    ("streams", "words"): 5,
+    ("streams", "words"): 4,
     ("transactions", "words"): 10,
     ("store", "words"): 3,
     ("groups", "log"): 31,

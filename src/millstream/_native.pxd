@@ -341,7 +341,7 @@ cdef extern from "ms_latest.h" nogil:
                             const uint8_t *value, uint32_t value_size,
                             ms_latest_origin origin)
     bint ms_latest_remove(ms_latest *table, const uint8_t *key, uint32_t key_size)
-    void ms_latest_settle(ms_latest *table, bint moved)
+    void ms_latest_end_era(ms_latest *table, bint moved)
     void ms_latest_clear(ms_latest *table)
 
 cdef extern from "ms_producer.h" nogil:
@@ -511,7 +511,7 @@ cdef extern from "ms_wait.h" nogil:
     enum:
         MS_WAIT_MESSAGE
         MS_WAIT_ROOM
-        MS_WAIT_SETTLED
+        MS_WAIT_FINISHED
     uint32_t ms_queue_announce(ms_queue *queue, int place)
     int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns)
     void ms_queue_wake(ms_queue *queue, int place, int32_t count)

@@ -59,7 +59,7 @@ static ms_status claim(key at, uint64_t id, uint32_t now, uint32_t expires) {
   return claim_in(table, at, id, now, expires);
 }
 static ms_status settle(key at, uint64_t id, bool done) {
-  return ms_dedup_try_settle(table, self, at.words, id, done, &owner);
+  return ms_dedup_try_end(table, self, at.words, id, done, &owner);
 }
 static ms_status look(const ms_dedup *in, key at, uint32_t now) {
   return ms_dedup_try_find(in, self, at.words, now, &existing, &owner);
@@ -287,7 +287,7 @@ static void run_process(uint32_t process) {
       bool done = scheduler_random() % 3 != 0;
       schedule.won[number] = done;
       schedule.winner[number] = id;
-      while ((status = ms_dedup_try_settle(table, word_of(process), at.words, id, done, &found)) ==
+      while ((status = ms_dedup_try_end(table, word_of(process), at.words, id, done, &found)) ==
              MS_BUSY)
         deal_with(at, process, found);
       CHECK_EQ_U64(status, MS_OK);

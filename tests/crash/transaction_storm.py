@@ -88,7 +88,7 @@ def finish(path, level, total):
             twice += sum(count > 1 for count in found.values())
             assert not set(found) - set(range(total))
         print(f"lost={lost} twice={twice}", flush=True)
-        assert store._transactions.journal().is_settled
+        assert store._transactions.journal().is_applied
         # The order of a key is kept through both pipes.
         of_key = {}
         for batch in store.stream("done").read(partition=0):

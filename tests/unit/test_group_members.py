@@ -472,7 +472,7 @@ def test_what_a_transaction_has_read_stays_until_it_ends(stream):
         third = stream.consumer(group="g", delivery="exactly_once")
         first.poll()
         assert third.assignment == []
-        first._member.settled(first._member.prepare(5))
+        first._member.applied(first._member.prepare(5))
         first.poll()
         assert len(third.assignment) == 2
         third.close()

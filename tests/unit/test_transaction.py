@@ -82,7 +82,7 @@ def test_rolled_back_nothing_was_there_and_consumers_read_again(any_store, how):
         assert consumer.committed[0].offset == 1
         assert list(consumer.poll().values) == [b"b"]
         message.ack()
-    assert not store._transactions.exist() or store._transactions.journal().is_settled
+    assert not store._transactions.exist() or store._transactions.journal().is_applied
 
 
 def test_commits_while_another_thread_imports_what_it_looks_at(any_store, monkeypatch):

@@ -29,7 +29,7 @@ def pending(store, fill):
         offset, _ = commit._record(True)
         commit._recorded()
     journal.forget(offset)  # as if of another process
-    assert not journal.is_settled
+    assert not journal.is_applied
     return journal
 
 
@@ -97,7 +97,7 @@ def test_effects_are_not_skipped_where_the_store_is_closed_under_the_applier(tmp
     with pytest.raises(Closed), journal.holding():
         journal.apply_until(journal.end)
     store.session.state = State.OPEN
-    assert not journal.is_settled
+    assert not journal.is_applied
     store.close()
     with millstream.open(tmp_path / "store") as again:
         assert log_of(again.stream("s")) == [b"x"]
@@ -120,13 +120,15 @@ def test_pending_effects_are_applied_before_a_store_closes_clean(tmp_path):
 
 
 def test_last_to_close_does_not_call_a_store_clean_whose_journal_is_not_applied(tmp_path):
-    """Its committer was killed between the look of `close` and the gate."""
+    """Its committer was killed after `close` had applied the journal, and before the gate."""
     store = millstream.open(tmp_path / "store", durability="sync")
     s = store.stream("s")
-    store._settle_journal = list
+    store._transactions.apply = list
     journal = pending(store, lambda tx: tx.append(s, b"x"))
     journal.sync(journal.end)
     store.close()
+    notes = inspect.verify(tmp_path / "store").notes
+    assert "unclean" in [note.kind for note in notes]
     with millstream.open(tmp_path / "store") as again:
         assert log_of(again.stream("s")) == [b"x"]
 

@@ -156,7 +156,7 @@ def test_readers_see_soon_what_a_dead_committer_had_committed(tmp_path, way, dea
                         break
         assert sorted(found) == [b"0", b"1", b"2"]
         assert time.monotonic() - began < SOON
-        assert store._transactions.journal().is_settled
+        assert store._transactions.journal().is_applied
 
 
 def test_interrupts_leave_neither_words_nor_halves(tmp_path):
@@ -189,7 +189,7 @@ def test_interrupts_leave_neither_words_nor_halves(tmp_path):
         signal.setitimer(signal.ITIMER_REAL, 0)
         signal.signal(signal.SIGALRM, before)
     commit(tried + 1)
-    q._settle_undecided()
+    q._decide_undecided()
     found = [m.value for m in q.get_many(1 << 20)]
     lists = [log_of(s), log_of(other), found]
     lost = set(lists[0]) ^ set(lists[1]) | set(lists[0]) ^ set(found)

@@ -245,7 +245,7 @@ cdef class GroupCore:
     cdef inline int note(self, int64_t now_ns) except -1:
         """A position was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
-            self.settle()
+            self.make_durable()
         elif not self.changed or (self.level == 1 and now_ns - self.unsynced_ns > <int64_t>LATE_NS):
             self.changed = True
             if self.unsynced_ns == 0:
@@ -256,7 +256,7 @@ cdef class GroupCore:
                 raise self.uncertain(error)
         return 0
 
-    cdef int settle(self) except -1:
+    cdef int make_durable(self) except -1:
         try:
             self._make_durable()
         except BaseException as error:

@@ -385,7 +385,7 @@ cdef class Membership:
         return self.dirty_count
 
     @property
-    def unsettled(self):
+    def has_uncommitted(self):
         """Was something handed out that is not committed, or lost before it was?"""
         return self.dirty_count != 0 or bool(self.forfeited)
 
@@ -481,7 +481,7 @@ cdef class Membership:
             self.refuse(status, marked[0][0], marked[0][3])
         return marked
 
-    def settled(self, list marked):
+    def applied(self, list marked):
         """What `prepare` gave was applied: it is not to be committed again."""
         for partition, fence, epoch, offset in marked:
             if self.parts[partition].fence == fence and self.parts[partition].offset == offset:

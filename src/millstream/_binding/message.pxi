@@ -185,8 +185,8 @@ cdef class Message:
             (<object>self.keeper).stop()
         return 0
 
-    cdef int settle(self, int status, str outcome, bint loudly) except -1:
-        """After the end of a lease; 1 when it was lost."""
+    cdef int ended(self, int status, str outcome, bint loudly) except -1:
+        """Keep what a lease ended with; 1 when it was lost."""
         if status < 0:
             fail(status, &NOTHING, self.queue.path)
         cdef str before = self.outcome
@@ -218,7 +218,7 @@ cdef class Message:
             queue.outwait(owner)
             status = ms_queue_try_ack(&queue.c, &self.lease, &now, &owner)
         if status != MS_OK:
-            self.settle(status, "ack", True)
+            self.ended(status, "ack", True)
         self.outcome = "ack"
         queue.note(&now)
 
@@ -254,7 +254,7 @@ cdef class Message:
             if status != MS_BUSY:
                 break
             queue.outwait(owner)
-        lost = self.settle(status, "dead" if dead else "nack", loudly)
+        lost = self.ended(status, "dead" if dead else "nack", loudly)
         queue.note(&now)
         return lost
 
@@ -278,7 +278,7 @@ cdef class Message:
         self.claim()
         ms_now(&queue.c, &now)
         status = ms_queue_try_release(&queue.c, &self.lease, delay_ns, &now)
-        lost = self.settle(status, "release", loudly)
+        lost = self.ended(status, "release", loudly)
         queue.note(&now)
         return lost
 
@@ -305,7 +305,7 @@ cdef class Message:
             if status != MS_BUSY:
                 break
             queue.outwait(owner)
-        lost = self.settle(status, "dead", loudly)
+        lost = self.ended(status, "dead", loudly)
         queue.note(&now)
         return lost
 

@@ -17,14 +17,11 @@ cdef class Partition:
     cdef _Seat syncing
     cdef int64_t sync_began
 
-    def settle(self):
-        """Follow a roll that the core did: what was next is active."""
-        self.follow()
-
     cdef int changes(self) except -1:
         return must_write(self.writable, f"partition {self.index}")
 
     cdef int follow(self) except -1:
+        """Follow a roll that the core did: what was next is active."""
         if self.next is not None and self.c.active == &self.next.c:
             self.active = self.next
             self.next = None

@@ -10,7 +10,7 @@ cdef extern from "Python.h":
 cdef enum: ROOM, ANNOUNCED, FULL
 
 
-# What a transaction has settled of a message before it is put.
+# What a transaction knows of a message before it is put.
 cdef struct PreparedPut:
     uint64_t transaction
     uint64_t id
@@ -488,7 +488,7 @@ cdef class QueueCore(_QueueFiles):
         return m.lease.id, m.lease.slot, word
 
     def _undo_ack(self, Message m, uint64_t word):
-        """It is a lease again, as before `_prepare_ack`; False: somebody settled it already."""
+        """It is a lease again, as before `_prepare_ack`; False: somebody has finished it."""
         self.changes()
         return ms_queue_try_undo_ack(&self.c, &m.lease, word) == MS_OK
 
@@ -760,7 +760,7 @@ cdef class QueueCore(_QueueFiles):
                     status = ms_queue_try_ack(&self.c, &m.lease, &now, &owner)
                 if status == MS_OK:
                     m.outcome = "ack"
-                elif m.settle(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
+                elif m.ended(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
                     lost.append(m)
         finally:  # those before one that fails are done
             self.note(&now)

@@ -246,7 +246,7 @@ cdef class _QueueFiles:
         if self.attached and self.writable:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, INT32_MAX)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
-            ms_queue_wake(&self.c, MS_WAIT_SETTLED, INT32_MAX)
+            ms_queue_wake(&self.c, MS_WAIT_FINISHED, INT32_MAX)
 
     def _wake(self, str place, int32_t count):
         self.changes()
@@ -376,7 +376,7 @@ cdef class _QueueFiles:
     cdef inline int note(self, const ms_instant *now) except -1:
         """Something was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
-            self.settle()
+            self.make_durable()
         elif not self.changed or (
                 self.level == 1 and now.mono_ns - self.unsynced_ns > <int64_t>LATE_NS):
             self.news(now)
@@ -390,7 +390,7 @@ cdef class _QueueFiles:
             raise self.uncertain(error)
         return 0
 
-    cdef int settle(self) except -1:
+    cdef int make_durable(self) except -1:
         try:
             self._make_durable()
         except BaseException as error:
@@ -461,7 +461,7 @@ cdef class _QueueFiles:
                 ms_queue_sweep(&c, &then, dead, count)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
         if ms_load32(&self.c.hints.undecided):
-            self._settle_undecided()
+            self._decide_undecided()
         return 0
 
     cdef int64_t wall_shift(self) noexcept:
@@ -767,7 +767,7 @@ cdef class _QueueFiles:
             raise AssertionError((<bytes>text).decode("utf-8", "replace"))
 
 
-cdef dict PLACES = {"message": MS_WAIT_MESSAGE, "room": MS_WAIT_ROOM, "settled": MS_WAIT_SETTLED}
+cdef dict PLACES = {"message": MS_WAIT_MESSAGE, "room": MS_WAIT_ROOM, "finished": MS_WAIT_FINISHED}
 cdef dict STATES = {
     "free": MS_MESSAGE_FREE, "writing": MS_MESSAGE_WRITING, "ready": MS_MESSAGE_READY,
     "delayed": MS_MESSAGE_DELAYED, "leased": MS_MESSAGE_LEASED, "dead": MS_MESSAGE_DEAD,

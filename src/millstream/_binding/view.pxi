@@ -166,11 +166,11 @@ cdef class Latest:
                      <uint32_t>PyBytes_GET_SIZE(value), MS_LATEST_STRAY)
         return 0
 
-    def _settle(self, dict strays not None, bint moved):
+    def _end_era(self, dict strays not None, bint moved):
         """An era is loaded, and so are its `strays`. With `moved` another one follows."""
         for key, (_, value, _) in strays.items():
             self.take_stray(key, value)
-        ms_latest_settle(&self.c, moved)
+        ms_latest_end_era(&self.c, moved)
 
     def _dump(self):
         """(ends of keys, ends of values, keys, values, origins) as bytes; ends are 64-bit."""

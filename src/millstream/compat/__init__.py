@@ -53,7 +53,7 @@ Empty = standard.Empty
 Full = standard.Full
 UNBOUNDED = 100_000
 DEAD_LIMIT = 100
-SETTLE_SECONDS = 1.0
+PURGE_SECONDS = 1.0
 
 if hasattr(standard, "ShutDown"):  # Python 3.13
     ShutDown: type[Exception] = standard.ShutDown
@@ -377,7 +377,7 @@ class Queue(SimpleQueue[Item]):
         self._here()
         with (tasks := self._tasks).gate:
             tasks.shut_down()
-            end = time.monotonic() + SETTLE_SECONDS  # what is just being got is there till then
+            end = time.monotonic() + PURGE_SECONDS  # what is just being got is there till then
             while immediate and (self._queue.purge() or self.qsize()) and time.monotonic() < end:
                 time.sleep(0.0001)
 

@@ -66,11 +66,11 @@ class Undecided(Protocol):
         """Raise `Reentered` where this thread is in the middle of the commit that is waited for."""
         ...
 
-    def settle_queue(self, queue: Any, /) -> None:
+    def decide_queue(self, queue: Any, /) -> None:
         """Decide what one whose process died has prepared in a queue."""
         ...
 
-    def settle_position(self, group: Any, partition: int, /) -> None:
+    def decide_position(self, group: Any, partition: int, /) -> None:
         """A position is marked: is the transaction that did so committed?"""
         ...
 

@@ -525,7 +525,7 @@ def check_start(start: Any) -> None:
 # --- a store that nobody has open -----------------------------------------------------------------
 
 
-def settle(stream_path: files.Path) -> bool:
+def sync_all(stream_path: files.Path) -> bool:
     """As the last to close: sync the groups of a stream; False: a sync of one failed earlier."""
     for name in names(stream_path):
         path = stream_path / DIRECTORY / (name + SUFFIX)

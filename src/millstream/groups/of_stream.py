@@ -66,7 +66,7 @@ class Groups:
                 group.create(stream, name, make)
             try:
                 known = self._handles[name] = group.Group(stream, name)
-                known._decide = stream.session.undecided.settle_position
+                known._decide = stream.session.undecided.decide_position
             except NotFound:
                 if make is None:
                     raise

@@ -334,7 +334,7 @@ class Repair:
         elif isinstance(event, SegmentInfo) and not event.link_broken:
             end = segment.file_position(event.base_position)
             sequence = event.predecessor_hash & LOW
-        elif event is None and log.settled and log.block["hint_tail"] == segment.end_position:
+        elif event is None and log.trusted and log.block["hint_tail"] == segment.end_position:
             end = segment.file_position(log.block["hint_tail"])
             sequence = log.block["hint_hash"] & LOW
         else:

@@ -106,13 +106,13 @@ def open_queue(path: Path) -> QueueInfo:
 class Queue:
     """One queue with its files open. `with` it; `problem` of the constructor goes to `findings`.
 
-    `usable`: the header of `slots` is sound, so that messages can be read. `settled`: what a word
+    `usable`: the header of `slots` is sound, so that messages can be read. `trusted`: what a word
     says is whole (the store is clean or alive); else a power cut may have taken parts.
     """
 
     def __init__(self, store: StoreInfo, info: QueueInfo) -> None:
         self.store, self.info = store, info
-        self.settled = store.clean or store.alive
+        self.trusted = store.clean or store.alive
         self.findings: list[Finding] = []
         self.counts: Counter[str] = Counter()
         self.usable = False
@@ -266,7 +266,7 @@ class Queue:
                 text = f"slot {slot} is {STATES[word.state]}, its put never was: {never}"
                 advice = "millstream repair frees the slot"
                 found: Finding = Note("unput", path, at, text)
-                if self.settled:
+                if self.trusted:
                     bad = Invalid("reuse", word.reuse, f"{never}")
                     found = bad.problem("message", path, at, advice)
             except Damaged as damaged:

@@ -49,7 +49,7 @@ POSITION_MAX = 1 << 62  # above: no position of a log
 class Log:
     """One partition: its segments in order, where its walk ends, and what is found on the way.
 
-    `tail` is the position that the control block gives, None where it cannot be used. `settled`:
+    `tail` is the position that the control block gives, None where it cannot be used. `trusted`:
     whatever lies below the tail was published and must be whole (the store is clean or alive).
     """
 
@@ -58,7 +58,7 @@ class Log:
         self.path = stream.path / f"{number:05}"
         self.tail: int | None = None
         self.block: dict[str, Any] = {}
-        self.settled = False
+        self.trusted = False
         for _ in range(5):  # the tail is read last; a roll in between is seen as a newer segment
             self.findings: list[Finding] = []
             segments = self._load(store)
@@ -109,19 +109,19 @@ class Log:
             if walked and store.clean and block["durable"] != block["tail"]:
                 raise Invalid("durable, in a clean store,", block["tail"], block["durable"])
         except (Invalid, StorageError) as error:
-            self.block, self.tail, self.settled = {}, None, False
+            self.block, self.tail, self.trusted = {}, None, False
             self.findings.append(Note("control", path, None, f"not used: {error}"))
             return
         self.block = block
         self.tail = self.block["tail"] if walked else None
-        self.settled = walked and (store.clean or store.alive)
+        self.trusted = walked and (store.clean or store.alive)
 
     def _check_control(self, store: StoreInfo) -> None:
         self.active_is_gone = False  # said at the end of the walk, which knows what is there
         if not self.block:
             return
         first, active = self.block["first_segment"], self.block["active"]
-        if not self.settled:  # an unclean store keeps only what recovery has not found
+        if not self.trusted:  # an unclean store keeps only what recovery has not found
             refused = self.block["poison"] == CORRUPT and self.block["tail"] == 0
             first, active = first if refused or self.block["walked"] == 0 else 0, 0
         numbers = [segment.number for segment in self.segments]
@@ -221,7 +221,7 @@ class Log:
     def _not_reached(self, at: int, offset: int) -> Iterator[Problem]:
         """Yield what had been synced and is not there, where nothing else says so."""
         block = self.block
-        if not block or (self.settled and block["poison"] != CORRUPT):
+        if not block or (self.trusted and block["poison"] != CORRUPT):
             return
         synced, end = max(
             (block["durable"], block["durable_offset"]),
@@ -314,7 +314,7 @@ class Log:
         at = segment.file_position(position)
         if bad.newer:
             return bad.problem("version", segment.path, at), None
-        published = self.settled and ends is not None
+        published = self.trusted and ends is not None
         stop = ends if ends is not None and (published or not segment.active) else None
         limit = segment.limit_position if stop is None else stop
         resume, proof = self._look_further(file, index, walk, limit)

@@ -238,7 +238,7 @@ def _has_seal(data: bytes) -> bool:
     )
 
 
-def is_settled(directory: files.Path, store_id: bytes, generation: int) -> bool:
+def is_sound(directory: files.Path, store_id: bytes, generation: int) -> bool:
     """Is the control file whole, with each partition recovered, synced and at rest?"""
     files.require_directory(directory)
     config = files.read_json(directory / "stream.json")
@@ -250,10 +250,10 @@ def is_settled(directory: files.Path, store_id: bytes, generation: int) -> bool:
     stream_id = int(config["stream_id"], 16)
     if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, LIVE]:
         return False
-    return all(_block_is_settled(directory, data, index, generation) for index in range(count))
+    return all(_block_is_sound(directory, data, index, generation) for index in range(count))
 
 
-def _block_is_settled(directory: files.Path, data: bytes, index: int, generation: int) -> bool:
+def _block_is_sound(directory: files.Path, data: bytes, index: int, generation: int) -> bool:
     at = BLOCKS + index * BLOCK_BYTES
     poison, tail, hint_tail, offset, _, hint_hash, active = struct.unpack_from(
         "<IQQQqQQ", data, at + 4

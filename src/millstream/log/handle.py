@@ -144,7 +144,7 @@ class StreamHandle(_native.StreamCore):
                 finally:
                     word.release()
 
-    def _settled(self) -> StreamHandle:
+    def _current(self) -> StreamHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
         if not self.closed and self._state == control.LIVE:
             self._follow()
@@ -153,22 +153,22 @@ class StreamHandle(_native.StreamCore):
     @property
     def retention(self) -> Retention:
         """How much is kept."""
-        return self._settled()._retention
+        return self._current()._retention
 
     @property
     def compaction(self) -> Compaction | None:
         """How it is compacted; None: not at all."""
-        return self._settled()._compaction
+        return self._current()._compaction
 
     @property
     def durability(self) -> Durability:
         """What an append through this handle has survived when it returns."""
-        return self._settled()._durability
+        return self._current()._durability
 
     @property
     def segment_bytes(self) -> int:
         """Size that segments grow to."""
-        return self._settled()._segment_bytes
+        return self._current()._segment_bytes
 
     # --- hooks of the core ------------------------------------------------------------------------
 

@@ -174,7 +174,7 @@ class QueueHandle(_native.QueueCore):
             self._use_dedup(dedup.open_table(self._files))
         self._configure()
 
-    def _settled(self) -> QueueHandle:
+    def _current(self) -> QueueHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
         if not self.closed and self._state in (slots.LIVE, slots.OUTGROWN):
             self._check_live()
@@ -183,22 +183,22 @@ class QueueHandle(_native.QueueCore):
     @property
     def capacity(self) -> int:
         """How many messages may be not finished."""
-        return int(self._settled()._config["capacity"])
+        return int(self._current()._config["capacity"])
 
     @property
     def lease(self) -> float:
         """Seconds that a lease lasts."""
-        return float(self._settled()._config["lease"])
+        return float(self._current()._config["lease"])
 
     @property
     def retry(self) -> RetryPolicy:
         """How often a message is tried, and how long it waits in between."""
-        return self._settled()._retry
+        return self._current()._retry
 
     @property
     def durability(self) -> Durability:
         """What a put or an acknowledgement through this handle has survived when it returns."""
-        return self._settled()._durability
+        return self._current()._durability
 
     # --- hooks of the core ------------------------------------------------------------------------
 
@@ -270,10 +270,10 @@ class QueueHandle(_native.QueueCore):
         """Something waits for a transaction: raise where that is one of this thread, under way."""
         self.session.undecided.check()
 
-    def _settle_undecided(self) -> None:
+    def _decide_undecided(self) -> None:
         """Somebody died, and a transaction has prepared something here: maybe that one's."""
         if self.session.undecided.exist():
-            self.session.undecided.settle_queue(self)
+            self.session.undecided.decide_queue(self)
 
     def _retry_delay(self, attempt: int) -> float:
         if self._random is None:

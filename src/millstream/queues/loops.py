@@ -112,23 +112,23 @@ def check_options(
 class Held:
     """A message that a loop has, and the renewal of its lease."""
 
-    __slots__ = ("alive", "lock", "message", "settled")
+    __slots__ = ("alive", "ended", "lock", "message")
 
     def __init__(self, message: Message, lease: float, time_limit: float) -> None:
         self.message = message
         self.alive = _native.keep_alive(message, lease, time_limit)
         self.lock = _native.Lock("the end of a lease")
-        self.settled = False
+        self.ended = False
 
-    def settle(self, end: Callable[[], object]) -> bool:
-        """End the lease, once: the loop and who stops it may both want to. True: it was this call.
+    def end_once(self, end: Callable[[], object]) -> bool:
+        """End the lease; True: it was this call. The loop and who stops it may both try.
 
         Raises: LeaseLost, only from the call that it was.
         """
         with self.lock:
-            if self.settled:
+            if self.ended:
                 return False
-            self.settled = True
+            self.ended = True
             self.alive.stop()
             if not self.message.finished:
                 end()
@@ -259,7 +259,7 @@ class Loop:
     def _end(self, held: Held, end: Callable[[], object]) -> None:
         """End a lease unless the function itself did, and count what it came to."""
         try:
-            if not held.settle(end):
+            if not held.end_once(end):
                 return
         except LeaseLost:
             LOG.warning("%s: the lease of message %s was lost", self.queue.name, held.message.id)

@@ -294,14 +294,14 @@ class Queue(QueueHandle):
         deadline = time.monotonic() + (FOREVER if checked is None else checked)
         while True:
             self._check_writable()
-            ticket = self._announce("settled")
+            ticket = self._announce("finished")
             self._look()
             left = len(self)
             if left == 0:
                 return
             if time.monotonic() >= deadline:
                 raise WaitTimeout(f"{self.path}: {left} messages are not finished")
-            self._sleep("settled", ticket, deadline - time.monotonic())
+            self._sleep("finished", ticket, deadline - time.monotonic())
             if left > 1000:
                 time.sleep(0.001)  # counting them costs more than they do
 

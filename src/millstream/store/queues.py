@@ -139,7 +139,7 @@ class Queues:
         ended = [queue._sync_at_close() for queue in self]
         return [error for error in ended if error is not None]
 
-    def settle(self) -> bool:
+    def sync_all(self) -> bool:
         """As the last: sync all queues; False: a sync of one failed earlier."""
         for name in self.names():
             with _native.loading:

@@ -315,7 +315,11 @@ class Store:
         if not self._streams.hold(sealed=False):
             return  # the next open begins a new generation, and recovers it
         self._streams.seal()
-        if self._transactions.settle() and self._streams.settle() and self._queues.settle():
+        if (
+            self._transactions.are_decided()
+            and self._streams.sync_all()
+            and self._queues.sync_all()
+        ):
             self._save(clean=True)
 
     def _let_go(self) -> None:

@@ -136,7 +136,7 @@ class Streams:
         """Does the clean mark hold? A control file may have been damaged or lost since."""
         session = self._session
         return all(
-            control.is_settled(path, session.id, session.generation)
+            control.is_sound(path, session.id, session.generation)
             and (control.is_sealed(path) or not sealed)
             for path in map(session.stream_path, self.names())
         )
@@ -158,12 +158,12 @@ class Streams:
         """Leave the groups, and sync what was committed here; what failed."""
         return [error for stream in self for error in stream._groups.close()]
 
-    def settle(self) -> bool:
-        """As the last, all partitions being sound: is all synced, of groups as well?"""
+    def sync_all(self) -> bool:
+        """As the last, all partitions being sound: sync all groups; False: one failed earlier."""
         with _native.loading:
             from millstream.groups import group
-        settled = [group.settle(self._session.stream_path(name)) for name in self.names()]
-        return all(settled)
+        synced = [group.sync_all(self._session.stream_path(name)) for name in self.names()]
+        return all(synced)
 
     def seal(self) -> None:
         """Say of each control file that it is what the last to close left."""

@@ -100,13 +100,13 @@ class Transactions:
                 " a signal handler, finalizer or callback calls in the middle of it"
             )
 
-    def settle_queue(self, queue: QueueHandle) -> None:
+    def decide_queue(self, queue: QueueHandle) -> None:
         """Decide what one whose process died has prepared in a queue."""
-        self.journal().settle_queue(queue)
+        self.journal().decide_queue(queue)
 
-    def settle_position(self, group: Group, partition: int) -> None:
+    def decide_position(self, group: Group, partition: int) -> None:
         """A transaction has marked the position of a partition: is it committed?"""
-        self.journal().settle_position(group, partition)
+        self.journal().decide_position(group, partition)
 
     @contextlib.contextmanager
     def none_commits(self) -> Iterator[bool]:
@@ -178,7 +178,7 @@ class Transactions:
             with self._lock:
                 session.check_open()
                 journal = self.journal()
-            if not journal.is_settled:  # also where a dead process had committed
+            if not journal.is_applied:  # also where a dead process had committed
                 with journal.holding():
                     journal.apply_pending()
         except Exception as error:
@@ -187,11 +187,11 @@ class Transactions:
             return [error]
         return []
 
-    def settle(self) -> bool:
-        """As the last: is all of them decided? One that was killed may not have applied its own."""
+    def are_decided(self) -> bool:
+        """As the last: is each of them decided? A killed process may not have applied its own."""
         if not self.exist():
             return True
-        return self.journal().is_settled and not self._store._queues.have_undecided()
+        return self.journal().is_applied and not self._store._queues.have_undecided()
 
     def dispose(self) -> None:
         """Give up the journal."""

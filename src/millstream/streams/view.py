@@ -367,7 +367,7 @@ class Replay:
     def _end_era(self) -> bool:
         """All of an era is loaded: does another one follow?"""
         assert self._strays is not None
-        self.values._settle(self._strays, len(self._eras) > 1)
+        self.values._end_era(self._strays, len(self._eras) > 1)
         if len(self._eras) == 1:
             self._strays = None
             return False

@@ -64,7 +64,7 @@ class Applier:
             stream = self.stream(place)
             if stream is not None:
                 stream.flush()
-                group.settle(stream.path)
+                group.sync_all(stream.path)
                 continue
             queue = self.queue(place)
             if queue is not None:

@@ -64,7 +64,7 @@ class Commit:
         for message in self.transaction._messages.values():
             message.queue._acked(message)
         for consumer, marked in self.marked:
-            consumer._member.settled(marked)
+            consumer._member.applied(marked)
 
     def _finish(self, work: Any, *, survives: bool) -> None:
         try:

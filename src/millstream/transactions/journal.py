@@ -41,7 +41,7 @@ PAGE = 4096
 CHECKPOINT_AT = 80
 OFFSET_BITS = 40
 LOCK_SECONDS = 30.0
-SETTLE_SECONDS = 0.05
+DECIDE_SECONDS = 0.05
 SEGMENT_BYTES = 16 << 20
 CHECKPOINT_BYTES = 64 << 20
 CHECKED_RECORDS = 4096
@@ -137,7 +137,7 @@ class Journal:
         return self._page.applied
 
     @property
-    def is_settled(self) -> bool:
+    def is_applied(self) -> bool:
         """Is all that was committed applied?"""
         return self._page.applied == self.end
 
@@ -267,7 +267,7 @@ class Journal:
 
     # --- what others left undecided ---------------------------------------------------------------
 
-    def settle_queue(self, queue: QueueHandle) -> None:
+    def decide_queue(self, queue: QueueHandle) -> None:
         """Somebody died: decide what transactions have prepared in a queue.
 
         What cannot be is left for the next look; a commit says why.
@@ -282,10 +282,10 @@ class Journal:
             # word is dealt with; who dies after is noticed again.
             queue._set_undecided(0)
 
-    def settle_position(self, one: Group, partition: int) -> None:
+    def decide_position(self, one: Group, partition: int) -> None:
         """A transaction has marked the position of a partition: apply it, or undo the mark."""
         # Busy, maybe with a process that is stopped: at the next batch.
-        with contextlib.suppress(LockTimeout), self.holding(SETTLE_SECONDS):
+        with contextlib.suppress(LockTimeout), self.holding(DECIDE_SECONDS):
             self.apply_pending()
             pending = one._pending(partition)
             if pending is not None:
@@ -343,7 +343,7 @@ class Journal:
         self._holdings.flush()
         for name in self._holdings.stream_names():
             with contextlib.suppress(NotFound):  # dropped meanwhile
-                if not group.settle(self.session.stream_path(name)):
+                if not group.sync_all(self.session.stream_path(name)):
                     raise Poisoned(5, "a sync of one of its groups failed", name)
         end = self._page.applied
         self._page.set_checkpoint(end)

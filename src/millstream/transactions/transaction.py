@@ -328,7 +328,7 @@ class Transaction(_native.TransactionCore):
 
     def _has_moved(self) -> bool:
         """Has a consumer something to commit, or something to be told?"""
-        return any(one.closed or one._member.unsettled for one in self._consumers)
+        return any(one.closed or one._member.has_uncommitted for one in self._consumers)
 
     def _commit(self) -> None:
         """What the end of the block does."""
