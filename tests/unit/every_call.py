@@ -120,6 +120,10 @@ class World:
             found = sum(stream.next_offset(i) for i in range(stream.partitions))
             return found, len(store.queue("q"))
 
+    def settle(self):
+        """Have done or withdrawn what a transaction left to who comes next."""
+        self.queue._settle_undecided()
+
     def end(self):
         for name in ("view", "consumer"):
             if name in vars(self):
@@ -127,14 +131,31 @@ class World:
         self.store.close()
 
 
-def committed(world, work):
+def committed(world, work, **options):
     """A transaction that does one thing."""
 
     def commit():
-        with world.store.transaction() as tx:
+        with world.store.transaction(**options) as tx:
             work(tx)
 
     return commit
+
+
+def all_at_once(world, **options):
+    """A transaction that does one thing of each kind, one of them twice."""
+    message = world.message()
+    world.stream.append_many([b"1", b"2"], keys=[b"1", b"2"])
+    world.consumer.poll(0)
+
+    def work(tx):
+        tx.append_many(world.stream, [b"1", b"2", b"3"], keys=[b"1", b"2", b"3"])
+        tx.append_many(world.stream, [b"1", b"2", b"3"], keys=[b"1", b"2", b"3"])
+        tx.put(world.queue, b"t")
+        tx.put(world.queue, b"t")
+        tx.ack(message)
+        tx.commit(world.consumer)
+
+    return committed(world, work, **options)
 
 
 def rolled_back(world):
@@ -355,6 +376,8 @@ CALLS = {
         w.consumer.poll(0), committed(w, lambda tx: tx.commit(w.consumer))
     )[1],
     "Transaction.put": lambda w: committed(w, lambda tx: tx.put(w.queue, b"t")),
+    "Transaction of all": all_at_once,
+    "Transaction of all at process": lambda w: all_at_once(w, durability="process"),
     "Transaction.rollback": rolled_back,
     "View.as_dict": lambda w: w.view.as_dict,
     "View.close": lambda w: w.stream.view().close,
@@ -386,7 +409,8 @@ STORES = {
     "Producer.append": (1, 0), "Producer.append_many": (1, 0), "Queue.put": (0, 1),
     "Queue.put_many": (0, 2), "Queue.aput": (0, 1), "Transaction.append": (1, 0),
     "Transaction.append_many": (2, 0), "Transaction.put": (0, 1), "Message.ack": (0, -1),
-    "Transaction.ack": (0, -1),
+    "Transaction.ack": (0, -1), "Transaction of all": (6, 1),
+    "Transaction of all at process": (6, 1),
 }  # fmt: skip
 """How many records and messages there are more when it returns; as many as before when it raises
 anything but `Indeterminate`."""
@@ -416,6 +440,8 @@ READING = {
     "Group.remove": lambda w: w.group.remove,
     "Group.seek": lambda w: functools.partial(w.group.seek, "earliest"),
     "Transaction.ack": lambda w: committed(w, lambda tx: tx.ack(None)),
+    "Transaction of all": lambda w: committed(w, lambda tx: tx.put(w.queue, b"t")),
+    "Transaction of all at process": lambda w: committed(w, lambda tx: tx.put(w.queue, b"t")),
     "Transaction.commit": lambda w: committed(w, lambda tx: tx.commit(None)),
     "View.wait_for": lambda w: lambda: w.view.wait_for(millstream.Position(0, 1, 0), timeout=5),
     "Worker.start": lambda w: millstream.Worker(w.queue, work).start,
@@ -430,7 +456,9 @@ TO_WRITE = {"open again", "compat.Queue", "compat.Queue.put", "compat.Queue.get"
 REFUSED = (
     "Stream.append", "Stream.append and roll", "Stream.append_many", "Stream.producer",
     "Producer.append", "Producer.append_many", "Queue.put", "Queue.put_many", "Queue.get",
-    "Message.ack", "Group.remove",
+    "Message.ack", "Group.remove", "Transaction.ack", "Transaction.append",
+    "Transaction.append_many", "Transaction.commit", "Transaction.put", "Transaction.rollback",
+    "Transaction of all", "Transaction of all at process", "Store.transaction",
 )  # fmt: skip
 """What is tried with each of its allocations refused."""
 
@@ -594,7 +622,8 @@ def accounted(world, name, before, error, findings):
     more = STORES[name] if error is None else (0, 0)
     now = world.records()
     if now != (before[0] + more[0], before[1] + more[1]):
-        findings.note(name, f"{before} is {now} after {error!r}")
+        said = "".join(traceback.format_exception(error)) if error else "it returned"
+        findings.note(name, f"{before} is {now} after {said}")
 
 
 def verified(world, findings):
@@ -674,8 +703,10 @@ def allocations(path, findings):
         number = fine = 0
         while fine < 6:  # what comes behind the last one refuses nothing
             call = refusing(CALLS[name](world), number)
+            world.settle()
             before = world.records() if name in STORES else None
             error = findings.run(f"{name}, {number}", call, contextlib.nullcontext(), *of_python)
+            world.settle()
             if before is not None and not (error and name == "Queue.put_many"):  # some may be there
                 accounted(world, name, before, error, findings)
             refused = isinstance(error, (*of_python, millstream.StorageError))

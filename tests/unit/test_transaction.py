@@ -5,6 +5,7 @@ import sys
 import time
 from types import ModuleType
 
+import every_call
 import pytest
 from transaction_steps import log_of, run
 
@@ -351,3 +352,35 @@ def test_roll_back_reaches_all_consumers_though_retention_was_faster_than_one(st
         with store.transaction() as tx:
             tx.commit(other)
             assert list(other.poll().values) == [b"a"]
+
+
+@pytest.mark.skipif(not every_call._testcapi, reason="needs what CPython's own tests are built on")
+def test_append_that_memory_cuts_short_adds_all_of_its_records_or_none(store):
+    stream = store.stream("s", partitions=3)
+    keys = [b"%d" % i for i in range(9)]
+    headers = [{"a": b"1"}, None, None] * 3
+    times = list(range(9))
+    number = raised = 0
+    while raised == number:
+        before = sum(stream.next_offset(i) for i in range(3))
+        with store.transaction() as tx:
+            tx.append_many(stream, [b"first"] * 3, keys=[b"0", b"1", b"2"])
+            cut_short = every_call.refusing(
+                lambda tx=tx: tx.append_many(
+                    stream, keys, keys=keys, headers=headers, timestamps=times
+                ),
+                number,
+            )
+            count = 3
+            try:
+                cut_short()
+                count += 9
+            except MemoryError:
+                raised += 1
+            tx.append_many(stream, [b"last"] * 3, keys=[b"0", b"1", b"2"])
+        number += 1
+        assert sum(stream.next_offset(i) for i in range(3)) == before + count + 3
+    assert raised > 10
+    for batch in stream.read():
+        for value, key in zip(batch.values, batch.keys, strict=True):
+            assert value in (key, b"first", b"last")
