@@ -81,7 +81,7 @@ PRIVATE: dict[tuple[str, str], int] = {
     ("store", "words"): 3,
     ("groups", "log"): 31,
     ("streams", "log"): 12,
-    ("transactions", "log"): 17,
+    ("transactions", "log"): 16,
     ("store", "log"): 29,
     ("transactions", "queues"): 30,
     ("store", "queues"): 13,

@@ -211,20 +211,20 @@ cdef class _Seat(_Taken):
         return 0
 
 
-cdef object wait_begins(_Seat seat):
-    """Note what this thread waits for; returns what it waited for before."""
+cdef tuple wait_begins(_Seat seat):
+    """Note what this thread waits for; returns what `wait_ends` needs."""
     me = caller()
-    before = waiting.get(me)
-    waiting[me] = seat
+    cdef tuple before = (me, waiting.get(me))
+    waiting[before[0]] = seat
     return before
 
 
-cdef int wait_ends(object before) except -1:
-    me = caller()
-    if before is None:
-        waiting.pop(me, None)
+cdef int wait_ends(tuple before) except -1:
+    """Takes no memory: behind a wait that has ended well it would lose what was waited for."""
+    if before[1] is None:
+        waiting.pop(before[0], None)
     else:
-        waiting[me] = before
+        waiting[before[0]] = before[1]
     return 0
 
 

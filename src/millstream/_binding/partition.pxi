@@ -93,6 +93,10 @@ cdef class Partition:
     def tail(self):
         return ms_load64(&self.c.block.tail)
 
+    def is_beyond(self, uint64_t position):
+        """Is the tail behind this position?"""
+        return ms_load64(&self.c.block.tail) > position
+
     @property
     def active_number(self):
         return ms_load64(&self.c.block.active)

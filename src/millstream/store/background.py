@@ -289,7 +289,8 @@ class Background:
         self._queues.clear()
 
     def _run(self) -> None:
-        while not self._stopping and self._thread is threading.current_thread():
+        me = threading.current_thread()  # once: each call takes memory
+        while not self._stopping and self._thread is me:
             try:
                 self._await()
                 if not self._stopping:

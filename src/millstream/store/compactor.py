@@ -65,7 +65,8 @@ class Compactor:
         self._tried = {one for one in tried if one[0] is not stream}
 
     def _run(self) -> None:
-        while not self._stopping.is_set() and self._thread is threading.current_thread():
+        me = threading.current_thread()
+        while not self._stopping.is_set() and self._thread is me:
             try:
                 if not self._stopping.wait(LOOK_SECONDS):
                     self._look_at_all()

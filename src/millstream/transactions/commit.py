@@ -25,13 +25,28 @@ class Commit:
     def __init__(self, transaction: Transaction, journal: Journal) -> None:
         self.transaction = transaction
         self.journal = journal
-        self.is_recorded = False
+        self.is_recorded = self.survives = False
         self.marked: list[tuple[Consumer, list[Any]]] = []
         self.places: dict[Place, int] = {}
         self.undo: list[Any] = []
 
     def run(self) -> None:
-        """Commit, and do what was committed."""
+        """Commit, and do what was committed.
+
+        Raises: Indeterminate where anything fails behind the record, be it for want of memory.
+        """
+        try:
+            self._run()
+        except BaseException as error:
+            if not self.is_recorded:
+                raise
+            self.journal.is_stuck = True  # until it is applied: the next commit begins there
+            self._recorded()  # again, where it was that which was cut short
+            if not is_ours(error):
+                raise
+            raise self._uncertain(error) from error
+
+    def _run(self) -> None:
         tx, journal = self.transaction, self.journal
         waits = tx._level != "process"
         # Of two puts with one dedup_id the second needs to know what became of the first.
@@ -41,15 +56,17 @@ class Commit:
         with journal.holding():
             if not waits or decided or journal.is_stuck:
                 journal.apply_pending()  # or say why it cannot be
+            self.survives = not waits
             offset, effects = self._record(waits)
             self._recorded()
             if not waits:
-                self._finish(lambda: journal.apply_own(offset, effects), survives=True)
+                journal.apply_own(offset, effects)
         if waits:
             end = offset + length_of(effects)
             try:
-                self._finish(lambda: journal.sync(end), survives=False)
-                self._finish(lambda: journal.apply_synced(end), survives=True)
+                journal.sync(end)
+                self.survives = True
+                journal.apply_synced(end)
             finally:
                 journal.forget(offset)
 
@@ -66,43 +83,33 @@ class Commit:
         for consumer, marked in self.marked:
             consumer._member.applied(marked)
 
-    def _finish(self, work: Any, *, survives: bool) -> None:
-        try:
-            work()
-        except BaseException as error:
-            self.journal.is_stuck = True
-            if not is_ours(error):
-                raise
-            raise self._uncertain(error, survives) from error
-
-    def _uncertain(self, error: BaseException, survives: bool) -> Indeterminate:
+    def _uncertain(self, error: BaseException) -> Indeterminate:
         """What to raise where `error` came behind the record."""
         what = "the transaction is committed, but not all of it is applied yet"
-        if not survives:
+        if not self.survives:
             what = "the transaction is recorded; whether it survives a power cut is not known"
         raised = Indeterminate(
             getattr(error, "errno", None) or errno.EIO,
             f"{what}: {str(error) or type(error).__name__}",
             self.journal.stream.path,
         )
-        raised.committed = survives
+        raised.committed = self.survives
         return raised
 
     def _record(self, waits: bool) -> tuple[int, Effects]:
         """Prepare, then append the record; or undo what was prepared."""
-        before = self.journal.end
+        log = self.journal.log
+        tail, following = log.native.tail, log.next_offset
         try:
-            effects = self._prepare(self.journal.number_of(before))
+            effects = self._prepare(self.journal.number_of(following))
             offset = self.journal.append(effects, wait=waits)
+            self.is_recorded = True
+            return offset, effects
         except BaseException as error:
-            self.is_recorded = self.journal.end != before
+            self.is_recorded = log.native.is_beyond(tail)  # which takes no memory
             if not self.is_recorded:
                 self._undo(isinstance(error, MillstreamError))
-            if not self.is_recorded or not is_ours(error):
-                raise
-            raise self._uncertain(error, not waits) from error
-        self.is_recorded = True
-        return offset, effects
+            raise
 
     def _undo(self, knows_all: bool) -> None:
         """Let what was prepared be as before.
@@ -189,5 +196,6 @@ class Commit:
         shares = [
             share.finished(self._place(stream), partition)
             for (stream, partition), share in tx._shares.items()
+            if share.values  # what was cut short left none
         ]
         return Effects(list(self.places), shares, puts, acks, marks)

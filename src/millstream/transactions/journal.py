@@ -32,6 +32,7 @@ from millstream.transactions.effects import Effects, Place, check_count, decode,
 
 if TYPE_CHECKING:
     from millstream.groups.group import Group
+    from millstream.log.partition import PartitionLog
     from millstream.queues.handle import QueueHandle
     from millstream.transactions.holdings import Holdings
 
@@ -121,6 +122,11 @@ class Journal:
         The word itself, whose `with` is C: Ctrl-C comes before it is taken or within the block.
         """
         return self._page.word(self.session.members, self._what, timeout)
+
+    @property
+    def log(self) -> PartitionLog:
+        """Of the one partition."""
+        return self.stream._log(0)
 
     @property
     def end(self) -> int:
@@ -297,7 +303,7 @@ class Journal:
         """As the first opener, alone: do all that the journal has, unless it was done."""
         end = self.end
         if not self.session.clean:
-            begin = self.stream._log(0).first_offset
+            begin = self.log.first_offset
             if begin <= self._page.checkpoint <= end:
                 begin = self._page.checkpoint
             touched: set[Place] = set()
@@ -331,7 +337,7 @@ class Journal:
         if self._page.applied - self._checked < CHECKED_RECORDS:
             return
         self._checked = self._page.applied
-        if compacted.extent(self.stream._log(0))[0] < CHECKPOINT_BYTES:
+        if compacted.extent(self.log)[0] < CHECKPOINT_BYTES:
             return
         # Where something is poisoned, or the disk is full, the records stay: all is committed and
         # applied, which is what the caller asked for. Whoever flushes it is told.

@@ -178,6 +178,7 @@ class Transaction(_native.TransactionCore):
                 raise InvalidArgument(f"{len(row_keys)} keys for {len(rows)} values")
         row_headers, header_size = _headers_of(headers, len(rows))
         times = _times_of(timestamps, len(rows))
+        before = self._room
         self._take_room(size + header_size, len(rows))
         if partition is None and row_keys is not None:
             self._routed.setdefault(stream, stream.partitions)
@@ -186,29 +187,23 @@ class Transaction(_native.TransactionCore):
         elif row_keys is None or stream.partitions == 1:
             index = stream._turn_of() if stream.partitions > 1 else 0
         else:
-            self._split(stream, rows, row_keys, row_headers, times)
+            self._extend(before, stream, _split(stream, rows, row_keys, row_headers, times))
             return
-        self._share(stream, index).extend(rows, row_keys, row_headers, times)
+        self._extend(before, stream, [(index, (rows, row_keys, row_headers, times))])
 
-    def _split(
-        self,
-        stream: Stream,
-        rows: list[bytes | None],
-        keys: list[bytes | None],
-        headers: list[Any] | None,
-        times: list[int] | None,
-    ) -> None:
-        """Each row to the partition of its key; those without one together to the next in turn."""
-        of_partition: dict[int | None, list[int]] = {}
-        for i, index in enumerate(stream._partitions_of(keys)):
-            of_partition.setdefault(index, []).append(i)
-        for index, which in of_partition.items():
-            self._share(stream, stream._turn_of() if index is None else index).extend(
-                [rows[i] for i in which],
-                [keys[i] for i in which],
-                None if headers is None else [headers[i] for i in which],
-                None if times is None else [times[i] for i in which],
-            )
+    def _extend(self, room: int, stream: Stream, parts: list[tuple[int, _Columns]]) -> None:
+        """Have partitions get these rows: all, or none where it is cut short, say for memory."""
+        begun: list[tuple[_Growing, int]] = []
+        try:
+            for index, columns in parts:
+                share = self._share(stream, index)
+                begun.append((share, len(share.values)))
+                share.extend(*columns)
+        except BaseException:
+            for share, count in begun:
+                share.cut(count)
+            self._room = room
+            raise
 
     def _share(self, stream: Stream, index: int) -> _Growing:
         share = self._shares.get((stream, index))
@@ -341,7 +336,6 @@ class Transaction(_native.TransactionCore):
         except BaseException:
             if commit.is_recorded:  # also where a signal came between record and effects
                 self._state = "committed"
-                commit.journal.is_stuck = True  # until it is applied: the next commit begins there
             else:
                 self._roll_back()
             raise
@@ -413,6 +407,37 @@ def _times_of(given: Any, count: int) -> list[int] | None:
     return _rows_of("timestamps", [timestamps.microseconds(one) for one in given], count, int)
 
 
+_Columns = tuple[
+    "list[bytes | None]", "list[bytes | None] | None", "list[Any] | None", "list[int] | None"
+]
+"""Values, keys, headers and timestamps of rows."""
+
+
+def _split(
+    stream: Stream,
+    rows: list[bytes | None],
+    keys: list[bytes | None],
+    headers: list[Any] | None,
+    times: list[int] | None,
+) -> list[tuple[int, _Columns]]:
+    """Each row to the partition of its key; those without one together to the next in turn."""
+    of_partition: dict[int | None, list[int]] = {}
+    for i, index in enumerate(stream._partitions_of(keys)):
+        of_partition.setdefault(index, []).append(i)
+    return [
+        (
+            stream._turn_of() if index is None else index,
+            (
+                [rows[i] for i in which],
+                [keys[i] for i in which],
+                None if headers is None else [headers[i] for i in which],
+                None if times is None else [times[i] for i in which],
+            ),
+        )
+        for index, which in of_partition.items()
+    ]
+
+
 class _Growing:
     """What one partition of a stream is to get."""
 
@@ -439,6 +464,12 @@ class _Growing:
         if self.times is not None or times is not None:
             self.times = _joined(self.times, before, times, count, _native.wall_us())
 
+    def cut(self, count: int) -> None:
+        """Have so many rows again."""
+        for column in (self.values, self.keys, self.headers, self.times):
+            if column is not None:
+                del column[count:]
+
     def finished(self, place: int, partition: int) -> Share:
         """As the journal has it."""
         times: Any = _native.wall_us() if self.times is None else self.times
@@ -448,9 +479,12 @@ class _Growing:
 def _joined(
     first: list[Any] | None, before: int, second: list[Any] | None, count: int, missing: Any
 ) -> list[Any] | None:
-    if first is None and second is None:
-        return None
-    return (first or [missing] * before) + (second or [missing] * count)
+    if first is None:
+        if second is None:
+            return None
+        first = [missing] * before
+    first += second or [missing] * count
+    return first
 
 
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
