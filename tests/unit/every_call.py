@@ -122,7 +122,7 @@ class World:
 
     def settle(self):
         """Have done or withdrawn what a transaction left to who comes next."""
-        self.queue._settle_undecided()
+        self.queue._decide_undecided()
 
     def end(self):
         for name in ("view", "consumer"):
