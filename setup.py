@@ -37,7 +37,10 @@ def refuse_unsupported() -> None:
     if sys.byteorder != "little":
         sys.exit("millstream's files are little-endian; big-endian machines are not supported")
     if sysconfig.get_config_var("Py_GIL_DISABLED"):
-        sys.exit("millstream does not support free-threaded builds of Python yet")
+        sys.exit(
+            "millstream does not support free-threaded builds of Python yet; this is"
+            f" {sys.executable}: use the build with the GIL of the same version"
+        )
 
 
 def flags() -> tuple[list[str], list[str], list[str]]:

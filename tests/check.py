@@ -166,13 +166,27 @@ def workflows() -> None:
     shell("zizmor", "--offline", "--no-progress", "--quiet", "--strict-collection", ".github")
 
 
-def wheel_builds() -> None:
-    """The configuration of cibuildwheel selects what DESIGN promises."""
+def pythons() -> None:
+    """Metadata, wheels, the workflow of the suite and the guide name the same Pythons."""
+    text = {
+        name: (ROOT / name).read_text(encoding="utf-8")
+        for name in ("pyproject.toml", ".github/workflows/tests.yml", "docs/guide/install.md")
+    }
+    named = re.findall(r'"Programming Language :: Python :: (3\.\d+)"', text["pyproject.toml"])
+    suite = re.findall(r"^ +python: \[(.*)\]", text[".github/workflows/tests.yml"], re.M)
+    guide = re.findall(
+        r"^\| Python \| CPython (.*), with the GIL", text["docs/guide/install.md"], re.M
+    )
+    for place, found in (("the suite's workflow", suite), ("docs/guide/install.md", guide)):
+        if [re.findall(r"3\.\d+", each) for each in found] != [named]:
+            raise Failed(f"{place} names {found}, the classifiers {named}")
     for arch in ("x86_64", "aarch64"):
         command = [sys.executable, "-m", "cibuildwheel", "--platform", "linux", "--archs", arch]
         found = set(shell(*command, "--print-build-identifiers").split())
         wanted = {
-            f"cp3{minor}-{libc}linux_{arch}" for minor in range(11, 15) for libc in ("many", "musl")
+            f"cp{version.replace('.', '')}-{libc}linux_{arch}"
+            for version in named
+            for libc in ("many", "musl")
         }
         if found != wanted:
             raise Failed(f"cibuildwheel selects {sorted(found)}, not {sorted(wanted)}")
@@ -221,8 +235,8 @@ def release() -> None:
         shell(sys.executable, "-m", "build", "--outdir", scratch, ROOT, cwd=scratch)
         (sdist,) = scratch.glob("*.tar.gz")
         (wheel,) = scratch.glob("*.whl")
-        shell(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel)
-        shell("check-wheel-contents", wheel)
+        show(shell(sys.executable, "-m", "twine", "check", "--strict", sdist, wheel))
+        show(shell("check-wheel-contents", wheel))
         wheel = manylinux(wheel, scratch / "manylinux")
         shutil.unpack_archive(sdist, scratch / "sdist", filter="data")
         (unpacked,) = (scratch / "sdist").iterdir()
@@ -230,8 +244,8 @@ def release() -> None:
         python = installed(scratch / "of_sdist", f"{sdist}[test]")
         shell(python, "-m", "pytest", "-x", smoke[0], cwd=unpacked, live=True)
         tools = ["hypothesis", "pytest", "pytest-benchmark", "pytest-timeout"]
-        python = installed(scratch / "bare", "--only-binary=:all:", wheel, *tools)
-        no_compiler = {"PATH": str(python.parent), "CC": "/no/compiler"}
+        no_compiler = {"PATH": str(scratch / "bare" / "bin"), "CC": "/no/compiler"}
+        python = installed(scratch / "bare", "--only-binary=:all:", wheel, *tools, env=no_compiler)
         shell(python, "-m", "pytest", "-x", *smoke, cwd=unpacked, env=no_compiler, live=True)
         python = installed(scratch / "of_wheel", f"{wheel}[test]")
         shell(python, "-m", "pytest", *suite, cwd=unpacked, live=True)
@@ -240,20 +254,29 @@ def release() -> None:
 def manylinux(wheel: Path, goal: Path) -> Path:
     """The wheel for every Linux whose libc is as old as its symbols allow."""
     tool = [sys.executable, "-m", "auditwheel"]
-    tag = re.search(r"manylinux_\d+_\d+_\w+", shell(*tool, "show", wheel))
+    shown = shell(*tool, "show", wheel)
+    show(shown)
+    tag = re.search(r"manylinux_\d+_\d+_\w+", shown)
     if tag is None:
         raise Failed(f"{wheel.name} fits no manylinux: see auditwheel show")
     shell(*tool, "repair", "--only-plat", "--plat", tag[0], "--wheel-dir", goal, wheel)
     (repaired,) = goal.glob("*.whl")
-    print(f"     {repaired.name}: {repaired.stat().st_size >> 10} KiB")
+    show(f"{repaired.name}: {repaired.stat().st_size >> 10} KiB")
     return repaired
 
 
-def installed(venv: Path, *what: str | Path) -> Path:
+def show(text: str) -> None:
+    """Print what a tool says of what would be published, for who reads the log of a release."""
+    for line in text.splitlines():
+        if line.strip():
+            print(f"     {line}", flush=True)
+
+
+def installed(venv: Path, *what: str | Path, env: dict[str, str] | None = None) -> Path:
     """Install into a fresh environment; gives its interpreter."""
     shell(sys.executable, "-m", "venv", venv)
     python = venv / "bin" / "python"
-    shell(python, "-m", "pip", "install", "-q", *what)
+    shell(python, "-m", "pip", "install", "-q", *what, env=env or {})
     return python
 
 
@@ -449,7 +472,7 @@ FAST = [
     Step("mypy --strict", mypy),
     Step("stubtest", stubtest),
     Step("core with -Werror", strict_c),
-    Step("cibuildwheel's selection", wheel_builds),
+    Step("versions of Python", pythons),
     Step("workflows", workflows),
     Step("ruff", ruff),
     Step("clang-format", clang_format),
