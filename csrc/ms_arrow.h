@@ -125,7 +125,7 @@ void ms_arrow_pin_free(ms_arrow_pin *released);
 
 /* --- import ----------------------------------------------------------------------------------- */
 
-/* What a schema or an array says is not believed where it is cheap to look: counts, missing
+/* What a schema or an array says is checked where that is cheap: counts, missing
  * buffers, falling offsets, views out of their buffer are MS_INVALID. How long a buffer is only its
  * producer knows. Elements are counted from the array's own `offset`; those of a struct's child
  * begin at the struct's `offset`. Messages name the column and the element. */
@@ -135,8 +135,8 @@ MS_MUST_USE ms_status ms_arrow_check_slices(const struct ArrowSchema *schema, ms
 MS_MUST_USE ms_status ms_arrow_check_timestamps(const struct ArrowSchema *schema, ms_error *err);
 
 /* Is this a struct array that fits its struct schema, without null structs? MS_INVALID or
- * MS_UNSUPPORTED otherwise. Children are there and long enough afterwards; they are not looked
- * into. */
+ * MS_UNSUPPORTED otherwise. Children are there and long enough afterwards; they are not
+ * read. */
 MS_MUST_USE ms_status ms_arrow_check_struct(const struct ArrowSchema *schema,
                                             const struct ArrowArray *array, ms_error *err);
 

@@ -94,7 +94,7 @@ uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const
                          uint8_t *at);
 
 /* Is the header at bytes sane and does the batch fit `available` bytes? O(1): buffers are located
- * by their first and last offsets, their content and hash are not looked at. Reads every length
+ * by their first and last offsets, their content and hash are not read. Reads every length
  * once. *out_view means nothing unless MS_OK. MS_END: the length is 0, nothing is here.
  * MS_VERSION: an unknown format or flag. */
 MS_MUST_USE ms_status ms_batch_view(const uint8_t *bytes, uint64_t available,

@@ -4,7 +4,7 @@
  * then DONE. Invariants: (1) whoever frees a visible message makes its claim DONE first: a claim
  * that is PENDING while its message is not visible was never delivered, and is void. (2) A claim
  * names the slot, so that what became of its message is seen there without a search.
- * Crash: a putter that dies leaves PENDING. Whoever meets that looks at the slot: visible, so it is
+ * Crash: a putter that dies leaves PENDING. Whoever meets that reads the slot: visible, so it is
  * DONE; WRITING, so it asks whether that owner lives; else void.
  * Knows the words of slots and the table of ms_dedup; neither waits nor allocates.
  */
@@ -28,7 +28,7 @@ static ms_status moved_as_busy(ms_status status, uint32_t *out_owner) {
 }
 
 /* State of the message that made a claim: 0, where it has none, else that of its word. */
-static uint32_t look_at_message(const ms_queue *queue, const ms_dedup_claim *claim,
+static uint32_t read_message(const ms_queue *queue, const ms_dedup_claim *claim,
                                 uint64_t *out_word) {
   if (claim->slot >= ms_slot_count(queue)) return MS_MESSAGE_FREE;
   _Atomic uint64_t *at = ms_word_at(queue, claim->slot);
@@ -38,7 +38,7 @@ static uint32_t look_at_message(const ms_queue *queue, const ms_dedup_claim *cla
   if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE) return MS_MESSAGE_FREE;
   if (state == MS_MESSAGE_WRITING) return state;
   uint64_t id = MS_PEEK(ms_slot_at(queue, claim->slot)->id);
-  atomic_thread_fence(memory_order_acquire); /* the id before the second look */
+  atomic_thread_fence(memory_order_acquire); /* the id before the second load */
   uint64_t again = atomic_load_explicit(at, memory_order_relaxed);
   /* Freed and taken anew in between: the id may be of who is writing now. */
   if (ms_word_reuse(again) != ms_word_reuse(*out_word)) return MS_MESSAGE_FREE;
@@ -51,7 +51,7 @@ static ms_status judge(ms_queue *queue, const uint64_t key[2], const ms_dedup_cl
                        uint32_t *out_owner) {
   uint64_t word = 0;
   if (claim->state == MS_DEDUP_DONE) return MS_END;
-  uint32_t state = look_at_message(queue, claim, &word);
+  uint32_t state = read_message(queue, claim, &word);
   /* By its putter, or by another one since: a moment tells; so it does of a transaction. */
   if (state == MS_MESSAGE_WRITING || state == MS_MESSAGE_PREPARED) {
     *out_owner = state == MS_MESSAGE_WRITING ? (uint32_t)word & 0x7fffffff : queue->self;
@@ -120,7 +120,7 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     int64_t made = ms_until_us(claim.expires, queue->dedup_window_us);
     int64_t counts = ms_stamp(queue, made, now->time_us);
     if (counts != made) ms_dedup_end_at(table, i, counts + queue->dedup_window_us);
-    uint32_t state = look_at_message(queue, &claim, &word);
+    uint32_t state = read_message(queue, &claim, &word);
     bool was_there = claim.state == MS_DEDUP_DONE && ms_queue_had(queue, claim.slot, claim.id);
     if (state == MS_MESSAGE_FREE && !was_there) ms_dedup_drop(table, i);
   }

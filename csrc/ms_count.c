@@ -61,7 +61,7 @@ void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const ui
   count_states(queue, now, living, out);
 }
 
-uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word) {
+uint32_t ms_queue_never_leased(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word) {
   uint32_t count = ms_slot_count(queue), found = 0;
   uint64_t lowest = UINT64_MAX;
   for (uint32_t slot = 0; slot < count; slot++) {

@@ -1,4 +1,4 @@
-/* Looking at all messages of a queue in one pass that changes nothing: by state, by id, and whether
+/* Counting the messages of a queue in one pass that changes nothing: by state, by id, and whether
  * the invariants hold.
  */
 #ifndef MS_COUNT_H
@@ -11,7 +11,7 @@ typedef struct ms_queue_counts {
   uint32_t by_lane[MS_QUEUE_LANES_MAX]; /* ready */
 } ms_queue_counts;
 void ms_queue_count(const ms_queue *queue, ms_queue_counts *out);
-/* What a sweep would make of the words of leases that are over: for who only looks, maybe where
+/* What a sweep would make of the words of leases that are over: for a reader, maybe where
  * nobody is left to sweep. `living`, by member index: the owner word of each participant that is
  * not proved dead, else 0. The state of one word, and all of them counted so. */
 uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t word,
@@ -19,7 +19,7 @@ uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t wor
 void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
                           ms_queue_counts *out);
 /* How many are READY that were never leased; of them the one with the lowest id. One pass. */
-uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
+uint32_t ms_queue_never_leased(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word);
 /* Slot of a message that is not finished, by id; UINT32_MAX: none. One pass over the slots. */
 uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word);
 

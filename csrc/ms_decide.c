@@ -27,7 +27,7 @@ ms_status ms_queue_try_prepare_ack(ms_queue *queue, const ms_lease *lease, uint6
 
 ms_status ms_queue_try_undo_ack(ms_queue *queue, const ms_lease *lease, uint64_t word) {
   if (!ms_move(ms_word_at(queue, lease->slot), word, lease->word)) return MS_LOST;
-  /* A sweep that came meanwhile saw no lease here, whose end it would have to look for. */
+  /* A sweep that came meanwhile saw no lease here, whose end it would have to wait for. */
   ms_lower(&queue->hints->lease_due, 0);
   return MS_OK;
 }
@@ -44,7 +44,7 @@ static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_in
   if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
   uint64_t plain = ms_make_word(state, ms_word_lane(word), 0, ms_word_reuse(word), 0, 0);
   uint64_t to = ms_waiting_word(plain, state, left_us > 0 ? left_us * 1000 : 0, now);
-  ms_queue_note_absolute(queue, content);
+  ms_queue_watch_wall(queue, content);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
@@ -81,7 +81,7 @@ ms_status ms_queue_try_decide(ms_queue *queue, uint32_t slot, uint64_t word, boo
   if (committed) return ms_queue_finish(queue, slot, word, now, out_owner);
   uint64_t to = ms_word_as(word, MS_MESSAGE_READY, ms_tick_floor(now->boot_ns));
   if (!ms_move(ms_word_at(queue, slot), word, to)) return MS_LOST;
-  ms_queue_note_expiry(queue, slot); /* which a sweep that came meanwhile did not see */
+  ms_queue_lower_expiry(queue, slot); /* which a sweep that came meanwhile did not see */
   ms_queue_hint(queue, slot, to);
   ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
   return MS_OK;

@@ -4,7 +4,7 @@
  * of key, id, expires and slot. (2) A key has at most one entry that counts, in the stripe that its
  * low bits name: a claim takes the place of the key's expired one first. (3) A table that has been
  * REPLACED is not changed: the one who copies sets that before it takes the first word, and
- * everybody else looks at it after having taken a word.
+ * everybody else reads it under a word.
  * Crash: an entry is written state 0, fields, check, state, so a dead owner leaves it empty or
  * whole, except for the word. A power cut keeps any mixture of old and new bytes: the check finds
  * it, or one of the two states is there; who finds a claim asks the slot.
@@ -63,7 +63,7 @@ static ms_dedup_entry *find(ms_dedup_entry *entries, const uint64_t key[2]) {
   return NULL;
 }
 
-/* An entry that may be written over, or NULL. Torn ones are looked for last: that is dear. */
+/* An entry that may be written over, or NULL. Torn ones are searched for last: that is dear. */
 static ms_dedup_entry *find_room(ms_dedup_entry *entries, int64_t now_us) {
   for (uint32_t i = 0; i < MS_DEDUP_STRIPE_ENTRIES; i++)
     if (!is_used(&entries[i]) || entries[i].expires <= now_us) return &entries[i];

@@ -44,7 +44,7 @@ uint64_t ms_dedup_size(uint32_t stripes);
 void ms_dedup_init(void *bytes, uint32_t stripes, const uint8_t store_id[16], uint64_t queue_id);
 
 /* Check the header against what is expected and set the table's pointers. bytes: aligned to a page.
- * MS_CORRUPT, MS_VERSION. Entries are not looked at: a torn one counts as empty where it is met. */
+ * MS_CORRUPT, MS_VERSION. Entries are not read: a torn one counts as empty where it is met. */
 MS_MUST_USE ms_status ms_dedup_open(ms_dedup *table, void *bytes, uint64_t size,
                                     const uint8_t store_id[16], uint64_t queue_id, ms_error *err);
 
@@ -71,7 +71,7 @@ MS_MUST_USE ms_status ms_dedup_try_claim(const ms_dedup *table, uint32_t self,
                                          int64_t now_us, ms_dedup_claim *out_existing,
                                          uint32_t *out_owner);
 
-/* Look only: MS_OK with *out_existing, MS_END: no unexpired claim. MS_BUSY, MS_MOVED. */
+/* Read only: MS_OK with *out_existing, MS_END: no unexpired claim. MS_BUSY, MS_MOVED. */
 MS_MUST_USE ms_status ms_dedup_try_find(const ms_dedup *table, uint32_t self, const uint64_t key[2],
                                         int64_t now_us, ms_dedup_claim *out_existing,
                                         uint32_t *out_owner);

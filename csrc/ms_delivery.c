@@ -3,7 +3,7 @@
  * Threads: callers keep the GIL, processes meet only in atomics. Invariants: (1) what a word
  * publishes was written before it, with release. (2) nobody changes a word but by a
  * compare-and-swap from the whole value it has seen. (3) a hint (ring, wheel, owner, bucket list)
- * is only ever a reason to look at the word. Crash: WRITING without its owner, LEASED without its
+ * is only ever a reason to read the word. Crash: WRITING without its owner, LEASED without its
  * holder, a hint that is not there: the sweep (ms_sweep.c) mends each.
  * Does no waiting, no file, no policy.
  */
@@ -78,7 +78,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   uint32_t state = MS_MESSAGE_READY;
   if (queue->buckets && !ms_bucket_append(queue, message->key_hash, slot)) state = MS_MESSAGE_HELD;
   uint64_t to = ms_waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
-  if (MS_UNLIKELY(message->absolute)) ms_queue_note_absolute(queue, ms_slot_at(queue, slot));
+  if (MS_UNLIKELY(message->absolute)) ms_queue_watch_wall(queue, ms_slot_at(queue, slot));
   if (message->transaction)
     to = ms_word_as(plain, MS_MESSAGE_PREPARED, 0) | ms_word_transaction(message->transaction);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
@@ -91,7 +91,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
     return ms_fail(err, MS_CORRUPT, slot, word, 0, "slot %u was taken from its living owner", slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
   if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
-  if (!message->transaction) ms_queue_note_expiry(queue, slot);
+  if (!message->transaction) ms_queue_lower_expiry(queue, slot);
   *out = (ms_lease){to, id, slot};
   return MS_OK;
 }
@@ -239,7 +239,7 @@ ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, co
     if (!moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
     ms_bucket_release(queue, key_hash);
     if (moved && ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
-    if (moved) ms_queue_note_expiry(queue, slot);
+    if (moved) ms_queue_lower_expiry(queue, slot);
     status = moved ? MS_OK : MS_LOST;
   }
   uint32_t state = status == MS_OK && ms_slot_count(queue) > queue->capacity ? MS_MESSAGE_SPARE

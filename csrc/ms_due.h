@@ -35,7 +35,7 @@ int64_t ms_slot_expiry(const ms_queue *queue, const ms_slot *content, const ms_i
 
 /* Before a message becomes visible that waits for a time of the wall clock: from now on sweeps see
  * to it that the clock is set. */
-void ms_queue_note_absolute(ms_queue *queue, const ms_slot *content);
+void ms_queue_watch_wall(ms_queue *queue, const ms_slot *content);
 /* Has the wall clock been set since? *out_offset: to note when all that depends on it was seen. */
 bool ms_queue_wall_was_set(const ms_queue *queue, int64_t *out_offset);
 
@@ -62,7 +62,7 @@ static inline void ms_lower(_Atomic uint64_t *due, uint64_t value) {
 
 /* After a message came where it can expire: a sweep is due when its time is over. No sweep minds
  * that while it is leased. */
-static inline void ms_queue_note_expiry(ms_queue *queue, uint32_t slot) {
+static inline void ms_queue_lower_expiry(ms_queue *queue, uint32_t slot) {
   int64_t expires = MS_PEEK(ms_slot_at(queue, slot)->expires);
   if (expires) ms_lower(&queue->hints->expiry_due, (uint64_t)expires);
 }

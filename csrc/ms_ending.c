@@ -165,7 +165,7 @@ static ms_status wait_again(ms_queue *queue, const ms_lease *lease, uint64_t wor
                             const ms_instant *now) {
   uint64_t to = ms_waiting_word(word, MS_MESSAGE_READY, delay_ns, now);
   if (!ms_move(ms_word_at(queue, lease->slot), lease->word, to)) return MS_LOST;
-  ms_queue_note_expiry(queue, lease->slot);
+  ms_queue_lower_expiry(queue, lease->slot);
   if (ms_word_state(to) == MS_MESSAGE_READY) {
     ms_queue_hint(queue, lease->slot, to);
   } else {

@@ -225,7 +225,7 @@ typedef struct ms_slots_header {
 
 typedef struct ms_slot {
   uint64_t hash;
-  _Atomic uint64_t id; /* also looked at by who has no lease */
+  _Atomic uint64_t id; /* also read without a lease */
   _Atomic int64_t put_at;
   _Atomic int64_t due;
   _Atomic int64_t expires;

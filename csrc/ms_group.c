@@ -162,7 +162,7 @@ static void share_out(ms_group *group) {
     if ((word & TAKEN) == 0 || !is_member(group, holder_of(word))) give(group, partition, heir);
   }
   MS_YIELD("group_changes");
-  /* Release: pairs with the acquire of a member that looks whether it must look closer. */
+  /* Release: pairs with the acquire of a member that checks whether it must take up anew. */
   atomic_fetch_add_explicit(&group->header->changes, 1, memory_order_release);
 }
 
@@ -251,7 +251,7 @@ ms_status ms_group_try_leave(ms_group *group, uint32_t slot, uint32_t number, ui
   return leave(group, MS_OK);
 }
 
-ms_status ms_group_try_look(ms_group *group, uint32_t slot, uint32_t number, uint64_t *out_fences,
+ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number, uint64_t *out_fences,
                             uint8_t *out_flags, uint32_t count, uint32_t *out_changes,
                             uint32_t *out_owner) {
   MS_TRY(enter(group, out_owner));
@@ -526,7 +526,7 @@ ms_status ms_group_try_revert(ms_group *group, uint32_t partition, uint64_t tran
   return leave(group, MS_OK);
 }
 
-/* --- looking, and the end --- */
+/* --- reading, and the end --- */
 
 ms_status ms_group_try_drop(ms_group *group, uint32_t *out_owner) {
   MS_TRY(enter(group, out_owner));

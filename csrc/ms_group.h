@@ -20,7 +20,7 @@ typedef struct ms_group {
   ms_group_member *members;
   ms_group_partition *partitions;
   uint32_t room;       /* partitions that are mapped */
-  uint32_t self;       /* owner word of this process; 0: only looks */
+  uint32_t self;       /* owner word of this process; 0: only reads */
   uint64_t generation; /* of the store */
 } ms_group;
 
@@ -75,7 +75,7 @@ MS_MUST_USE ms_status ms_group_try_leave(ms_group *group, uint32_t slot, uint32_
 
 /* Take up what was assigned: out_fences[i] is the fence of partition i, 0: another's; out_flags[i]
  * MS_GROUP_LEAVING and so on. `count` entries of each. MS_LOST: the member was ended. */
-MS_MUST_USE ms_status ms_group_try_look(ms_group *group, uint32_t slot, uint32_t number,
+MS_MUST_USE ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number,
                                         uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
                                         uint32_t *out_changes, uint32_t *out_owner);
 
@@ -88,7 +88,7 @@ MS_MUST_USE ms_status ms_group_try_end(ms_group *group, uint64_t now_ns, const u
                                        uint32_t dead_count, uint32_t *out_ended,
                                        uint32_t *out_owner);
 
-/* Is it this caller's turn to look for the dead, once an interval? Takes no word. */
+/* Is this the one caller of an interval that watches for the dead? Takes no word. */
 bool ms_group_claim_watch(ms_group *group, uint64_t now_ns, uint64_t interval_ns);
 
 /* Has any member passed a deadline? Takes no word. */
@@ -140,7 +140,7 @@ MS_MUST_USE ms_status ms_group_try_apply(ms_group *group, uint32_t partition, ui
 MS_MUST_USE ms_status ms_group_try_revert(ms_group *group, uint32_t partition, uint64_t transaction,
                                           uint32_t *out_owner);
 
-/* --- looking, and the end --- */
+/* --- reading, and the end --- */
 
 /* The group is no more, for anyone who has it open. MS_LOST: it has members. */
 MS_MUST_USE ms_status ms_group_try_drop(ms_group *group, uint32_t *out_owner);

@@ -92,7 +92,7 @@ static ms_status renew(ms_heartbeat_entry *entry, int64_t now_ns) {
   return MS_OK;
 }
 
-/* Renew what is due; returns when to look again. */
+/* Renew what is due; returns when to do so again. */
 static int64_t renew_due(int64_t now_ns) {
   int64_t next_ns = INT64_MAX;
   for (ms_heartbeat_entry *entry = first, *next; entry != NULL; entry = next) {
@@ -163,7 +163,7 @@ static int add(ms_heartbeat_entry *entry, renewal how, _Atomic uint64_t *word, u
                                 .forks = forks};
   int error = 0;
   if (!running && !stopping) {
-    wake_ns = INT64_MIN; /* it looks before it sleeps */
+    wake_ns = INT64_MIN; /* it renews before it sleeps */
     error = start();
   }
   if (error == 0) {
@@ -207,7 +207,7 @@ void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_stat
   pthread_mutex_unlock(&lock);
 }
 
-void ms_heartbeat_look(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state) {
+void ms_heartbeat_check(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state) {
   pthread_mutex_lock(&lock);
   tell(entry, out_state);
   if (entry->word != NULL &&

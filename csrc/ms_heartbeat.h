@@ -51,8 +51,8 @@ MS_MUST_USE int ms_heartbeat_add_session(ms_heartbeat_entry *entry, _Atomic uint
  * entry or word. Again, or in a forked child: what was known. */
 void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_state);
 
-/* The same, and go on; also looks whether the word still is the token. */
-void ms_heartbeat_look(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state);
+/* The same, and go on; also says whether the word still is the token. */
+void ms_heartbeat_check(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state);
 
 /* Renew now, with a lease of another length, and go on with that: MS_OK or MS_LOST. */
 MS_MUST_USE ms_status ms_heartbeat_extend(ms_heartbeat_entry *entry, int64_t lease_ms);

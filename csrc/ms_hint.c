@@ -52,7 +52,7 @@ bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_i
   return true;
 }
 
-uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns) {
+uint32_t ms_queue_try_advance(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns) {
   uint64_t tick = ms_tick_floor(now->boot_ns), due;
   uint32_t owner, slots[POP_MAX], popped, ready = 0;
   due = atomic_load_explicit(&queue->hints->wheel_due, memory_order_acquire);

@@ -1,6 +1,6 @@
 /* The hints of a queue to messages that can be taken: now (rings), or at their time (the wheel).
  *
- * A hint is only ever a reason to look at the word, which is the truth: it may be seen twice, be
+ * A hint is only ever a reason to read the word, which is the truth: it may be seen twice, be
  * out of date, or be missing, which a sweep mends.
  */
 #ifndef MS_HINT_H
@@ -25,6 +25,6 @@ bool ms_queue_fall_due(ms_queue *queue, uint32_t slot, uint64_t word, const ms_i
 
 /* Move due messages from the wheel to the rings; how many became ready. *out_next_ns: nothing is
  * due before that instant of CLOCK_BOOTTIME (INT64_MAX: never). */
-uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns);
+uint32_t ms_queue_try_advance(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns);
 
 #endif

@@ -1,4 +1,4 @@
-/* The last value of each key, in memory of this process: what a view looks keys up in.
+/* The last value of each key, in memory of this process: where a view looks keys up.
  *
  * Two places in memory are touched for a key: its entry, and its record with key and value in one
  * piece. Records lie in chunks, one behind the other; when most of them are superseded those that

@@ -218,7 +218,7 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
       atomic_store_explicit(&block->unsynced_at, ms_clock_monotonic_ns(), memory_order_relaxed);
   } else if (MS_UNLIKELY((uint64_t)(records->called_us - partition->written_us) >
                          partition->late_us)) {
-    /* Also where the wall clock was set, either way: the caller looks at another. */
+    /* Also where the wall clock was set, either way: the caller reads another clock. */
     partition->written_us = records->called_us;
     out->events |= MS_EVENT_LATE;
   }

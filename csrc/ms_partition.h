@@ -84,14 +84,14 @@ void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);
 void ms_partition_end_sync(ms_control_block *block);
 
 /* Become the leader of a sync or sleep until `position` is durable, at most timeout_ns, maybe
- * less. MS_OK: it is. MS_BUSY: look again (time-out, signal, poison or another's end). With `lead`
+ * less. MS_OK: it is. MS_BUSY: check again (time-out, signal, poison or another's end). With `lead`
  * set the caller now holds the sync word. Blocks: call without the GIL. */
 MS_MUST_USE ms_status ms_partition_lead_or_wait(ms_control_block *block, uint32_t self,
                                                 uint64_t position, int64_t timeout_ns,
                                                 bool *out_lead);
 
 /* Sleep, without leading, until a sync ends after `durable_wake` was `round`, at most timeout_ns;
- * maybe less. The caller has set durable_waiters, fenced, and looked at `durable` in between.
+ * maybe less. The caller has set durable_waiters, fenced, and read `durable` in between.
  * Blocks: call without the GIL. */
 void ms_partition_follow(ms_control_block *block, uint32_t round, int64_t timeout_ns);
 

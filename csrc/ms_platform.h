@@ -59,7 +59,7 @@ static inline void ms_cpu_relax(void) {
 
 /* Sleep while *word == expected, at most timeout_ns (negative: for ever). Shared between
  * processes. Returns 0 when woken or when *word differed at once, else ETIMEDOUT or EINTR. May
- * wake for nothing or too early (virtual clock): callers look again. Blocks: call without the GIL.
+ * wake for nothing or too early (virtual clock): callers check again. Blocks: call without the GIL.
  */
 int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeout_ns);
 

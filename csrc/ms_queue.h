@@ -62,13 +62,13 @@ typedef struct ms_queue {
   uint32_t dead_limit;
   uint32_t block_max;
   uint32_t lanes;
-  uint32_t self; /* owner word of this process; 0: only looks */
+  uint32_t self; /* owner word of this process; 0: only reads */
   uint32_t max_attempts;
   uint64_t generation;
   bool ageing;
   bool block_key;  /* on_dead "stop": a dead message holds up its key */
-  uint32_t cursor; /* where this process looks for a free slot */
-  uint32_t region; /* the extent that it looks in */
+  uint32_t cursor; /* where this process searches for a free slot */
+  uint32_t region; /* the extent that it searches */
   uint32_t region_taken;
   uint32_t block_cursor;
   int64_t offset_at; /* mono_ns when boot_offset was taken */

@@ -94,7 +94,7 @@ static uint64_t recovered_word(ms_queue *queue, uint32_t slot, uint64_t word, bo
                     : ms_word_is_untaken(word) ? ms_slot_left_us(queue, content, now)
                                                : left_of(queue, word, now);
   if (left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
-  ms_queue_note_absolute(queue, content);
+  ms_queue_watch_wall(queue, content);
   return ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, left_us));
 }
 
@@ -211,8 +211,8 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
   for (uint32_t i = 0; i < to->lanes; i++)
     MS_POKE(hints->noted_tail[i], ms_ring_tail(&to->rings[i]));
   MS_POKE(hints->noted, tick);
-  /* lease_due and expiry_due are 0: the first look sweeps. Whoever is in a call that began before
-   * may still put a hint where nobody looks: as after a death, and again all that is delayed. */
+  /* lease_due and expiry_due are 0: the first upkeep sweeps. Whoever is in a call that began before
+   * may still put a hint where nobody reads: as after a death, and again all that is delayed. */
   MS_POKE(hints->suspect, 1);
   MS_POKE(hints->missed, 1);
   ms_queue_balance(to);

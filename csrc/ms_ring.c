@@ -57,7 +57,7 @@ bool ms_ring_try_put(const ms_ring *ring, uint64_t hint) {
     uint64_t tail = load_tail(ring);
     MS_YIELD("ring_put_tail");
     _Atomic uint64_t *cell = cell_at(ring, tail);
-    /* Acquire: pairs with the release below, and keeps the second look at the tail behind it. */
+    /* Acquire: pairs with the release below, and keeps the second load of the tail behind it. */
     uint64_t found = atomic_load_explicit(cell, memory_order_acquire);
     uint64_t lap = lap_of_position(ring, tail);
     MS_YIELD("ring_put_cell");

@@ -2,7 +2,7 @@
  *
  * A cell is one word: lap (30 bits) | hint (34 bits: slot 24, reuse 10). Position p lies in cell
  * p mod cells, and belongs to lap p / cells + 1, so that zeros are an empty ring. A put is a
- * compare-and-swap of the cell and a move of the tail that anyone may finish; a consumer looks at
+ * compare-and-swap of the cell and a move of the tail that anyone may finish; a consumer reads
  * the head's cell, does what the hint says, then moves the head. So a kill or a pause between any
  * two instructions blocks nobody. Hints may be seen twice or never be put (when the ring is full):
  * who takes one asks the truth, a state word. All functions touch memory only and never block.

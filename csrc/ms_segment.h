@@ -54,7 +54,7 @@ MS_MUST_USE ms_status ms_segment_open(ms_segment *segment, void *bytes, uint64_t
                                       bool writable, const ms_identity *identity,
                                       _Atomic uint32_t *checked, ms_error *err);
 
-/* Look for the activation record again. MS_END: there is no valid one. */
+/* Read the activation record again. MS_END: there is no valid one. */
 MS_MUST_USE ms_status ms_segment_load_activation(ms_segment *segment);
 
 /* Write the activation record. Holder of the append word, segment writable and not activated. */

@@ -89,9 +89,9 @@ __attribute__((noinline)) static ms_status write_blocks(ms_queue *queue, uint32_
   if (block_count > queue->block_max) block_count = queue->block_max;
   uint32_t needed = (uint32_t)((size + MS_QUEUE_BLOCK_BYTES - 1) / MS_QUEUE_BLOCK_BYTES);
   uint32_t next = 0, count = ms_slot_count(queue);
-  uint32_t looked = 0;
+  uint32_t tried = 0;
   while (needed > 0) {
-    if (looked++ == block_count) return block_count < queue->block_max ? MS_GROW_BLOCKS : MS_FULL;
+    if (tried++ == block_count) return block_count < queue->block_max ? MS_GROW_BLOCKS : MS_FULL;
     if (queue->block_cursor >= block_count) queue->block_cursor = 0;
     uint32_t block = queue->block_cursor++;
     _Atomic uint64_t *word = ms_block_word(queue, block);

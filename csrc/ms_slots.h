@@ -11,7 +11,7 @@
 
 #define MS_NO_SLOT UINT32_MAX
 
-/* Fields that are looked at without a lease too: what is seen counts once the word is moved. */
+/* Fields that are read without a lease too: what was read counts once the word has been moved. */
 #define MS_PEEK(field) atomic_load_explicit(&(field), memory_order_relaxed)
 #define MS_POKE(field, value) atomic_store_explicit(&(field), (value), memory_order_relaxed)
 
@@ -113,7 +113,7 @@ bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id);
 
 /* Is the word still the token? */
 static inline bool ms_queue_holds(const ms_queue *queue, const ms_lease *lease) {
-  /* Orders the reads of the content before this look at the word. */
+  /* Orders the reads of the content before this load of the word. */
   atomic_thread_fence(memory_order_acquire);
   return atomic_load_explicit(ms_word_at(queue, lease->slot), memory_order_acquire) == lease->word;
 }

@@ -59,13 +59,13 @@ static void end_lease(pass *p, uint32_t slot, uint64_t word, uint32_t kind) {
   }
   uint64_t to = ms_word_as(mine, MS_MESSAGE_READY, p->boot_tick);
   if (!ms_move(ms_word_at(queue, slot), mine, to)) return;
-  ms_queue_note_expiry(queue, slot);
+  ms_queue_lower_expiry(queue, slot);
   ms_queue_hint(queue, slot, to);
   atomic_fetch_add_explicit(&queue->hints->redelivered, 1, memory_order_relaxed);
   p->ready++;
 }
 
-static void look_at_leased(pass *p, uint32_t slot, uint64_t word) {
+static void sweep_leased(pass *p, uint32_t slot, uint64_t word) {
   int64_t left = ms_ticks_until(p->mono_tick, ms_word_tick(word));
   if (left <= 0) {
     end_lease(p, slot, word, MS_FAILED_LEASE);
@@ -96,7 +96,7 @@ static uint64_t follow_wall(pass *p, uint32_t slot, uint64_t word) {
   return to;
 }
 
-static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
+static void sweep_delayed(pass *p, uint32_t slot, uint64_t word) {
   if (p->wall_set) word = follow_wall(p, slot, word);
   if (word == 0) return;
   int64_t left = ms_ticks_until(p->boot_tick, ms_word_tick(word));
@@ -109,7 +109,7 @@ static void look_at_delayed(pass *p, uint32_t slot, uint64_t word) {
   }
 }
 
-static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
+static void sweep_expiry(pass *p, uint32_t slot, uint64_t word) {
   uint32_t owner;
   int64_t expires = ms_slot_expiry(p->queue, ms_slot_at(p->queue, slot), p->now);
   if (expires == 0) return;
@@ -125,28 +125,28 @@ static void look_at_expiry(pass *p, uint32_t slot, uint64_t word) {
   if (status == MS_BUSY) p->expiry_due = p->now->time_us;
 }
 
-static void look(pass *p, uint32_t slot, uint64_t word) {
+static void sweep_slot(pass *p, uint32_t slot, uint64_t word) {
   switch (ms_word_state(word)) {
     case MS_MESSAGE_LEASED:
-      look_at_leased(p, slot, word);
+      sweep_leased(p, slot, word);
       return;
     case MS_MESSAGE_WRITING:
       if (p->dead_count && is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count))
         (void)ms_move(ms_word_at(p->queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
       return;
     case MS_MESSAGE_DELAYED:
-      if (p->expire) look_at_expiry(p, slot, word);
-      look_at_delayed(p, slot, word);
+      if (p->expire) sweep_expiry(p, slot, word);
+      sweep_delayed(p, slot, word);
       return;
     case MS_MESSAGE_READY:
-      if (p->expire) look_at_expiry(p, slot, word);
+      if (p->expire) sweep_expiry(p, slot, word);
       if (p->reconcile && ms_ticks_until(p->noted, ms_word_tick(word)) < 0) {
         ms_queue_hint(p->queue, slot, word);
         p->ready++;
       }
       return;
     case MS_MESSAGE_HELD:
-      if (p->expire) look_at_expiry(p, slot, word);
+      if (p->expire) sweep_expiry(p, slot, word);
       return;
     case MS_MESSAGE_PREPARED:
     case MS_MESSAGE_ACKING:
@@ -175,7 +175,7 @@ static bool heads_passed_the_noted(const ms_queue *queue) {
   return true;
 }
 
-/* Is it time to look for lost hints? Soon after a death, else seldom. */
+/* Is it time to search for lost hints? Soon after a death, else seldom. */
 static bool hints_are_due(const ms_queue *queue, uint64_t boot_tick) {
   uint64_t noted = atomic_load_explicit(&queue->hints->noted, memory_order_relaxed);
   bool suspect = atomic_load_explicit(&queue->hints->suspect, memory_order_relaxed) != 0;
@@ -240,7 +240,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
   if (p.reconcile || dead_count) note_tails(&p);
   if (p.reconcile || dead_count)
     atomic_store_explicit(&hints->suspect, dead_count > 0, memory_order_relaxed);
-  if (atomic_load_explicit(&hints->suspect, memory_order_relaxed)) /* a sleeper looks again then */
+  if (atomic_load_explicit(&hints->suspect, memory_order_relaxed)) /* a sleeper wakes then */
     due_at(&p, now->mono_ns + 2 * SUSPECT_MS * MS_NS_PER_TICK);
   uint32_t count = ms_slot_count(queue);
   for (uint32_t slot = 0; slot < count; slot++) {
@@ -249,7 +249,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
     if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE || state == MS_MESSAGE_DEAD) continue;
     if (state == MS_MESSAGE_READY && !p.reconcile && !p.expire) continue; /* most of them */
     atomic_thread_fence(memory_order_acquire); /* pairs with the release in ms_move */
-    look(&p, slot, word);
+    sweep_slot(&p, slot, word);
   }
   if (p.wall_set) MS_POKE(hints->wall_offset, wall_offset); /* after: a death leaves it to others */
   if (held_wheel) {

@@ -1,7 +1,7 @@
 /* Announcing, sleeping and waking at a queue.
  *
- * Invariant: who sleeps announced itself before it looked for the last time; so a waker whose work
- * came too late for that look sees the announcement, and its wake changes the word that the sleeper
+ * Invariant: a sleeper announces itself before it checks for the last time; so a waker whose work
+ * came too late for that check sees the announcement, and its wake changes the word that the sleeper
  * sleeps on. Crash: the number of waiters is then too high, until a wake finds nobody asleep.
  */
 #include "ms_wait.h"

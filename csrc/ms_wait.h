@@ -1,7 +1,7 @@
-/* Waiting at a queue: say that one will, look again, sleep; wake who said so.
+/* Waiting at a queue: announce that one will, check again, sleep; wake those who did.
  *
  * Three places: getters (a message), putters (room), join (all is finished). A waker that finds
- * nobody announced costs a fence and a load. Who sleeps may be woken for nothing, and looks again.
+ * nobody announced costs a fence and a load. A sleeper may be woken for nothing, and checks again.
  */
 #ifndef MS_WAIT_H
 #define MS_WAIT_H
@@ -22,7 +22,7 @@ static inline _Atomic uint32_t *ms_wait_place(const ms_queue *queue, int place,
                                   : &hints->finished;
 }
 
-/* Say that one will wait; look again after it, then sleep with the ticket. */
+/* Say that one will wait; check again after it, then sleep with the ticket. */
 uint32_t ms_queue_announce(ms_queue *queue, int place);
 /* Sleep at most timeout_ns. 0 or an errno (EINTR, ETIMEDOUT). Without the GIL. */
 int ms_queue_sleep(ms_queue *queue, int place, uint32_t ticket, int64_t timeout_ns);

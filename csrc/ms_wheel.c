@@ -21,7 +21,7 @@
 #define BUCKET_MASK ((uint64_t)MS_WHEEL_BUCKETS - 1)
 #define RANGE_TICKS (UINT64_C(1) << (LEVEL_BITS * MS_WHEEL_LEVELS))
 #define CLOCK_SKEW_TICKS (UINT64_C(1) << 16) /* so far a `now` may lie behind that of another */
-#define NEXT_LOOKS 64u
+#define NEXT_READS 64u
 
 enum { BUCKET_COUNT = MS_WHEEL_LEVELS * MS_WHEEL_BUCKETS };
 
@@ -99,9 +99,9 @@ static bool find_first(const ms_wheel *wheel, uint32_t level, uint64_t *out_tick
                        uint32_t *out_bucket) {
   uint64_t bits = wheel->state->occupied[level];
   uint32_t shift = level * LEVEL_BITS;
-  uint64_t at = wheel->state->now >> shift, turn = at & BUCKET_MASK;
+  uint64_t at = wheel->state->now >> shift, first = at & BUCKET_MASK;
   if (bits == 0) return false;
-  if (turn != 0) bits = bits >> turn | bits << (MS_WHEEL_BUCKETS - turn);
+  if (first != 0) bits = bits >> first | bits << (MS_WHEEL_BUCKETS - first);
   at += (uint64_t)__builtin_ctzll(bits);
   *out_tick = at << shift;
   *out_bucket = level * MS_WHEEL_BUCKETS + (uint32_t)(at & BUCKET_MASK);
@@ -217,11 +217,11 @@ uint64_t ms_wheel_next(const ms_wheel *wheel) {
     uint64_t tick = 0;
     uint32_t bucket = 0;
     if (!find_first(wheel, level, &tick, &bucket)) continue;
-    /* Soon: look at the nodes themselves, if they are few. */
+    /* Soon: read the nodes themselves, if they are few. */
     if (level > 0 && tick - wheel->state->now < MS_WHEEL_BUCKETS) {
       uint64_t due = MS_WHEEL_NEVER;
-      uint32_t link = wheel->state->heads[bucket], looks = 0;
-      for (; looks < NEXT_LOOKS && is_link(wheel, link); looks++) {
+      uint32_t link = wheel->state->heads[bucket], reads = 0;
+      for (; reads < NEXT_READS && is_link(wheel, link); reads++) {
         if (wheel->nodes[link - 1].due < due) due = wheel->nodes[link - 1].due;
         link = wheel->nodes[link - 1].next;
       }

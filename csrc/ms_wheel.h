@@ -24,7 +24,7 @@ typedef struct ms_wheel {
 void ms_wheel_init(const ms_wheel *wheel, uint64_t now);
 
 /* Put a node in (it is taken out first, where it is in). due beyond the range: the last bucket, and
- * looked at again there. */
+ * read again there. */
 void ms_wheel_add(const ms_wheel *wheel, uint32_t node, uint32_t reuse, uint64_t due);
 
 /* Take a node out; nothing happens where it is not in. */

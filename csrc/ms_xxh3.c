@@ -320,7 +320,7 @@ static inline consume_stripes *choose_consume(void) { return consume_plain; }
 
 #endif
 
-/* Words of the default secret plus and minus the seed, by turns. */
+/* Words of the default secret plus and minus the seed, in turn. */
 static inline void derive_secret(uint8_t secret[SECRET_BYTES], uint64_t seed) {
   for (size_t i = 0; i < SECRET_BYTES; i += 16) {
     uint64_t pair[2] = {read64(default_secret + i) + seed, read64(default_secret + i + 8) - seed};

@@ -517,7 +517,7 @@ cdef extern from "ms_wait.h" nogil:
     void ms_queue_wake(ms_queue *queue, int place, int32_t count)
 
 cdef extern from "ms_hint.h" nogil:
-    uint32_t ms_queue_try_turn(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
+    uint32_t ms_queue_try_advance(ms_queue *queue, const ms_instant *now, int64_t *out_next_ns)
 
 cdef extern from "ms_claim.h" nogil:
     void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table)
@@ -590,7 +590,7 @@ cdef extern from "ms_count.h" nogil:
                                   const ms_instant *now, const uint32_t *living)
     void ms_queue_count_swept(const ms_queue *queue, const ms_instant *now, const uint32_t *living,
                               ms_queue_counts *out)
-    uint32_t ms_queue_untouched(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
+    uint32_t ms_queue_never_leased(const ms_queue *queue, uint32_t *out_slot, uint64_t *out_word)
     bint ms_queue_check(const ms_queue *queue, char *text, size_t size)
 
 # Relaxed and acquire loads, and stores, of words in mapped files.

@@ -88,7 +88,7 @@ class Sleepers:
             self.stop()
 
     def stop(self) -> None:
-        """End the thread; who waits is woken, and looks again."""
+        """End the thread; those who wait are woken, and check again."""
         with self._lock:
             self._stopped = True
             thread = self._thread

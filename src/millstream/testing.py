@@ -40,7 +40,7 @@ class Clock:
         """Let seconds pass at once; return the new `now`.
 
         Sleepers in this process see it within a few milliseconds, everybody else at their next
-        call. Queues count on being looked at once a month: pass longer times in steps, with a call
+        call. Queues count on being used once a month: pass longer times in steps, with a call
         between. What ends at the same moment (a lease and its renewal) may come in either order: to
         see a lease renewed, advance by less than it, more than once.
 

@@ -39,7 +39,7 @@ static member joined(ms_group *group) {
 }
 
 static ms_status look(ms_group *group, member *self) {
-  return ms_group_try_look(group, self->slot, self->number, self->fences, self->flags, ROOM,
+  return ms_group_try_take_up(group, self->slot, self->number, self->fences, self->flags, ROOM,
                            &self->changes, &owner);
 }
 

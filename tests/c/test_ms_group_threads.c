@@ -73,7 +73,7 @@ static ms_status join(member *self, uint64_t processing) {
 static ms_status look(member *self) {
   ms_status status;
   CALL(status, self,
-       ms_group_try_look(&self->group, self->slot, self->number, self->fences, self->flags,
+       ms_group_try_take_up(&self->group, self->slot, self->number, self->fences, self->flags,
                          PARTITIONS, &self->changes, &self->owner));
   return status;
 }

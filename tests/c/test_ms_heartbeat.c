@@ -93,7 +93,7 @@ static void test_extend_renews_at_once_and_goes_on(void) {
   uint64_t extended = atomic_load(&word);
   CHECK(extended != token);
   CHECK(changes(&word, extended));
-  ms_heartbeat_look(&entry, &state);
+  ms_heartbeat_check(&entry, &state);
   CHECK(!state.lost);
   ms_heartbeat_remove(&entry, &state);
   CHECK_EQ_U64(state.token, atomic_load(&word));

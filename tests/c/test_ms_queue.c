@@ -101,7 +101,7 @@ static ms_status put(ms_queue *queue, const char *payload, uint32_t lane, int64_
 
 static ms_status get(ms_queue *queue, ms_lease *out) {
   int64_t next;
-  ms_queue_try_turn(queue, &now, &next);
+  ms_queue_try_advance(queue, &now, &next);
   return ms_queue_try_get(queue, 1000, &now, NULL, out);
 }
 

@@ -62,7 +62,7 @@ static void sweep(ms_queue *queue) {
   uint32_t dead[PROCESSES], count = the_dead(dead);
   int64_t next;
   ms_queue_sweep(queue, &now, dead, count);
-  ms_queue_try_turn(queue, &now, &next);
+  ms_queue_try_advance(queue, &now, &next);
 }
 
 static void put(ms_queue *queue) {
@@ -124,7 +124,7 @@ static void end_lease(ms_queue *queue, const ms_lease *lease, uint32_t number) {
 static void take(ms_queue *queue, int process) {
   ms_lease lease;
   int64_t next;
-  ms_queue_try_turn(queue, &now, &next);
+  ms_queue_try_advance(queue, &now, &next);
   if (ms_queue_try_get(queue, 1000, &now, NULL, &lease) != MS_OK) return;
   uint32_t number = message_of(queue, &lease);
   /* The one who looks holds it, unless it has lost it meanwhile. */
@@ -199,7 +199,7 @@ static void drain(void) {
   for (int i = 0; i < 400; i++) {
     uint32_t owner;
     int64_t next;
-    ms_queue_try_turn(queue, &now, &next);
+    ms_queue_try_advance(queue, &now, &next);
     if (ms_queue_try_get(queue, 1000, &now, NULL, &lease) != MS_OK) break;
     uint32_t number = message_of(queue, &lease);
     CHECK(!was_acked[number]);

@@ -75,7 +75,7 @@ static void *consume(void *argument) {
     ms_lease lease;
     int64_t next;
     ms_now(&queue, &now);
-    ms_queue_try_turn(&queue, &now, &next);
+    ms_queue_try_advance(&queue, &now, &next);
     if (ms_queue_sweep_due(&queue, &now)) ms_queue_sweep(&queue, &now, NULL, 0);
     if (ms_queue_try_get(&queue, 60000, &now, NULL, &lease) == MS_OK) {
       take_one(&queue, &lease, &now);

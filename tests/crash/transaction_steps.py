@@ -114,14 +114,14 @@ def outcome(store, first):
             counts = jobs._counts()
             if counts["acking"] == 0 and counts["leased"] == 0:
                 return len(jobs) == 0
-            jobs._look()
+            jobs._upkeep()
             os.sched_yield()
             assert time.monotonic() < deadline, counts
 
     def by_next():
         deadline = time.monotonic() + 10
         while following._counts()["prepared"]:
-            following._look()
+            following._upkeep()
             os.sched_yield()
             assert time.monotonic() < deadline
         return len(following) == 4

@@ -55,7 +55,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
     }
     if (ms_group_try_join(&group, UINT64_MAX, UINT64_MAX, &slot, &number, &owner) == MS_OK) {
       ms_status status =
-          ms_group_try_look(&group, slot, number, fences, told, ROOM, &changes, &owner);
+          ms_group_try_take_up(&group, slot, number, fences, told, ROOM, &changes, &owner);
       for (uint32_t i = 0; status == MS_OK && i < count && i < ROOM; i++) {
         ms_group_claim claim = {slot, i, fences[i]};
         (void)!ms_group_try_commit(&group, &claim, 3, 10, true, &owner);

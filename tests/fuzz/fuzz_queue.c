@@ -38,7 +38,7 @@ static void work(ms_queue *queue, ms_instant *now) {
     now->mono_ns += 1000000000;
     now->boot_ns += 1000000000;
     now->time_us += 1000000;
-    ms_queue_try_turn(queue, now, &next);
+    ms_queue_try_advance(queue, now, &next);
     ms_queue_sweep(queue, now, NULL, 0);
     if (ms_queue_try_get(queue, 500, now, NULL, &lease) != MS_OK) break;
     const ms_slot *slot = ms_queue_slot(queue, lease.slot);

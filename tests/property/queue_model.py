@@ -254,7 +254,7 @@ class QueueModel:
     def check(self, q):
         """Let time pass in the model, as it did in `q`, and compare the two."""
         for _ in range(3):
-            q._look()
+            q._upkeep()
         self.step += 1
         self.pass_time()
         self.evict(q)

@@ -249,7 +249,7 @@ class QueueMachine(QueueModel, RuleBasedStateMachine):
         self.stores.pop("second").close()
         del self.queues["second"]
         self.time.advance(0.2)  # the dead are looked for every 50 ms
-        self.queue()._look()
+        self.queue()._upkeep()
         self.taken = [one for one in self.taken if one[2] != "second"]
         self.holder_died("second")
 

@@ -325,7 +325,7 @@ class WholeMachine(StreamSteps, QueueSteps):
         self.stores.pop().close()
         self.time.advance(0.2)  # the dead are looked for every 50 ms
         for name, model in self.queues.items():
-            self.queue(name)._look()
+            self.queue(name)._upkeep()
             model.holder_died(1)
         self.taken = [one for one in self.taken if one[-1] == 0]
         for one in self.groups.values():

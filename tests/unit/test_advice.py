@@ -288,7 +288,7 @@ def test_where_the_filters_raise_it_the_background_goes_on(store, monkeypatch, c
     stream.append_many(MANY)
     with warnings.catch_warnings():
         warnings.simplefilter("error", millstream.MillstreamWarning)
-        growth.look_after(stream)
+        growth.check(stream)
     assert "neither retention nor compaction" in caplog.text
     assert issubclass(millstream.MillstreamWarning, UserWarning)
 
@@ -298,7 +298,7 @@ def test_the_journal_is_nobodys_stream(store, monkeypatch):
     monkeypatch.setattr(growth, "_warned", False)
     with store.transaction() as tx:
         tx.append(store.stream("s"), b"x")
-    growth.look_after(store._transactions.journal().stream)  # a warning would raise
+    growth.check(store._transactions.journal().stream)  # a warning would raise
     assert not growth._warned
 
 

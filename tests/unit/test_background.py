@@ -165,7 +165,7 @@ def test_a_dead_thread_is_started_again_by_the_next_that_needs_it(store, monkeyp
 
 
 def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
-    monkeypatch.setattr("millstream.store.compactor.LOOK_SECONDS", 0.01)
+    monkeypatch.setattr("millstream.store.compactor.VISIT_SECONDS", 0.01)
     looked, failed = threading.Event(), threading.Event()
 
     def fail(_):
@@ -173,11 +173,11 @@ def test_the_compactor_survives_and_is_started_again(store, monkeypatch):
         raise MemoryError
 
     with monkeypatch.context() as patch:
-        patch.setattr(Compactor, "_look_at_all", fail)
+        patch.setattr(Compactor, "_visit_all", fail)
         stream = store.stream("s", compact=millstream.Compaction())
         assert failed.wait(SECONDS)
         until(lambda: "MemoryError" in stream.stats().background)
-    monkeypatch.setattr(Compactor, "_look_at_all", lambda _: looked.set())
+    monkeypatch.setattr(Compactor, "_visit_all", lambda _: looked.set())
     assert looked.wait(SECONDS)
     compactor = store._background._compactor
     ended, compactor._thread = compactor._thread, None  # as if it had died

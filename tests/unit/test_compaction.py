@@ -425,7 +425,7 @@ def test_reopened_store_has_the_same(store, clean):
 def test_background_compacts_when_enough_is_dirty(store, monkeypatch):
     from millstream.store import compactor
 
-    monkeypatch.setattr(compactor, "LOOK_SECONDS", 0.02)
+    monkeypatch.setattr(compactor, "VISIT_SECONDS", 0.02)
     monkeypatch.setattr(compactor, "CHANGED_SECONDS", 0.02)
     keep = millstream.Compaction(min_dirty=0.5, max_rate="1GiB")
     stream = store.stream("s", segment_bytes=SMALL, compact=keep)
@@ -443,7 +443,7 @@ def test_background_compacts_when_enough_is_dirty(store, monkeypatch):
 def test_rate_is_kept_and_closing_ends_the_run(store, monkeypatch):
     from millstream.store import compactor
 
-    monkeypatch.setattr(compactor, "LOOK_SECONDS", 0.01)
+    monkeypatch.setattr(compactor, "VISIT_SECONDS", 0.01)
     monkeypatch.setattr(compactor, "CHANGED_SECONDS", 0.01)
     keep = millstream.Compaction(min_dirty=0.0, max_rate="64KiB")  # would take a minute
     stream = store.stream("s", segment_bytes=SMALL, compact=keep)
@@ -523,7 +523,7 @@ def test_damage_ends_the_run_before_anything_is_changed(store):
     "where, name",
     [
         (compaction, "dirt"),
-        (compaction.Run, "_look_elsewhere"),
+        (compaction.Run, "_search_elsewhere"),
         (compaction.Run, "_stamp"),
         (Segments, "segment"),
     ],
@@ -586,7 +586,7 @@ def test_command_line(store, capsys):
     done = json.loads(capsys.readouterr().out)
     assert done["records_removed"] > 1000
     assert cli.main(["compact", store.path, "s", "--memory", "1MiB"]) == 0
-    assert "segments looked through" in capsys.readouterr().out
+    assert "segments read," in capsys.readouterr().out
     assert cli.main(["compact", store.path, "none"]) == 3
     assert cli.main(["info", store.path, "s", "--json"]) == 0
     out = capsys.readouterr().out

@@ -40,7 +40,7 @@ def test_message_whose_time_ended_under_a_lease_expires_behind_it(store, time, h
     q.put(b"x", ttl=50)
     m = q.get(timeout=0)
     time.advance(100)
-    q._look()
+    q._upkeep()
     if how == "lease ends":
         time.advance(100)
     elif how.startswith("nack"):
@@ -52,7 +52,7 @@ def test_message_whose_time_ended_under_a_lease_expires_behind_it(store, time, h
         q.dead.redrive()
     assert len(q) == 1
     for _ in range(2):  # a sweep that finds the lease over leaves the rest to the next
-        q._look()
+        q._upkeep()
     assert (len(q), q.stats().expired) == (0, 1)
 
 
@@ -64,7 +64,7 @@ def test_delay_of_more_than_a_month_is_kept_behind_another_of_its_key(store, tim
     m = q.get(timeout=0)
     for _ in range(7):
         time.advance(5 * DAY)
-        q._look()
+        q._upkeep()
         m.extend(30 * DAY)
     m.ack()
     assert q.get_many(1, timeout=0) == []
@@ -79,7 +79,7 @@ def test_message_that_stood_for_months_behind_its_key_comes_at_once(store, time)
     m = q.get(timeout=0)
     for _ in range(12):
         time.advance(10 * DAY)
-        q._look()
+        q._upkeep()
         m.extend(30 * DAY)
     m.ack()
     assert q.get(timeout=0).value == b"second"
@@ -118,7 +118,7 @@ def test_message_that_came_back_waits_behind_those_that_waited_before(
     q.get(timeout=0)
     q.put(b"waited", key=key)
     time.advance(200)
-    q._look()
+    q._upkeep()
     assert q._counts()["ready"] == 2
     if how == "alter":
         q.alter(capacity=6)

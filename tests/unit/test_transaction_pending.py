@@ -191,7 +191,7 @@ def test_full_disk_after_the_commit_is_indeterminate_and_applied_later(any_store
     # While it cannot be applied nothing else is committed.
     with pytest.raises(StoreFull), store.transaction() as tx:
         tx.put(q, b"refused")
-    q._look()
+    q._upkeep()
     full[0] = False
     with store.transaction() as tx:
         tx.append(s, b"last")

@@ -529,7 +529,7 @@ def test_closed_store_ends_the_view(store):
 
 
 def test_close_wakes_the_thread_that_was_about_to_sleep(store, monkeypatch):
-    stream, wait = store.stream("s"), reader._Turn.wait
+    stream, wait = store.stream("s"), reader.Rotation.wait
     about_to, woken, slept = threading.Event(), threading.Event(), []
 
     def wait_late(turn, *rest):
@@ -539,7 +539,7 @@ def test_close_wakes_the_thread_that_was_about_to_sleep(store, monkeypatch):
         wait(turn, *rest)
         slept.append(time.monotonic() - began)
 
-    monkeypatch.setattr(reader._Turn, "wait", wait_late)
+    monkeypatch.setattr(reader.Rotation, "wait", wait_late)
     monkeypatch.setattr(_native, "join", lambda thread: (woken.set(), thread.join()))
     view = stream.view()
     assert about_to.wait(10)

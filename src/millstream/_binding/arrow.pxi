@@ -367,7 +367,7 @@ cdef ArrowRows import_arrow(object data, str value, str key, str timestamp):
     """Return the chunks of a table with these columns; key and timestamp may be None.
 
     Names and types are checked now, content chunk by chunk. Without columns (an array, a series)
-    the data are the values themselves, and `value` is not looked at.
+    the data are the values themselves, and `value` is not read.
     """
     cdef ms_error err
     cdef ArrowRows rows = ArrowRows.__new__(ArrowRows)

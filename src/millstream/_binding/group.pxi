@@ -45,7 +45,7 @@ cdef extern from "ms_group.h" nogil:
                                 uint32_t *out_slot, uint32_t *out_number, uint32_t *out_owner)
     ms_status ms_group_try_leave(ms_group *group, uint32_t slot, uint32_t number,
                                  uint32_t *out_owner)
-    ms_status ms_group_try_look(ms_group *group, uint32_t slot, uint32_t number,
+    ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number,
                                 uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
                                 uint32_t *out_changes, uint32_t *out_owner)
     ms_status ms_group_try_release(ms_group *group, const ms_group_claim *claim,
@@ -81,7 +81,7 @@ cdef extern from "ms_group.h" nogil:
 cdef enum:
     GROUP_LIVE = 1
     GROUP_LOCK_NS = 30000000000
-    WATCH_NS = 40000000  # how often somebody looks for the dead
+    WATCH_NS = 40000000  # how often somebody watches for the dead
     GROUP_MEMBERS_MOST = 256
 
 GROUP_MEMBERS = MS_GROUP_MEMBERS
@@ -242,7 +242,7 @@ cdef class GroupCore:
             self._check_writable()
         return 0
 
-    cdef inline int note(self, int64_t now_ns) except -1:
+    cdef inline int sync_change(self, int64_t now_ns) except -1:
         """A position was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
             self.make_durable()
@@ -300,7 +300,7 @@ cdef class GroupCore:
                 f"{self.path}: the word of the group is held by {self.members.describe(owner)}")
         return True
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def _position(self, uint32_t partition):
         """(epoch, offset, transaction) of a partition, or None: from the oldest record on."""
@@ -342,7 +342,7 @@ cdef class GroupCore:
 
     def _watch(self, bint at_once):
         """End members that are dead or whose deadline passed; how many. One process at a time
-        looks, every 40 ms, unless it is to be at once."""
+        does so, every 40 ms, unless `at_once`."""
         cdef uint32_t dead[GROUP_MEMBERS_MOST]
         cdef uint32_t count = 0, i, j, word, ended = 0, owner = 0
         cdef int64_t deadline = 0
@@ -388,7 +388,7 @@ cdef class GroupCore:
             if not self.again(status, owner, &deadline):
                 break
         if status == MS_OK:
-            self.note(ms_clock_monotonic_ns())
+            self.sync_change(ms_clock_monotonic_ns())
         return "ok" if status == MS_OK else "held" if status == MS_LOST else "pending"
 
     def _drop(self):
@@ -420,7 +420,7 @@ cdef class GroupCore:
         while self.again(ms_group_try_apply(&self.c, partition, transaction, epoch, offset, &owner),
                          owner, &deadline):
             pass
-        self.note(ms_clock_monotonic_ns())
+        self.sync_change(ms_clock_monotonic_ns())
 
     def _revert(self, uint32_t partition, uint64_t transaction):
         """The transaction is not committed: clear its mark."""

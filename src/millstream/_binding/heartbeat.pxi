@@ -9,7 +9,7 @@ cdef extern from "ms_heartbeat.h" nogil:
     int ms_heartbeat_add(ms_heartbeat_entry *entry, void *word, uint64_t token, int64_t lease_ms,
                          int64_t limit_ns)
     void ms_heartbeat_remove(ms_heartbeat_entry *entry, ms_heartbeat_state *out_state)
-    void ms_heartbeat_look(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state)
+    void ms_heartbeat_check(const ms_heartbeat_entry *entry, ms_heartbeat_state *out_state)
     ms_status ms_heartbeat_extend(ms_heartbeat_entry *entry, int64_t lease_ms)
     void ms_heartbeat_stop()
     uint32_t ms_heartbeat_count()
@@ -50,14 +50,14 @@ cdef class KeepAlive:
     def lost(self):
         """Did the lease end, or was it given to another?"""
         cdef ms_heartbeat_state state
-        ms_heartbeat_look(&self.entry, &state)
+        ms_heartbeat_check(&self.entry, &state)
         return state.lost
 
     @property
     def over(self):
         """Has the time limit passed, so that it is not renewed any more?"""
         cdef ms_heartbeat_state state
-        ms_heartbeat_look(&self.entry, &state)
+        ms_heartbeat_check(&self.entry, &state)
         return state.over
 
 

@@ -1,7 +1,7 @@
 # Which thread of this process has what: locks, and the seats of owner words.
 #
 # A handler of a signal, a finalizer or a callback may call anything in the middle of a call of its
-# own thread. So whoever has to wait looks first whether what it waits for can ever come: not where
+# own thread. So whoever has to wait checks first whether what it waits for can ever come: not where
 # this thread has it, nor where who has it waits, over any number of others, for this thread.
 #
 # Under gevent a greenlet is what a thread is otherwise: others run in the same thread wherever it
@@ -15,11 +15,11 @@ cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
 
 cdef enum:
-    LOCK_SLICE_NS = 50000000  # 50 ms, then look whether the wait can end
+    LOCK_SLICE_NS = 50000000  # 50 ms, then check whether the wait can end
     FORK_WAIT_NS = 10000000000
     CHAIN_MOST = 64
 
-cdef double GREENLET_SECONDS = 0.001  # for which the others run before one looks again
+cdef double GREENLET_SECONDS = 0.001  # for which the others run before one checks again
 
 cdef dict waiting = {}  # by caller, the seat that it waits for
 cdef dict seats = {}    # by name, weakly
@@ -212,7 +212,7 @@ cdef class _Seat(_Taken):
 
 
 cdef tuple wait_begins(_Seat seat):
-    """Note what this thread waits for; returns what `wait_ends` needs."""
+    """Keep what this thread waits for; returns what `wait_ends` needs."""
     me = caller()
     cdef tuple before = (me, waiting.get(me))
     waiting[before[0]] = seat
@@ -436,7 +436,7 @@ def join(thread, double timeout=-1):
 
 @cython.final
 cdef class Bell:
-    """Wakes all who wait: `seen = bell.rung`, look, then `bell.wait(seen, seconds)`.
+    """Wakes all who wait: `seen = bell.rung`, check, then `bell.wait(seen, seconds)`.
 
     Has no lock, so that any call may be interrupted by any other.
     """
@@ -524,7 +524,7 @@ cdef unsigned long forking = 0
 
 
 def _before_fork():
-    """Does not look for signals: what a handler raises here would be lost."""
+    """Runs no signal handler: what it raises here would be lost."""
     global forking
     cdef int64_t deadline = ms_clock_monotonic_ns() + <int64_t>FORK_WAIT_NS
     cdef Lock lock = loading

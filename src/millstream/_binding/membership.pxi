@@ -155,17 +155,17 @@ cdef class Membership:
 
     @property
     def unseen(self):
-        """Did the group change since the last look?"""
+        """Did the group change since the last take_up?"""
         return ms_load32(&self.group.c.header.changes) != self.changes
 
-    def look(self):
+    def take_up(self):
         """(new, lost, leaving) partitions; None: the membership was ended."""
         cdef uint32_t owner = 0, i, changes = 0
         cdef int64_t deadline = 0
         cdef ms_status status
         self.room(self.group.c.room)
         while True:
-            status = ms_group_try_look(&self.group.c, self.slot, self.number, self.fences,
+            status = ms_group_try_take_up(&self.group.c, self.slot, self.number, self.fences,
                                        self.flags, self.count, &changes, &owner)
             if not self.group.again(status, owner, &deadline):
                 break
@@ -238,7 +238,7 @@ cdef class Membership:
         self.push(<uint64_t>0xffffffffffffffff)
 
     cdef void push(self, uint64_t to) noexcept:
-        # Lost: the membership was ended, which the next look finds out.
+        # Lost: the membership was ended, which the next take_up finds out.
         if self.joined and self.processing != to:
             if ms_group_renew(&self.group.c.members[self.slot].processing, &self.processing,
                               to) == MS_LOST:
@@ -332,7 +332,7 @@ cdef class Membership:
                 return False
             self.refuse(status, partition, part.offset)
             self.clean(partition)
-            self.group.note(self.now)
+            self.group.sync_change(self.now)
         else:
             self.soil(partition)
         self.push(<uint64_t>(self.now + self.processing_ns))
@@ -420,7 +420,7 @@ cdef class Membership:
                 self.clean(i)
         finally:  # those before one that fails are set
             if some:
-                self.group.note(self.now)
+                self.group.sync_change(self.now)
         if fenced is not None:
             self.fenced(fenced)
 
@@ -440,7 +440,7 @@ cdef class Membership:
         if self.parts[partition].offset == offset and self.parts[partition].epoch == epoch:
             self.clean(partition)
         self.parts[partition].sought = False
-        self.group.note(self.now)
+        self.group.sync_change(self.now)
 
     def prepare(self, uint64_t transaction):
         """Mark what was handed out as the positions of a transaction: all of it or none.

@@ -4,9 +4,9 @@ from libc.stdint cimport INT32_MAX, UINT32_MAX, UINT64_MAX
 
 
 cdef enum:
-    LOOK_NS = 50000000       # how often deaths are looked for
+    UPKEEP_NS = 50000000       # how often a queue is kept up: the wheel, deaths, the sweep
     LATE_NS = 3000000000     # how long "interval" lets a change wait for a sync
-    TURN_NS = 1000000        # how often a busy consumer turns the wheel
+    ADVANCE_NS = 1000000        # how often a busy consumer advances the wheel
     ALONE_SLICE_NS = 1000000000
     OWNER_NS = 30000000000   # how long the owner of a short word may live and hold it
     COPY_BYTES = 65536       # from here on a copy is worth giving up the GIL
@@ -120,7 +120,7 @@ cdef class Message:
 
     @property
     def value(self):
-        """What was put. With a codec: decoded at the first look.
+        """What was put. With a codec: decoded at the first access.
 
         Where the codec cannot, the message goes to the dead letters with that reason, and the
         codec's exception is raised.
@@ -220,7 +220,7 @@ cdef class Message:
         if status != MS_OK:
             self.ended(status, "ack", True)
         self.outcome = "ack"
-        queue.note(&now)
+        queue.sync_change(&now)
 
     def nack(self, delay=None, reason=""):
         """Give it back as failed: counted, delivered again later, or dead when attempts are spent.
@@ -255,7 +255,7 @@ cdef class Message:
                 break
             queue.outwait(owner)
         lost = self.ended(status, "dead" if dead else "nack", loudly)
-        queue.note(&now)
+        queue.sync_change(&now)
         return lost
 
     def release(self, delay=0):
@@ -279,7 +279,7 @@ cdef class Message:
         ms_now(&queue.c, &now)
         status = ms_queue_try_release(&queue.c, &self.lease, delay_ns, &now)
         lost = self.ended(status, "release", loudly)
-        queue.note(&now)
+        queue.sync_change(&now)
         return lost
 
     def reject(self, reason=""):
@@ -306,7 +306,7 @@ cdef class Message:
                 break
             queue.outwait(owner)
         lost = self.ended(status, "dead", loudly)
-        queue.note(&now)
+        queue.sync_change(&now)
         return lost
 
     def extend(self, seconds=None):

@@ -1,6 +1,6 @@
 # ms_partition.h: one partition as this process has it
 cdef enum:
-    DURABLE_SLICE_NS = 10000000  # 10 ms, then look whether who syncs is alive
+    DURABLE_SLICE_NS = 10000000  # 10 ms, then ask whether the process that syncs is alive
 
 
 @cython.final
@@ -209,7 +209,7 @@ cdef class Partition:
 
     def lead_or_wait(self, uint64_t position, double timeout, work):
         """Group commit: "done" when the position is durable, "led" when the caller had to sync and
-        `work(False)` did, "look" when the time-out or a slice passed, or the log is poisoned."""
+        `work(False)` did, "again" when the time-out or a slice passed, or the log is poisoned."""
         cdef int64_t left = <int64_t>(timeout * 1e9)
         cdef ms_status status
         cdef cbool lead = False
@@ -233,7 +233,7 @@ cdef class Partition:
             self.led(work, False)
             return "led"
         PyErr_CheckSignals()
-        return "done" if status == MS_OK else "look"
+        return "done" if status == MS_OK else "again"
 
     def lead(self, Word word not None, timeout, work):
         """Take the sync word, do `work(inherited)`, give it back. False: it is not free.

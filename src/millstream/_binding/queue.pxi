@@ -6,7 +6,7 @@ cdef extern from "Python.h":
     PyObject *number_from "PyLong_FromUnsignedLongLong"(unsigned long long value)
 
 
-# What a put has found so far: room, or it waits for some; announced, it looks once more first.
+# What a put has found so far: room, or none; once announced it tries once more before it waits.
 cdef enum: ROOM, ANNOUNCED, FULL
 
 
@@ -248,16 +248,16 @@ cdef class QueueCore(_QueueFiles):
                 io_found[0] = FULL
                 if now.mono_ns >= deadline:
                     return 1
-                most = min(<int64_t>LOOK_NS, deadline - now.mono_ns)
+                most = min(<int64_t>UPKEEP_NS, deadline - now.mono_ns)
                 self.rest(MS_WAIT_ROOM, io_ticket[0], most)
             elif deadline <= started:  # it does not wait
-                self.look(&now)
+                self.upkeep(&now)
                 io_found[0] = ANNOUNCED  # once more, then it is over
                 io_ticket[0] = 0
             else:
                 io_ticket[0] = ms_queue_announce(&self.c, MS_WAIT_ROOM)
                 io_found[0] = ANNOUNCED
-                self.look(&now)
+                self.upkeep(&now)
         self.alive()
         return 0
 
@@ -310,7 +310,7 @@ cdef class QueueCore(_QueueFiles):
                             status, owner, &out, &err)
             ms_now_near(&self.c, &now)
         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-        self.note(&now)
+        self.sync_change(&now)
         cdef PyObject *made = number_from(out.id)
         if made == NULL:
             self.without_memory()
@@ -409,7 +409,7 @@ cdef class QueueCore(_QueueFiles):
                         ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
                         count = 0
                         if self.level == 1:
-                            self.note(&now)  # it may be long until there is room
+                            self.sync_change(&now)  # it may be long until there is room
                     full = self.resolve_put(status, owner, &err, started, deadline, &found,
                                             &ticket)
                     if full:
@@ -430,7 +430,7 @@ cdef class QueueCore(_QueueFiles):
             if count:
                 ms_queue_wake(&self.c, MS_WAIT_MESSAGE, count)
             if ids:
-                self.note(&now)
+                self.sync_change(&now)
         return ids
 
     # --- transactions: docs/design.md -------------------------------------------------------------
@@ -471,7 +471,7 @@ cdef class QueueCore(_QueueFiles):
                     f"{self.path}: {self.c.capacity} messages are not finished")
         if transaction == 0:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
-        self.touch(&now)
+        self.change_in_journal(&now)
         return out.id, out.slot, out.word
 
     def _prepare_ack(self, uint64_t transaction, Message m):
@@ -510,7 +510,7 @@ cdef class QueueCore(_QueueFiles):
             if status != MS_BUSY:
                 break
             self.outwait(owner)
-        self.touch(&now)
+        self.change_in_journal(&now)
         return status == MS_OK
 
     def _fate_of(self, uint32_t slot, uint64_t id, uint64_t prepared):
@@ -627,11 +627,11 @@ cdef class QueueCore(_QueueFiles):
         if timeout is not None:
             deadline_of(timeout)  # checked also where nothing is waited for
         ms_now_near(&self.c, &now)
-        if now.mono_ns - self.turned_at >= <int64_t>TURN_NS:
-            if now.mono_ns - self.looked_at >= <int64_t>LOOK_NS:
-                self.look(&now)
+        if now.mono_ns - self.advanced_at >= <int64_t>ADVANCE_NS:
+            if now.mono_ns - self.upkeep_at >= <int64_t>UPKEEP_NS:
+                self.upkeep(&now)
             else:
-                self.turn(&now)
+                self.advance(&now)
         if ms_queue_try_get(&self.c, self.lease_ms, &now, NULL, &lease) == MS_OK:
             m = self.take(&lease, &now)
             if m is not None:
@@ -663,11 +663,11 @@ cdef class QueueCore(_QueueFiles):
                 ticket = ms_queue_announce(&self.c, MS_WAIT_MESSAGE)
             ms_now(&self.c, &now)
             m = None
-            if slept:  # what woke us comes before the look for deaths, which asks the kernel
-                self.turn(&now)
+            if slept:  # what woke us comes before the upkeep, which asks the kernel for deaths
+                self.advance(&now)
                 m = self.next_one(&now)
             if m is None:
-                self.look(&now)
+                self.upkeep(&now)
                 m = self.next_one(&now)
             if m is not None:
                 if slept and self.next_due != INT64_MAX:
@@ -703,11 +703,11 @@ cdef class QueueCore(_QueueFiles):
         most = min(wanted, 1 << 24)  # more slots there are not
         self.alive()
         ms_now_near(&self.c, &now)
-        if now.mono_ns - self.turned_at >= <int64_t>TURN_NS:
-            if now.mono_ns - self.looked_at >= <int64_t>LOOK_NS:
-                self.look(&now)
+        if now.mono_ns - self.advanced_at >= <int64_t>ADVANCE_NS:
+            if now.mono_ns - self.upkeep_at >= <int64_t>UPKEEP_NS:
+                self.upkeep(&now)
             else:
-                self.turn(&now)
+                self.advance(&now)
         m = None
         if ms_queue_try_get(&self.c, self.lease_ms, &now, NULL, &lease) == MS_OK:
             m = self.take(&lease, &now)
@@ -763,13 +763,13 @@ cdef class QueueCore(_QueueFiles):
                 elif m.ended(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
                     lost.append(m)
         finally:  # those before one that fails are done
-            self.note(&now)
+            self.sync_change(&now)
         return lost
 
     # --- waiting for others -----------------------------------------------------------------------
 
     def _announce(self, str place):
-        """Say that one will wait at a place: look again after it, then sleep with the ticket."""
+        """Say that one will wait at a place: check again after it, then sleep with the ticket."""
         self.alive()
         return ms_queue_announce(&self.c, PLACES[place])
 

@@ -6,7 +6,7 @@ cdef enum:
 # --- the queue ------------------------------------------------------------------------------------
 
 cdef class _QueueFiles:
-    """The files of a queue as mapped: what time and deaths bring, looking, changing what nobody has
+    """The files of a queue as mapped: upkeep, reading, changing what nobody has
     leased. Base of `QueueCore`, which puts and takes.
 
     Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
@@ -30,8 +30,8 @@ cdef class _QueueFiles:
     cdef int64_t lease_ms
     cdef int64_t ttl_us
     cdef int64_t payload_max
-    cdef int64_t turned_at
-    cdef int64_t looked_at
+    cdef int64_t advanced_at
+    cdef int64_t upkeep_at
     cdef int64_t outwaited_at    # when something of this process was last waited for,
     cdef int64_t outwaits_since  # and since when, without a pause
     cdef int64_t next_due
@@ -242,7 +242,7 @@ cdef class _QueueFiles:
         self.is_closed = True
 
     def _wake_all(self):
-        """Have everybody look again who waits here; a reader waits for nothing."""
+        """Wake everybody who waits here; a reader waits for nothing."""
         if self.attached and self.writable:
             ms_queue_wake(&self.c, MS_WAIT_MESSAGE, INT32_MAX)
             ms_queue_wake(&self.c, MS_WAIT_ROOM, INT32_MAX)
@@ -366,23 +366,23 @@ cdef class _QueueFiles:
         return 0
 
     cdef int visible(self) except -1:
-        """May this process look at the queue? Whether a reader may is for Python to say."""
+        """May this process read the queue? Whether a reader may is for Python to say."""
         if not self.writable or self.is_closed or self.fork != ms_fork_count() or \
                 ms_load32(&self.c.hints.state) != 1 or \
                 ms_load32(&self.c.slots.config) != self._config_seen:
             self._check_live()
         return 0
 
-    cdef inline int note(self, const ms_instant *now) except -1:
+    cdef inline int sync_change(self, const ms_instant *now) except -1:
         """Something was changed: sync it as the level says. An error says `Indeterminate`."""
         if self.level == 2:
             self.make_durable()
         elif not self.changed or (
                 self.level == 1 and now.mono_ns - self.unsynced_ns > <int64_t>LATE_NS):
-            self.news(now)
+            self.report_change(now)
         return 0
 
-    cdef int news(self, const ms_instant *now) except -1:
+    cdef int report_change(self, const ms_instant *now) except -1:
         self.mark_changed(now)
         try:
             self._changed()
@@ -410,12 +410,12 @@ cdef class _QueueFiles:
         ms_now(&self.c, &now)
         self.mark_changed(&now)
         self._leave_to_background()
-        self.changed = False  # the next change is news again
+        self.changed = False  # the next change is reported again
         return _errors.indeterminate(
             error, "it is stored, but whether it survives a power cut is not known", self.path)
 
-    cdef inline int touch(self, const ms_instant *now) except -1:
-        """A transaction has changed something, of which its journal is what was synced."""
+    cdef inline int change_in_journal(self, const ms_instant *now) except -1:
+        """A transaction has changed something, and what it syncs is its journal."""
         if not self.changed:
             self.mark_changed(now)
             self._leave_to_background()
@@ -423,19 +423,19 @@ cdef class _QueueFiles:
 
     # --- what time and deaths bring ---------------------------------------------------------------
 
-    cdef int turn(self, const ms_instant *now) except -1:
+    cdef int advance(self, const ms_instant *now) except -1:
         """Ready what is due."""
-        self.turned_at = now.mono_ns
-        ms_queue_try_turn(&self.c, now, &self.next_due)
+        self.advanced_at = now.mono_ns
+        ms_queue_try_advance(&self.c, now, &self.next_due)
         return 0
 
-    cdef int look(self, const ms_instant *now) except -1:
-        """Do what is due: the wheel, the look for deaths, the sweep."""
+    cdef int upkeep(self, const ms_instant *now) except -1:
+        """Do what is due: advance the wheel, watch for deaths, sweep."""
         cdef ms_instant then = now[0]
         cdef ms_queue c
-        self.looked_at = now.mono_ns
-        self.turn(now)
-        if ms_queue_claim_watch(&self.c, now, LOOK_NS):
+        self.upkeep_at = now.mono_ns
+        self.advance(now)
+        if ms_queue_claim_watch(&self.c, now, UPKEEP_NS):
             self.watch(now)
         if self.dedup is not None and not self.dedup.is_live:
             self._follow_dedup()  # or what expires here could not be finished
@@ -500,7 +500,7 @@ cdef class _QueueFiles:
             self.outwaited_at = now.mono_ns
             if now.mono_ns - self.outwaits_since > <int64_t>OUTWAIT_NS:
                 self._check_undecided()
-            self.look(&now)
+            self.upkeep(&now)
         elif self.members.is_dead(dead):
             ms_now(&self.c, &now)
             c = self.c
@@ -509,12 +509,12 @@ cdef class _QueueFiles:
         self.alive()  # the owner may have taken it for good, to replace the hints
         return 0
 
-    def _look(self):
+    def _upkeep(self):
         """Do what is due now."""
         cdef ms_instant now
         self.alive()
         ms_now(&self.c, &now)
-        self.look(&now)
+        self.upkeep(&now)
 
     def _sweep(self):
         """One pass over all messages, whether it is due or not."""
@@ -528,8 +528,8 @@ cdef class _QueueFiles:
         return count
 
     cdef int64_t slice(self, const ms_instant *now, int64_t deadline) noexcept:
-        """How long to sleep at most before looking again."""
-        cdef int64_t most = ALONE_SLICE_NS if self.alone() else LOOK_NS
+        """How long to sleep at most before the next upkeep."""
+        cdef int64_t most = ALONE_SLICE_NS if self.alone() else UPKEEP_NS
         cdef uint64_t ends = ms_load64(&self.c.hints.lease_due)
         most = min(most, deadline - now.mono_ns)
         if self.next_due != INT64_MAX:
@@ -538,7 +538,7 @@ cdef class _QueueFiles:
             most = min(most, max(<int64_t>ends - now.mono_ns, 1000000))
         return max(most, 0)
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     cdef int find_living(self, uint32_t *out_living) except -1:
         """The owner word of each participant that is not proved dead, by member index."""
@@ -612,14 +612,14 @@ cdef class _QueueFiles:
                 found.append((ms_word_lane(word), ms_queue_slot(&self.c, i).id, i, word))
         return found
 
-    def _untouched(self):
+    def _never_leased(self):
         """(how many are ready and were never leased, slot, word of the oldest), or None."""
         cdef uint32_t count, slot = 0
         cdef uint64_t word = 0
         self.visible()
         cdef ms_queue c = self.c
         with nogil:
-            count = ms_queue_untouched(&c, &slot, &word)
+            count = ms_queue_never_leased(&c, &slot, &word)
         return (count, slot, word) if count else None
 
     def _find(self, uint64_t id):
@@ -732,7 +732,7 @@ cdef class _QueueFiles:
                 break
             self.outwait(owner)
         if status == MS_OK:
-            self.note(&now)
+            self.sync_change(&now)
         return status == MS_OK
 
     def _redrive(self, uint32_t slot, uint64_t word):
@@ -755,7 +755,7 @@ cdef class _QueueFiles:
                 f"{self.path}: {self.c.capacity} messages are not finished, so no dead letter can"
                 " become one more; redrive when there is room, or alter(capacity=...)")
         if status == MS_OK:
-            self.note(&now)
+            self.sync_change(&now)
         return status == MS_OK
 
     def _check(self):

@@ -208,7 +208,7 @@ cdef class Segment:
         return reached, "end" if status == MS_END else err.text.decode("utf-8", "replace")
 
     def suppose(self, uint64_t position):
-        """Look for the batches of a segment without a valid activation record as if it began
+        """Search for the batches of a segment without a valid activation record as if it began
         here."""
         if not self.c.activated:
             self.c.base_position = position

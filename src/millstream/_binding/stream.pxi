@@ -160,7 +160,7 @@ cdef class StreamCore:
         self.map = control
         self.mapped = True
         self.writable = writable
-        if was_mapped:  # last: unmapping lets other threads run, who look at the header
+        if was_mapped:  # last: unmapping lets other threads run, which read the header
             PyBuffer_Release(&before)
         cdef uint32_t room = <uint32_t>(
             (buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
@@ -170,7 +170,7 @@ cdef class StreamCore:
             self.natives = []
             self.opening = Lock(f"{self.path}: opening a partition", self.session.members,
                                 reentrant=True)
-            self.turn = turn
+            self.advance = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
         self.natives.extend([None] * (self.count - len(self.natives)))
         self.level = LEVELS[durability]
@@ -233,7 +233,7 @@ cdef class StreamCore:
 
     cdef int keep_header(self) except -1:
         """Give the map up, and with it a descriptor: a closed handle may live on. What it still
-        looks at is a copy of the header."""
+        reads is a copy of the header."""
         cdef Py_buffer buffer
         copy = private_memory(PyBytes_FromStringAndSize(
             <const char *>self.control.buf, MS_CONTROL_BLOCKS_POSITION))
@@ -306,14 +306,14 @@ cdef class StreamCore:
         ms_store32(&self.header.partitions, count)
 
     def _wake(self):
-        """Have all who wait look. A reader has nothing to wake them for, and looks by itself."""
+        """Wake all who wait. A reader has no waiters to wake: each checks by itself."""
         if not self.writable:
             return
         ms_add32(&self.header.wake, 1)
         ms_futex_wake(&self.header.wake, 0x7fffffff)
 
     def _prepare_wait(self):
-        """Say that somebody will sleep; look for records after this and before `_wait`."""
+        """Say that somebody will sleep; check for records after this and before `_wait`."""
         cdef uint32_t seen = ms_load32(&self.header.wake)
         if self.writable:
             ms_store32(&self.header.waiters, 1)
@@ -322,7 +322,7 @@ cdef class StreamCore:
 
     def _wait(self, uint32_t seen, double timeout):
         """Sleep until somebody appends, at most `timeout` seconds, maybe less."""
-        # A read-only map cannot say that somebody waits, so nobody wakes it: it looks 100 times a
+        # A read-only map cannot say that somebody waits, so nobody wakes it: it checks 100 times a
         # second.
         cdef double slice = 1.0 if self.writable else 0.01
         cdef int64_t left = <int64_t>((timeout if timeout < slice else slice) * 1e9)
@@ -458,8 +458,8 @@ cdef class StreamCore:
         return self._timestamp(timestamp)
 
     cdef uint32_t next_turn(self):
-        cdef uint32_t index = self.turn % self.count
-        self.turn += 1
+        cdef uint32_t index = self.advance % self.count
+        self.advance += 1
         return index
 
     def append(self, value, *, key=None, headers=None, timestamp=None, partition=None,

@@ -14,8 +14,8 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the verb."""
     parser = verbs.add_parser(
         "advise",
-        help="look for common mistakes in how streams and queues are used",
-        description="Look for common mistakes in how streams and queues are used. Changes nothing.",
+        help="search for common mistakes in how streams and queues are used",
+        description="Search for common mistakes in how streams and queues are used. Changes nothing.",
     )
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument(

@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
         output.json(dataclasses.asdict(result))
         return 0
     output.line(
-        f"{plural(result.segments, 'segment')} looked through, {plural(result.rounds, 'round')}: "
+        f"{plural(result.segments, 'segment')} read, {plural(result.rounds, 'round')}: "
         f"{count_text(result.records_removed)} records removed, "
         f"{size_text(result.bytes_before)} to {size_text(result.bytes_after)}"
     )

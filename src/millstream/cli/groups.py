@@ -21,7 +21,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the verb and the verbs below it."""
     parser = verbs.add_parser(
         "groups",
-        help="look after consumer groups",
+        help="manage consumer groups",
         description="Show who reads a stream and how far behind they are; set where they go on.",
     )
     below = parser.add_subparsers(dest="groups_verb", metavar="VERB", required=True)

@@ -60,7 +60,7 @@ def can_paint(stream: TextIO | None) -> bool:
 
 
 class Output:
-    """Where one verb prints; `json` turns every table and line of text on stdout off."""
+    """Where one verb prints; `json` switches every table and line of text on stdout off."""
 
     def __init__(self, json: bool = False) -> None:
         self.json_only = json
@@ -87,7 +87,7 @@ class Output:
             self.print([(part, style)])
 
     def gap(self) -> None:
-        """Print a blank line between two parts, where somebody looks; never into a pipe."""
+        """Print a blank line between two parts, for a terminal; never into a pipe."""
         if not self.json_only and terminal_width() is not None:
             print()
 

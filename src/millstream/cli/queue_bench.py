@@ -1,4 +1,4 @@
-"""`queue bench`: how fast this machine puts and takes; a first look, as `bench` is."""
+"""`queue bench`: how fast this machine puts and takes; a first figure, as `bench` is."""
 
 from __future__ import annotations
 

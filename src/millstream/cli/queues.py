@@ -1,4 +1,4 @@
-"""`queue`: messages in from arguments or stdin, out to stdout, and looking after queues."""
+"""`queue`: messages in from arguments or stdin, out to stdout, and managing queues."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from millstream.cli.records import (
     add_create,
     count_argument,
     header_argument,
-    note_similar,
+    warn_similar,
     ready_lines,
     say_that_it_reads,
     seconds_argument,
@@ -40,8 +40,8 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     """Add the verb and the verbs below it."""
     parser = verbs.add_parser(
         "queue",
-        help="put, take and look after messages",
-        description="Put messages into a work queue, take them, and look after it.",
+        help="put, take and manage messages",
+        description="Put messages into a work queue, take them, and manage it.",
     )
     below = parser.add_subparsers(dest="queue_verb", metavar="VERB", required=True)
     register_put(below)
@@ -55,7 +55,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     add(below, "pause", run_pause, "deliver nothing more until `resume`; what is taken goes on")
     add(below, "resume", run_resume, "deliver again")
     parser = below.add_parser(
-        "dead", help="look after dead letters", description="Look after dead letters."
+        "dead", help="manage dead letters", description="Manage dead letters."
     )
     dead = parser.add_subparsers(dest="dead_verb", metavar="VERB", required=True)
     add(dead, "ls", run_dead_ls, "list dead letters: why, since when")
@@ -201,7 +201,7 @@ def run_put(args: argparse.Namespace) -> int:
         if not args.create:
             existing_queue(store, args.queue)
         else:
-            note_similar(output, "queue", args.queue, store.queues())
+            warn_similar(output, "queue", args.queue, store.queues())
         queue = store.queue(args.queue, **given)
         if not args.values:
             say_that_it_reads(output)
@@ -282,7 +282,7 @@ def run_get(args: argparse.Namespace) -> int:
 
 
 def described(message: Any) -> dict[str, Any]:
-    """Return a message, taken or looked at, as a dictionary."""
+    """Return a message, taken or peeked at, as a dictionary."""
     fields: dict[str, Any] = {"id": message.id}
     for name in ("state", "priority", "attempt", "attempts", "put_at", "due", "deadline"):
         if hasattr(message, name):
@@ -312,7 +312,7 @@ def shown(data: bytes) -> str:
     return text + ("..." if len(data) > SHOWN_BYTES else "")
 
 
-# --- looking --------------------------------------------------------------------------------------
+# --- reading --------------------------------------------------------------------------------------
 
 
 def run_ls(args: argparse.Namespace) -> int:
@@ -395,7 +395,7 @@ def cell(name: str, value: object) -> str:
     return "" if value is None else shown(str(value).encode("utf-8", "surrogateescape"))
 
 
-# --- looking after --------------------------------------------------------------------------------
+# --- managing --------------------------------------------------------------------------------
 
 
 def run_cancel(args: argparse.Namespace) -> int:

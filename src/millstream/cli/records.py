@@ -112,7 +112,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "-p",
         "--partition",
         type=count_argument,
-        help="the partition to append to (default: by the key, else in turns)",
+        help="the partition to append to (default: by the key, else in turn)",
     )
     parser.add_argument(
         "--partitions",
@@ -164,7 +164,7 @@ def add_create(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def note_similar(output: Output, what: str, name: str, names: Sequence[str]) -> None:
+def warn_similar(output: Output, what: str, name: str, names: Sequence[str]) -> None:
     """Say what may have been meant, where something of another name is about to be made."""
     if name not in names and (near := closest(name, names)):
         output.say(f"note: {what} {name!r} is new; there is {near!r}, too")
@@ -266,7 +266,7 @@ def run_append(args: argparse.Namespace) -> int:
         if not args.create:
             existing(store, args.stream)
         else:
-            note_similar(output, "stream", args.stream, store.streams())
+            warn_similar(output, "stream", args.stream, store.streams())
         stream = store.stream(args.stream, partitions=args.partitions)
         if args.partition is not None:
             stream.next_offset(args.partition)  # where stdin is empty, nothing else would ask
@@ -418,7 +418,7 @@ def run_tail(args: argparse.Namespace) -> int:
     with opened(args.store, "rw" if member else "r") as store:
         stream = existing(store, args.stream)
         source = Source(stream, args)
-        # The reader stands at the end before we look where that is: nothing falls in between.
+        # The reader stands at the end before we ask where that is: nothing falls in between.
         reader = stream.read(
             partition=args.partition, start="latest", follow=args.follow, on_lost=args.on_lost
         )

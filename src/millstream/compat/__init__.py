@@ -318,7 +318,7 @@ class Queue(SimpleQueue[Item]):
         seconds = self._seconds(block, timeout)
         end = None if seconds is None else time.monotonic() + seconds
         while True:
-            shut = self.is_shutdown  # before the look at the items: none comes after it
+            shut = self.is_shutdown  # before the items are counted: none comes after it
             left = SLICE_SECONDS if end is None else max(0.0, end - time.monotonic())
             try:
                 return self._take(0.0 if shut else min(left, SLICE_SECONDS))
@@ -387,7 +387,7 @@ class PriorityQueue(Queue[Item]):
 
     Besides: `get` reads all items, so that the queue is meant for hundreds, not for millions; items
     that cannot be compared are found out by `get`, which raises TypeError. While several processes
-    get at once, each gets the least of those that no other is looking at. The lanes of
+    get at once, each gets the least of those that no other has before it. The lanes of
     `store.queue(priorities=...)` have no such costs.
 
     >>> from millstream.compat import PriorityQueue

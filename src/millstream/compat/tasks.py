@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from millstream._native import Message
 
 SLICE_SECONDS = 0.1
-"""How often a waiting call looks whether the queue was shut down."""
+"""How often a waiting call checks whether the queue was shut down."""
 
 _lock = _native.Lock("counting tasks", reentrant=True)
 

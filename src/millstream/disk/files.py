@@ -68,7 +68,7 @@ FILE_SYSTEMS = {
 
 
 def storage_error(error: OSError, path: str, doing: str) -> StorageError:
-    """Turn an OSError into ours, with the file, what was tried, and what to do."""
+    """Raise an OSError as ours, with the file, what was tried, and what to do."""
     kind = StoreFull if error.errno in FULL else StorageError
     advice = "; free some room and try again, nothing stored is lost" if kind is StoreFull else ""
     if error.errno == errno.EMFILE:
@@ -191,7 +191,7 @@ def _parent(path: str) -> str:
     return path.parent if isinstance(path, Path) else os.path.dirname(path)
 
 
-def _look(path: str) -> os.stat_result:
+def _stat(path: str) -> os.stat_result:
     below, held = _where(path)
     return os.stat(below, dir_fd=held.number, follow_symlinks=False)
 
@@ -231,7 +231,7 @@ def _make_directory(path: str) -> bool:
         try:
             os.mkdir(below, 0o700, dir_fd=held.number)
         except FileExistsError:
-            if not stat.S_ISDIR(_look(path).st_mode):
+            if not stat.S_ISDIR(_stat(path).st_mode):
                 raise StorageError(errno.ENOTDIR, "is there and is not a directory", path) from None
             return False
         os.chmod(below, 0o700, dir_fd=held.number)
@@ -266,8 +266,8 @@ def lies_in(path: str, directory: Directory) -> bool:
 
 def require_directory(path: Path) -> None:
     """Refuse what was planted where a directory of ours should be, a link say; none is fine."""
-    with reporting(path, "looking for the directory"), contextlib.suppress(FileNotFoundError):
-        if not stat.S_ISDIR(_look(path).st_mode):
+    with reporting(path, "searching for the directory"), contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISDIR(_stat(path).st_mode):
             raise StorageError(
                 errno.ENOTDIR, "expected a directory; remove what was put there", path
             )
@@ -295,8 +295,8 @@ def open_directory(path: Path) -> int:
 
 def mode(path: Path) -> int:
     """Its kind and permissions."""
-    with reporting(path, "looking at its permissions"):
-        return _look(path).st_mode
+    with reporting(path, "reading its permissions"):
+        return _stat(path).st_mode
 
 
 def _open_directory(path: str) -> int:
@@ -319,7 +319,7 @@ def names(path: Path) -> list[str]:
 
 
 def names_with(path: str, mark: str) -> list[str]:
-    """Names in a directory of the user's in which there is a `mark`; none where one cannot look."""
+    """Names in a directory of the user's in which there is a `mark`; none where one may not read."""
     try:
         return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{mark}"))
     except OSError:
@@ -329,8 +329,8 @@ def names_with(path: str, mark: str) -> list[str]:
 def exists(path: Path) -> bool:
     """Is there anything of that name?"""
     try:
-        with reporting(path, "looking for it"):
-            _look(path)
+        with reporting(path, "searching for it"):
+            _stat(path)
     except StorageError as error:
         if error.errno in (errno.ENOENT, errno.ENOTDIR):
             return False
@@ -476,7 +476,7 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
                 raise StorageError(
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
-            ours = (os.geteuid(), 0, _look(_parent(path)).st_uid)
+            ours = (os.geteuid(), 0, _stat(_parent(path)).st_uid)
             if found.st_uid not in ours:
                 raise StorageError(
                     errno.EPERM,
@@ -506,7 +506,7 @@ def _is_linked_elsewhere(descriptor: int, path: Path) -> bool:
 
     Beside its own these are ``NAME.*``, while it is made or repaired.
     """
-    for _ in range(3):  # a name may come or go while we look
+    for _ in range(3):  # a name may come or go meanwhile
         found = os.fstat(descriptor)
         ours = 0
         for name in names(path.parent):
@@ -529,8 +529,8 @@ def size(descriptor: int) -> int:
 
 def allocated_bytes(path: Path) -> int:
     """Bytes of disk that a file takes; 0 when it is gone."""
-    with reporting(path, "looking at its size"), contextlib.suppress(FileNotFoundError):
-        return _look(path).st_blocks * 512
+    with reporting(path, "reading its size"), contextlib.suppress(FileNotFoundError):
+        return _stat(path).st_blocks * 512
     return 0
 
 
@@ -538,8 +538,8 @@ def inode(target: Path | int) -> int:
     """Number of the file behind a path or a descriptor; 0 when it is gone."""
     if isinstance(target, int):
         return os.fstat(target).st_ino
-    with reporting(target, "looking for it"), contextlib.suppress(FileNotFoundError):
-        return _look(target).st_ino
+    with reporting(target, "searching for it"), contextlib.suppress(FileNotFoundError):
+        return _stat(target).st_ino
     return 0
 
 
@@ -583,7 +583,7 @@ def extend(descriptor: int, length: int, path: str) -> None:
 def data_end(path: Path) -> int:
     """The byte behind the last that was ever written: what is allocated behind it reads as zeros.
 
-    Looking for something there would fault in, and so take memory for, pages that nobody has used.
+    Reading there would fault in, and so take memory for, pages that nobody has used.
     """
     descriptor = open_file(path, write=False)
     try:
@@ -593,7 +593,7 @@ def data_end(path: Path) -> int:
                 end = os.lseek(descriptor, os.lseek(descriptor, end, os.SEEK_DATA), os.SEEK_HOLE)
             except OSError as error:
                 if error.errno != errno.ENXIO:
-                    raise storage_error(error, path, "looking for data") from error
+                    raise storage_error(error, path, "searching for data") from error
                 break
         return end
     finally:

@@ -267,7 +267,7 @@ def create(directory: files.Path, store_id: bytes = bytes(16)) -> None:
 
 
 def require(directory: files.Path) -> None:
-    """Raise `NotFound` unless there is a store; `StorageError` where one may not even look."""
+    """Raise `NotFound` unless there is a store; `StorageError` where one may not even read."""
     if not files.exists(directory / "store.json"):
         raise no_store(directory)
 

@@ -8,7 +8,7 @@ from millstream import _native
 from millstream._native import Position
 from millstream.errors import Closed, InvalidArgument, LimitExceeded
 from millstream.groups.group import Group, epoch_at
-from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_epoch, epoch_end
+from millstream.log.reader import KEEP_MAPS, PartitionReader, Rotation, check_epoch, epoch_end
 from millstream.options import integer
 
 TYPE_CHECKING = False
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 
 __all__ = ["Assignment"]
 
-LOOK_SECONDS = 0.045
+WATCH_SECONDS = 0.045
 ALONE_SECONDS = 1.0
 
 
-class _GroupTurn(_Turn):
+class _GroupRotation(Rotation):
     """What a consumer waits for: records of its partitions, or a change of the group."""
 
     def __init__(self, stream: StreamHandle, member: _native.Membership) -> None:
@@ -33,12 +33,12 @@ class _GroupTurn(_Turn):
         self.member = member
 
     def wait(self, deadline: float) -> None:
-        """Sleep until there may be something, it is time to look for the dead, or the deadline."""
+        """Sleep until there may be something, it is time to watch for the dead, or the deadline."""
         stream, member = self.stream, self.member
         seen = stream._prepare_wait()
         if self.ready() or self.over() or member.unseen:
             return
-        slice_ = LOOK_SECONDS if member.others else ALONE_SECONDS
+        slice_ = WATCH_SECONDS if member.others else ALONE_SECONDS
         left = min(deadline - time.monotonic(), slice_)
         if left > 0:
             stream._wait(seen, left)
@@ -76,7 +76,7 @@ class Assignment:
         self._paused: set[int] = set()
         self._active: list[PartitionReader] = []
         self._sql: SqlPosition | None = None
-        self._turn = _GroupTurn(stream, member)
+        self._rotation = _GroupRotation(stream, member)
 
     def _join(self) -> None:
         self.group._watch(True)
@@ -98,19 +98,19 @@ class Assignment:
         if group._partitions < stream.partitions or group._room < group._partitions:
             group._follow()
         if member.unseen:
-            self._look()
+            self._take_up()
         if self._gone or self._leaving:
             self._give_up()
         if self._due or self._untold:
             self._start_readers()
 
-    def _look(self) -> None:
-        """See which partitions came and went. What is to leave stays ours until the next batch."""
-        found = self._member.look()
+    def _take_up(self) -> None:
+        """Take up what was assigned, drop what was lost. What leaves stays ours until the next batch."""
+        found = self._member.take_up()
         if found is None:  # taken for hung: what it had is the others'
             self._drop_readers(self._member.ended())
             self._join()
-            found = self._member.look()
+            found = self._member.take_up()
             if found is None:
                 raise Closed(f"{self.group.path}: the membership ended as it began")
         new, lost, self._leaving = found
@@ -194,7 +194,7 @@ class Assignment:
         self._active = [
             one for partition, one in self._readers.items() if partition not in self._paused
         ]
-        self._turn.readers = self._active
+        self._rotation.readers = self._active
         if len(self._active) > KEEP_MAPS:
             for one in self._active:
                 one.forget()
@@ -209,7 +209,7 @@ class Assignment:
         self._check_open()
         if self._member.unseen:
             self.group._follow()
-            self._look()
+            self._take_up()
 
     def _mine(self, partition: Any) -> int:
         index = integer("partition", partition, 0)

@@ -106,10 +106,10 @@ class Consumer(Assignment):
         try:
             while batch is None and time.monotonic() < deadline:
                 self._member.rest()
-                self._turn.wait(deadline)
+                self._rotation.wait(deadline)
                 batch = self._next()
                 if batch is None:
-                    self.stream._point_out(self._turn.began)
+                    self.stream._point_out(self._rotation.began)
         finally:
             self._member.work()
         return batch
@@ -163,7 +163,7 @@ class Consumer(Assignment):
                 await self._sleepers().wait(0, deadline)
                 batch = self._next()
                 if batch is None:
-                    self.stream._point_out(self._turn.began)
+                    self.stream._point_out(self._rotation.began)
         finally:
             self._member.work()
         return batch
@@ -176,7 +176,7 @@ class Consumer(Assignment):
         if waiter is None or waiter.over or waiter.loop is not asyncio.get_running_loop():
             if waiter is not None:
                 waiter.stop()
-            waiter = self._waiter = sleepers(self._turn)
+            waiter = self._waiter = sleepers(self._rotation)
         return waiter
 
     async def __aiter__(self) -> AsyncIterator[Batch]:

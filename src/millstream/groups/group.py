@@ -139,7 +139,7 @@ class _Draft(_native.GroupCore):
 
 
 class Group(_native.GroupCore):
-    """A consumer group of a stream, to look at and to set; `Stream.group` gives it.
+    """A consumer group of a stream, to read and to set; `Stream.group` gives it.
 
     Positions and lag can be read from any process, also where the store was opened read-only.
 
@@ -339,7 +339,7 @@ class Group(_native.GroupCore):
             self._give_back_changed()
             raise
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def positions(self) -> dict[int, Position | None]:
         """Where the group goes on in each partition; None: at offset 0, nothing was committed.

@@ -133,7 +133,7 @@ class SqlPosition:
             fence = consumer._member.fence_of(partition)
             row = self._connection.execute(READ, (*self._row, partition)).fetchone()
             if row is None or row[0] != fence:
-                continue  # another's by now: the look at the group says so
+                continue  # another's by now: `take_up` tells so
             if row[1:] == (epoch, offset):
                 self._mirror(partition, epoch, offset)
             else:  # rolled back
@@ -141,11 +141,11 @@ class SqlPosition:
                 consumer._choose()
 
     def _mirror(self, partition: int, epoch: int, offset: int) -> None:
-        """For lag and for whoever looks: the truth is in the database."""
+        """For lag and for `positions()`: the truth is in the database."""
         try:
             self._consumer._member.commit_at(partition, epoch, offset, True)
         except Fenced:
-            self._consumer._member.begin()  # the look at the group says so
+            self._consumer._member.begin()  # `take_up` tells so
 
 
 def _epoch(consumer: Consumer, partition: int) -> int:

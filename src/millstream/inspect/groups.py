@@ -23,7 +23,7 @@ MEMBERS, MEMBERS_AT, MEMBER_BYTES = 256, 4096, 64
 PARTITIONS_AT = MEMBERS_AT + MEMBERS * MEMBER_BYTES
 PARTITION_BYTES, COPIES_AT, COPY_BYTES = 192, 64, 64
 DROPPED = 2
-TRIES = 4  # how often a position that a living process may be changing is looked at
+TRIES = 4  # how often a position that a living process may be changing is read
 
 
 class Position(NamedTuple):

@@ -67,7 +67,7 @@ from millstream.inspect.queue_layout import (
     headers_of,
 )
 
-TRIES = 4  # how often a slot that a living process may be changing is looked at
+TRIES = 4  # how often a slot that a living process may be changing is read
 
 
 class NeverPut(Exception):
@@ -156,7 +156,7 @@ class Queue:
                 self.findings.append(bad.problem("blocks", path / "blocks", 0, advice))
             except StorageError as error:
                 self.findings.append(unreadable(path / "blocks", error))
-        self._look_at_the_rest(path)
+        self._check_the_rest(path)
 
     def _identity(self, magic: bytes) -> dict[str, object]:
         ids = {"store_id": self.store.store_id, "queue_id": self.info.queue_id}
@@ -194,7 +194,7 @@ class Queue:
             raise Invalid("block_count of at most", most, count)
         return count
 
-    def _look_at_the_rest(self, path: Path) -> None:
+    def _check_the_rest(self, path: Path) -> None:
         known = {"queue.json", "slots", "blocks", "hints", "dedup"}
         for entry in listing(path):
             if entry.suffix in (".tmp", ".lost", ".corrupt"):
@@ -240,7 +240,7 @@ class Queue:
                 self.counts[STATES.get(int(state), "invalid")] += int(count)
             wanted = ~np.isin(states, [FREE, WRITING, SPARE])
             for index in np.flatnonzero(wanted).tolist():
-                for event in self.look(first + index, int(words[index])):
+                for event in self.examine(first + index, int(words[index])):
                     if isinstance(event, Message):
                         ids.append(event.id)
                         used += len(event.blocks)
@@ -249,7 +249,7 @@ class Queue:
                     yield event
         yield from self._accounts(ids, used, sound=before == len(self.findings))
 
-    def look(self, slot: int, value: int) -> Iterator[Message | Finding]:
+    def examine(self, slot: int, value: int) -> Iterator[Message | Finding]:
         """Yield the message of a slot, or what is wrong with it; nothing if it is over by now."""
         path, at = self.info.path / "slots", self.info.word_at(slot)
         for attempt in range(TRIES):
@@ -277,14 +277,14 @@ class Queue:
                     found = Note("buried", path, self.info.slot_at(slot), text)
             if not self.store.alive or attempt + 1 == TRIES:
                 break
-            self._look_for_growth()
+            self._follow_growth()
             fresh = struct.unpack("<Q", self.fresh(self.slots, at, 8))[0]
             if fresh == value and attempt:
                 break
             value = fresh
         yield found
 
-    def _look_for_growth(self) -> None:
+    def _follow_growth(self) -> None:
         """Take over the number of blocks, which a living process may have raised."""
         if self.blocks is not None:
             count = struct.unpack("<I", self.fresh(self.blocks, 128, 4))[0]

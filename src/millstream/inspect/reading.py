@@ -68,7 +68,7 @@ def damaged(problem: Problem) -> CorruptBatch | VersionMismatch:
 
 @contextmanager
 def strict(path: Path) -> Iterator[None]:
-    """Turn Invalid into the exception of errors.py."""
+    """Raise Invalid as the exception of errors.py."""
     try:
         yield
     except Invalid as bad:

@@ -317,7 +317,7 @@ class Log:
         published = self.trusted and ends is not None
         stop = ends if ends is not None and (published or not segment.active) else None
         limit = segment.limit_position if stop is None else stop
-        resume, proof = self._look_further(file, index, walk, limit)
+        resume, proof = self._search_further(file, index, walk, limit)
         if proof is None and not published:
             blank = not any(file.read(at, min(BATCH.size, segment.limit_position - position)))
             if resume is None and (blank or segment.limit_position - position < BATCH.size):
@@ -336,7 +336,7 @@ class Log:
         lost = (walk.offset, after)
         return Problem("batch", segment.path, at, lost, bad.expected, bad.found, advice), resume
 
-    def _look_further(
+    def _search_further(
         self, file: File, index: int, walk: Walk, limit: int
     ) -> tuple[Batch | None, str | None]:
         """Return the next valid batch in this segment, and what proves the failure corruption."""

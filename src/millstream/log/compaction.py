@@ -49,13 +49,13 @@ class CompactionResult:
     """What a `Stream.compact` did."""
 
     segments: int
-    """That were looked through."""
+    """Segments that were read."""
     replaced: int
     """Times that a segment was replaced by a smaller one."""
     records_removed: int
     tombstones_removed: int
     bytes_before: int
-    """Of log in the segments that were looked through."""
+    """Bytes of log in the segments that were read."""
     bytes_after: int
     rounds: int
     """The most that a partition took: more than 1 where its keys did not fit the memory."""
@@ -117,7 +117,7 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     except NotFound as error:
         if not log.segments.not_found(error):
             raise
-        return []  # retention came between: look again next time
+        return []  # retention came between: next time
     return found
 
 
@@ -229,7 +229,7 @@ class Run:
                 table.clear()
             self._round, self._done, self._total = self._round + 1, 0, 2 * before
             full = self._scan(table, found, begin)
-            self._look_elsewhere(table, found)
+            self._search_elsewhere(table, found)
             for number, end in found:
                 if full is None or log.segments.base(number)[1] < full:
                     self._clean(table, number, end)
@@ -280,7 +280,7 @@ class Run:
                 position = reached
         return None
 
-    def _look_elsewhere(self, table: _native.KeyTable, found: list[tuple[int, int]]) -> None:
+    def _search_elsewhere(self, table: _native.KeyTable, found: list[tuple[int, int]]) -> None:
         """Where a key that belongs here now was before, its record may be: its tombstone stays."""
         if not any(self._drops(self._segment(number)) for number, _ in found):
             return

@@ -172,7 +172,7 @@ def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:
 
     On an overlay a file is copied up when somebody opens it to write, and maps that were made
     before stay with the one below, whose device and inode are the same. What is compared only
-    rises, and the map is looked at last: where both are one file, it can only be ahead.
+    rises, and the map is read last: where both are one file, it can only be ahead.
     """
     try:
         stored = _content(directory)

@@ -373,7 +373,7 @@ class PartitionLog:
                     0, f"the record is stored, but not synced: {error}", self.path
                 ) from error
             # What a dead leader was at may have failed unseen: its pages are made dirty anew.
-            if step != "look" or native.lead(self.syncing, None, self._sync_owned):
+            if step != "again" or native.lead(self.syncing, None, self._sync_owned):
                 continue
             if time.monotonic() >= deadline:
                 if not late:

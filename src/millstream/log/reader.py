@@ -35,7 +35,7 @@ def offset_at(log: PartitionLog, timestamp: int) -> int:
     while True:
         try:
             return _offset_at(log, timestamp)
-        except NotFound as error:  # retention was faster: look again at what is left
+        except NotFound as error:  # retention was faster: begin at what is left
             if not log.segments.not_found(error):
                 raise
 
@@ -118,7 +118,7 @@ class PartitionReader:
             except OffsetOutOfRange:
                 named = isinstance(start, str) or timestamps.is_time(start)
                 if not named or log.stream.closed:
-                    raise  # else retention came between the look and the going
+                    raise  # else retention came between the check and the step
 
     def _offset_of(self, start: Any) -> int:
         log = self.log
@@ -269,7 +269,7 @@ def _most(follow: bool, timeout: float | None, max_records: int | None) -> int:
     return min(UNLIMITED, integer("max_records", max_records, 0))
 
 
-class _Turn:
+class Rotation:
     """The readers of a `read`, asked in turn."""
 
     def __init__(self, stream: StreamHandle, readers: list[PartitionReader], grows: bool) -> None:
@@ -296,8 +296,8 @@ class _Turn:
         """Is there nothing left to wait for? Whoever makes it so wakes the stream afterwards."""
         return self.stream.closed or self.stream._state != 1
 
-    def look_again(self) -> None:
-        """Between waits: partitions may have been added, the stream dropped."""
+    def refresh(self) -> None:
+        """Between waits: follow partitions that were added; raise where the stream was dropped."""
         stream = self.stream
         stream._check_live()
         stream._point_out(self.began)
@@ -325,7 +325,7 @@ class _Turn:
         if left <= 0:
             return
         if self.readers and self.readers[0].durable:
-            # Durability has a wake word a partition; it comes within a sync, so look often enough.
+            # Durability has a wake word a partition; it comes within a sync, so wake often enough.
             one = self.readers[0]
             one.log.native.wait_durable(one.limit() + 1, min(left, 0.02))
         else:
@@ -348,7 +348,7 @@ def read(
     readers, grows = _readers(stream, partition, start, durable, on_lost)
     if len(readers) == 1 and not follow:
         return _read_one(readers[0], left)
-    return _read(_Turn(stream, readers, grows), left, follow, timeout)
+    return _read(Rotation(stream, readers, grows), left, follow, timeout)
 
 
 def _read_one(one: PartitionReader, left: int) -> Iterator[Batch]:
@@ -361,11 +361,11 @@ def _read_one(one: PartitionReader, left: int) -> Iterator[Batch]:
         yield batch
 
 
-def _read(turn: _Turn, left: int, follow: bool, timeout: float | None) -> Iterator[Batch]:
+def _read(rotation: Rotation, left: int, follow: bool, timeout: float | None) -> Iterator[Batch]:
     quiet_until = _quiet_until(timeout)
     while left > 0:
         some = False
-        for batch in turn.round(left):
+        for batch in rotation.round(left):
             some = True
             left -= len(batch)
             yield batch
@@ -374,9 +374,9 @@ def _read(turn: _Turn, left: int, follow: bool, timeout: float | None) -> Iterat
             continue
         if not follow or time.monotonic() >= quiet_until:
             return
-        turn.wait(quiet_until)
-        if not turn.ready():
-            turn.look_again()
+        rotation.wait(quiet_until)
+        if not rotation.ready():
+            rotation.refresh()
 
 
 def _quiet_until(timeout: float | None) -> float:
@@ -384,16 +384,16 @@ def _quiet_until(timeout: float | None) -> float:
 
 
 async def _aread(
-    turn: _Turn, left: int, follow: bool, timeout: float | None
+    rotation: Rotation, left: int, follow: bool, timeout: float | None
 ) -> AsyncIterator[Batch]:
     with _native.loading:
         import asyncio
     quiet_until = _quiet_until(timeout)
-    waiter = sleepers(turn)
+    waiter = sleepers(rotation)
     try:
         while left > 0:
             some = False
-            for batch in turn.round(left):
+            for batch in rotation.round(left):
                 some = True
                 left -= len(batch)
                 yield batch
@@ -404,8 +404,8 @@ async def _aread(
             if not follow or time.monotonic() >= quiet_until:
                 return
             await waiter.wait(0, quiet_until)
-            if not turn.ready():
-                turn.look_again()
+            if not rotation.ready():
+                rotation.refresh()
     finally:
         waiter.stop()
 
@@ -424,15 +424,15 @@ def aread(
     """`Stream.aread`."""
     left = _most(follow, timeout, max_records)
     readers, grows = _readers(stream, partition, start, durable, on_lost)
-    return _aread(_Turn(stream, readers, grows), left, follow, timeout)
+    return _aread(Rotation(stream, readers, grows), left, follow, timeout)
 
 
-def sleepers(turn: _Turn) -> Sleepers:
-    """Who sleeps for coroutines of the running loop until a turn may have something."""
+def sleepers(rotation: Rotation) -> Sleepers:
+    """The thread that sleeps for coroutines of the running loop until a reader may have a batch."""
     with _native.loading:
         from millstream.sleepers import Sleepers
     return Sleepers(
         "millstream-aread",
-        lambda _, seconds: turn.wait(time.monotonic() + seconds),
-        turn.stream._wake,
+        lambda _, seconds: rotation.wait(time.monotonic() + seconds),
+        rotation.stream._wake,
     )

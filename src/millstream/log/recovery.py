@@ -25,7 +25,7 @@ def extend(log: PartitionLog) -> None:
     if log.native.poison:
         return
     chain, _ = _chain(log)
-    mark, kept, _ = _walk(log, chain, looking=False)
+    mark, kept, _ = _walk(log, chain, searching=False)
     _open(log, chain, mark, kept, log.native.poison)
 
 
@@ -108,7 +108,7 @@ def _chain(log: PartitionLog) -> tuple[list[_native.Segment], list[_native.Segme
 
 
 def _walk(
-    log: PartitionLog, chain: list[_native.Segment], *, looking: bool = True
+    log: PartitionLog, chain: list[_native.Segment], *, searching: bool = True
 ) -> tuple[Mark, int, str]:
     """(end of the valid log, index of the segment it lies in, what is wrong there or "")."""
     mend = log.session.writable
@@ -133,7 +133,7 @@ def _walk(
             reason = reason or "the next segment does not follow"
             break
     if (
-        looking
+        searching
         and index + 1 == len(chain)
         and chain
         and reason == ""

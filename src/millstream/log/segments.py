@@ -55,7 +55,7 @@ class Segments:
         return sorted(int(name[:16]) for name in names if segment_file.is_segment(name))
 
     def refresh(self) -> None:
-        """Look again which segments the log has."""
+        """Read again which segments the log has."""
         with self._lock:
             structure, first, active = (
                 self.native.structure,
@@ -234,6 +234,6 @@ class Segments:
         return sum(files.allocated_bytes(self.path / name) for name in files.names(self.path))
 
     def not_found(self, error: NotFound) -> bool:
-        """Was a segment retired while it was looked for? Then look again."""
+        """Was a segment retired while it was searched for? Then search again."""
         self.refresh()  # another thread may have done so since the caller had its numbers
         return not any(self.file(number) in str(error) for number in self.numbers)

@@ -4,10 +4,10 @@ Slots are only added, so all that a message is stays where it is. Hints have the
 capacity, and are replaced whole: who raises it holds the maintenance word of the old ones, says in
 their state that they are outgrown, takes the words that are in them (the wheel, the buckets of
 keys) and keeps them, makes the new ones from the state words and publishes them by a rename.
-Everybody looks at the state at each call, waits for that maintenance word and goes on with the new
+Everybody reads the state at each call, waits for that maintenance word and goes on with the new
 hints. Where its holder was killed, the next one does the same again.
 
-A call that began before may still leave a hint where nobody looks: the new hints begin as after a
+A call that began before may still leave a hint where nobody reads: the new hints begin as after a
 death, so the sweep finds it.
 """
 
@@ -68,7 +68,7 @@ def _publish(
     numbers = queue._numbers(config, queue_files)
     queue._move_hints(queue_files.slots, queue_files.blocks, hints, numbers)
     queue_files.publish_hints(temporary)
-    queue._wake_all()  # who sleeps on the old ones looks again
+    queue._wake_all()  # those who sleep on the old ones check again
     _use(queue, queue_files, config, hints)
     queue._wake_all()
 
@@ -92,7 +92,7 @@ def follow(queue: QueueHandle) -> None:
             return  # another thread has done it, or it was given up
         queue_files, config, hints = _newest(queue)
         if hints is not None and queue_files.hints_inode != queue._files.hints_inode:
-            # They may be outgrown in turn: only who holds the word of the last may make others.
+            # Those may be outgrown as well: only the holder of the last one's word may make others.
             _use(queue, queue_files, config, hints)
             return
         queue_files.close()
@@ -108,7 +108,7 @@ def follow(queue: QueueHandle) -> None:
 
 
 def join(queue: QueueHandle) -> None:
-    """Where only the slots were looked at, since nobody had made hints: map what is there now."""
+    """Where only the slots were read, since nobody had made hints: map what is there now."""
     queue_files, config, hints = _newest(queue)
     _use(queue, queue_files, config, queue_files.private_hints() if hints is None else hints)
 

@@ -384,7 +384,7 @@ class QueueHandle(_native.QueueCore):
         """Give up this handle; messages that were taken through it keep their bytes."""
         if not self.closed:
             self._close()
-            self._wake_all()  # who waits here, of all processes, looks again
+            self._wake_all()  # those who wait here, of all processes, check again
             self._files.close()
             self._directory.close()
         for waiter in list(self._waiters):

@@ -37,7 +37,7 @@ Function = TypeVar("Function", bound=Callable[[Any], object])
 
 LOG = logging.getLogger("millstream.worker")
 SLICE_SECONDS = 0.25
-"""A loop that waits for a message looks so often whether it is to stop."""
+"""How often a loop that waits for a message checks whether it is to stop."""
 TROUBLE_SECONDS = 1.0
 """How long a loop waits after an error of the store."""
 

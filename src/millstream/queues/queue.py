@@ -213,7 +213,7 @@ class Queue(QueueHandle):
         while True:
             yield await self._aget(None)
 
-    # --- looking ----------------------------------------------------------------------------------
+    # --- reading ----------------------------------------------------------------------------------
 
     def _stored(self, slot: int, word: int) -> StoredMessage | None:
         with _native.loading:
@@ -245,7 +245,7 @@ class Queue(QueueHandle):
             return data
 
     def peek(self, count: int = 1) -> list[StoredMessage]:
-        """Look at the messages that would come next, without taking them.
+        """Return the messages that would come next, without taking them.
 
         The ready ones by priority and age, then those that wait.
         """
@@ -295,7 +295,7 @@ class Queue(QueueHandle):
         while True:
             self._check_writable()
             ticket = self._announce("finished")
-            self._look()
+            self._upkeep()
             left = len(self)
             if left == 0:
                 return

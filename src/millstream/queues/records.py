@@ -93,7 +93,7 @@ def shown(value: object) -> str:
 
 @dataclass(frozen=True, slots=True, repr=False)
 class StoredMessage:
-    """A message that was looked at without taking it. Times are datetimes in UTC."""
+    """A message as `peek` reads it, without taking it. Times are datetimes in UTC."""
 
     id: int
     state: str

@@ -284,7 +284,7 @@ class Files:
             files.close(descriptor)
 
     def private_hints(self) -> mmap.mmap:
-        """Hints that nobody else sees, and that say nothing: for who only looks at the slots."""
+        """Hints of this process alone, and empty: for a reader of the slots."""
         memory = mmap.mmap(-1, self.sizes.bytes_of(0, 0)[2])
         memory[: HINTS.size] = self.hints_header()
         return memory
@@ -305,7 +305,7 @@ class Files:
                 files.close(descriptor)
 
     def make_hints(self) -> tuple[mmap.mmap, files.Path]:
-        """Zeros behind a header, mapped, under a name that nobody looks for yet."""
+        """Zeros behind a header, mapped, under a name that nobody knows yet."""
         for name in files.names(self.directory):
             if name.startswith("hints."):  # of somebody who was killed while making them
                 files.remove(self.path(name))

@@ -1,1 +1,1 @@
-"""A store: what is in it, the threads that look after it, copies and advice."""
+"""A store: what is in it, the threads that maintain it, copies and advice."""

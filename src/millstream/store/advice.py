@@ -110,22 +110,22 @@ def _newest(stream: Stream, partition: int) -> list[Record]:
 
 def _without_keys(where: str, samples: list[list[Record]]) -> Iterator[Advice]:
     keys = [key for records in samples for key, _ in records]
-    looked = len(keys)
-    if len(samples) < 2 or looked < FEW or any(key is not None for key in keys):
+    sampled = len(keys)
+    if len(samples) < 2 or sampled < FEW or any(key is not None for key in keys):
         return
     text = (
-        f"none of the {looked} newest records, in {len(samples)} partitions, has a key: there is no"
+        f"none of the {sampled} newest records, in {len(samples)} partitions, has a key: there is no"
         " order between partitions. Where one record has to come after another, give both the same"
         " key"
     )
-    yield Advice("ordering ignored", where, text, float(looked))
+    yield Advice("ordering ignored", where, text, float(sampled))
 
 
 def _sent_again(where: str, samples: list[list[Record]]) -> Iterator[Advice]:
-    again, looked = sum(map(_repeated, samples)), sum(map(len, samples))
+    again, sampled = sum(map(_repeated, samples)), sum(map(len, samples))
     if again:
         text = (
-            f"{again} of the {looked} newest records repeat earlier ones in the same order, key and"
+            f"{again} of the {sampled} newest records repeat earlier ones in the same order, key and"
             " value, and no producer has an id. If they were sent again after a failure, append"
             " with stream.producer(id=...): then a re-send adds nothing"
         )
@@ -208,15 +208,15 @@ def _of_queue(queue: Queue, sample: list[Sampled]) -> Iterator[Advice]:
 
 
 def _stored(queue: Queue, where: str, stats: QueueStats) -> Iterator[Advice]:
-    untouched = queue._untouched()
-    found = None if untouched is None else queue._record(*untouched[1:])
-    if untouched is None or found is None:
+    waiting = queue._never_leased()
+    found = None if waiting is None else queue._record(*waiting[1:])
+    if waiting is None or found is None:
         return
     _, _, _, _, put_at, due, *_ = found
     waited = _native.wall_us() - max(put_at, due)
     if waited >= DAY_US:
         text = (
-            f"a message waits for {waited / DAY_US:.1f} days, and {untouched[0]:,} of"
+            f"a message waits for {waited / DAY_US:.1f} days, and {waiting[0]:,} of"
             f" {stats.capacity:,} that there is room for were never taken. If nobody is to take"
             " them, a stream keeps history, and any number of readers read it"
         )
@@ -263,7 +263,7 @@ def _same_messages(samples: dict[str, list[Sampled]]) -> Iterator[Advice]:
             del values[other]
         if shared:
             text = (
-                f"{min(shared.values())} of the {len(ours)} messages looked at are in each of these"
+                f"{min(shared.values())} of the {len(ours)} messages read are in each of these"
                 f" {len(shared) + 1} queues: a stream keeps them once, and each consumer group"
                 " reads all"
             )

@@ -102,7 +102,7 @@ class Background:
         self._noted_at = 0.0
         self._has_journal = False
         self._journal_due = 0.0
-        """When to look for a journal, then when to look into it."""
+        """When to search for a journal; when there is one, when to apply what waits in it."""
         self._journal_seen = -1
         self._compactor: Compactor | None = None
         self._tried: set[tuple[Stream, int]] = set()
@@ -154,7 +154,7 @@ class Background:
     def watch_journal(self) -> None:
         """Called wherever a reader finds nothing more: from now on, apply what the dead committed.
 
-        Whoever makes the first transaction may be another process, so it is looked for.
+        Whoever makes the first transaction may be another process, so this asks again and again.
         """
         if self._has_journal or time.monotonic() < self._journal_due:
             return
@@ -163,7 +163,7 @@ class Background:
             try:  # here, since the thread must not
                 self.store._transactions.load()
             except (ImportError, OSError) as error:  # no descriptor is left, say: at the next call
-                say(f"{self.store!r}: the journal is not looked after yet: {error}")
+                say(f"{self.store!r}: the journal is not applied yet: {error}")
                 return
             self._has_journal = True
             self._wanted.ring()
@@ -172,7 +172,7 @@ class Background:
     def notice(self, log: PartitionLog, events: int) -> None:
         """An append asks for something, the first one to a partition always.
 
-        Who calls it looks after whether it `runs`.
+        The caller sees to it that the thread `runs`.
         """
         if events & WRITTEN:
             self._wrote.add(log)
@@ -321,7 +321,7 @@ class Background:
                 self._again[log] = self._again.get(log, 0) | events
                 self._again_at = time.monotonic() + AGAIN_SECONDS
             if events & ROLLED:
-                self._attempt("looking at its size", log, self._look_after_growth, log)
+                self._attempt("checking its size", log, self._check_growth, log)
         now = time.monotonic()
         if (self._unsynced or self._queues) and now - self._synced_at >= SYNC_SECONDS:
             self._synced_at = now
@@ -333,7 +333,7 @@ class Background:
             self._note_time()
         if self._has_journal and now >= self._journal_due:
             self._journal_due = now + JOURNAL_SECONDS
-            self._look_at_journal()
+            self._apply_waiting()
         if self._compactor is not None:
             self._start_compactor()
         if self._retention_due(now):
@@ -399,15 +399,15 @@ class Background:
         except (MillstreamError, OSError) as error:
             say(f"{self.store!r}: noting the time: {error}", warn=False)  # the last one counts
 
-    def _look_at_journal(self) -> None:
-        """Apply what waits since the last look."""
+    def _apply_waiting(self) -> None:
+        """Apply what has waited since the last time."""
         store = self.store
         # Whoever closes the store has its lock, and waits for this thread.
         if not store._lock.acquire(blocking=False):
             return
         try:
             if not store.closed:
-                self._journal_seen = store._transactions.journal().look(self._journal_seen)
+                self._journal_seen = store._transactions.journal().apply_waiting(self._journal_seen)
         except Exception as error:
             say(f"{store!r}: {error}", warn=False)  # the next commit raises the same
         finally:
@@ -460,8 +460,8 @@ class Background:
             self._populate(log)
 
     @staticmethod
-    def _look_after_growth(log: PartitionLog) -> None:
-        growth.look_after(log.stream)
+    def _check_growth(log: PartitionLog) -> None:
+        growth.check(log.stream)
 
     def _populate(self, log: PartitionLog) -> None:
         """Fault pages in ahead of the tail, where this process appended lately."""
@@ -472,7 +472,7 @@ class Background:
         now = time.monotonic()
         asked, populated = self._pace.get(log, (0.0, 0))
         if now - asked > LATELY_SECONDS:
-            # Slow so far: a populated page is a dirty page, so look again after some more appends.
+            # Slow so far: a populated page is a dirty page, so wait for some more appends.
             self._pace[log] = (now, 0)
             native.set_populated(tail + POPULATE_LOW + WARM_BYTES)
             return

@@ -1,7 +1,7 @@
 """Compaction in the background: one thread a store and process, where a stream asks for it.
 
-It looks at each partition now and then, and compacts one when enough of it is dirty, no faster than
-the stream's `max_rate`. Processes take turns by the compact word of the partition.
+It visits each partition now and then, and compacts one when enough of it is dirty, no faster than
+the stream's `max_rate`. One process at a time has the compact word of a partition.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from millstream.store.store import Store
     from millstream.streams.stream import Stream
 
-LOOK_SECONDS = 1.0
+VISIT_SECONDS = 1.0
 CHANGED_SECONDS = 5.0
 UNCHANGED_SECONDS = 60.0  # by time alone: tombstones grow old, and so do records
 
@@ -31,7 +31,7 @@ class Stopped(Exception):
 
 
 class Compactor:
-    """The thread, and when it last looked at what."""
+    """The thread, and when it last visited what."""
 
     def __init__(self, store: Store) -> None:
         self.store = store
@@ -68,23 +68,23 @@ class Compactor:
         me = threading.current_thread()
         while not self._stopping.is_set() and self._thread is me:
             try:
-                if not self._stopping.wait(LOOK_SECONDS):
-                    self._look_at_all()
-            except BaseException as error:  # whatever it is: it is looked at again
+                if not self._stopping.wait(VISIT_SECONDS):
+                    self._visit_all()
+            except BaseException as error:  # whatever it is: it is tried again
                 with contextlib.suppress(BaseException):
-                    time.sleep(LOOK_SECONDS)
+                    time.sleep(VISIT_SECONDS)
                     self._failed(self.store.path, error)
 
-    def _look_at_all(self) -> None:
+    def _visit_all(self) -> None:
         streams = list(self.store._streams)
         for stream in {stream.name: stream for stream in streams}.values():
             if stream._compaction is not None and not stream.closed:
                 self._attempt(stream)
 
     def _attempt(self, stream: Stream) -> None:
-        """Look at it; say in the log what failed. It is tried again."""
+        """Visit it; say in the log what failed. It is tried again."""
         try:
-            self._look_at(stream)
+            self._visit(stream)
         except (Stopped, Closed):
             return
         except Exception as error:
@@ -100,7 +100,7 @@ class Compactor:
     def _is_gone(stream: Stream) -> bool:
         return stream.closed or stream._state != LIVE
 
-    def _look_at(self, stream: Stream) -> None:
+    def _visit(self, stream: Stream) -> None:
         stream._check_live()  # follows what others altered
         for index in range(stream.partitions):
             if (stream, index) not in self._tried:  # also those that nobody used here
@@ -109,24 +109,25 @@ class Compactor:
         for log in stream._opened():
             if self._stopping.is_set():
                 return
-            if self._should_look(log):
+            if self._is_due(log):
                 try:
-                    self._look(log)
+                    self._compact(log)
                 finally:
                     if self._is_gone(stream):  # what was mapped after its handle let go
                         log.segments.forget()
 
-    def _should_look(self, log: PartitionLog) -> bool:
+    def _is_due(self, log: PartitionLog) -> bool:
         native = log.native
         now = time.monotonic()
         state = native.structure, native.active_number, native.durable
-        looked, seen = self._seen.get(log, (now - UNCHANGED_SECONDS, state))
-        if now - looked < (CHANGED_SECONDS if state != seen else UNCHANGED_SECONDS):
+        last, seen = self._seen.get(log, (now - UNCHANGED_SECONDS, state))
+        if now - last < (CHANGED_SECONDS if state != seen else UNCHANGED_SECONDS):
             return False
         self._seen[log] = now, state
         return True
 
-    def _look(self, log: PartitionLog) -> None:
+    def _compact(self, log: PartitionLog) -> None:
+        """Compact a partition of which enough is dirty."""
         keep = log.stream._compaction
         if keep is None or log.native.poison:
             return

@@ -400,7 +400,7 @@ class Store:
     ) -> Stream:
         """Open a stream, creating it where it is not there.
 
-        Of a stream that is there only the settings that are named here are looked at. So a process
+        Of a stream that is there only the settings that are named here are compared. So a process
         that names none can be deployed beside one that does, whichever comes first.
 
         Args:
@@ -471,7 +471,7 @@ class Store:
     ) -> Queue:
         """Open a queue, creating it where it is not there.
 
-        Of a queue that is there only the settings that are named here are looked at. So a worker
+        Of a queue that is there only the settings that are named here are compared. So a worker
         that names `retry` can be deployed beside a web process that names nothing.
 
         Args:
@@ -639,7 +639,7 @@ class Store:
         return self.stream(name, create=False)
 
     def advice(self, *, large: int | str | None = None) -> list[Advice]:
-        """Look for common mistakes in how streams and queues are used, as the files show them.
+        """Search for common mistakes in how streams and queues are used, as the files show them.
 
         Changes nothing. Reads figures that are kept anyway, and of each stream and queue a sample
         of what is in it: some milliseconds each. Nothing found is no proof that all is well.

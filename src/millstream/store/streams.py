@@ -91,7 +91,7 @@ class Streams:
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
-                self._session.notices.watch(known)  # among these the thread looks
+                self._session.notices.watch(known)  # these the thread syncs and retains
             named = durability is not None or any(one is not None for one in given.values())
             known._is_surprise = made and create is None and not named
         if differing and alters:

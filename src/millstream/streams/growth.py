@@ -46,7 +46,7 @@ def describe(log_bytes: int) -> str:
     )
 
 
-def look_after(stream: StreamHandle) -> None:
+def check(stream: StreamHandle) -> None:
     """Warn, once a process, of a stream that nothing bounds and that has become large.
 
     In the background, when a partition has gone on to another segment.

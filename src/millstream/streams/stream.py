@@ -204,7 +204,7 @@ class Stream(StreamHandle):
         return self._groups.names()
 
     def group(self, name: str) -> Group:
-        """A consumer group, to look at its positions, lag and members, to set or to remove it.
+        """A consumer group, to read its positions, lag and members, to set or to remove it.
 
         Raises: NotFound.
         """
@@ -291,7 +291,7 @@ class Stream(StreamHandle):
     ) -> CompactionResult:
         """Keep of each key the last record, now; the background does it when enough is dirty.
 
-        Only segments that have a successor are looked at, and the log is synced before. Offsets do
+        Only segments that have a successor are compacted, and the log is synced before. Offsets do
         not change; those of records that go stay empty. No reader or writer waits. Killed at any
         moment it has done a part of it. Where the stream has no compaction, that of `Compaction()`
         is done.

@@ -19,7 +19,7 @@ from millstream.errors import (
     WaitTimeout,
 )
 from millstream.log import eras
-from millstream.log.reader import KEEP_MAPS, PartitionReader, _Turn, check_record
+from millstream.log.reader import KEEP_MAPS, PartitionReader, Rotation, check_record
 from millstream.options import check_timeout
 from millstream.streams import view_snapshot
 from millstream.streams.view_snapshot import Place
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 __all__ = ["View"]
 
-STEP_RECORDS = 8192  # between two looks of other threads at the interpreter
+STEP_RECORDS = 8192  # between two runs of other threads
 WAIT_SECONDS = 1.0
 SNAPSHOT_SECONDS = 60.0
 SNAPSHOT_RECORDS = 10_000
@@ -179,7 +179,7 @@ class View(Latest):
                     self._follow()
                 if not self._stopping:
                     self._begin_anew()
-        except Exception as error:  # whoever looks something up gets it
+        except Exception as error:  # the next lookup raises it
             self._finish(error)
         except BaseException as error:
             ended = Closed(f"{self.stream.path}: the thread of the view was ended: {error!r}")
@@ -199,7 +199,7 @@ class View(Latest):
     def _begin_anew(self) -> None:
         """Load all, since retention or compaction was faster, or there are more partitions.
 
-        What was there stays to be looked up until then.
+        What was there can be looked up until then.
         """
         while not self._stopping:
             replay = self._loaded(Latest(), None)
@@ -268,7 +268,7 @@ class _Reader(PartitionReader):
             raise self.log.out_of_range(offset, " is before a tombstone that compaction removed")
 
 
-class _ReplayTurn(_Turn):
+class _ReplayRotation(Rotation):
     """The readers of a replay, which is `stopped` before the stream is woken."""
 
     def __init__(
@@ -321,9 +321,9 @@ class Replay:
         if place is not None:  # the values are of a snapshot, and have all that came before
             self.following, self.epochs = list(place.following), list(place.epochs)
             self._strays, self._eras = None, self._eras[-1:]
-        self._turn = self._begin()
+        self._rotation = self._begin()
 
-    def _begin(self) -> _Turn:
+    def _begin(self) -> Rotation:
         """Stand where the oldest era that is left begins."""
         readers: list[PartitionReader] = []
         for index in range(self._eras[0].partitions):
@@ -332,12 +332,12 @@ class Replay:
             if self._strays is not None:  # loading: what retention took is not asked for
                 start = self.following[index] = max(start, log.first_offset)
             readers.append(_Reader(log, start, self._gone[index]))
-        return _ReplayTurn(self.stream, readers, self._stopped)
+        return _ReplayRotation(self.stream, readers, self._stopped)
 
     def step(self) -> bool:
         """Go one step on in each partition: was there anything?"""
         some = False
-        era, readers = self._eras[0], self._turn.readers
+        era, readers = self._eras[0], self._rotation.readers
         ends = [min(one.log.next_offset, era.end(one.log.index)) for one in readers]
         for index, one in enumerate(readers):
             if self.following[index] >= era.end(index):
@@ -373,14 +373,14 @@ class Replay:
             return False
         self._strays = {}
         del self._eras[0]
-        self._turn = self._begin()
+        self._rotation = self._begin()
         return True
 
     def wait(self) -> None:
         """Sleep until there may be something."""
-        self._turn.wait(time.monotonic() + WAIT_SECONDS)
-        if not self._turn.ready():
-            self._turn.look_again()
+        self._rotation.wait(time.monotonic() + WAIT_SECONDS)
+        if not self._rotation.ready():
+            self._rotation.refresh()
 
     def place(self) -> Place:
         """Return how far the values go, for a snapshot."""

@@ -125,7 +125,7 @@ class Commit:
                 self._leave_to_others()
 
     def _leave_to_others(self) -> None:
-        """Who looks at a queue next withdraws what is prepared there and not recorded."""
+        """The next upkeep of a queue withdraws what is prepared there and not recorded."""
         tx = self.transaction
         for queue in {*(m.queue for m in tx._messages.values()), *(queue for queue, _ in tx._puts)}:
             if not queue.closed:

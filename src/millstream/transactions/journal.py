@@ -252,12 +252,12 @@ class Journal:
             position=offset,
         )
 
-    def look(self, seen: int) -> int:
-        """Apply what has waited at `seen` since the last look: its committer is dead, or slow.
+    def apply_waiting(self, seen: int) -> int:
+        """Apply what has waited at `seen` since the last call: its committer is dead, or slow.
 
-        What cannot be applied waits for the next look; a commit says why.
+        What cannot be applied waits for the next call; a commit says why.
 
-        Returns: what to pass as `seen` at the next look.
+        Returns: what to pass as `seen` next time.
         """
         if self.applied == seen < self.end:
             with contextlib.suppress(LockTimeout), self.holding(0.0):  # busy: it does this itself
@@ -276,9 +276,9 @@ class Journal:
     def decide_queue(self, queue: QueueHandle) -> None:
         """Somebody died: decide what transactions have prepared in a queue.
 
-        What cannot be is left for the next look; a commit says why.
+        What cannot be decided is left for the next upkeep; a commit says why.
         """
-        # Busy, maybe with a step of our own commit: at the next look.
+        # Busy, maybe with a step of our own commit: at the next upkeep.
         with contextlib.suppress(LockTimeout), self.holding(0.0):
             if not self._try_pending():
                 return
@@ -306,18 +306,18 @@ class Journal:
             begin = self.log.first_offset
             if begin <= self._page.checkpoint <= end:
                 begin = self._page.checkpoint
-            touched: set[Place] = set()
+            changed: set[Place] = set()
             if end > begin:
                 self.stream.flush()
                 for transaction, _, _, effects in self._read(begin, end):
                     self.applier.apply(transaction, effects, synced=False, replay=True)
-                    touched.update(effects.places)
-            for place in touched:
+                    changed.update(effects.places)
+            for place in changed:
                 queue = None if self.applier.stream(place) else self.applier.queue(place)
                 if queue is not None:
                     queue._withdraw_undecided()
             # What was put again has another slot: nothing tells that later, once it is over.
-            self.applier.flush(touched)
+            self.applier.flush(changed)
         self._page.set_applied(end)
         self._page.set_checkpoint(end)
         if not self.session.clean:

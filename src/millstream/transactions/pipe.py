@@ -247,7 +247,7 @@ class Pipe:
             if count > queue.capacity:
                 return False
             ticket = queue._announce("room")
-            queue._look()
+            queue._upkeep()
             if len(queue) + count > queue.capacity:
                 queue._sleep("room", ticket, seconds)
                 break
