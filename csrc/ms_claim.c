@@ -29,7 +29,7 @@ static ms_status moved_as_busy(ms_status status, uint32_t *out_owner) {
 
 /* State of the message that made a claim: 0, where it has none, else that of its word. */
 static uint32_t read_message(const ms_queue *queue, const ms_dedup_claim *claim,
-                                uint64_t *out_word) {
+                             uint64_t *out_word) {
   if (claim->slot >= ms_slot_count(queue)) return MS_MESSAGE_FREE;
   _Atomic uint64_t *at = ms_word_at(queue, claim->slot);
   /* Acquire: pairs with the release in ms_move of who made it visible. */

@@ -251,9 +251,9 @@ ms_status ms_group_try_leave(ms_group *group, uint32_t slot, uint32_t number, ui
   return leave(group, MS_OK);
 }
 
-ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number, uint64_t *out_fences,
-                            uint8_t *out_flags, uint32_t count, uint32_t *out_changes,
-                            uint32_t *out_owner) {
+ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number,
+                               uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
+                               uint32_t *out_changes, uint32_t *out_owner) {
   MS_TRY(enter(group, out_owner));
   if (member_of(group, slot, number) == NULL) return leave(group, MS_LOST);
   uint32_t known = count_of(group);

@@ -76,8 +76,8 @@ MS_MUST_USE ms_status ms_group_try_leave(ms_group *group, uint32_t slot, uint32_
 /* Take up what was assigned: out_fences[i] is the fence of partition i, 0: another's; out_flags[i]
  * MS_GROUP_LEAVING and so on. `count` entries of each. MS_LOST: the member was ended. */
 MS_MUST_USE ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint32_t number,
-                                        uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
-                                        uint32_t *out_changes, uint32_t *out_owner);
+                                           uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
+                                           uint32_t *out_changes, uint32_t *out_owner);
 
 /* Hand a partition to whom it is to go to. MS_FENCED: it went already. */
 MS_MUST_USE ms_status ms_group_try_release(ms_group *group, const ms_group_claim *claim,

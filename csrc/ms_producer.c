@@ -16,8 +16,8 @@ static bool counts(const ms_batch_header *header) {
   return header->producer != 0 && (header->flags & MS_BATCH_FILLER) == 0;
 }
 
-/* Batches of others since this process last read them. Their writers hashed them moments ago: lengths
- * are held to the limit, hashes are left to readers. */
+/* Batches of others since this process last read them. Their writers hashed them moments ago:
+ * lengths are held to the limit, hashes are left to readers. */
 static ms_status catch_up(ms_producers *table, const ms_segment *active, uint64_t tail) {
   if (active == NULL || !active->activated || table->position < active->base_position ||
       tail > ms_segment_capacity_end(active))

@@ -18,7 +18,7 @@
   XX(ROLL, 4, "", "the active segment has no room: map its successor and try again")      \
   XX(MOVED, 5, "", "another process changed the active segment: map it and try again")    \
   XX(WALK, 6, "", "the partition was not recovered in this generation: walk it first")    \
-  XX(INTERRUPTED, 7, "", "a signal arrived: handle it and try again")                    \
+  XX(INTERRUPTED, 7, "", "a signal arrived: handle it and try again")                     \
   XX(FULL, 8, "QueueFull", "as many messages as the queue holds are not finished")        \
   XX(EMPTY, 9, "Empty", "no message is ready")                                            \
   XX(LOST, 10, "LeaseLost", "the lease ended, or the message was given to another")       \

@@ -12,7 +12,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
                         uint32_t dead_count);
 /* Is a sweep due: a lease over, an expiry, hints missed? */
 bool ms_queue_sweep_due(const ms_queue *queue, const ms_instant *now);
-/* Claim the watch for deaths that is due every interval_ns; true for one caller of all processes. */
+/* Claim the watch for deaths, due every interval_ns; true for one caller of all processes. */
 bool ms_queue_claim_watch(ms_queue *queue, const ms_instant *now, int64_t interval_ns);
 
 #endif

@@ -1,8 +1,9 @@
 /* Announcing, sleeping and waking at a queue.
  *
  * Invariant: a sleeper announces itself before it checks for the last time; so a waker whose work
- * came too late for that check sees the announcement, and its wake changes the word that the sleeper
- * sleeps on. Crash: the number of waiters is then too high, until a wake finds nobody asleep.
+ * came too late for that check sees the announcement, and its wake changes the word that the
+ * sleeper sleeps on. Crash: the number of waiters is then too high, until a wake finds nobody
+ * asleep.
  */
 #include "ms_wait.h"
 

@@ -40,7 +40,7 @@ static member joined(ms_group *group) {
 
 static ms_status look(ms_group *group, member *self) {
   return ms_group_try_take_up(group, self->slot, self->number, self->fences, self->flags, ROOM,
-                           &self->changes, &owner);
+                              &self->changes, &owner);
 }
 
 static uint32_t share_of(const ms_group *group, const member *self) {

@@ -64,7 +64,7 @@ static void look(ms_group *group, member *self) {
   ms_status status;
   do {
     status = ms_group_try_take_up(group, self->slot, self->number, found, flags, PARTITIONS,
-                               &self->changes, &owner);
+                                  &self->changes, &owner);
   } while (again(group, status, owner));
   if (status == MS_LOST) self->joined = false;
   if (status != MS_OK) return;
@@ -227,7 +227,8 @@ static void commit_once(uint32_t process) {
   uint64_t found[PARTITIONS];
   uint8_t flags[PARTITIONS];
   if (ms_group_try_join(group, NEVER, NEVER, &slot, &number, &owner) != MS_OK) return;
-  if (ms_group_try_take_up(group, slot, number, found, flags, PARTITIONS, &changes, &owner) != MS_OK)
+  if (ms_group_try_take_up(group, slot, number, found, flags, PARTITIONS, &changes, &owner) !=
+      MS_OK)
     return;
   ms_group_claim claim = {slot, 2, found[2]};
   for (uint64_t offset = 1; offset <= 3; offset++) {

@@ -74,7 +74,7 @@ static ms_status look(member *self) {
   ms_status status;
   CALL(status, self,
        ms_group_try_take_up(&self->group, self->slot, self->number, self->fences, self->flags,
-                         PARTITIONS, &self->changes, &self->owner));
+                            PARTITIONS, &self->changes, &self->owner));
   return status;
 }
 

@@ -15,7 +15,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser = verbs.add_parser(
         "advise",
         help="search for common mistakes in how streams and queues are used",
-        description="Search for common mistakes in how streams and queues are used. Changes nothing.",
+        description="Search for common mistakes in how streams and queues are used. Read only.",
     )
     parser.add_argument("store", metavar="STORE", help="directory of the store")
     parser.add_argument(

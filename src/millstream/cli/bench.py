@@ -1,6 +1,6 @@
 """`bench`: how fast this machine appends and reads, said with all that the figures depend on.
 
-It gives first figures, not the project's benchmarks: those are in benchmarks/, with rivals and limits.
+It gives first figures. The project's benchmarks, with rivals and limits, are in benchmarks/.
 """
 
 from __future__ import annotations

@@ -18,10 +18,10 @@ from millstream.cli.records import (
     add_create,
     count_argument,
     header_argument,
-    warn_similar,
     ready_lines,
     say_that_it_reads,
     seconds_argument,
+    warn_similar,
 )
 from millstream.cli.stores import Mode, existing_queue, find_store, opened
 

@@ -319,7 +319,7 @@ def names(path: Path) -> list[str]:
 
 
 def names_with(path: str, mark: str) -> list[str]:
-    """Names in a directory of the user's in which there is a `mark`; none where one may not read."""
+    """Names in a user's directory in which there is a `mark`; none where it may not be read."""
     try:
         return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{mark}"))
     except OSError:

@@ -105,7 +105,7 @@ class Assignment:
             self._start_readers()
 
     def _take_up(self) -> None:
-        """Take up what was assigned, drop what was lost. What leaves stays ours until the next batch."""
+        """Take up what was assigned, drop what was lost. What leaves stays until the next batch."""
         found = self._member.take_up()
         if found is None:  # taken for hung: what it had is the others'
             self._drop_readers(self._member.ended())

@@ -279,6 +279,7 @@ class Rotation:
         self.began = time.monotonic()
 
     def round(self, left: int) -> Iterator[Batch]:
+        """Yield at most a batch of each reader, `left` records in all."""
         for one in self.readers:
             if left <= 0:
                 return
@@ -290,6 +291,7 @@ class Rotation:
                 yield batch
 
     def ready(self) -> bool:
+        """Return whether a reader has something."""
         return any(one.ready() for one in self.readers)
 
     def over(self) -> bool:

@@ -114,9 +114,9 @@ def _without_keys(where: str, samples: list[list[Record]]) -> Iterator[Advice]:
     if len(samples) < 2 or sampled < FEW or any(key is not None for key in keys):
         return
     text = (
-        f"none of the {sampled} newest records, in {len(samples)} partitions, has a key: there is no"
-        " order between partitions. Where one record has to come after another, give both the same"
-        " key"
+        f"none of the {sampled} newest records, in {len(samples)} partitions, has a key: there is"
+        " no order between partitions. Where one record has to come after another, give both the"
+        " same key"
     )
     yield Advice("ordering ignored", where, text, float(sampled))
 
@@ -125,8 +125,8 @@ def _sent_again(where: str, samples: list[list[Record]]) -> Iterator[Advice]:
     again, sampled = sum(map(_repeated, samples)), sum(map(len, samples))
     if again:
         text = (
-            f"{again} of the {sampled} newest records repeat earlier ones in the same order, key and"
-            " value, and no producer has an id. If they were sent again after a failure, append"
+            f"{again} of the {sampled} newest records repeat earlier ones in the same order, key"
+            " and value, and no producer has an id. If they were sent again after a failure, append"
             " with stream.producer(id=...): then a re-send adds nothing"
         )
         yield Advice("no idempotency", where, text, float(again))
