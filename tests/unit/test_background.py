@@ -464,12 +464,12 @@ with millstream.open(sys.argv[1], durability="interval") as store:
         tx.append(stream, b"a")
     builtins.__import__ = traced
     from millstream.transactions.journal import Journal
-    done, look = threading.Event(), Journal.look
+    done, apply_waiting = threading.Event(), Journal.apply_waiting
     def looked(self, seen):
-        found = look(self, seen)
+        found = apply_waiting(self, seen)
         done.set()
         return found
-    Journal.look = looked
+    Journal.apply_waiting = looked
     list(stream.read())
     files, failed = millstream.disk.files, threading.Event()
     def fail(path):
