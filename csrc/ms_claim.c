@@ -20,7 +20,7 @@ void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table) {
   atomic_store_explicit(&queue->dedup, table, memory_order_release);
 }
 
-/* The caller maps the new table and tries again: to it, a word that is not to be had. */
+/* To the caller a table that was replaced is a busy word: it maps the new one and tries again. */
 static ms_status moved_as_busy(ms_status status, uint32_t *out_owner) {
   if (status != MS_MOVED) return status;
   *out_owner = MS_OWNER_FREE;
@@ -32,7 +32,7 @@ static uint32_t read_message(const ms_queue *queue, const ms_dedup_claim *claim,
                              uint64_t *out_word) {
   if (claim->slot >= ms_slot_count(queue)) return MS_MESSAGE_FREE;
   _Atomic uint64_t *at = ms_word_at(queue, claim->slot);
-  /* Acquire: pairs with the release in ms_move of who made it visible. */
+  /* Acquire: pairs with the release in ms_move that made it visible. */
   *out_word = atomic_load_explicit(at, memory_order_acquire);
   uint32_t state = ms_word_state(*out_word);
   if (state == MS_MESSAGE_FREE || state == MS_MESSAGE_SPARE) return MS_MESSAGE_FREE;
@@ -40,7 +40,7 @@ static uint32_t read_message(const ms_queue *queue, const ms_dedup_claim *claim,
   uint64_t id = MS_PEEK(ms_slot_at(queue, claim->slot)->id);
   atomic_thread_fence(memory_order_acquire); /* the id before the second load */
   uint64_t again = atomic_load_explicit(at, memory_order_relaxed);
-  /* Freed and taken anew in between: the id may be of who is writing now. */
+  /* Freed and taken anew in between: the id may be that of the writer now. */
   if (ms_word_reuse(again) != ms_word_reuse(*out_word)) return MS_MESSAGE_FREE;
   return id == claim->id ? state : MS_MESSAGE_FREE;
 }

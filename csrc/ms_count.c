@@ -17,7 +17,7 @@ uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t wor
     uint64_t owner = atomic_load_explicit(&queue->owners[slot], memory_order_relaxed);
     uint32_t index = ms_owner_index((uint32_t)(owner >> 16));
     bool known = (owner & 0xffff) == (word >> 34 & 0xffff) && owner >> 16 != 0;
-    /* Who takes over the number of a dead one ends its leases first: see take_part(). */
+    /* A process that takes over the number of a dead one ends its leases first: see take_part(). */
     if (known && index < MS_MEMBER_COUNT_MAX && living[index] == (uint32_t)(owner >> 16))
       return MS_MESSAGE_LEASED;
     /* Its holder has not said yet who it is: any of those that live. */

@@ -48,7 +48,7 @@ static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_in
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
-  ms_claim_end(queue, dedup, id, true, out_owner); /* busy: who meets it sees the message */
+  ms_claim_end(queue, dedup, id, true, out_owner); /* busy: the next to meet it sees the message */
   if (ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
   if (ms_word_state(to) == MS_MESSAGE_DELAYED) ms_queue_arm(queue, slot, to, now);
   if (expires) ms_lower(&queue->hints->expiry_due, (uint64_t)expires);

@@ -7,7 +7,7 @@
  * everybody else reads it under a word.
  * Crash: an entry is written state 0, fields, check, state, so a dead owner leaves it empty or
  * whole, except for the word. A power cut keeps any mixture of old and new bytes: the check finds
- * it, or one of the two states is there; who finds a claim asks the slot.
+ * it, or one of the two states is there; the finder of a claim asks the slot.
  * Stripes are a power of two, so a larger table spreads one old stripe over several of its own, and
  * a copy always fits. Knows no messages and no members.
  */

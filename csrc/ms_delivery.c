@@ -16,8 +16,9 @@
 #include "ms_sweep.h"
 #include "ms_wait.h"
 
-/* Say that this process takes part. Who did so under the same number before is dead, since the
- * number is ours now: what it held is given on first, or nobody would know whose that was. */
+/* Say that this process takes part. A process that did so under the same number before is dead,
+ * since the number is ours now: what it held is given on first, or nobody would know whose that
+ * was. */
 static void take_part(ms_queue *queue, const ms_instant *now) {
   _Atomic uint32_t *entry = &queue->participants[ms_owner_index(queue->self)];
   uint32_t found = atomic_load_explicit(entry, memory_order_relaxed);
@@ -164,7 +165,7 @@ static ms_status get_from_lane(ms_queue *queue, uint32_t lane, int64_t lease_ms,
     bool leased = false;
     if (MS_LIKELY(slot < count)) {
       _Atomic uint64_t *at = ms_word_at(queue, slot);
-      /* Acquire: pairs with the release in ms_move of who made it READY. */
+      /* Acquire: pairs with the release in ms_move that made it READY. */
       uint64_t word = atomic_load_explicit(at, memory_order_acquire);
       if (ms_word_state(word) == MS_MESSAGE_READY && ms_word_reuse(word) == (hint & 1023)) {
         if (io_alone && *io_alone && ms_word_attempts(word) > 0) return MS_END;

@@ -37,7 +37,7 @@
 #define MS_HEADER_NAME_BYTES_MAX 255u
 #define MS_HEADER_VALUE_BYTES_MAX (1u << 20)
 #define MS_BATCH_BYTES_MAX (1u << 30)
-/* No log comes that far: who says so is damaged, and what lies below can be added up. */
+/* No log comes that far: a field that says so is damaged, and sums of lesser ones cannot wrap. */
 #define MS_POSITION_MAX (UINT64_MAX / 4)
 #define MS_OFFSET_MAX ((uint64_t)INT64_MAX / 2)
 

@@ -8,8 +8,8 @@
  * that releases it or is ended; one that was not moves at once. (5) Shares of the members differ by
  * at most one, counted by heirs, and `share_out` moves no more partitions than that needs.
  *
- * Crash: `process` of a member is stored last at a join, and cleared first at an end; who takes
- * over a dead owner's word shares out anew, which finishes whatever was begun. A mark of a
+ * Crash: `process` of a member is stored last at a join, and cleared first at an end; the one that
+ * takes over a dead owner's word shares out anew, which finishes whatever was begun. A mark of a
  * transaction stays, for the journal to decide.
  */
 #include "ms_group.h"
@@ -373,7 +373,7 @@ static void store_word(_Atomic uint64_t *at, uint64_t value) {
   atomic_store_explicit(at, value, memory_order_release);
 }
 
-/* Is the copy one that was written whole? Also for who reads without the word. */
+/* Is the copy one that was written whole? Also for readers without the word. */
 static bool read_copy(const ms_group *group, uint32_t partition, uint32_t which, copy_bytes *out) {
   const ms_group_copy *copy = &group->partitions[partition].copies[which];
   MS_YIELD("group_read");

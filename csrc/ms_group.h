@@ -1,4 +1,4 @@
-/* A consumer group: who reads which partition of a stream, and up to where it has got.
+/* A consumer group: which member reads which partition of a stream, and its position there.
  *
  * One mapped file (docs/format.md) under one short owner word. Every function named try_ takes the
  * word for its own length; MS_BUSY: *out_owner has it: sleep in ms_owner_wait() and give it back,
@@ -79,7 +79,7 @@ MS_MUST_USE ms_status ms_group_try_take_up(ms_group *group, uint32_t slot, uint3
                                            uint64_t *out_fences, uint8_t *out_flags, uint32_t count,
                                            uint32_t *out_changes, uint32_t *out_owner);
 
-/* Hand a partition to whom it is to go to. MS_FENCED: it went already. */
+/* Hand a partition to its heir. MS_FENCED: it went already. */
 MS_MUST_USE ms_status ms_group_try_release(ms_group *group, const ms_group_claim *claim,
                                            uint32_t *out_owner);
 
@@ -145,7 +145,7 @@ MS_MUST_USE ms_status ms_group_try_revert(ms_group *group, uint32_t partition, u
 /* The group is no more, for anyone who has it open. MS_LOST: it has members. */
 MS_MUST_USE ms_status ms_group_try_drop(ms_group *group, uint32_t *out_owner);
 
-/* Who has a partition: slot + 1 (0: nobody), its fence, and whether it has taken it up. */
+/* The holder of a partition: slot + 1 (0: nobody), its fence, and whether it has taken it up. */
 void ms_group_holder(const ms_group *group, uint32_t partition, uint32_t *out_slot,
                      uint64_t *out_fence, bool *out_taken);
 

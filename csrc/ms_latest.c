@@ -156,7 +156,7 @@ static void take_out(ms_latest *table, ms_latest_entry *entry) {
   const uint64_t mask = table->capacity - 1;
   uint64_t hole = (uint64_t)(entry - table->entries);
   for (uint64_t at = (hole + 1) & mask; table->entries[at].record != NULL; at = (at + 1) & mask) {
-    /* Who asks for a place behind the hole stays where it is. */
+    /* An entry whose place is behind the hole stays where it is. */
     uint64_t wanted = table->entries[at].hash & mask;
     if (((at - wanted) & mask) < ((at - hole) & mask)) continue;
     table->entries[hole] = table->entries[at];

@@ -74,7 +74,7 @@ ms_status ms_owner_take_over(_Atomic uint32_t *word, uint32_t self, uint32_t dea
 
 void ms_owner_give_back(_Atomic uint32_t *word, uint32_t dead) {
   uint32_t found = atomic_load_explicit(word, memory_order_relaxed);
-  /* Release: pairs with the acquire of who takes it over next. Sleepers may have come meanwhile. */
+  /* Release: pairs with the acquire of the next owner. Sleepers may have come meanwhile. */
   while (!atomic_compare_exchange_weak_explicit(
       word, &found, (dead & ~MS_OWNER_WAITERS) | (found & MS_OWNER_WAITERS), memory_order_release,
       memory_order_relaxed)) {}

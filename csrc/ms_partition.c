@@ -147,7 +147,7 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
                         ms_clock_boot_ns() / 1000 + partition->clock_offset_us);
   }
   MS_YIELD("roll_active");
-  /* Release: who loads this number finds the record valid (ms_segment_load_activation). */
+  /* Release: the loader of this number finds the record valid (ms_segment_load_activation). */
   atomic_store_explicit(&partition->block->active, next->number, memory_order_release);
   if (predecessor == 0) /* the oldest one: without its file the log is not whole */
     atomic_store_explicit(&partition->block->first_segment, next->number, memory_order_relaxed);
@@ -287,7 +287,7 @@ void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark) {
   if (mark->position < load64(&block->durable)) return;
   atomic_store_explicit(&block->durable_hash, (uint32_t)mark->hash, memory_order_relaxed);
   atomic_store_explicit(&block->durable_offset, mark->offset, memory_order_release);
-  /* Release: pairs with the acquire load of who waits for it or reads up to it. */
+  /* Release: pairs with the acquire loads of those that wait for it or read up to it. */
   atomic_store_explicit(&block->durable, mark->position, memory_order_release);
 }
 
@@ -295,7 +295,7 @@ void ms_partition_begin_sync(ms_control_block *block, uint64_t target) {
   atomic_store_explicit(&block->sync_target, target, memory_order_release);
 }
 
-/* durable_wake counts ended syncs. Who is covered by the sync under way sleeps for the next value,
+/* durable_wake counts ended syncs. Those that the sync under way covers sleep for the next value,
  * the others for the one after: each is woken once, and by one who was woken before. Woken at once
  * they would all ask for the GIL, and most be put to sleep again. A chain that a kill breaks ends
  * with the sleepers' time-out. Followers, who pass nothing on, have a class of their own. */
@@ -309,7 +309,8 @@ void ms_partition_end_sync(ms_control_block *block) {
   if (atomic_load_explicit(&block->durable_waiters, memory_order_relaxed) == 0) return;
   bool reached = load64(&block->durable) >= load64(&block->sync_target);
   ms_futex_wake_class(&block->durable_wake, 1, class_of(round + 1));
-  /* Who finds its record not durable wakes nobody: where the sync failed, all are woken here. */
+  /* A sleeper that finds its record not durable wakes nobody: where the sync failed, all are woken
+   * here. */
   ms_futex_wake_class(&block->durable_wake, reached ? 1 : INT32_MAX, class_of(round));
   ms_futex_wake_class(&block->durable_wake, INT32_MAX, FOLLOWERS);
 }

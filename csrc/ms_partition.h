@@ -52,13 +52,13 @@ typedef struct ms_appended {
 } ms_appended;
 
 /* Append one batch and publish it with one store of the tail. When it returns MS_OK the batch
- * survives the death of any process; whether it survives a power cut is the business of who syncs.
- * MS_BUSY: take the word by ms_owner_wait() or ms_partition_take_over(), release it, try again.
- * MS_ROLL: map a successor of at least need_bytes of data as `next`, try again. MS_MOVED: map
- * block->active. MS_WALK: recover first. MS_POISONED, MS_CORRUPT: refused until all have closed,
- * or until repair. MS_CLOSED: the stream was dropped or its control file replaced. With a producer
- * (0: none), also MS_RESENT and MS_BEHIND of ms_producers_try_admit(): nothing was appended. out is
- * written also on those. */
+ * survives the death of any process; whether it survives a power cut is the business of the one
+ * that syncs. MS_BUSY: take the word by ms_owner_wait() or ms_partition_take_over(), release it,
+ * try again. MS_ROLL: map a successor of at least need_bytes of data as `next`, try again.
+ * MS_MOVED: map block->active. MS_WALK: recover first. MS_POISONED, MS_CORRUPT: refused until all
+ * have closed, or until repair. MS_CLOSED: the stream was dropped or its control file replaced.
+ * With a producer (0: none), also MS_RESENT and MS_BEHIND of ms_producers_try_admit(): nothing was
+ * appended. out is written also on those. */
 MS_MUST_USE ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                               const ms_shape *shape, uint32_t producer,
                                               uint64_t sequence, ms_appended *out, ms_error *err);
@@ -77,7 +77,7 @@ MS_MUST_USE ms_status ms_partition_try_end(const ms_control_block *block, ms_mar
 
 /* Group commit, by the holder of the sync word. It calls begin_sync with the position up to which
  * its sync will reach; syncs; calls set_durable (the mark never falls); gives the word back; and
- * calls ms_partition_end_sync(). That wakes one of the followers whom the sync covered, who then
+ * calls ms_partition_end_sync(). That wakes one of the followers that the sync covered, who then
  * wake each other, and one of the rest to lead the next sync. */
 void ms_partition_begin_sync(ms_control_block *block, uint64_t target);
 void ms_partition_set_durable(ms_control_block *block, const ms_mark *mark);

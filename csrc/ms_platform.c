@@ -25,7 +25,7 @@
 #define MADV_POPULATE_WRITE 23
 #endif
 
-/* The virtual clock. Skews are written before the flag: who sees the flag (acquire) sees them. */
+/* The virtual clock. Skews are written before the flag: an acquire load of it sees them, too. */
 static atomic_bool clock_virtual;
 static _Atomic int64_t clock_skew_ns, clock_set_ns;
 

@@ -66,7 +66,7 @@ int ms_futex_wait(const _Atomic uint32_t *word, uint32_t expected, int64_t timeo
 /* Sleep so long, or until a signal comes. Blocks: call without the GIL. */
 void ms_rest(int64_t rest_ns);
 
-/* The same for sleepers of several classes: who sleeps with a bit is woken by a wake with that
+/* The same for sleepers of several classes: a sleeper with a bit is woken by a wake with that
  * bit. */
 int ms_futex_wait_class(const _Atomic uint32_t *word, uint32_t expected, uint32_t bits,
                         int64_t timeout_ns);

@@ -2,7 +2,7 @@
  *
  * Invariants: (1) entries hold the maximum of the batch headers before `position`, so that reading
  * a batch twice changes nothing. (2) `position` moves behind a batch after its sequence is noted.
- * Crash: nothing to mend, the table dies with its process; who is next reads the log.
+ * Crash: nothing to mend, the table dies with its process; the next process reads the log.
  */
 #include "ms_producer.h"
 

@@ -47,10 +47,11 @@ typedef struct ms_queue {
   ms_slots_header *slots;
   ms_blocks_header *blocks; /* NULL: only what fits a slot */
   ms_hints_header *hints;
-  _Atomic uint32_t *participants; /* by member index: owner word of who took or put lately */
-  _Atomic uint64_t *owners;       /* by slot: owner word << 16 | reuse << 6 | grant */
-  uint32_t *links;                /* by slot: the next of its key + 1 */
-  ms_bucket *buckets;             /* NULL: not ordered by key */
+  _Atomic uint32_t
+      *participants;        /* by member index: owner words of those that took or put lately */
+  _Atomic uint64_t *owners; /* by slot: owner word << 16 | reuse << 6 | grant */
+  uint32_t *links;          /* by slot: the next of its key + 1 */
+  ms_bucket *buckets;       /* NULL: not ordered by key */
   ms_ring rings[MS_QUEUE_LANES_MAX];
   ms_wheel wheel;
   ms_dedup *_Atomic dedup; /* NULL: no deduplication; replaced by a larger one while in use */

@@ -33,7 +33,7 @@ static inline uint64_t load_tail(const ms_ring *ring) {
 }
 
 static inline uint64_t load_head(const ms_ring *ring) {
-  /* Acquire: pairs with the release in ms_ring_advance, so that who reads the tail after the head
+  /* Acquire: pairs with the release in ms_ring_advance, so that a reader of the tail after the head
    * finds it no further behind than (3) says. */
   return atomic_load_explicit(&ring->ends->head, memory_order_acquire);
 }
@@ -80,7 +80,7 @@ bool ms_ring_try_put(const ms_ring *ring, uint64_t hint) {
         move_head(ring, head, used == cell_count ? head + 1 : tail);
       continue;
     }
-    /* Release: pairs with the acquire in ms_ring_at: who sees the hint sees what it speaks of.
+    /* Release: pairs with the acquire in ms_ring_at: a reader of the hint sees what it speaks of.
      * Succeeds only while the tail is ours: the cell has the lap in it. */
     if (MS_LIKELY(atomic_compare_exchange_strong_explicit(
             cell, &found, lap << MS_RING_HINT_BITS | (hint & HINT_MASK), memory_order_release,

@@ -5,7 +5,7 @@
  * compare-and-swap of the cell and a move of the tail that anyone may finish; a consumer reads
  * the head's cell, does what the hint says, then moves the head. So a kill or a pause between any
  * two instructions blocks nobody. Hints may be seen twice or never be put (when the ring is full):
- * who takes one asks the truth, a state word. All functions touch memory only and never block.
+ * a taker asks the truth, a state word. All functions touch memory only and never block.
  */
 #ifndef MS_RING_H
 #define MS_RING_H

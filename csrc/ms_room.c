@@ -1,7 +1,7 @@
-/* Publishing more slots and blocks, and waking who waits for room.
+/* Publishing more slots and blocks, and waking those that wait for room.
  *
  * Invariant: a number that is published never falls, and all below it may be touched. Crash: words
- * of slots above the number are of no message; who grows next sets them anew.
+ * of slots above the number are of no message; the next to grow sets them anew.
  */
 #include "ms_room.h"
 #include "ms_ending.h"

@@ -117,7 +117,7 @@ static void sweep_expiry(pass *p, uint32_t slot, uint64_t word) {
     if (expires < p->expiry_due) p->expiry_due = expires;
     return;
   }
-  /* A damaged time ends no message: who takes it makes it a dead letter, and says so. */
+  /* A damaged time ends no message: the next get makes it a dead letter, and says so. */
   if (!ms_queue_slot_valid(p->queue, slot, ms_word_reuse(word))) return;
   ms_status status = ms_queue_finish(p->queue, slot, word, p->now, &owner);
   if (status == MS_OK)
@@ -204,7 +204,7 @@ static bool mend_words(pass *p) {
     uint32_t held = atomic_load_explicit(&queue->buckets[i].word, memory_order_relaxed);
     if (!is_among(held & ~MS_OWNER_WAITERS, p->dead, p->dead_count)) continue;
     if (ms_owner_take_over(&queue->buckets[i].word, queue->self, held, &owner) != MS_OK) continue;
-    /* A bucket that waits for the wheel would wait for us: let it go by a sweep. */
+    /* Waiting for the wheel would be waiting for ourselves: a later sweep arms what is delayed. */
     ms_bucket_rebuild(queue, i, p->now);
     ms_owner_release(&queue->buckets[i].word);
   }
@@ -236,7 +236,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
   pass_damaged_cells(queue);
   p.noted = atomic_load_explicit(&hints->noted, memory_order_relaxed);
   p.reconcile = hints_are_due(queue, p.boot_tick);
-  /* Who died may have readied a message and not hinted it. What the ring has now comes first. */
+  /* The dead may have readied a message and not hinted it. What the ring has now comes first. */
   if (p.reconcile || dead_count) note_tails(&p);
   if (p.reconcile || dead_count)
     atomic_store_explicit(&hints->suspect, dead_count > 0, memory_order_relaxed);

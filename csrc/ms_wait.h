@@ -37,9 +37,9 @@ static inline void ms_queue_wake(ms_queue *queue, int place, int32_t count) {
   if (MS_UNLIKELY(seen != 0)) ms_queue_wake_announced(word, waiters, seen, count);
 }
 
-/* After a move to FREE: wake who waits for room, or for the end. The move of a word is sequentially
- * consistent: so are these loads, and the fence in ms_queue_announce: either we see who waits, or
- * they see the word. */
+/* After a move to FREE: wake those that wait for room, or for the end. The move of a word is
+ * sequentially consistent: so are these loads, and the fence in ms_queue_announce: either we see
+ * the waiter, or they see the word. */
 static inline void ms_queue_say_freed(ms_queue *queue) {
   if (MS_UNLIKELY(atomic_load(&queue->hints->room_waiters))) ms_queue_wake(queue, MS_WAIT_ROOM, 1);
   if (MS_UNLIKELY(atomic_load(&queue->hints->finished_waiters)))

@@ -77,7 +77,7 @@ static inline bool ms_word_is_untaken(uint64_t word) {
 
 static inline bool ms_move(_Atomic uint64_t *word, uint64_t from, uint64_t to) {
   MS_YIELD("queue_word");
-  /* Release: what was written into slot and records before is seen by who acquires the word.
+  /* Release: what was written into slot and records before is seen by those that acquire the word.
    * Acquire: pairs with the release of whoever made `from`. Sequentially consistent, for the load
    * of the count of waiters that follows. */
   return atomic_compare_exchange_strong_explicit(word, &from, to, memory_order_seq_cst,

@@ -385,7 +385,7 @@ class WorkerError(MillstreamError):
 
 
 def _delay(seconds: float) -> float:
-    """Check a delay where it is named: who raises it is told, and the message fails with that."""
+    """Check a delay where it is named: its caller is told, and the message fails with that."""
     if isinstance(seconds, bool) or not isinstance(seconds, (int, float)):
         raise InvalidType(f"delay {seconds!r}: expected a number of seconds")
     if not 0 <= seconds <= 100 * 365 * 86400:

@@ -117,7 +117,7 @@ class Sleepers:
             error: BaseException | None = None
             try:
                 self._sleep(ticket, max(first - time.monotonic(), 0.0))
-            except BaseException as caught:  # handed to who waits, and raised there
+            except BaseException as caught:  # handed to the waiter, and raised there
                 error = caught
             self._finish(error)
         self._finish(None)
@@ -194,7 +194,7 @@ class Calls:
             found = function()
         except StopIteration as caught:  # which no future can have
             error = RuntimeError(f"what was called raised {caught!r}")
-        except BaseException as caught:  # handed to who waits, and raised there
+        except BaseException as caught:  # handed to the waiter, and raised there
             error = caught
         with contextlib.suppress(RuntimeError):  # the loop was closed meanwhile
             self.loop.call_soon_threadsafe(_finish, future, found, error)

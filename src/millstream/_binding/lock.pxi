@@ -2,10 +2,10 @@
 #
 # A handler of a signal, a finalizer or a callback may call anything in the middle of a call of its
 # own thread. So whoever has to wait checks first whether what it waits for can ever come: not where
-# this thread has it, nor where who has it waits, over any number of others, for this thread.
+# this thread has it, nor where its holder waits, over any number of others, for this thread.
 #
 # Under gevent a greenlet is what a thread is otherwise: others run in the same thread wherever it
-# starts or joins a thread, or waits. Who waits lets them; in the hub, nobody can.
+# starts or joins a thread, or waits. A waiter lets them; in the hub, nobody can.
 import errno as _errno
 import os as _os
 from _weakref import ref as _ref
@@ -33,7 +33,7 @@ cdef PyObject *first_held = NULL  # of all that threads of this process have now
 
 
 def see_greenlets():
-    """Where gevent is there by now, greenlets are who makes calls; not in the middle of one."""
+    """Where gevent is imported by now, the callers are greenlets; not in the middle of a call."""
     global greenlets, current_greenlet, pause_greenlet, greenlet_room
     import sys
     if greenlets or held() or "gevent.monkey" not in sys.modules:
@@ -61,7 +61,7 @@ cdef unsigned long greenlet() noexcept:
 
 
 cdef inline unsigned long caller() noexcept:
-    """Who makes this call: the thread, or the greenlet."""
+    """The caller: the thread, or the greenlet."""
     return greenlet() if greenlets else PyThread_get_thread_ident()
 
 
@@ -146,7 +146,7 @@ cdef class _Seat(_Taken):
 
     cdef inline void sit(self, uint32_t owner, bint inherited) noexcept:
         global first_held
-        if self.listed:  # it was never given back, and whose it was is dead
+        if self.listed:  # its holder died without giving it back
             self.unlist()
         self.holder = caller()
         self.fork = ms_fork_count()

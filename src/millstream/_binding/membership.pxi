@@ -201,7 +201,7 @@ cdef class Membership:
         return gone
 
     def release(self, uint32_t partition):
-        """Hand a partition to whom it is to go to."""
+        """Hand a partition to its heir."""
         cdef uint32_t owner = 0
         cdef int64_t deadline = 0
         cdef ms_group_claim claim

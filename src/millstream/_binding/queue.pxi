@@ -671,7 +671,7 @@ cdef class QueueCore(_QueueFiles):
                 m = self.next_one(&now)
             if m is not None:
                 if slept and self.next_due != INT64_MAX:
-                    # Who sleeps on may know of nothing that is due: somebody has to.
+                    # Those that sleep on may know of nothing that is due: somebody has to.
                     ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
                 return m
             if now.mono_ns >= deadline or not waits:

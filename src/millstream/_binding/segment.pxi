@@ -21,7 +21,7 @@ cdef class Segment:
     cdef readonly object path
     cdef readonly uint32_t partition
     cdef int descriptor
-    cdef readonly bint has_descriptor  # for syncing, here or with who syncs
+    cdef readonly bint has_descriptor  # for syncing, here or with the one that syncs
     cdef bint given_up
 
     def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition,

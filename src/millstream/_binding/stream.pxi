@@ -228,7 +228,7 @@ cdef class StreamCore:
             self.opened[:] = [None] * len(self.opened)
             self.natives[:] = [None] * len(self.natives)
         if self.mapped:
-            self._wake()  # who follows here ends now
+            self._wake()  # readers that follow here end now
             self.keep_header()
 
     cdef int keep_header(self) except -1:

@@ -1,4 +1,4 @@
-"""`groups`: who reads a stream, how far behind, and setting where they go on."""
+"""`groups`: which consumers read a stream, how far behind, and setting where they go on."""
 
 from __future__ import annotations
 

@@ -411,7 +411,7 @@ def run_cat(args: argparse.Namespace) -> int:
 def run_tail(args: argparse.Namespace) -> int:
     """Print the last records, and with -f those to come."""
     sink = Sink(args)
-    # Who follows joins the members where it may: only then do writers wake it at once, and it
+    # A follower joins the members where it may: only then do writers wake it at once, and it
     # lives on when one of them is killed and the next recovers the store.
     find_store(args.store)
     member = args.follow and os.access(args.store, os.W_OK)

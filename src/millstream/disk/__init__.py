@@ -1,1 +1,1 @@
-"""A store's directory: its files, who has it open, its clock. No record is known here."""
+"""A store's directory: its files, its members, its clock. No record is known here."""

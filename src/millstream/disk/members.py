@@ -1,4 +1,4 @@
-"""Who is alive: a locked byte a process, the gate, and the proof that an owner is dead.
+"""Which members are alive: a locked byte a process, the gate, and the proof that an owner is dead.
 
 The kernel keeps a byte locked as long as the open file description lives, across SIGKILL,
 containers and reused process ids. Three descriptors are needed: the one that holds the lock is
@@ -70,7 +70,7 @@ class Members:
         return self._guarded(files.open_directory(directory))
 
     def _create(self, directory: files.Path) -> None:
-        # Who creates it at the same moment becomes a member, and then never lets the directory go.
+        # Another creator of the same moment becomes a member, and never lets the directory go.
         if not self._lock_directory(
             "is missing while processes have the store open; close it there first",
             unless=lambda: files.exists(self.path),
@@ -306,5 +306,5 @@ def refuse_strangers(directory: files.Path, *, force: bool) -> None:
 
 
 def _is_half_made(directory: files.Path, name: str) -> bool:
-    """Is it what a creator left who was killed before the store was there?"""
+    """Is it what a creator left that was killed before the store was there?"""
     return name == "streams" and not files.names(directory / "streams")

@@ -29,7 +29,7 @@ class State:
 
 
 class Session:
-    """What a store is, who is in it, and what this process may do there.
+    """What a store is, its members, and what this process may do there.
 
     Attributes:
         path: the directory, as it was given.

@@ -169,7 +169,7 @@ class Consumer(Assignment):
         return batch
 
     def _sleepers(self) -> Sleepers:
-        """Who sleeps for the loop that runs now."""
+        """The thread that sleeps for the loop that runs now."""
         with _native.loading:
             import asyncio
         waiter = self._waiter

@@ -1,4 +1,4 @@
-"""A consumer group: a file that says who reads which partition, and up to where all got."""
+"""A consumer group: a file that says which member has which partition, and the positions."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ __all__ = ["Group"]
 DIRECTORY = "groups"
 SUFFIX = ".group"
 LOCK_SECONDS = 30.0
-LATE_SECONDS = 3.0  # a position that waits for a sync at "interval" for longer, who commits syncs
+LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer is synced by the commit
 LIVE = 1
 
 
@@ -395,7 +395,7 @@ class Group(_native.GroupCore):
         return max(0, log.next_offset - begin)
 
     def members(self) -> list[GroupMember]:
-        """Who reads for the group now, and what of it."""
+        """The members that read for the group now, and what of it."""
         with _native.loading:
             from millstream.groups.stats import GroupMember
         self._check_live()

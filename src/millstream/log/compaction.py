@@ -212,7 +212,7 @@ class Run:
     def _run(self) -> CompactionResult:
         log = self.log
         self._round = 0
-        # Only who has the word replaces files: what is mapped now stays the newest.
+        # Only the holder of the word replaces files: what is mapped now stays the newest.
         log.segments.refresh()
         found = sealed(log, self.keep)
         if not found:

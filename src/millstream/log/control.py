@@ -121,7 +121,7 @@ def _rebuilt_block(old: bytes, clean: bool) -> bytes:
 
 
 def rebuild(directory: files.Path, store_id: bytes, generation: int, clean: bool) -> None:
-    """Put a rebuilt file in the place of the old one, and say so to who has that mapped."""
+    """Put a rebuilt file in the place of the old one, and say so to those that have that mapped."""
     path = directory / "control"
     data = rebuilt(directory, store_id, generation, clean=clean)
     if files.exists(path):

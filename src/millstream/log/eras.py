@@ -92,8 +92,8 @@ def _end_present(config: dict[str, Any], ends: list[int]) -> None:
 def left_elsewhere(stream: StreamHandle, partition: int) -> list[tuple[int, int, int]]:
     """(partition, end, time) of where another partition may have what one has the later word about.
 
-    It lies before the end, or, from who had not heard of the new era yet, in a segment that was
-    begun before the time.
+    It lies before the end, or, from a writer that had not heard of the new era yet, in a segment
+    that was begun before the time.
     """
     eras = up_to(stream, stream.partitions)
     if len(eras) < 2:

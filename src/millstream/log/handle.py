@@ -243,7 +243,7 @@ class StreamHandle(_native.StreamCore):
         self._partition(index).wait_durable(end, self._deadline(timeout))
 
     def _point_out(self, since: float | None = None) -> None:
-        """Somebody finds nothing here; `since`: of who waits, when that began."""
+        """Somebody finds nothing here; `since`: when it began to wait."""
 
     # --- partitions -------------------------------------------------------------------------------
 

@@ -30,7 +30,7 @@ if TYPE_CHECKING:
     from millstream.log.sequences import PartitionSequences
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
-LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by who appends, or it raises
+LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by the append, or that raises
 
 Mark = tuple[int, int, int, int]
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))
@@ -354,7 +354,7 @@ class PartitionLog:
             )
 
     def wait_durable(self, position: int, deadline: float, *, late: bool = True) -> None:
-        """Return when the log is synced up to a position: sync it, or wait for who is syncing.
+        """Return when the log is synced up to a position: sync it, or wait for the one that syncs.
 
         At the deadline raise `Indeterminate`, or just return when not `late`.
         """

@@ -100,7 +100,7 @@ class ProducerIds:
             is_locked = True
             self._read(descriptor)
             number = self._numbers.get(name)
-            # Who wrote what was read may have died before it was synced.
+            # The writer of what was read may have died before it was synced.
             data = files.read(descriptor, self._end - self._synced, self._synced, self.path)
             if number is None:
                 self._check_unused(1 + len(self._numbers))

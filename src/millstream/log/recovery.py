@@ -21,7 +21,7 @@ EVERYTHING = (1 << 64) - 1
 
 
 def extend(log: PartitionLog) -> None:
-    """A read-only process whom nobody tells the tail walks on from where it was."""
+    """Walk on from where the last walk ended: nobody tells a read-only process the tail."""
     if log.native.poison:
         return
     chain, _ = _chain(log)

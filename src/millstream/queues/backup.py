@@ -166,7 +166,7 @@ class _Copy:
                 self.copy_blocks(slot, word, first_block - 1)
                 in_blocks.append((slot, word))
             self.write(0, WORD.pack(word), self.places.word(slot))
-            if has_message or any(content[:SLOT_HEAD_BYTES]):  # who was never used stays a hole
+            if has_message or any(content[:SLOT_HEAD_BYTES]):  # what was never used stays a hole
                 self.write(0, content, self.places.slot(slot))
             if has_message:
                 at = self.places.failures(slot)

@@ -1,7 +1,7 @@
 """Raising the capacity of a queue that is in use: larger hints in place of those there are.
 
 Slots are only added, so all that a message is stays where it is. Hints have the size of the
-capacity, and are replaced whole: who raises it holds the maintenance word of the old ones, says in
+capacity, and are replaced whole: the process that raises it holds their maintenance word, says in
 their state that they are outgrown, takes the words that are in them (the wheel, the buckets of
 keys) and keeps them, makes the new ones from the state words and publishes them by a rename.
 Everybody reads the state at each call, waits for that maintenance word and goes on with the new
@@ -96,7 +96,7 @@ def follow(queue: QueueHandle) -> None:
             _use(queue, queue_files, config, hints)
             return
         queue_files.close()
-        # Who did it was killed before they were published.
+        # The process that did it was killed before they were published.
         config = files.read_json(queue.path / "queue.json")
         queue_files = slots.Files(queue.path, config, queue.session.id, write=True)
         hints, temporary = queue_files.make_hints()

@@ -1,7 +1,8 @@
 """The table of deduplication ids of a queue: made, mapped, replaced by a larger one.
 
-Who replaces it holds the queue's maintenance word, copies, syncs the copy and renames it over the
-old one, which says from the first moment on that it is not to be changed: no claim is in neither.
+The process that replaces it holds the queue's maintenance word, copies, syncs the copy and renames
+it over the old one, which says from the first moment on that it is not to be changed: no claim is
+in neither.
 """
 
 from __future__ import annotations

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 __all__ = ["QueueHandle"]
 
 LOCK_SECONDS = 30.0
-LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer, who changes something does
+LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer is synced by the next change
 COUNTER_BITS = 40
 
 

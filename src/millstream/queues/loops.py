@@ -278,7 +278,7 @@ class Loop:
         self.held = []
 
     def fail_overdue(self) -> None:
-        """Count a failure for what was worked on for too long: who calls this ends the process."""
+        """Count a failure for what was worked on for too long: the caller ends the process."""
         reason = f"worked on for longer than {self.options.time_limit:g} s"
         self._end_all(list(self.held), lambda message: message.nack(None, reason))
 

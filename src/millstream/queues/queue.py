@@ -360,8 +360,8 @@ class Queue(QueueHandle):
         """Change the stored configuration.
 
         Every process that has the queue open follows at its next call, without opening it again;
-        who waits for room goes on. Killed on the way, it is as before or as asked for. What was put
-        or leased before keeps its time to live and its lease.
+        puts that wait for room go on. Killed on the way, it is as before or as asked for. What was
+        put or leased before keeps its time to live and its lease.
 
         Args:
             capacity: how many messages may be not finished: it can be raised, never lowered.

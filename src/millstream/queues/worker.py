@@ -322,7 +322,7 @@ class Processes:
             )
 
     def end(self) -> None:
-        """Wait a moment for the children to give back what they have, then kill who remains."""
+        """Wait a moment for the children to give back what they have, then kill the rest."""
         self.ask(0.0)
         deadline = time.monotonic() + (WITHIN_SECONDS if _native.held() else EXIT_SECONDS)
         for thread in self._threads:

@@ -159,4 +159,4 @@ class Queues:
         """Give up all handles."""
         for queue in self:
             queue._dispose()
-        self._handles = {}  # their maps go with the last who holds them
+        self._handles = {}  # their maps go with their last holder

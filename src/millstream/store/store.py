@@ -412,8 +412,8 @@ class Store:
                 with on_mismatch="alter" stored as well.
             compact: keep the last record of each key (see `Compaction`); default all of them.
             create: where it is not there: False raises `NotFound`, True makes it. By default it is
-                made as well, but where no setting was named either, who reads it and finds nothing
-                gets a `MillstreamWarning`, once: the name may be a mistake.
+                made as well, but where no setting was named either, a reader that finds nothing in
+                it gets a `MillstreamWarning`, once: the name may be a mistake.
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` and `add_partitions` do (fewer partitions
                 still raise); "keep" what is stored.

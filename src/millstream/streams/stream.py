@@ -100,10 +100,10 @@ class Stream(StreamHandle):
         return View(self)
 
     def _point_out(self, since: float | None = None) -> None:
-        """Warn, once, who finds nothing in a stream that was not there before they named it.
+        """Warn, once, where a stream that was not there before it was named has nothing.
 
         Args:
-            since: of who waits: when that began; a second later it is time to say so.
+            since: when the wait began; a second later it is time to say so.
         """
         if not self._is_surprise or (since and time.monotonic() - since < SURPRISE_SECONDS):
             return
@@ -363,7 +363,7 @@ class Stream(StreamHandle):
         """Add `count` partitions and return how many there are now. They cannot be removed.
 
         The partition of most keys changes: records of one key appended before and after are not in
-        one order for who reads. Views know it by the era, and `compact` keeps what they need.
+        one order for readers. Views know it by the era, and `compact` keeps what they need.
 
         Raises: Indeterminate, Poisoned, StoreFull; the partitions are as they were.
         """

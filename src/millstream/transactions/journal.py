@@ -166,7 +166,7 @@ class Journal:
         self.stream.wait_durable(span)
 
     def apply_synced(self, end: int) -> None:
-        """Apply what was committed before an offset; who comes first does it for all who wait."""
+        """Apply what was committed before an offset; the first one does it for all that wait."""
         if self.applied < end:
             with self.holding():
                 if self.applied < end:
@@ -284,8 +284,8 @@ class Journal:
                 return
             # All that is committed is applied, and nobody is committing: the rest never will be.
             queue._withdraw_undecided()
-            # Last, so that who is killed in here leaves it to others. Who died before we held the
-            # word is dealt with; who dies after is noticed again.
+            # Last, so that a process that is killed in here leaves it to others. Deaths before we
+            # held the word are dealt with; later ones are noticed again.
             queue._set_undecided(0)
 
     def decide_position(self, one: Group, partition: int) -> None:
