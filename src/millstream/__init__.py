@@ -66,9 +66,6 @@ from millstream.errors import (
     WaitTimeout,
     WorkerError,
 )
-from millstream.options import Compaction, Retention, RetryPolicy
-from millstream.store.store import Store, open, temporary
-from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -80,16 +77,23 @@ if TYPE_CHECKING:
     from millstream.groups.group import Group as Group
     from millstream.groups.stats import GroupMember, GroupPartition
     from millstream.log.compaction import CompactionProgress, CompactionResult
+    from millstream.options import Compaction as Compaction
     from millstream.options import Durability
+    from millstream.options import Retention as Retention
+    from millstream.options import RetryPolicy as RetryPolicy
     from millstream.queues import worker as worker
     from millstream.queues.queue import Queue as Queue
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
     from millstream.store.advice import Advice as Advice
+    from millstream.store.store import Store as Store
+    from millstream.store.store import open as open
+    from millstream.store.store import temporary as temporary
     from millstream.streams.growth import MillstreamWarning as MillstreamWarning
     from millstream.streams.producer import Producer as Producer
     from millstream.streams.stats import PartitionStats, StreamStats
+    from millstream.streams.stream import Stream as Stream
     from millstream.streams.view import View as View
     from millstream.transactions.pipe import Pipe as Pipe
     from millstream.transactions.pipe import Record as Record
@@ -175,14 +179,16 @@ _HOMES = {
     "groups.group": ("Group",),
     "groups.stats": ("GroupMember", "GroupPartition"),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
-    "options": ("Durability",),
+    "options": ("Compaction", "Durability", "Retention", "RetryPolicy"),
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
     "store.advice": ("Advice",),
+    "store.store": ("Store", "open", "temporary"),
     "streams.growth": ("MillstreamWarning",),
     "streams.producer": ("Producer",),
     "streams.stats": ("PartitionStats", "StreamStats"),
+    "streams.stream": ("Stream",),
     "streams.view": ("View",),
     "transactions.pipe": ("Pipe", "Record"),
     "transactions.transaction": ("Transaction",),
@@ -190,22 +196,31 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> object:
-    """Import at its first use what few programs need."""
+    """Import at its first use all but the errors and the values: the store, too."""
     home = name if name in _MODULES else next((h for h, ns in _HOMES.items() if name in ns), None)
     if home is None:
         raise AttributeError(f"module 'millstream' has no attribute {name!r}")
-    asked_by = sys._getframe(1).f_code.co_name
-    if asked_by == "_handle_fromlist" and _native.loading.mine:  # an import within an import
-        module = _import(f"millstream.{home}")
-    else:
-        with _native.loading:
-            module = _import(f"millstream.{home}")
+    path = f"millstream.{home}"
+    module: object = sys.modules.get(path)
+    if module is None or _is_under_way(module):
+        asked_by = sys._getframe(1).f_code.co_name
+        within = asked_by == "_handle_fromlist" and _native.loading.mine  # an import within another
+        module = _import(path) if within else _import_alone(path)
     globals()[name] = found = module if name == home else getattr(module, name)
     return found
 
 
+def _is_under_way(module: object) -> bool:
+    return bool(getattr(getattr(module, "__spec__", None), "_initializing", False))
+
+
+def _import_alone(path: str) -> object:
+    with _native.loading:
+        return _import(path)
+
+
 def _import(path: str) -> object:
-    if getattr(getattr(sys.modules.get(path), "__spec__", None), "_initializing", False):
+    if _is_under_way(sys.modules.get(path)):
         raise Reentered(f"{path}: is being imported by what a handler or finalizer interrupted")
     __import__(path)
     return sys.modules[path]
