@@ -106,11 +106,11 @@ def test_background_thread_imports_nothing(tmp_path):
                 if threading.current_thread() is not threading.main_thread():
                     found.append(name)
         sys.meta_path.insert(0, Finder())
-        look_after = Background._look_after_growth
-        def looked_after(log):
-            look_after(log)
+        check = Background._check_growth
+        def checked(log):
+            check(log)
             looked.set()
-        Background._look_after_growth = staticmethod(looked_after)
+        Background._check_growth = staticmethod(checked)
         with millstream.open(sys.argv[1]) as store:
             store.stream("s").append(b"x")
             assert looked.wait(30)
