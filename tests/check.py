@@ -338,8 +338,8 @@ def sanitized() -> None:
 THREADED = [
     "altering", "append", "arrow", "async", "background", "batch", "capacity", "compaction",
     "dedup", "durability", "groups", "opening_at_once", "pipe", "producer", "queue",
-    "queue_corners", "read", "retention", "store", "stream", "transaction",
-    "transaction_effects", "transaction_pending", "transaction_waits", "view",
+    "queue_async", "queue_corners", "queue_store", "read", "retention", "store", "stream",
+    "transaction", "transaction_effects", "transaction_pending", "transaction_waits", "view",
 ]  # fmt: skip
 """Tests of what threads share. TSan sees one process: those of several would show it nothing."""
 

@@ -10,7 +10,7 @@ import warnings
 import pytest
 
 import millstream
-from millstream import _native
+from millstream import RetryPolicy, _native
 from millstream.store.store import _all_open as open_stores
 from millstream.testing import clock
 
@@ -125,3 +125,26 @@ def any_store(tmp_path, request):
 @pytest.fixture
 def stream(store):
     return store.stream("s")
+
+
+@pytest.fixture
+def q(store):
+    """A queue that tries again at once; at the end its invariants hold."""
+    made = store.queue("q", capacity=2000, retry=RetryPolicy(max_attempts=3, backoff=0.0))
+    yield made
+    if not made.closed:
+        made._check()
+
+
+@pytest.fixture
+def queue(store):
+    """A queue that tries each message twice, at once."""
+    return store.queue("q", retry=RetryPolicy(max_attempts=2, backoff=0.0))
+
+
+@pytest.fixture
+def nothing_is_renewed():
+    """No lease is renewed after the test."""
+    yield
+    gc.collect()
+    assert _native.heartbeat_count() == 0

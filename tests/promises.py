@@ -54,6 +54,7 @@ PROMISES = {
     ): (
         "unit/test_queue",
         "unit/test_worker",
+        "unit/test_worker_processes",
         "crash/test_queue_kills",
         "crash/test_queue_storm",
     ),

@@ -1,4 +1,4 @@
-"""Functions that worker processes of test_worker.py import by name."""
+"""Functions that worker processes of the tests import by name."""
 
 import os
 import threading
