@@ -79,7 +79,7 @@ PRIVATE: dict[tuple[str, str], int] = {
     ("streams", "words"): 4,
     ("transactions", "words"): 10,
     ("store", "words"): 3,
-    ("groups", "log"): 30,
+    ("groups", "log"): 31,
     ("streams", "log"): 11,
     ("transactions", "log"): 16,
     ("store", "log"): 29,

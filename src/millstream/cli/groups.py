@@ -113,14 +113,16 @@ def run_info(args: argparse.Namespace) -> int:
     output = Output(args.json)
     with opened(args.store) as store:
         group = group_of(store, args)
-        members, partitions = group.members(), group.partitions()
+        members, partitions, health = group.members(), group.partitions(), group.health
     if args.json:
         found = [plain(part) for part in partitions]
         who = [dataclasses.asdict(member) for member in members]
         lag = sum(part.lag for part in partitions)
-        output.json({**names(args), "lag": lag, "members": who, "partitions": found})
+        about = {**names(args), "lag": lag, "health": health}
+        output.json({**about, "members": who, "partitions": found})
         return 0
-    output.line(f"{plural(len(members), 'member')}")
+    said = "" if health == "sound" else f", {health}"
+    output.line(f"{plural(len(members), 'member')}{said}")
     if members:
         output.table(
             [

@@ -145,6 +145,40 @@ class Directory:
         self._held = None
 
 
+class Spare:
+    """Descriptors kept for the call that says how things are: `with spare:` lets go of them.
+
+    Only where none is left. Another thread may be quicker to take them.
+    """
+
+    def __init__(self, directory: Directory) -> None:
+        self._directory = directory
+        self._held = self._more()
+
+    def _more(self) -> list[Held]:
+        """Two, which is what a listing takes; []: there are no two."""
+        with contextlib.suppress(OSError, Closed):
+            number = self._directory.held().number
+            return [Held(os.dup(number)) for _ in range(2)] if number is not None else []
+        return []
+
+    @property
+    def is_lent(self) -> bool:
+        """Are there none left but these, if at all?"""
+        return not self._held
+
+    def __enter__(self) -> None:
+        if not self._more():
+            self._held = []
+
+    def __exit__(self, *raised: object) -> None:
+        self._held = self._held or self._more()
+
+    def close(self) -> None:
+        """Keep none any more."""
+        self._held = []
+
+
 class Path(str):
     """A name below a directory that is held open. As text it is what a user would call it."""
 

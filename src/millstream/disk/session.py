@@ -36,6 +36,7 @@ class Session:
         directory: the same, held open: what is opened later belongs to it, wherever `path` leads by
             then.
         root: the path of what lies in it.
+        spare: descriptors for looking at it where none is left.
         writable: False: it was opened with mode="r".
         id: 16 bytes that no other store has.
         generation: the number that the first opener after an unclean end raises.
@@ -58,6 +59,7 @@ class Session:
         self.path = directory.text
         self.directory = directory
         self.root = directory.path
+        self.spare = files.Spare(directory)
         self.writable = writable
         self.durability: Durability = durability
         self.asked: Durability | None = None
@@ -104,6 +106,11 @@ class Session:
     def queue_path(self, name: str) -> files.Path:
         """The directory of a queue."""
         return self.root / "queues" / name
+
+    def close(self) -> None:
+        """Let go of the directory."""
+        self.spare.close()
+        self.directory.close()
 
     def check_open(self) -> None:
         """Raise `Closed` where it is not."""

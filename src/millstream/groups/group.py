@@ -27,7 +27,7 @@ from millstream.timestamps import is_time
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
-    from typing import Any
+    from typing import Any, Literal
 
     from millstream.groups.stats import GroupMember, GroupPartition
     from millstream.log.handle import StreamHandle
@@ -340,6 +340,22 @@ class Group(_native.GroupCore):
             raise
 
     # --- reading ----------------------------------------------------------------------------------
+
+    @property
+    def health(self) -> Literal["sound", "background failing", "sync overdue", "sync failed"]:
+        """How its positions fare on their way to the disk.
+
+        "sync failed" says the group's file, so every process sees it: commits raise `Poisoned`
+        until all have closed the store. The others are of this process: "sync overdue" that what it
+        committed at level "interval" has waited for more than 3 s, "background failing" that what
+        syncs it does not get on.
+        """
+        self._check_live()
+        if self._poison:
+            return "sync failed"
+        if self.stream._durability == "interval" and self._unsynced_seconds > LATE_SECONDS:
+            return "sync overdue"
+        return "background failing" if self.stream.session.notices.trouble else "sound"
 
     def positions(self) -> dict[int, Position | None]:
         """Where the group goes on in each partition; None: at offset 0, nothing was committed.

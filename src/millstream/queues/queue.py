@@ -261,8 +261,8 @@ class Queue(QueueHandle):
         return found
 
     def stats(self) -> QueueStats:
-        """The queue in numbers, as of now."""
-        with _native.loading:
+        """The queue in numbers, as of now; also where no descriptor is left, see `Stream.stats`."""
+        with self.session.spare, _native.loading:
             from millstream.queues.records import QueueStats
         counts, counters = self._counts(), self._counters()
         numbers: dict[str, Any] = {

@@ -100,7 +100,7 @@ class Store:
                 reserve.lend(session.root, files.check_upper_layer, session.root)
             session.members = Members(session.root, write=self.writable)
         except BaseException:
-            directory.close()
+            session.close()
             raise
         self._lock = _native.Lock(f"{self.path}: the store", session.members, reentrant=True)
         self._streams = Streams(self, session, self._lock)
@@ -332,7 +332,7 @@ class Store:
         self.session.members.close()
         if self.session.temporary:
             files.remove_whole(self.session.directory)
-        self.session.directory.close()
+        self.session.close()
 
     def __enter__(self) -> Store:
         return self

@@ -213,10 +213,14 @@ class Stream(StreamHandle):
     # --- offsets ----------------------------------------------------------------------------------
 
     def stats(self) -> StreamStats:
-        """Offsets, bytes and health of the stream and each partition, as of now."""
-        with _native.loading:
-            from millstream.streams import stats
-        return stats.of_stream(self)
+        """Offsets, bytes and health of the stream and each partition, as of now.
+
+        Also where no descriptor is left: two are kept for it.
+        """
+        with self.session.spare:
+            with _native.loading:
+                from millstream.streams import stats
+            return stats.of_stream(self)
 
     # --- durability -------------------------------------------------------------------------------
 
