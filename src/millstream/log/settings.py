@@ -7,8 +7,8 @@ import os
 from collections.abc import Iterator
 
 from millstream import _native
-from millstream.disk.files import FORMAT
-from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType, NotFound
+from millstream.disk import files
+from millstream.errors import ConfigMismatch, CorruptBatch, InvalidArgument, InvalidType, NotFound
 from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes
 
 TYPE_CHECKING = False
@@ -170,6 +170,17 @@ def others(name: str, there: Sequence[str]) -> str:
     )
 
 
+def is_missing(path: files.Path, what: str) -> bool:
+    """Is there no configuration, and no stream or queue? CorruptBatch where there is one."""
+    if files.exists(path):
+        return False
+    if files.exists(path.parent):
+        raise CorruptBatch(
+            f"{path}: is missing, where the {what} is; restore it from a backup", path=path
+        )
+    return True
+
+
 def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:
     """The error for a name that is not there."""
     return NotFound(f"{where}: there is no {what} {name!r}. {others(name, there)}")
@@ -193,7 +204,7 @@ def given(
 def new(asked: dict[str, Any], durability: Durability | None) -> dict[str, Any]:
     """The configuration of a new stream."""
     return {
-        "format": FORMAT,
+        "format": files.FORMAT,
         "stream_id": os.urandom(8).hex(),
         "partitions": asked["partitions"] or 1,
         "hash": "xxh3-64",

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import os
-
 from millstream import _native
 from millstream.disk import files
-from millstream.errors import CorruptBatch, NotFound, StorageError
+from millstream.disk.publish import withdrawn
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -64,15 +62,9 @@ class Queues:
             {field: value for field, value in options.items() if value is not None}
         )
         with self._lock:
-            directory = self._session.queue_path(name)
-            path = directory / "queue.json"
-            made = not files.exists(path)
+            path = self._session.queue_path(name) / "queue.json"
+            made = settings.is_missing(path, "queue")
             if made:
-                if files.exists(directory):
-                    raise CorruptBatch(
-                        f"{path}: is missing, where the queue is; restore it from a backup",
-                        path=path,
-                    )
                 if not self._session.writable or not may_create:
                     raise settings.missing(self._session.path, "queue", name, self.names())
                 files.make_directory(self._directory)
@@ -106,16 +98,8 @@ class Queues:
             queue = self._store.queue(name, create=False)
             queue._set_state(slots.DROPPED)
             queue._wake_all()
-            gone = self._directory / f".{name}-{os.urandom(4).hex()}.dropped"
-            try:
-                files.rename(self._session.queue_path(name), gone)
-            except StorageError as error:
-                if files.exists(self._session.queue_path(name)):
-                    raise
-                raise NotFound(f"{self._session.path}: another process dropped {name!r}") from error
-            files.sync_directory(self._directory)
-            self._forget(name)
-            files.remove_tree(gone)
+            with withdrawn(self._directory, name):
+                self._forget(name)
 
     def _forget(self, name: str) -> None:
         for key in [key for key in self._handles if key[0] == name]:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import os
 
 from millstream import _native
 from millstream.disk import files, reserve
-from millstream.errors import CorruptBatch, MillstreamError, NotFound, StorageError
+from millstream.disk.publish import withdrawn
+from millstream.errors import MillstreamError
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.log.settings import JOURNAL
@@ -64,20 +64,13 @@ class Streams:
         may_create = settings.check_create(create)
         alters = on_mismatch == "alter"
         with self._lock:
-            directory = self._session.stream_path(name)
-            path = directory / "stream.json"
-            made = not files.exists(path)
+            path = self._session.stream_path(name) / "stream.json"
+            made = settings.is_missing(path, "stream")
             if made:
-                if files.exists(directory):
-                    raise CorruptBatch(
-                        f"{path}: is missing, where the stream is; restore it from a backup",
-                        path=path,
-                    )
-                if not self._session.writable or not may_create:
-                    there = self.public_names()
-                    raise settings.missing(self._session.path, "stream", name, there)
-                config = settings.new(given, durability)
                 session = self._session
+                if not session.writable or not may_create:
+                    raise settings.missing(session.path, "stream", name, self.public_names())
+                config = settings.new(given, durability)
                 control.create(self._directory, name, config, session.id, session.generation)
             key = name, None if made or alters else durability
             if (known := self._handles.get(key)) and (known.closed or known._state != control.LIVE):
@@ -102,16 +95,8 @@ class Streams:
         """`Store.drop_stream`."""
         with self._lock:
             self._store.stream(name, create=False)._set_state(control.DROPPED)
-            gone = self._directory / f".{name}-{os.urandom(4).hex()}.dropped"
-            try:
-                files.rename(self._session.stream_path(name), gone)
-            except StorageError as error:
-                if files.exists(self._session.stream_path(name)):
-                    raise
-                raise NotFound(f"{self._session.path}: another process dropped {name!r}") from error
-            files.sync_directory(self._directory)
-            self._forget(name)
-            files.remove_tree(gone)
+            with withdrawn(self._directory, name):
+                self._forget(name)
 
     def _forget(self, name: str) -> None:
         """Give up the handles of a stream that was dropped."""
