@@ -1,7 +1,7 @@
 /* Compaction of sealed segments: the last offset of each key, which records of a segment stay, and
  * a segment without the others.
  *
- * Works on mapped segments and on memory of the caller; allocates nothing, blocks never. One thread
+ * Works on mapped segments and on memory of the caller; allocates nothing, never blocks. One thread
  * at a time for a table and for the marks. Everything that walks a segment is long: call it
  * without the GIL.
  */

@@ -1,8 +1,8 @@
 /* What a transaction does to the messages of a queue: prepare, then be decided.
  *
  * A word that is PREPARED or ACKING belongs to the transaction whose low bits it ends in, whatever
- * becomes of the process: leases, deaths and sweeps do not touch it. Its arrows out are taken by
- * who holds the store's journal, which alone knows whether the transaction is committed; deciding
+ * becomes of the process: leases, deaths and sweeps do not touch it. Only the holder of the store's
+ * journal moves it on, since the journal alone knows whether the transaction is committed; deciding
  * twice changes nothing. Crash: what a dead committer left is found by a sweep (hints->undecided).
  * Knows no journal. Putting PREPARED is ms_queue_try_put's.
  */

@@ -3,8 +3,8 @@
  * Invariants: (1) failure record g & 1 of a slot is written by the holder of grant g alone, so the
  * other one stays whole. (2) Whoever frees a message of a key readies the next one of it, under the
  * key's bucket. (3) At rest there are as many SPARE slots as the capacity leaves beside the dead.
- * Crash: what a move to FREE or DEAD should have brought about (the next of its key, a spare slot,
- * a wake) the sweep brings about. Does no waiting, no file, no policy.
+ * Crash: the sweep does what a move to FREE or DEAD should have brought about (the next of its key,
+ * a spare slot, a wake). Does no waiting, no file, no policy.
  */
 #include "ms_ending.h"
 #include "ms_bucket.h"

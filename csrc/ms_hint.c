@@ -1,9 +1,9 @@
 /* Rings and wheel as the queue uses them: hints to READY slots, and to DELAYED ones by their time.
  *
- * Invariant: what is READY or DELAYED has a hint, or a sweep will find that it has none: who could
- * not put one says so (hints->missed), and one that died before it did is noticed by the tails that
- * sweeps note. The wheel is under a short word, which is spun for and never waited for. Crash: a
- * dead owner's wheel is emptied and filled anew by the sweep.
+ * Invariant: what is READY or DELAYED has a hint, or a sweep will find that it has none: a caller
+ * that could not put one says so (hints->missed), and the tails that sweeps note show where one
+ * died before it did. The wheel is under a short word, which is spun for and never waited for.
+ * Crash: a dead owner's wheel is emptied and filled anew by the sweep.
  */
 #include "ms_hint.h"
 #include "ms_due.h"

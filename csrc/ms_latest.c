@@ -1,4 +1,4 @@
-/* Open addressing with linear probing; what is removed is closed up, so that there are no graves.
+/* Open addressing with linear probing; a removal closes the gap that it leaves.
  *
  * Invariants: (1) no free entry lies between the place that a hash asks for and its entry. (2) At
  * most 3 of 4 entries are used, so that a search ends.

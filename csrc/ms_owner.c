@@ -2,9 +2,8 @@
  *
  * Invariants: (1) the word is changed by compare-and-swap or exchange only. (2) A sleeper has set
  * the waiters bit on the very value it sleeps on, so the release that ends that ownership sees the
- * bit. (3) Who takes the word after having slept keeps the bit, since others may sleep still: at
- * worst one wake too many. Crash: a dead owner's value stays in the word; nothing else remembers
- * the owner.
+ * bit. (3) A sleeper that takes the word keeps the bit, since others may still sleep: at worst one
+ * wake too many. Crash: a dead owner's value stays in the word; nothing else remembers the owner.
  */
 #include "ms_owner.h"
 

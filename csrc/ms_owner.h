@@ -1,11 +1,11 @@
 /* The owner word: the one lock of the system.
  *
  * 32 bits in a mapped file (docs/format.md): 0 is free, otherwise the owner's member index + 1 and
- * the low bits of its incarnation, and one bit that says somebody sleeps on it. It is taken from
- * the living never: a waiter whose slice of waiting ended finds out whether the owner is dead, and
- * only with that proof takes over. Knows members by number alone. All functions are thread-safe;
- * two threads of one process are told apart by whoever holds the GIL or a lock of its own, the
- * word only tells processes apart.
+ * the low bits of its incarnation, and one bit that says somebody sleeps on it. It is never taken
+ * from the living: a waiter whose slice of waiting ended finds out whether the owner is dead, and
+ * takes over only with that proof. Knows members by number alone. All functions are thread-safe;
+ * two threads of one process are told apart by whoever holds the GIL or a lock of its own, the word
+ * only tells processes apart.
  */
 #ifndef MS_OWNER_H
 #define MS_OWNER_H

@@ -1,5 +1,5 @@
-/* The hints of a queue made anew: by the first opener after all processes have ended, or by who
- * replaces them by larger ones.
+/* The hints of a queue made anew: by the first opener after all processes have ended, or as
+ * larger ones.
  */
 #ifndef MS_RECOVER_H
 #define MS_RECOVER_H

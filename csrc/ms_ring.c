@@ -5,8 +5,8 @@
  * (2) Positions are filled in order: p + 1 only after the tail was seen behind p, so at most one
  * filled position lies at the tail or behind it. (3) head <= tail + 1 and tail <= head + cells,
  * when the tail is read before the head. (4) Both only grow.
- * Crash: there is nothing between the filling of a cell, which is the put, and its end that the
- * next comer does not do as well. Laps are compared modulo 1 << 30: a process that sleeps through a
+ * Crash: filling a cell is the put; what is left of the call after it, the next caller does as
+ * well. Laps are compared modulo 1 << 30: a process that sleeps through a
  * multiple of so many laps inside a put may lose one hint.
  * Damage is noticed where (1) or (3) fail for one unchanged tail, and mended by the next put: hints
  * are lost, the ring goes on. Knows nothing of slots.

@@ -3,7 +3,7 @@
  * Invariants: (1) nothing is read behind `size`. (2) An index entry is believed only where the
  * batch it names is valid and has the offset it says; otherwise the walk begins at the segment's
  * base. (3) checked[b] only rises, and only over batches that lie one behind the other from the
- * first that begins in block b. Crash: nothing here needs mending but by ms_segment_walk(mend).
+ * first that begins in block b. Crash: ms_segment_walk(mend) mends all that needs it.
  */
 #include "ms_segment.h"
 

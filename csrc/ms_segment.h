@@ -1,7 +1,7 @@
 /* One mapped segment file: its header, activation record, sparse index and batches
  * (docs/format.md).
  *
- * Works on memory that the caller mapped and keeps mapped; allocates nothing, blocks never. A
+ * Works on memory that the caller mapped and keeps mapped; allocates nothing, never blocks. A
  * segment may be read by any number of threads; activate, walk with `mend` and put are for whoever
  * holds the partition's append or walk word. Bytes below the tail never change, so what was
  * checked once stays checked.

@@ -1,7 +1,7 @@
 """Where a store is, as users write it: a path, or an address with a scheme.
 
-What stands behind a scheme is a function that makes of the address what `millstream.open` works on.
-A scheme that is not here is refused, or a directory of that name would be made and worked in.
+Each scheme has a function that maps an address to what `millstream.open` works on. Other schemes
+are refused: as paths they would make a directory of that name.
 """
 
 from __future__ import annotations

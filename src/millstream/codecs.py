@@ -1,4 +1,4 @@
-"""What makes bytes of the values of a queue, and values of the bytes.
+"""Codecs: they make bytes of the values of a queue, and values of the bytes.
 
 A codec is any object with ``encode(value)``, which gives bytes, and ``decode(data)``. Whoever opens
 a queue names its codec; nothing in the data chooses one. Without a codec, values are bytes.

@@ -1,10 +1,11 @@
 """The store's clock: what is relative, and what has an age, is measured by it.
 
-Microseconds since 1970 as the wall clock said when the store was made; since then CLOCK_BOOTTIME
-counts, which nobody sets. It stands nowhere: within a boot it is that clock and a constant, which
-`store.json` has with the id of the boot. Only over a boot the wall clock says how much time has
-passed, and less than nothing is nothing. That may be wrong, so it is not enough to delete: what it
-says counts as age only as the machine runs on, a day for each hour (docs/design.md, Time).
+It begins as the wall clock when the store is made, in microseconds since 1970, and goes on with
+CLOCK_BOOTTIME, which nobody sets. No file holds its reading: within a boot it is CLOCK_BOOTTIME and
+a constant, and `store.json` has the constant with the id of the boot. Only across boots the wall
+clock says how much time has passed; a step back counts as none. The wall clock may be wrong, so
+what it says is not enough to delete: it counts as age only as the machine runs on, a day for each
+hour (docs/design.md, Time).
 """
 
 from __future__ import annotations

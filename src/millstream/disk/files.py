@@ -2,8 +2,8 @@
 
 The fault injector of the tests stands in for this module.
 
-What belongs to a store is named by a `Path`, and reached from the directory that the store joined,
-which is held open: that stays so when the directory is moved, and whatever is put in its place.
+A `Path` names what belongs to a store. It is reached from the directory that the store joined,
+which is held open: it stays the same when the directory is moved and another one takes its name.
 
 Files are created 0600 and directories 0700 whatever the umask. Nothing follows a symbolic link
 below the store's directory. Every failure is a `StorageError` that names the file; no room is

@@ -1,4 +1,4 @@
-"""A store as this process has it open: what everything that lives in it asks about."""
+"""A store as this process has it open: id, state, members, clock, what this process may do."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What compaction leaves for those who did not do it: gaps in logs."""
+"""Logs with gaps, as compaction leaves them: their extent, and what the gaps count."""
 
 from __future__ import annotations
 

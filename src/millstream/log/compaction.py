@@ -1,9 +1,9 @@
 """Compaction of a partition: the last record of each key stays, at the offset that it has.
 
-A run enters the keys of sealed, synced segments in a table, then goes through them from the oldest
-on and puts in the place of each one that has superseded records another that has not: same base,
-same end, one rename. More keys than the table has room for take more rounds. Nothing is known but
-what lies in the files: a kill at any instruction leaves a log that the next run goes on with.
+A run enters the keys of sealed, synced segments in a table. Then it goes through the segments from
+the oldest on, and replaces each that has superseded records by one without them: same base, same
+end, one rename. More keys than the table has room for take more rounds. A run keeps no state but
+the files: a kill at any instruction leaves a log that the next run goes on with.
 """
 
 from __future__ import annotations

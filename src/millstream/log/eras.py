@@ -1,6 +1,6 @@
 """Eras of a stream: `add_partitions` begins a new one, in which most keys belong elsewhere.
 
-Of a key, what a later era has counts; of one era, what the partition has to which it belonged then.
+The latest era that has a key counts; within an era, the partition to which the key belonged then.
 """
 
 from __future__ import annotations

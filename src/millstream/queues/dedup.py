@@ -1,8 +1,8 @@
 """The table of deduplication ids of a queue: made, mapped, replaced by a larger one.
 
 The process that replaces it holds the queue's maintenance word, copies, syncs the copy and renames
-it over the old one, which says from the first moment on that it is not to be changed: no claim is
-in neither.
+it over the old one, which says from the first moment on that it is not to be changed: each claim
+is in the one or the other.
 """
 
 from __future__ import annotations

@@ -6,8 +6,8 @@ committer died; compaction has a thread of its own (`store/compactor.py`).
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
 needs the same raises it. It imports nothing: a fork meanwhile would keep the import's lock, and
-where no descriptor is left an import fails. Nothing that is raised in it ends it; where it is not
-there all the same, or cannot be started, whoever appends syncs (`runs`).
+where no descriptor is left an import fails. No exception ends it; where it is not there all
+the same, or cannot be started, appends sync (`runs`).
 """
 
 from __future__ import annotations

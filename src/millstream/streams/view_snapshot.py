@@ -1,6 +1,6 @@
 """The snapshot of a view on disk: its values, and how far in each partition they go.
 
-A cache (docs/format.md, `view`): one that is damaged, or not of this log as it is now, is as none.
+A cache (docs/format.md, `view`): a damaged one, or one of another state of the log, is ignored.
 """
 
 from __future__ import annotations

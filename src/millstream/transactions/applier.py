@@ -1,7 +1,7 @@
 """Doing what a committed transaction says, each thing once however often it is asked for.
 
-What a place names by its id and is not there any more was dropped, and all in it: a later stream,
-queue or group of that name gets nothing of it.
+A place names a stream, queue or group by its id. One that is not there any more was dropped: a
+later one of its name gets nothing of the transaction.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 An internal stream of one partition. A transaction is one batch of it: first a manifest that says
 what is to be done where, then the values that it needs. Once that batch is in the log, and synced
-where the level asks for it, the transaction is committed; what follows is only done, by whoever
-comes, any number of times. docs/design.md has the protocol.
+where the level asks for it, the transaction is committed; the next process to come applies its
+effects, any number of times. docs/design.md has the protocol.
 """
 
 from __future__ import annotations
