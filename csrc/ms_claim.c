@@ -45,8 +45,7 @@ static uint32_t read_message(const ms_queue *queue, const ms_dedup_claim *claim,
   return id == claim->id ? state : MS_MESSAGE_FREE;
 }
 
-/* What is to be said of a claim that is there. MS_END: it stands. MS_OK: it was void, and is gone.
- */
+/* Judge a claim that is there. MS_END: it stands. MS_OK: it was void, and is gone. */
 static ms_status judge(ms_queue *queue, const uint64_t key[2], const ms_dedup_claim *claim,
                        uint32_t *out_owner) {
   uint64_t word = 0;
@@ -137,7 +136,7 @@ ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now) {
     ms_status status =
         ms_dedup_try_claim(table, queue->self, key, &claim, now->time_us, &there, &owner);
     if (status == MS_ROLL) return MS_ROLL;
-    /* Of a transaction that is not decided yet: PENDING, as long as it is not. */
+    /* A claim of an undecided transaction stays PENDING. */
     if (state != MS_MESSAGE_PREPARED && (status == MS_OK || there.id == claim.id))
       ms_claim_end(queue, key, claim.id, true, &owner);
   }

@@ -13,7 +13,7 @@ void ms_queue_use_dedup(ms_queue *queue, ms_dedup *table);
  * too small; again with a larger one. */
 MS_MUST_USE ms_status ms_queue_recover_claims(ms_queue *queue, const ms_instant *now);
 
-/* Of a dedup key: MS_OK: no message has it, MS_END: that of *out_id has, MS_BUSY. */
+/* Find a dedup key. MS_OK: no message has it, MS_END: that of *out_id has, MS_BUSY. */
 MS_MUST_USE ms_status ms_claim_find(ms_queue *queue, const uint64_t key[2], const ms_instant *now,
                                     uint64_t *out_id, uint32_t *out_owner);
 /* Claim it for the message that is being written; also MS_ROLL. */
@@ -22,7 +22,7 @@ MS_MUST_USE ms_status ms_claim_make(ms_queue *queue, const uint64_t key[2], uint
                                     uint32_t *out_owner);
 /* Free the words of the table that the dead (owner words) held. */
 void ms_claim_mend(ms_queue *queue, const uint32_t *dead, uint32_t dead_count);
-/* Done: its message is or was visible. Else void. MS_OK, MS_BUSY. */
+/* End a claim. `done`: its message is or was visible; else it is void. MS_OK, MS_BUSY. */
 ms_status ms_claim_end(ms_queue *queue, const uint64_t key[2], uint64_t id, bool done,
                        uint32_t *out_owner);
 

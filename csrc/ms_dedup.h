@@ -52,7 +52,7 @@ MS_MUST_USE ms_status ms_dedup_open(ms_dedup *table, void *bytes, uint64_t size,
  * have the table open: the first one of a session. */
 void ms_dedup_recover(const ms_dedup *table);
 
-/* Of all entries the one at index: false where it counts for nothing. drop: empty it. When nobody
+/* Read the entry at index, of all; false: it counts for nothing. drop: empty it. Only when nobody
  * else has the table open. */
 bool ms_dedup_entry_at(const ms_dedup *table, uint32_t index, uint64_t out_key[2],
                        ms_dedup_claim *out);

@@ -12,7 +12,7 @@
 
 #define MS_PRODUCER_MAX ((UINT32_C(1) << 24) - 1)
 #define MS_SEQUENCE_MAX ((UINT64_C(1) << 63) - 2)
-/* Of the sequence in a batch header: shares of the same call follow in other partitions. */
+/* Flag of the sequence in a batch header: shares of the call follow in other partitions. */
 #define MS_SEQUENCE_MORE (UINT64_C(1) << 63)
 
 typedef struct ms_producer_entry {

@@ -24,7 +24,7 @@ bool ms_slot_claim_if_free(ms_queue *queue, uint32_t slot, uint32_t lane, uint64
   return true;
 }
 
-/* Of the extent from the cursor on, claim the first free slot. Extents that were mostly free on the
+/* Claim the first free slot of the extent, from the cursor on. Extents that were mostly free on the
  * last round are kept, so that a queue that is never long stays within a few cache lines. */
 static bool claim_in_region(ms_queue *queue, uint32_t count, uint32_t lane, uint32_t *out_slot,
                             uint64_t *out_word) {
@@ -226,8 +226,8 @@ ms_status ms_queue_copy_content(const ms_queue *queue, uint32_t slot, void *out,
   return MS_OK;
 }
 
-/* Of a message that is not there any more: the slot tells whether it was, for it or a later one
- * lies there. Where neither does, or the word never came to it, the put was lost with the power. */
+/* Was a message there that is not any more? Then it or a later one lies in the slot. Where neither
+ * does, or the word never came to it, the put was lost with the power. */
 bool ms_queue_had(const ms_queue *queue, uint32_t slot, uint64_t id) {
   if (slot >= ms_slot_count(queue)) return false;
   const ms_slot *content = ms_slot_at(queue, slot);

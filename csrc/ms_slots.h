@@ -89,7 +89,7 @@ typedef struct ms_message {
 
 /* FREE -> WRITING of this slot; false: it is not free. *out_word is the word that it has now. */
 bool ms_slot_claim_if_free(ms_queue *queue, uint32_t slot, uint32_t lane, uint64_t *out_word);
-/* Of any slot. MS_GROW_SLOTS: more slots would help; MS_FULL: they would not. */
+/* The same of any free slot. MS_GROW_SLOTS: more slots would help; MS_FULL: they would not. */
 MS_MUST_USE ms_status ms_slot_claim(ms_queue *queue, uint32_t lane, uint32_t *out_slot,
                                     uint64_t *out_word);
 /* Write the message into the slot and, where it is too long for that, into blocks. The caller has

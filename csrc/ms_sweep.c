@@ -256,7 +256,7 @@ uint32_t ms_queue_sweep(ms_queue *queue, const ms_instant *now, const uint32_t *
     atomic_store_explicit(&hints->wheel_due, ms_wheel_next(&queue->wheel), memory_order_release);
     ms_owner_release(&hints->wheel);
   }
-  /* Maybe of one of the dead: the journal tells, which is not ours to ask. */
+  /* It may be of one of the dead: only the journal tells, and the core cannot ask it. */
   if (dead_count && p.undecided) MS_POKE(hints->undecided, 1);
   if (dead_count) {
     ms_queue_balance(queue);

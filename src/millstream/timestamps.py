@@ -62,7 +62,7 @@ def microseconds(value: Any) -> int:
 
 
 def _unmasked(values: Any) -> Any:
-    """Of an array of numpy: it, unless a mask says that one of its elements is none."""
+    """Return an array of numpy, unless its mask says that an element is missing."""
     mask = getattr(values, "mask", None)
     if mask is not None and mask.any():
         at = "it" if values.ndim == 0 else f"element {int(mask.argmax())}"

@@ -123,7 +123,7 @@ cdef class _Block:
 
 
 cdef class _Seat(_Taken):
-    """Of what one thread of this process can have: which one has it."""
+    """Says which thread of this process has what one thread at a time can have."""
     cdef object __weakref__
     cdef readonly str name
     cdef unsigned long holder

@@ -230,7 +230,7 @@ cdef class Membership:
     # --- time -------------------------------------------------------------------------------------
 
     def work(self):
-        """The caller goes off with what it was given: it is to be back within max_processing."""
+        """The caller works on what it was given: it must be back within max_processing."""
         self.push(<uint64_t>(self.now + self.processing_ns))
 
     def rest(self):

@@ -475,7 +475,7 @@ cdef class QueueCore(_QueueFiles):
         return out.id, out.slot, out.word
 
     def _prepare_ack(self, uint64_t transaction, Message m):
-        """The lease becomes an acknowledgement that is to be decided: (id, slot, word); None: lost.
+        """Make the lease an acknowledgement that waits to be decided: (id, slot, word); None: lost.
         """
         cdef ms_instant now
         cdef uint64_t word = 0
@@ -488,7 +488,7 @@ cdef class QueueCore(_QueueFiles):
         return m.lease.id, m.lease.slot, word
 
     def _undo_ack(self, Message m, uint64_t word):
-        """It is a lease again, as before `_prepare_ack`; False: somebody has finished it."""
+        """Make it a lease again, as before `_prepare_ack`; False: somebody has finished it."""
         self.changes()
         return ms_queue_try_undo_ack(&self.c, &m.lease, word) == MS_OK
 
@@ -497,7 +497,7 @@ cdef class QueueCore(_QueueFiles):
         m.outcome = "ack"
 
     def _decide(self, uint32_t slot, uint64_t word, bint committed):
-        """What was prepared is to be seen, or is withdrawn. False: it is decided already."""
+        """Show what was prepared, or withdraw it. False: it is decided already."""
         cdef ms_instant now
         cdef uint32_t owner = 0
         cdef ms_status status

@@ -649,7 +649,7 @@ cdef class StreamCore:
                 PyBuffer_Release(&times)
 
     def _partitions_of(self, list keys):
-        """Of each key its partition, None for one without."""
+        """The partition of each key, None for one without."""
         cdef list found = []
         for key in keys:
             found.append(None if key is None else ms_xxh3_64(

@@ -34,7 +34,7 @@ DEFAULTS = {
     "compact_tombstone_age": "24h",
     "compact_max_rate": "64MiB",
 }
-"""Of a new stream, as help says them; a test makes one with them and one without."""
+"""Settings of a new stream, as help says them; a test makes one with them and one without."""
 QUEUE_DEFAULTS = {
     "capacity": "100000",
     "lease": "30",
@@ -47,7 +47,7 @@ QUEUE_DEFAULTS = {
     "max_delay": "10m",
     "jitter": "0.25",
 }
-"""Of a new queue."""
+"""Settings of a new queue."""
 
 
 def say_defaults(parser: argparse.ArgumentParser, defaults: dict[str, str]) -> None:

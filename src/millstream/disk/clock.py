@@ -46,7 +46,7 @@ class Gap:
 
 
 def _boot() -> str:
-    """Of this boot; "": it is not known here, so that each first opening counts as one."""
+    """Id of this boot; "": not known here, so that each first opening counts as a boot."""
     try:
         return files.boot()
     except (StorageError, ValueError):

@@ -156,7 +156,7 @@ class Spare:
         self._held = self._more()
 
     def _more(self) -> list[Held]:
-        """Two, which is what a listing takes; []: there are no two."""
+        """Two descriptors, as a listing takes; []: there are no two."""
         with contextlib.suppress(OSError, Closed):
             number = self._directory.held().number
             return [Held(os.dup(number)) for _ in range(2)] if number is not None else []
@@ -420,9 +420,9 @@ def _empty(path: Path) -> None:
 
 
 def file_system(path: str) -> str:
-    """Name of the file system that a path lies on: itself is asked, whatever its mount is called.
+    """Name of the file system that a path lies on: asked of itself, whatever its mount is called.
 
-    Of a kind that is not ours to judge, the name is what the kernel's mount table has.
+    The name of a kind that is not known here comes from the kernel's mount table.
     """
     with reporting(path, "asking for its file system"):
         below, held = _where(path)

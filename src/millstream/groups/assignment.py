@@ -68,7 +68,7 @@ class Assignment:
         self._due: set[int] = set()
         """Partitions of ours whose reader is not there yet."""
         self._untold: list[int] = []
-        """Of those, what `on_assign` is to hear of."""
+        """Those of them that `on_assign` has not been told of."""
         self._leaving: list[int] = []
         """Partitions that another waits for."""
         self._gone: list[int] = []

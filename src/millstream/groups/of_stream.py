@@ -44,7 +44,7 @@ class Groups:
         self._handles: dict[str, Group] = {}
 
     def names(self) -> list[str]:
-        """Of all that are there, sorted."""
+        """Names of all that are there, sorted."""
         with _native.loading:
             from millstream.groups import group
         return group.names(self.stream.path)

@@ -38,9 +38,9 @@ class CompactionProgress:
 
     partition: int
     round: int
-    """Of this partition, from 1."""
+    """Number of the round in this partition, from 1."""
     done_bytes: int
-    """Of this round: read to learn the keys, and gone through to keep the last of each."""
+    """Bytes of this round: read to learn the keys, and gone through to keep the last of each."""
     total_bytes: int
 
 
@@ -200,7 +200,7 @@ class Run:
     def run(self) -> CompactionResult:
         """Compact what may be; its tombstones are as old as this from now on.
 
-        Where retention takes a segment that it is to go through, it begins again.
+        It begins again where retention takes one of its segments.
         """
         while True:
             try:

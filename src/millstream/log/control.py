@@ -88,9 +88,9 @@ def create(
 def rebuilt(directory: files.Path, store_id: bytes, generation: int, *, clean: bool) -> bytes:
     """A control file for this generation.
 
-    Of the old one the durable marks are kept: what lies before one was synced, so that it is damage
-    where it is not there. Of a store that was closed cleanly the oldest segment is kept, too; and
-    nothing, where the file is not what the last to close left.
+    The new one keeps the durable marks of the old one: what lies before a mark was synced, so it is
+    damage where it is not there. In a store that was closed cleanly it keeps the oldest segment,
+    too. It keeps nothing of a file that is not as the last to close left it.
     """
     files.require_directory(directory)
     config = files.read_json(directory / "stream.json")

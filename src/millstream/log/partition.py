@@ -58,7 +58,7 @@ class PartitionLog:
         stream_id, cache = stream._stream_id, stream._cache
         self.segments = Segments(self.session, self.path, index, stream_id, self.native, cache)
         members = self.session.members
-        # Between processes `link` lets one of several makers win; so it is within one of a call.
+        # Between processes `link` lets one of several makers win, and so does a call within a call.
         self._making = _native.Lock(f"{self}: making a segment", members, reentrant=True)
         self.sequences: PartitionSequences | None = None
         self.opening_sequences = _native.Lock(f"{self}: opening sequences", members, reentrant=True)

@@ -45,7 +45,7 @@ class Segments:
         self._structure = -1
         self._bases: dict[int, tuple[int, int]] = {}
         self._inodes: dict[int, int] = {}
-        """Of the maps: compaction may have put another file in the place of one."""
+        """Inodes of the mapped files: compaction may have replaced a file since."""
         self._unsealed: set[int] = set()
         self._lock = _native.Lock(f"{path}: its segments", session.members, reentrant=True)
 

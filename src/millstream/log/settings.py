@@ -31,7 +31,7 @@ NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxy
 PARTITIONS_MAX = 4096
 SEGMENT_BYTES = 128 << 20
 JOURNAL = "@journal"
-"""Of the directory of the journal among the streams: no stream of a user can be called that."""
+"""Directory of the journal among the streams: no stream of a user can have that name."""
 
 
 def is_name(name: str) -> bool:

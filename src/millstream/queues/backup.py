@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 WORD = struct.Struct("<Q")
 LENGTHS_AT, SLOT_HEAD_BYTES, FAILURES_BYTES = 64, 96, 512
 LENGTHS = struct.Struct("<IIII")
-"""Of a slot: bytes of payload, key and headers, and its first block + 1."""
+"""Lengths in a slot: bytes of payload, key and headers, and its first block + 1."""
 FREE, WRITING, SPARE, PREPARED = 0, 3, 12, 17
 PAGE = slots.PAGE
 ATTEMPTS = 100
@@ -51,7 +51,7 @@ class _Places(NamedTuple):
         return start + (8 + self.slot_bytes) * slots.EXTENT_SLOTS + FAILURES_BYTES * index
 
     def block(self, block: int) -> tuple[int, int]:
-        """Of the word, and of the data."""
+        """Positions of the word and of the data."""
         extent, index = divmod(block, slots.EXTENT_BLOCKS)
         start = PAGE + extent * slots.EXTENT_BLOCKS * (8 + slots.BLOCK_BYTES)
         return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index
@@ -185,7 +185,7 @@ class _Copy:
         return self.word(slot) >> 40 & 1023
 
     def captured(self, slot: int) -> tuple[int | None, bytes]:
-        """The word and the bytes of a slot, which belong together; None: nothing is to be said."""
+        """The word and the bytes of a slot, which belong together; None: no message is there yet."""
         at = self.places.slot(slot)
         for _ in range(ATTEMPTS):
             word = self.word(slot)

@@ -72,7 +72,7 @@ class OtherSize(Exception):
 def fitting(config: dict[str, Any], other: OtherSize) -> dict[str, Any]:
     """A configuration just read, with the capacity that the hints are for, where that is another.
 
-    What is to be outgrown, then.
+    Those hints will be outgrown.
     """
     if sizes_of(config).slot_max != other.slot_max:
         config["capacity"] = other.slot_max - config["dead_limit"]
@@ -128,7 +128,7 @@ class Files:
         self.former: Files | None = None
         """Those of a smaller capacity, which threads of this process may still be syncing."""
         self.hints_inode = 0
-        """Of the hints that were mapped last: which of all that have been there."""
+        """Inode of the hints that were mapped last: tells whether they were replaced since."""
         files.require_directory(directory)
         try:
             slots_bytes, blocks_bytes, _ = self.sizes.bytes_of(

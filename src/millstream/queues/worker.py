@@ -632,7 +632,7 @@ class Worker:
         self._error: BaseException | None = None
 
     def start(self) -> None:
-        """Begin to take messages; processes have begun when it returns. Nothing where it has begun.
+        """Begin to take messages; processes have begun when it returns. Again: nothing happens.
 
         Raises: WorkerError where processes cannot start, StorageError where threads cannot; Closed.
         Reentered in a signal handler or finalizer for processes, where the call under it holds

@@ -248,7 +248,7 @@ class Background:
             say(f"{where}: {what} in the background failed: {why}")
 
     def _complain(self, trouble: str, error: Exception) -> None:
-        """Of a thread that cannot be started: to `stats`, and once as a warning."""
+        """Report a thread that cannot be started: to `stats`, and once as a warning."""
         self._troubles[trouble, ""] = str(error) or type(error).__name__
         if self._warned:
             return

@@ -86,9 +86,9 @@ def _copy(store: Store, target: files.Path) -> None:
 def _capture(
     store: Store, target: files.Path
 ) -> list[tuple[Stream, list[tuple[int, bytes]], dict[str, bytes]]] | None:
-    """Of each stream how far its logs go, and its groups; the queues are copied.
+    """How far the logs of each stream go, and its groups; the queues are copied.
 
-    All of it between two transactions: the journal, of which nothing is left to do, is not copied.
+    All of it between two transactions: the journal is not copied, since all in it is done.
     Where something is, and this reader cannot do it, the whole store is copied as it lies: None.
     """
     with store._transactions.none_commits() as is_done:

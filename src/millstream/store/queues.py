@@ -34,7 +34,7 @@ class Queues:
         return iter(list(self._handles.values()))
 
     def names(self) -> list[str]:
-        """Of all that are there, sorted."""
+        """Names of all that are there, sorted."""
         files.require_directory(self._directory)
         return sorted(name for name in files.names(self._directory) if settings.is_name(name))
 

@@ -87,7 +87,7 @@ class Store:
         self._force = force
         self._gate_seconds = GATE_SECONDS
         self.needs_recovery = False
-        """Of a read-only store: it was not closed cleanly, nor opened to write since."""
+        """A read-only store was not closed cleanly, nor opened to write since."""
         session = Session(directory, durability or "interval", writable=self.writable)
         self.session = session  # until it is open, there is nothing to close
         try:
@@ -633,7 +633,7 @@ class Store:
         self.session.check_open()
 
     def _handle(self, name: str) -> Stream:
-        """Of a stream, or of the journal."""
+        """The handle of a stream, or of the journal."""
         if name == JOURNAL:
             return self._transactions.journal().stream
         return self.stream(name, create=False)

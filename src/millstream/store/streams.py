@@ -40,13 +40,13 @@ class Streams:
         return iter(list(self._handles.values()))
 
     def names(self) -> list[str]:
-        """Of all that are there, sorted, the journal among them."""
+        """Names of all that are there, sorted, the journal among them."""
         files.require_directory(self._directory)
         names = files.names(self._directory)
         return sorted(name for name in names if settings.is_name(name) or name == JOURNAL)
 
     def public_names(self) -> list[str]:
-        """Of those that users made."""
+        """Names of those that users made."""
         return [name for name in self.names() if name != JOURNAL]
 
     def open(

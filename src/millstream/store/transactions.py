@@ -45,11 +45,11 @@ class Transactions:
         return self._store.queue(name, create=False)
 
     def stream_names(self) -> list[str]:
-        """Of all streams, the journal among them."""
+        """Names of all streams, the journal among them."""
         return self._store._streams.names()
 
     def queue_names(self) -> list[str]:
-        """Of all queues."""
+        """Names of all queues."""
         return self._store._queues.names()
 
     def open_queues(self) -> Iterator[Queue]:

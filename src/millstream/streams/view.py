@@ -110,7 +110,7 @@ class View(Latest):
 
     @property
     def positions(self) -> list[int]:
-        """Of each partition, the offset up to which its records are in the view."""
+        """For each partition the offset up to which its records are in the view."""
         return list(self._replay.following)
 
     def wait_for(self, position: Position | Span, *, timeout: float | None = None) -> None:
@@ -282,7 +282,7 @@ class _ReplayRotation(Rotation):
 
 
 def _tombstones_ends(log: PartitionLog) -> dict[int, int]:
-    """Behind the last tombstone that was removed, of each segment that has lost one."""
+    """For each segment that lost tombstones, the offset behind the last one that was removed."""
     found = {}
     for number in log.segments.current():
         with contextlib.suppress(NotFound):  # retention came between

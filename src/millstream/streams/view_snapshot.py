@@ -33,7 +33,7 @@ class Place:
 
     following: list[int]
     epochs: list[int]
-    """Of the last record read; 0: none was."""
+    """Epoch of the last record read, for each partition; 0: none was."""
 
 
 def path_of(stream: Stream) -> files.Path:

@@ -101,7 +101,7 @@ class Applier:
                 raise
 
     def _number(self, stream: Stream) -> int:
-        """Of the producer as which transactions append to a stream."""
+        """Number of the producer as which transactions append to a stream."""
         known = self._numbers.get(stream._stream_id)
         if known is None:
             known = self._numbers[stream._stream_id] = ids_of(stream).number(PRODUCER)

@@ -30,11 +30,11 @@ class Holdings(Protocol):
         ...
 
     def stream_names(self) -> list[str]:
-        """Of all streams, the journal among them."""
+        """Names of all streams, the journal among them."""
         ...
 
     def queue_names(self) -> list[str]:
-        """Of all queues."""
+        """Names of all queues."""
         ...
 
     def open_queues(self) -> Iterator[Queue]:

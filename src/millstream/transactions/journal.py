@@ -125,7 +125,7 @@ class Journal:
 
     @property
     def log(self) -> PartitionLog:
-        """Of the one partition."""
+        """The log of the one partition."""
         return self.stream._log(0)
 
     @property
@@ -134,7 +134,7 @@ class Journal:
         return int(self.stream.next_offset(0))
 
     def number_of(self, offset: int) -> int:
-        """Of a transaction of this generation: with it and the offset, so it rises for ever."""
+        """Number of a transaction: generation and offset, so it rises for ever."""
         return self.session.generation << OFFSET_BITS | offset
 
     @property

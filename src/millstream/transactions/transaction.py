@@ -85,7 +85,7 @@ class Transaction(_native.TransactionCore):
             )
 
     def _end(self, kind: Any) -> None:
-        """Of the block; `kind`: of its exception."""
+        """End the block; `kind`: the class of its exception."""
         self._let_go()
         if self._state == "abandoned" and kind is None:
             raise Closed(f"{self!r}: the store was closed within it, so nothing of it is done")
