@@ -185,7 +185,7 @@ class _Copy:
         return self.word(slot) >> 40 & 1023
 
     def captured(self, slot: int) -> tuple[int | None, bytes]:
-        """The word and the bytes of a slot, which belong together; None: no message is there yet."""
+        """The word and the bytes of a slot, as they belong together; None: no message is there."""
         at = self.places.slot(slot)
         for _ in range(ATTEMPTS):
             word = self.word(slot)
