@@ -318,16 +318,8 @@ class StreamHandle(_native.StreamCore):
         ...     [list(batch.values) for batch in stream.read(start=1)]
         [[b'b', b'c']]
         """
-        batches = reader.read(
-            self,
-            partition=partition,
-            start=start,
-            follow=follow,
-            timeout=timeout,
-            max_records=max_records,
-            durable=durable,
-            on_lost=on_lost,
-        )
+        asked = reader.asked(self, partition, start, follow, timeout, max_records, durable, on_lost)
+        batches = reader.read(self, asked, follow, timeout)
         return self._pointing_out(batches) if self._is_surprise else batches
 
     def aread(
@@ -342,16 +334,8 @@ class StreamHandle(_native.StreamCore):
         on_lost: Literal["raise", "earliest"] = "raise",
     ) -> AsyncIterator[Batch]:
         """`read` for asyncio: waits without blocking the loop; cancelling it loses nothing."""
-        batches = reader.aread(
-            self,
-            partition=partition,
-            start=start,
-            follow=follow,
-            timeout=timeout,
-            max_records=max_records,
-            durable=durable,
-            on_lost=on_lost,
-        )
+        asked = reader.asked(self, partition, start, follow, timeout, max_records, durable, on_lost)
+        batches = reader.aread(self, asked, follow, timeout)
         return self._apointing_out(batches) if self._is_surprise else batches
 
     def _pointing_out(self, batches: Iterator[Batch]) -> Iterator[Batch]:

@@ -14,11 +14,14 @@ from millstream.options import as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from typing import Any
+    from typing import Any, TypeAlias
 
     from millstream.log.handle import StreamHandle
     from millstream.log.partition import PartitionLog
     from millstream.sleepers import Sleepers
+
+    Asked: TypeAlias = "tuple[list[PartitionReader], bool, int]"
+    """Readers, whether partitions that are added join them, and how many records at most."""
 
 UNLIMITED = 1 << 62
 KEEP_MAPS = 16
@@ -334,9 +337,8 @@ class Rotation:
             stream._wait(seen, left)
 
 
-def read(
+def asked(
     stream: StreamHandle,
-    *,
     partition: int | None,
     start: Any,
     follow: bool,
@@ -344,10 +346,17 @@ def read(
     max_records: int | None,
     durable: bool,
     on_lost: str,
-) -> Iterator[Batch]:
-    """`Stream.read`. Arguments are checked at the call, not at the first batch."""
+) -> Asked:
+    """Check what `Stream.read` was asked for: at the call, not at the first batch."""
     left = _most(follow, timeout, max_records)
-    readers, grows = _readers(stream, partition, start, durable, on_lost)
+    return *_readers(stream, partition, start, durable, on_lost), left
+
+
+def read(
+    stream: StreamHandle, asked: Asked, follow: bool, timeout: float | None
+) -> Iterator[Batch]:
+    """`Stream.read`."""
+    readers, grows, left = asked
     if len(readers) == 1 and not follow:
         return _read_one(readers[0], left)
     return _read(Rotation(stream, readers, grows), left, follow, timeout)
@@ -385,11 +394,14 @@ def _quiet_until(timeout: float | None) -> float:
     return time.monotonic() + (UNLIMITED if timeout is None else timeout)
 
 
-async def _aread(
-    rotation: Rotation, left: int, follow: bool, timeout: float | None
+async def aread(
+    stream: StreamHandle, asked: Asked, follow: bool, timeout: float | None
 ) -> AsyncIterator[Batch]:
+    """`Stream.aread`."""
     with _native.loading:
         import asyncio
+    readers, grows, left = asked
+    rotation = Rotation(stream, readers, grows)
     quiet_until = _quiet_until(timeout)
     waiter = sleepers(rotation)
     try:
@@ -410,23 +422,6 @@ async def _aread(
                 rotation.refresh()
     finally:
         waiter.stop()
-
-
-def aread(
-    stream: StreamHandle,
-    *,
-    partition: int | None,
-    start: Any,
-    follow: bool,
-    timeout: float | None,
-    max_records: int | None,
-    durable: bool,
-    on_lost: str,
-) -> AsyncIterator[Batch]:
-    """`Stream.aread`."""
-    left = _most(follow, timeout, max_records)
-    readers, grows = _readers(stream, partition, start, durable, on_lost)
-    return _aread(Rotation(stream, readers, grows), left, follow, timeout)
 
 
 def sleepers(rotation: Rotation) -> Sleepers:
