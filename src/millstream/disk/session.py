@@ -28,6 +28,9 @@ class State:
     OPENING, REPLAYING, OPEN, CLOSED = range(4)
 
 
+CALLABLE = (State.REPLAYING, State.OPEN)
+
+
 class Session:
     """What a store is, its members, and what this process may do there.
 
@@ -92,7 +95,7 @@ class Session:
     @property
     def closed(self) -> bool:
         """Is there nothing here that can be called?"""
-        return self.state in (State.OPENING, State.CLOSED) or self.inherited
+        return self.state not in CALLABLE or self.fork != _native.fork_count()
 
     @property
     def config_path(self) -> files.Path:
@@ -114,11 +117,12 @@ class Session:
 
     def check_open(self) -> None:
         """Raise `Closed` where it is not."""
-        if self.inherited:
+        # By hand what `closed` and `inherited` ask: every call comes here, some several times.
+        if self.fork != _native.fork_count():
             raise Closed(
                 f"{self.path}: the store was inherited through a fork; open it again in the child"
             )
-        if self.closed:
+        if self.state not in CALLABLE:
             raise Closed(f"{self.path}: the store is closed")
 
     def check_writable(self) -> None:

@@ -248,7 +248,8 @@ class Group(_native.GroupCore):
 
     def _check_live(self) -> None:
         self.stream._check_live()
-        self.stream.session.check_layer(self.path, self._is_behind)
+        if self.stream.session.layered:
+            self.stream.session.check_layer(self.path, self._is_behind)
         if self._state != LIVE:
             raise Closed(
                 f"{self.path}: the group was removed; `consumer(group={self.name!r})` of the stream"

@@ -120,7 +120,8 @@ class StreamHandle(_native.StreamCore):
             raise Closed(f"{self.path}: the stream was {why}")
         if self.closed:
             raise Closed(f"{self.path}: the stream is closed; open the store again")
-        self.session.check_layer(self.path, self._is_behind)
+        if self.session.layered:
+            self.session.check_layer(self.path, self._is_behind)
         self._follow()
         self.session.notices.watch_journal()
 

@@ -71,7 +71,7 @@ class PartitionLog:
 
     def ensure_walked(self) -> None:
         """Recover the partition unless somebody did in this generation."""
-        if not self.is_open:
+        if self.native.walked != self.session.generation:
             recovery.recover(self)
 
     @property

@@ -214,7 +214,8 @@ class QueueHandle(_native.QueueCore):
         if self._state == slots.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
-        self.session.check_layer(self.path, self._is_behind)
+        if self.session.layered:
+            self.session.check_layer(self.path, self._is_behind)
         self._follow()
 
     def _is_behind(self) -> bool:
