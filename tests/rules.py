@@ -22,6 +22,8 @@ LEFTOVER = re.compile(r"\b(?:TO" "DO|FIX" r"ME)\b(?!\(#\d+\))")
 MACHINE = re.compile(r"/(?:home|root|Users|work)/\w")
 SLEEP = re.compile(r"\b(?:time|asyncio|gevent)\.sleep\((?!0\))|\bEvent\(\)\.wait\([0-9.]")
 SLEEPS = 38  # in tests, fewer with each change: those of coroutines and greenlets are counted, too
+REPLACED = re.compile(r"\b_?settl(?:e|ed|es|ing)\b|\bto be had\b|(?:^|[.:*#\"] )Who [a-z]+s [^?]*$")
+"""What the list of words in docs/design.md has other words for, and "who" that is nobody."""
 EVIL = re.compile(r"\bpickle\.(?:loads?|Unpickler)\b|(?<![\w.])(?:eval|exec)\(")
 
 
@@ -108,6 +110,9 @@ def tidy_line(path: Path, line: str) -> Iterator[str]:
     here = (str(ROOT) + os.sep, str(Path.home()) + os.sep)
     if MACHINE.search(line) or any(name in line for name in here):
         yield "a path of one machine"
+    if path.is_relative_to(PACKAGE) or path.is_relative_to(ROOT / "csrc"):
+        for word in REPLACED.findall(line):
+            yield f"{word.strip()!r}: see the words of docs/design.md"
     if path.is_relative_to(PACKAGE) and EVIL.search(line):
         yield "runs code that came as data"
 

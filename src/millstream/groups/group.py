@@ -429,7 +429,7 @@ class Group(_native.GroupCore):
     def _living(self) -> list[tuple[int, int, int, int]]:
         """(slot, owner word, number, joined) of each member whose process is not proved dead.
 
-        Who opens the store to write ends the others; a reader has to see them as they will be.
+        The next process to open the store to write ends the others; a reader must see them so.
         """
         if self._generation != self.stream.session.generation:
             return []  # of a generation that nobody lives in

@@ -106,7 +106,7 @@ def sealed_end(log: PartitionLog) -> tuple[int, int]:
 def keep(log: PartitionLog, position: int) -> int:
     """Save what the headers before `position` say, unless it is; up to where it was saved.
 
-    Who takes headers away calls it first, as the holder of the maintenance word.
+    Called, by the holder of the maintenance word, before headers are taken away.
 
     Raises: Indeterminate where the sync of what is saved failed; StorageError, CorruptBatch.
     """
