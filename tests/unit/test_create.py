@@ -4,12 +4,13 @@ import asyncio
 import contextlib
 import os
 import threading
+import time
 import warnings
 
 import pytest
 
 import millstream
-from millstream import MillstreamWarning, NotFound
+from millstream import Empty, MillstreamWarning, NotFound
 from millstream.streams import stream as stream_module
 
 
@@ -246,3 +247,71 @@ def test_a_pickled_handle_makes_nothing(store):
     with pytest.raises(NotFound):
         remake(*arguments)
     assert store.streams() == []
+
+
+# --- queues ---------------------------------------------------------------------------------------
+
+
+def got(queue):
+    with pytest.raises(Empty):
+        queue.get(timeout=0)
+
+
+async def agot(queue):
+    with pytest.raises(Empty):
+        await queue.aget(timeout=0)
+
+
+LOOKS = {
+    "get": got,
+    "get_many": lambda queue: queue.get_many(5, timeout=0),
+    "peek": lambda queue: queue.peek(),
+    "aget": lambda queue: asyncio.run(agot(queue)),
+}
+
+
+@pytest.mark.parametrize("look", LOOKS.values(), ids=LOOKS)
+def test_looking_into_a_queue_that_was_made_this_moment_is_pointed_out_once(store, look):
+    store.queue("mails").put(b"x")
+    queue = store.queue("mials", codec="json")
+    match = r"the queue 'mials' was not there.*Did you mean 'mails'"
+    with pytest.warns(MillstreamWarning, match=match) as found:
+        look(queue)
+    assert [one.filename for one in found] == [__file__]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for again in LOOKS.values():
+            again(queue)
+            again(store.queue("mials"))
+            again(store.queue("named", capacity=5))
+            again(store.queue("meant", create=True))
+        used = store.queue("used")
+        used.put(b"x")
+        used.get().ack()
+        for again in LOOKS.values():
+            again(used)
+
+
+def test_who_waits_for_a_message_is_told_after_a_second(store):
+    queue = store.queue("q")
+    seen = []
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        begun = time.monotonic()
+        with pytest.raises(MillstreamWarning, match="the queue 'q' was not there"):
+            queue.get(timeout=60)
+        seen.append(time.monotonic() - begun)
+    assert 1.0 <= seen[0] < 60
+    queue.put(b"x")
+    assert queue.get(timeout=0).value == b"x"
+
+
+def test_a_worker_waits_for_the_first_message_in_peace(store):
+    queue = store.queue("q")
+    done = threading.Event()
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        with millstream.Worker(queue, lambda message: done.set()) as worker:
+            queue.put(b"x")
+            assert done.wait(60)
+    assert worker.stop().done == 1
