@@ -84,7 +84,7 @@ PRIVATE: dict[tuple[str, str], int] = {
     ("transactions", "log"): 16,
     ("store", "log"): 29,
     ("transactions", "queues"): 30,
-    ("store", "queues"): 13,
+    ("store", "queues"): 14,
     ("face", "queues"): 5,
     ("transactions", "groups"): 9,
     ("store", "transactions"): 1,

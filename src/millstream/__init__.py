@@ -51,6 +51,7 @@ from millstream.errors import (
     LimitExceeded,
     LockTimeout,
     MillstreamError,
+    MillstreamWarning,
     NotFound,
     OffsetOutOfRange,
     Poisoned,
@@ -90,7 +91,6 @@ if TYPE_CHECKING:
     from millstream.store.store import Store as Store
     from millstream.store.store import open as open
     from millstream.store.store import temporary as temporary
-    from millstream.streams.growth import MillstreamWarning as MillstreamWarning
     from millstream.streams.producer import Producer as Producer
     from millstream.streams.stats import PartitionStats, StreamStats
     from millstream.streams.stream import Stream as Stream
@@ -185,7 +185,6 @@ _HOMES = {
     "queues.worker": ("Worker", "run"),
     "store.advice": ("Advice",),
     "store.store": ("Store", "open", "temporary"),
-    "streams.growth": ("MillstreamWarning",),
     "streams.producer": ("Producer",),
     "streams.stats": ("PartitionStats", "StreamStats"),
     "streams.stream": ("Stream",),

@@ -443,7 +443,12 @@ class Unsupported(MillstreamError):
     """
 
 
+class MillstreamWarning(UserWarning):
+    """Something that works now and will hurt later. The text says what to do."""
+
+
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
+MillstreamWarning.__module__ = "millstream"
 for _name in __all__:
     globals()[_name].__module__ = "millstream"
 del _name

@@ -658,6 +658,7 @@ cdef class QueueCore(_QueueFiles):
         cdef int64_t deadline = deadline_of(timeout)
         cdef uint32_t ticket = 0
         cdef bint waits = timeout is None or timeout > 0, slept = False
+        cdef int64_t patient = INT64_MAX
         while True:
             if waits:
                 ticket = ms_queue_announce(&self.c, MS_WAIT_MESSAGE)
@@ -674,6 +675,10 @@ cdef class QueueCore(_QueueFiles):
                     # Those that sleep on may know of nothing that is due: somebody has to.
                     ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
                 return m
+            if self._surprise != 0:
+                patient = min(patient, now.mono_ns + <int64_t>SURPRISE_NS)
+                if now.mono_ns >= min(deadline, patient) or not waits:
+                    self._point_out()
             if now.mono_ns >= deadline or not waits:
                 return None
             self.rest(MS_WAIT_MESSAGE, ticket, self.slice(&now, deadline))

@@ -1,5 +1,6 @@
 # ms_queue.h but for putting and taking: the files of a queue as this process has mapped them.
 cdef enum:
+    SURPRISE_NS = 1000000000  # who waits for so long in a queue that a name has made is told
     OUTWAIT_PAUSE_NS = 50000000
     OUTWAIT_NS = 500000000  # no thread of this process has a short word for so long
 
@@ -26,6 +27,7 @@ cdef class _QueueFiles:
     cdef int64_t unsynced_before
     cdef uint32_t fork
     cdef public uint32_t _config_seen  # number of the settings that were read last
+    cdef public double _surprise  # when who finds nothing here is told so; 0: never
     cdef int level
     cdef int64_t lease_ms
     cdef int64_t ttl_us
@@ -148,6 +150,10 @@ cdef class _QueueFiles:
                 ms_queue_recover(&self.c, verify, &now, scratch)
         finally:
             free(scratch)
+
+    @property
+    def _next_id(self):
+        return ms_load64(&self.c.slots.next_id)
 
     def _set_next_id(self, uint64_t least):
         self.changes()

@@ -159,6 +159,7 @@ class Loop:
 
     def run(self) -> None:
         """Work until `stopping` is set, or the queue is closed."""
+        self.queue._wait_patiently()
         while not self.stopping.is_set():
             try:
                 self._step()

@@ -37,6 +37,7 @@ if TYPE_CHECKING:
 __all__ = ["Queue"]
 
 FOREVER = 1e9
+SURPRISE_SECONDS = 1.0
 SETTINGS = (
     *("priorities", "lease", "ordering", "ttl", "dedup_window", "dead_limit", "on_dead", "ageing"),
     *("slot_bytes", "payload_bytes", "payload_max"),
@@ -76,6 +77,7 @@ class Queue(QueueHandle):
         self._codec = codec
         self._workers: list[Any] = []
         self._waiters: list[Sleepers] = []
+        self._surprise_id = 0
         self._callers: list[Calls] = []
         self._random: Callable[[], float] | None = None
         self._config = config
@@ -197,7 +199,29 @@ class Queue(QueueHandle):
         """
         return Getting(self, check_timeout(timeout))
 
+    def _expect(self) -> None:
+        """It was made by its name alone, just now: who finds nothing in it is told so."""
+        self._surprise_id = self._next_id
+        self._surprise = time.monotonic()
+
+    def _wait_patiently(self) -> None:
+        """Somebody waits in short calls: find it strange after a second only."""
+        if self._surprise:
+            self._surprise = time.monotonic() + SURPRISE_SECONDS
+
+    def _point_out(self) -> None:
+        """Warn, once, where a queue that was not there before it was named has nothing."""
+        if not self._surprise or time.monotonic() < self._surprise:
+            return
+        self._surprise = 0.0
+        if self._next_id != self._surprise_id:  # something was put meanwhile
+            return
+        with _native.loading:
+            from millstream.log import surprise
+        surprise.point_out(self.session.path, "queue", self.name, self.store.queues())
+
     async def _aget(self, timeout: float | None) -> Message:
+        self._wait_patiently()
         deadline = time.monotonic() + (FOREVER if timeout is None else timeout)
         while True:
             ticket = self._announce("message")
@@ -206,6 +230,8 @@ class Queue(QueueHandle):
                 return self.get(timeout=0)
             except Empty:
                 if time.monotonic() >= deadline:
+                    self._surprise = min(self._surprise, deadline)
+                    self._point_out()
                     raise
             await self._rest("message", ticket, deadline)
 
@@ -258,6 +284,8 @@ class Queue(QueueHandle):
                 stored = self._stored(slot, word)
                 if stored is not None:
                     found.append(stored)
+        if not found and count:
+            self._point_out()
         return found
 
     def stats(self) -> QueueStats:

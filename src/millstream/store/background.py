@@ -22,7 +22,7 @@ from functools import partial
 from itertools import pairwise
 
 from millstream import _native
-from millstream.errors import Closed, MillstreamError, NotFound, is_ours
+from millstream.errors import Closed, MillstreamError, MillstreamWarning, NotFound, is_ours
 from millstream.log.partition import LATE_SECONDS
 from millstream.options import Retention
 from millstream.streams import growth
@@ -258,7 +258,7 @@ class Background:
             " level interval syncs, and retention and compaction stand still"
         )
         try:
-            warnings.warn(text, growth.MillstreamWarning, stacklevel=2)
+            warnings.warn(text, MillstreamWarning, stacklevel=2)
         except Exception:  # the filters say "error", or nothing can be imported to show it
             say(text)
 

@@ -44,7 +44,7 @@ class Queues:
         options: dict[str, Any],
         codec: object,
         durability: Durability | None,
-        create: bool,
+        create: bool | None,
         on_mismatch: OnMismatch,
     ) -> Queue:
         """`Store.queue`."""
@@ -85,6 +85,8 @@ class Queues:
                 raise settings.mismatch(f"queue {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
+            if made and create is None and not asked:
+                known._expect()
         if differing and alters:
             known._alter(differing)
         return known

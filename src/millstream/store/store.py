@@ -466,7 +466,7 @@ class Store:
         ageing: bool | None = None,
         codec: object = None,
         durability: Durability | None = None,
-        create: bool = True,
+        create: bool | None = None,
         on_mismatch: OnMismatch = "raise",
     ) -> Queue:
         """Open a queue, creating it where it is not there.
@@ -494,7 +494,9 @@ class Store:
                 and `decode`; default: values are bytes. Not stored: each handle has its own.
             durability: of a new queue: stored with it; of one that is there: for this handle, with
                 on_mismatch="alter" stored as well.
-            create: False: raise `NotFound` where it is not there.
+            create: where it is not there: False raises `NotFound`, True makes it. By default it is
+                made as well, but where no setting was named either (a codec is none), whoever finds
+                nothing in it gets a `MillstreamWarning`, once: the name may be a mistake.
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` does (what that cannot change still
                 raises); "keep" what is stored.

@@ -6,6 +6,7 @@ import warnings
 
 from millstream import _native
 from millstream.disk import files
+from millstream.errors import MillstreamWarning
 from millstream.log import compacted, settings
 from millstream.options import Retention
 
@@ -13,16 +14,12 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.handle import StreamHandle
 
-__all__ = ["LARGE_BYTES", "MillstreamWarning"]
+__all__ = ["LARGE_BYTES"]
 
 LARGE_BYTES = 1 << 30
 FREE_SHARE = 10
 
 _warned = False
-
-
-class MillstreamWarning(UserWarning):
-    """Something that works now and will hurt later. The text says what to do."""
 
 
 def is_bounded(stream: StreamHandle) -> bool:
@@ -64,7 +61,3 @@ def check(stream: StreamHandle) -> None:
         with _native.loading:
             import logging
         logging.getLogger("millstream").warning("%s", raised)
-
-
-# Public names have one home, whatever file they are in; pickles and tracebacks say it.
-MillstreamWarning.__module__ = "millstream"

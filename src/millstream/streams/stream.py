@@ -111,21 +111,8 @@ class Stream(StreamHandle):
         if any(self._log(index).next_offset for index in range(self.partitions)):
             return
         with _native.loading:
-            import sys
-            import warnings
-
-            from millstream.streams.growth import MillstreamWarning
-        frame, level = sys._getframe(1), 2
-        while frame.f_back and str(frame.f_globals.get("__name__")).startswith("millstream."):
-            frame, level = frame.f_back, level + 1
-        others = [name for name in self.store.streams() if name != self.name]
-        warnings.warn(
-            f"{self.session.path}: the stream {self.name!r} was not there: it was made just now,"
-            f" and there is nothing to read. {settings.others(self.name, others)} With create=False"
-            " that is NotFound; with create=True it is meant",
-            MillstreamWarning,
-            stacklevel=level,
-        )
+            from millstream.log import surprise
+        surprise.point_out(self.session.path, "stream", self.name, self.store.streams())
 
     # --- groups -----------------------------------------------------------------------------------
 
@@ -146,6 +133,9 @@ class Stream(StreamHandle):
         create: bool = True,
     ) -> Consumer:
         """Join a consumer group, which is made where it is not there.
+
+        No warning says so, as one does of a stream: the first consumer of each group makes it, and
+        has every record to read. Where a group must be there, say create=False.
 
         The members of a group share the partitions out among themselves; each group gets every
         record. Close the consumer, or use it in a `with`: the others get its partitions at once.
