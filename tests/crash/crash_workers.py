@@ -18,6 +18,8 @@ from pathlib import Path
 import millstream
 
 DEADLINE_S = 60.0
+WORK_S = 1500.0
+"""For a worker that has much to do: only ends what hangs, however slow the machine is."""
 
 
 # --- starting and killing -------------------------------------------------------------------------
@@ -36,7 +38,7 @@ def start(
 def run(function: str, *arguments: object, prefix: tuple[str, ...] = (), **options: object) -> str:
     """Run a worker to its end; what it printed. It must succeed."""
     worker = start(function, *arguments, prefix=prefix, **options)
-    text, _ = worker.communicate(timeout=DEADLINE_S)
+    text, _ = worker.communicate(timeout=WORK_S)
     assert worker.returncode == 0, f"{function} ended with {worker.returncode}: {text}"
     return text
 

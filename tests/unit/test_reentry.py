@@ -1,12 +1,15 @@
 """Calls from signal handlers and finalizers, in the middle of other calls of the same thread."""
 
 import ast
+import contextlib
 import os
 import pickle
 import re
 import signal
 import subprocess
 import sys
+import threading
+import time
 from pathlib import Path
 
 import pytest
@@ -390,3 +393,27 @@ store.close()
         [sys.executable, "-c", work], capture_output=True, text=True, timeout=300, check=False
     )
     assert ended.returncode == 0, ended.stderr[-6000:]
+
+
+def test_close_lets_a_finalizer_in_its_own_thread_go_first(tmp_path, monkeypatch):
+    """It waits for the store, which close has, and close for the thread."""
+    for number in range(5):
+        store = millstream.open(tmp_path / f"s{number}", durability="interval")
+        called, made, stop = [], threading.Event(), store._background.stop
+
+        def sync(*_, store=store, called=called, made=made):
+            if not called and made.wait(60):
+                called.append(True)
+                with contextlib.suppress(millstream.Reentered), store._lock:
+                    pass  # a call that has found the store open
+
+        def stop_later(made=made, called=called, stop=stop):
+            made.set()
+            time.sleep(0.02)  # it waits for the store by now; if not, this shows less
+            stop()
+
+        monkeypatch.setattr(store._background, "_note_time", sync)
+        monkeypatch.setattr(store._background, "stop", stop_later)
+        store.stream("s").append(b"1")
+        store.close()
+        assert store.closed and called
