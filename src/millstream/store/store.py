@@ -55,6 +55,7 @@ if TYPE_CHECKING:
 __all__ = ["Store", "open", "temporary"]
 
 GATE_SECONDS = 30.0
+CLOSE_TRIES, CLOSE_PAUSE = 20, 0.05  # a second in all: what a finalizer of ours may take
 
 
 class Store:
@@ -240,6 +241,19 @@ class Store:
         self._check_may_close()
         failed = self._transactions.apply()
         refuse_reentered(failed)
+        for tries_left in reversed(range(CLOSE_TRIES)):
+            try:
+                self._close(list(failed))
+                return
+            except Reentered:
+                # With nothing that an outer call has, it is a finalizer in one of our own threads
+                # that waited for our lock. It goes first.
+                if _native.held() or _native.loading.mine or not tries_left:
+                    raise
+                _native.Flag().wait(CLOSE_PAUSE)
+
+    def _close(self, failed: list[Exception]) -> None:
+        """Close once nothing is left to apply; what applying has raised is raised in the end."""
         with self._lock:
             if self.session.closed:
                 return
