@@ -18,6 +18,7 @@ from store_builder import (
     FILLER,
     FIXED,
     HEADER,
+    KEY_NULLS,
     NONE,
     TIMESTAMPS,
     Log,
@@ -34,7 +35,7 @@ from store_builder import (
 import millstream
 from millstream import inspect
 from millstream.errors import CorruptBatch, NotFound, StorageError, VersionMismatch
-from millstream.inspect import repair
+from millstream.inspect import checking, mending, reading, repair, walk
 
 
 @pytest.fixture
@@ -602,6 +603,18 @@ def test_newer_json_is_a_version_mismatch(builder: StoreBuilder, name: str) -> N
         json_bytes(
             {"format": 1, "store_id": "x" * 32, "generation": 1, "clean": 1, "durability": 0}
         ),
+        json_bytes(
+            {
+                "format": 1,
+                "store_id": "x" * 32,
+                "generation": 1,
+                "clean": True,
+                "durability": "sync",
+                "stream_id": "x" * 16,
+                "partitions": 1,
+                "segment_bytes": 65536,
+            }
+        ),
     ],
 )
 def test_damaged_json_is_a_problem(builder: StoreBuilder, raw: bytes) -> None:
@@ -680,6 +693,160 @@ def test_segment_shorter_than_it_says_and_files_that_are_none(
     assert "unreadable" in kinds(inspect.verify(builder.path))
 
 
+@pytest.mark.parametrize("size", [0, 50, 87])
+def test_segment_and_members_that_end_within_their_header(
+    builder: StoreBuilder, log: Log, size: int
+) -> None:
+    three_batches(log)
+    builder.write()
+    os.truncate(builder.path / "members", min(size, 63))
+    report = inspect.verify(builder.path)
+    assert report.ok
+    assert notes(report) == ["members"]
+    assert [action.kind for action in repair(builder.path)] == ["cannot"]
+    builder.write()
+    os.truncate(log.file(), size)
+    assert "segment" in kinds(inspect.verify(builder.path))
+    assert {action.kind for action in repair(builder.path)} == {"cannot"}
+    assert log.file().stat().st_size == size
+
+
+@pytest.mark.parametrize("name", ["stream.json", "00000"])
+def test_what_cannot_be_read_is_named_and_the_rest_is_read(
+    builder: StoreBuilder, log: Log, name: str
+) -> None:
+    three_batches(log)
+    three_batches(builder.stream("whole").log(0))
+    builder.write()
+    if name == "00000":
+        log.file().unlink()
+        log.path.rmdir()
+        log.path.symlink_to(log.path)  # a directory whose path has no end
+    else:
+        (log.stream.path / name).unlink()
+        os.mkfifo(log.stream.path / name)
+    report = inspect.verify(builder.path)
+    assert kinds(report) == ["unreadable"]
+    assert report.problems[0].path == log.stream.path / name
+    assert report.records == 9
+    if name == "stream.json":
+        (action,) = repair(builder.path)
+        assert (action.kind, action.path) == ("cannot", log.stream.path / name)
+
+
+def test_group_and_page_of_the_journal_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with millstream.open(path) as store, store.transaction() as tx:
+        tx.append(store.stream("s"), b"x")
+        with store.stream("s").consumer("g"):
+            pass
+    page = path / "streams" / "@journal" / "page"
+    os.truncate(page, 100)  # what it says is only what need not be done again
+    report = inspect.verify(path)
+    assert report.ok
+    assert [(note.kind, note.path) for note in report.notes] == [("journal", page)]
+    (group,) = (path / "streams" / "s" / "groups").iterdir()
+    for file in (page, group):
+        file.unlink()
+        os.mkfifo(file)
+    report = inspect.verify(path)
+    assert sorted((one.kind, one.path) for one in report.problems) == [
+        ("unreadable", page),
+        ("unreadable", group),
+    ]
+    assert report.records == 3
+
+
+def test_disk_that_refuses_to_read_is_a_finding(
+    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_batches(log)
+    three_batches(builder.stream("whole").log(0))
+    builder.write()
+    real = os.pread
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(log.file()):
+            raise OSError(5, "Input/output error")
+        return real(fd, size, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    report = inspect.verify(builder.path)
+    assert [(one.kind, one.path) for one in report.problems][:1] == [("unreadable", log.file())]
+    assert "Input/output error" in str(report.problems[0])
+    assert report.records == 9
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_segment_that_goes_while_the_log_is_walked(
+    builder: StoreBuilder, log: Log, number: int
+) -> None:
+    """Retention takes the oldest one; of any other the records are lost."""
+    for _ in range(2):
+        three_batches(log)
+        log.roll()
+    log.append([b"end"])
+    builder.write()
+    (walked,) = reading.logs(builder.path)
+    log.file(log.segments[number]).unlink()
+    events = list(checking.checked(walked))
+    said = [one.kind for one in events if isinstance(one, inspect.Note | inspect.Problem)]
+    assert said == (["unreadable"] if number else ["retired"])
+    assert sum(one.count for one in events if isinstance(one, inspect.Batch)) == 10
+
+
+def test_segment_that_is_retired_once_it_was_listed(
+    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    three_batches(log)
+    log.roll()
+    log.append([b"end"])
+    log.control = {"first_segment": 2, "first_offset": 9}
+    builder.write()
+    real = walk.listing
+
+    def listing(path: Path) -> list[Path]:
+        found = real(path)
+        log.file(log.segments[0]).unlink(missing_ok=True)
+        return found
+
+    monkeypatch.setattr(walk, "listing", listing)
+    report = inspect.verify(builder.path)
+    assert (report.problems, report.records) == ([], 1)
+
+
+def test_store_that_is_read_names_the_segment_that_is_damaged_or_gone(
+    builder: StoreBuilder, log: Log
+) -> None:
+    for _ in range(2):
+        three_batches(log)
+        log.roll()
+    log.append([b"end"])
+    builder.write()
+    path = log.file(log.segments[1])
+    flip(path, 4096 + 24)
+    with pytest.raises(CorruptBatch) as raised:
+        inspect.store(builder.path)
+    assert (raised.value.path, raised.value.position) == (str(path), 4096)
+    builder.write()
+    log.file().unlink()
+    with pytest.raises(CorruptBatch) as raised:
+        inspect.store(builder.path)
+    assert raised.value.path == str(log.file())
+
+
+@pytest.mark.parametrize("change", [{"base_offset": 2}, {"flags_or": KEY_NULLS}])
+def test_batch_that_contradicts_what_it_follows_or_itself(
+    builder: StoreBuilder, log: Log, change: dict
+) -> None:
+    first, *_ = three_batches(log)
+    wrong = log.append([b"x"], **change)
+    builder.write()
+    report = inspect.verify(builder.path)
+    assert [(one.kind, one.position) for one in report.problems] == [("batch", wrong.at)]
+    assert report.records == 3 * first.count
+
+
 def test_contents_against_flags_are_problems(builder: StoreBuilder, log: Log) -> None:
     log.append([b"a", b"bb"], flags_or=FIXED)
     log.append([b"a", b"b"], offsets=[9, 4], base_offset=9)
@@ -690,6 +857,19 @@ def test_contents_against_flags_are_problems(builder: StoreBuilder, log: Log) ->
     log.poke(log.segment, placed.at, seal(bytes(raw), log.segment.salt, placed.position))
     builder.write()
     assert kinds(inspect.verify(builder.path)) == ["content"] * 3
+
+
+@pytest.mark.parametrize("name", [b"na\xffe", b"nam\xc3"])
+def test_names_of_headers_that_are_no_text_are_a_problem(
+    builder: StoreBuilder, log: Log, name: bytes
+) -> None:
+    placed = log.append([b"a"], headers=[[("name", b"v")]])
+    raw = bytes(log.segment.data[placed.at : placed.end]).replace(b"name", name)
+    log.poke(log.segment, placed.at, seal(raw, log.segment.salt, placed.position))
+    builder.write()
+    (problem,) = inspect.verify(builder.path).problems
+    assert (problem.kind, problem.position) == ("content", placed.at)
+    assert "UTF-8" in str(problem)
 
 
 def test_nested_plausible_headers_do_not_hold_up_the_search(
@@ -747,17 +927,23 @@ def member(builder: StoreBuilder, index: int, *, byte: int | None = None, pid: i
     return os.fdopen(fd, "rb")
 
 
-def check_repaired(builder: StoreBuilder, path: Path, before: bytes) -> inspect.Report:
-    """Assert what every repair promises."""
+def check_mended(builder: StoreBuilder, path: Path, before: bytes) -> inspect.Report:
+    """Assert what holds of a file once it was put in the place of a damaged one."""
     report = inspect.verify(builder.path)
     assert report.problems == []
     aside = path.with_name(path.name + ".corrupt")
     assert aside.read_bytes() == before
     assert path.stat().st_size == len(before)
     assert path.stat().st_mode & 0o777 == 0o600
+    assert repair(builder.path) == []
+    return report
+
+
+def check_repaired(builder: StoreBuilder, path: Path, before: bytes) -> inspect.Report:
+    """Assert what every repair promises."""
+    report = check_mended(builder, path, before)
     assert not inspect.store(builder.path).clean
     assert not list(builder.path.rglob("*.tmp"))
-    assert repair(builder.path) == []
     return report
 
 
@@ -827,6 +1013,51 @@ def test_repair_cannot_help_where_the_end_is_not_known(builder: StoreBuilder, lo
     assert inspect.store(builder.path).clean
 
 
+def test_repair_cannot_help_behind_damage_where_the_next_segment_is_damaged(
+    builder: StoreBuilder, log: Log
+) -> None:
+    *_, last = three_batches(log)
+    log.roll()
+    log.append([b"end"])
+    log.segment.base_offset = 1  # the segment before has come further
+    log.write_activation(log.segment)
+    builder.write()
+    flip(log.file(log.segments[0]), last.at + 70)
+    before = [log.file(segment).read_bytes() for segment in log.segments]
+    actions = repair(builder.path)
+    assert [(action.kind, action.path) for action in actions] == [
+        ("cannot", log.file(segment)) for segment in log.segments
+    ]
+    assert [log.file(segment).read_bytes() for segment in log.segments] == before
+
+
+def test_repair_cannot_help_where_no_header_has_room(builder: StoreBuilder, log: Log) -> None:
+    three_batches(log)
+    log.position += 40  # rubbish of less than a header's 64 bytes, at the end of a segment
+    log.roll()
+    log.append([b"end"])
+    builder.write()
+    before = log.file(log.segments[0]).read_bytes()
+    assert [action.kind for action in repair(builder.path)] == ["cannot"]
+    assert log.file(log.segments[0]).read_bytes() == before
+
+
+def test_repair_covers_what_is_longer_than_a_batch_may_be(
+    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each header covers at most that much, and what is left for the last one has room for it."""
+    first = log.append([b"a" * 1000])
+    log.append([b"b"])
+    builder.write()
+    flip(log.file(), first.at + 70)
+    before = log.file().read_bytes()
+    monkeypatch.setattr(mending, "BATCH_BYTES_MAX", first.length - 8)
+    actions = repair(builder.path)
+    assert [action.kind for action in actions] == ["filler", "filler", "unclean"]
+    check_repaired(builder, log.file(), before)
+    assert values_of(builder.path) == [b"b"]
+
+
 def test_repair_leaves_a_torn_tail_to_recovery(builder: StoreBuilder, log: Log) -> None:
     builder.clean = False
     log.stream.control = False
@@ -873,6 +1104,30 @@ def test_repair_does_not_guess_an_epoch(builder: StoreBuilder, log: Log) -> None
     assert log.file().read_bytes() == before
 
 
+@pytest.mark.parametrize("why", ["damage before", "none before", "damage behind"])
+def test_repair_does_not_guess_where_a_segment_begins(
+    builder: StoreBuilder, log: Log, why: str
+) -> None:
+    three_batches(log)
+    log.roll()
+    first, *_ = three_batches(log)
+    log.roll()
+    log.append([b"end"])
+    builder.write()
+    damaged = log.file(log.segments[1])
+    flip(damaged, 4096 + 24)
+    if why == "damage before":
+        flip(log.file(log.segments[0]), log.segments[0].data_position + 70)
+    elif why == "none before":
+        log.file(log.segments[0]).unlink()
+    else:
+        flip(damaged, first.at + 70)
+    before = damaged.read_bytes()
+    assert "activation" not in {action.kind for action in repair(builder.path)}
+    assert damaged.read_bytes() == before
+    assert not inspect.verify(builder.path).ok
+
+
 def test_repair_cannot_rebuild_json_or_headers(builder: StoreBuilder, log: Log) -> None:
     three_batches(log)
     builder.write()
@@ -905,10 +1160,17 @@ def test_repair_refuses_a_store_that_is_open(builder: StoreBuilder, log: Log) ->
 def test_repair_of_nothing_is_refused(tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         repair(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(StorageError, match="file"):
+        repair(tmp_path / "file")
+    (tmp_path / "members").symlink_to(tmp_path / "file")  # not followed
+    with pytest.raises(StorageError, match="members"):
+        repair(tmp_path)
 
 
+@pytest.mark.parametrize("failing_file", [".seg.repair.tmp", "store.json.repair.tmp"])
 def test_failed_repair_leaves_the_original(
-    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
+    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch, failing_file: str
 ) -> None:
     _, second, _ = three_batches(log)
     builder.write()
@@ -917,7 +1179,7 @@ def test_failed_repair_leaves_the_original(
     real = os.fsync
 
     def failing(fd: int) -> None:
-        if os.readlink(f"/proc/self/fd/{fd}").endswith(".seg.repair.tmp"):
+        if os.readlink(f"/proc/self/fd/{fd}").endswith(failing_file):
             raise OSError(28, "No space left on device")
         real(fd)
 
@@ -925,9 +1187,53 @@ def test_failed_repair_leaves_the_original(
     with pytest.raises(StorageError):
         repair(builder.path)
     monkeypatch.undo()
+    if failing_file.startswith("store"):  # the last step; what was mended before it holds
+        check_mended(builder, log.file(), before)
+        with millstream.open(builder.path) as store:
+            store.stream("s").append(b"goes on")
+        assert values_of(builder.path)[-1] == b"goes on"
+        return
     assert log.file().read_bytes() == before
     assert not list(builder.path.rglob("*.tmp"))
     assert {action.kind for action in repair(builder.path)} == {"filler", "unclean"}
+
+
+def test_file_that_shrinks_while_it_is_copied_is_not_replaced(
+    builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _, second, _ = three_batches(log)
+    builder.write()
+    flip(log.file(), second.at + 70)
+    real = os.ftruncate
+
+    def shrinking(fd: int, size: int) -> None:
+        real(fd, size)
+        os.truncate(log.file(), 20_000)
+
+    monkeypatch.setattr(os, "ftruncate", shrinking)
+    with pytest.raises(StorageError, match="shrank"):
+        repair(builder.path)
+    assert [path.name for path in log.path.iterdir()] == [log.file().name]
+    assert log.file().stat().st_size == 20_000
+
+
+@pytest.mark.parametrize("other", ["newer", "unreadable"])
+def test_repair_of_one_stream_leaves_a_store_clean_where_another_cannot_be_read(
+    builder: StoreBuilder, other: str
+) -> None:
+    one, two = builder.stream("a").log(0), builder.stream("b")
+    _, second, _ = three_batches(one)
+    builder.write()
+    flip(one.file(), second.at + 70)
+    path = two.path / "stream.json"
+    path.unlink()
+    if other == "newer":
+        put(path, json_bytes({**two.body, "format": 2}))
+    else:
+        os.mkfifo(path)
+    assert [action.kind for action in repair(builder.path, "a")] == ["filler"]
+    assert json.loads((builder.path / "store.json").read_text())["body"]["clean"]
+    assert inspect.verify(builder.path, "a").ok
 
 
 @pytest.mark.parametrize("stream", [None, "a"])

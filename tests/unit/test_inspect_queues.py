@@ -372,6 +372,29 @@ def test_a_short_file_is_a_finding_not_a_crash(queue: QueueBuilder) -> None:
             assert not verify(queue).ok, (name, size)
 
 
+@pytest.mark.parametrize("name", ["queue.json", "slots"])
+def test_a_file_that_cannot_be_read_is_named_and_not_mended(
+    queue: QueueBuilder, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    queue.put(b"m")
+    queue.write()
+    flip(queue.path / "slots", queue.slot_at(0) + 96)  # or there would be nothing to mend
+    before = (queue.path / "slots").read_bytes()
+    real = os.pread
+
+    def pread(fd: int, size: int, at: int) -> bytes:
+        if os.readlink(f"/proc/self/fd/{fd}") == str(queue.path / name) and at < 1 << 40:
+            raise OSError(5, "Input/output error")
+        return real(fd, size, at)
+
+    monkeypatch.setattr(os, "pread", pread)
+    assert kinds(verify(queue)) == ["unreadable"]
+    assert [action.kind for action in inspect.repair(queue.store.path)] == ["cannot"]
+    monkeypatch.undo()
+    assert (queue.path / "slots").read_bytes() == before
+    assert [action.kind for action in mended(queue)] == ["message", "unclean"]
+
+
 def test_files_set_aside_are_notes(queue: QueueBuilder) -> None:
     queue.write()
     for name in ("slots.corrupt", "hints.tmp", "stray"):
@@ -518,6 +541,35 @@ def test_a_page_whose_salt_is_gone_cannot_be_made_anew(queue: QueueBuilder) -> N
     assert not verify(queue).ok
 
 
+@pytest.mark.parametrize("what", ["gone", "newer"])
+def test_slots_that_are_gone_or_newer_cannot_be_mended(queue: QueueBuilder, what: str) -> None:
+    queue.put(b"m")
+    queue.write()
+    path = queue.path / "slots"
+    if what == "gone":
+        path.unlink()
+    else:
+        raw = bytearray(path.read_bytes())
+        struct.pack_into("<I", raw, 8, 2)
+        struct.pack_into("<Q", raw, 48, hash64(bytes(raw[:48])))
+        put_file(path, bytes(raw))
+    flip(queue.path / "blocks", 3)
+    before = sorted((one.name, one.read_bytes()) for one in queue.path.iterdir())
+    done = inspect.repair(queue.store.path)
+    assert "cannot" in [action.kind for action in done]
+    assert dict(before).get("slots") == (path.read_bytes() if path.exists() else None)
+    assert not verify(queue).ok
+
+
+def test_a_put_that_never_was_does_not_speak_against_a_salt(queue: QueueBuilder) -> None:
+    queue.put(b"m", reuse=2, stored_reuse=1)
+    queue.put(b"n")
+    queue.write()
+    flip(queue.path / "slots", 3)
+    assert [action.kind for action in mended(queue)] == ["slots", "message", "unclean"]
+    assert [one.payload for one in messages(queue)] == [b"n"]
+
+
 def test_an_empty_queue_gets_any_page(queue: QueueBuilder) -> None:
     queue.write()
     poke(queue.path / "slots", 0, os.urandom(128))
@@ -569,6 +621,9 @@ def test_a_table_of_deduplication_keys_is_checked_and_mended(queue: QueueBuilder
         flip(path, at, 3)
         assert kinds(verify(queue)) == ["dedup"], at
         flip(path, at, 3)
+    put_file(path, bytes(dedup_table(queue, stripes=3)))  # with a right checksum
+    assert kinds(verify(queue)) == ["dedup"]
+    put_file(path, bytes(table))
     flip(path, 12, 5)
     assert [action.kind for action in mended(queue)] == ["dedup", "unclean"]
     assert path.read_bytes() == bytes(table)
