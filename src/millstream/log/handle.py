@@ -402,6 +402,8 @@ class StreamHandle(_native.StreamCore):
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
         self._let_go()
+        for log in self._opened():
+            log.sequences = None  # which has the log: the two would wait for the collector
         self._close()
         self._below = None
         self.session.notices.forget(self)

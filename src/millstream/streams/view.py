@@ -154,13 +154,14 @@ class View(Latest):
     def close(self) -> None:
         """Stop following, and write a snapshot; lookups raise `Closed` from now on."""
         self._stopping = True
-        if not self.stream.closed and self.stream.session.writable:
+        if not self.stream.closed:
             self.stream._wake()
         _native.join(self._thread)
         if not self.closed:
             if not self.stream.closed:
                 self._save()
             self._finish(Closed(f"{self.stream.path}: the view is closed"))
+        self._replay.end()
 
     def __enter__(self) -> View:
         """Return itself."""
@@ -381,6 +382,11 @@ class Replay:
         self._rotation.wait(time.monotonic() + WAIT_SECONDS)
         if not self._rotation.ready():
             self._rotation.refresh()
+
+    def end(self) -> None:
+        """Hold no values and no files any more, but how far it came."""
+        self.values, self._stopped = Latest(), bool
+        self._rotation = _ReplayRotation(self.stream, [], bool)
 
     def place(self) -> Place:
         """Return how far the values go, for a snapshot."""
