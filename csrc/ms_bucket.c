@@ -70,7 +70,7 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   }
   bool early = due != tick;
   uint64_t to = ms_word_as(word, early ? MS_MESSAGE_DELAYED : MS_MESSAGE_READY, due);
-  if (early) ms_queue_watch_wall(queue, ms_slot_at(queue, slot));
+  if (early) ms_queue_note_wall(queue, ms_slot_at(queue, slot));
   if (!ms_move(at, word, to)) return;
   if (early) {
     ms_queue_arm(queue, slot, to, now);

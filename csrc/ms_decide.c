@@ -44,7 +44,7 @@ static ms_status show(ms_queue *queue, uint32_t slot, uint64_t word, const ms_in
   if (left_us > MS_TICK_REACH * 1000) left_us = MS_TICK_REACH * 1000;
   uint64_t plain = ms_make_word(state, ms_word_lane(word), 0, ms_word_reuse(word), 0, 0);
   uint64_t to = ms_waiting_word(plain, state, left_us > 0 ? left_us * 1000 : 0, now);
-  ms_queue_watch_wall(queue, content);
+  ms_queue_note_wall(queue, content);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;

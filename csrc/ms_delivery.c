@@ -79,7 +79,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
   uint32_t state = MS_MESSAGE_READY;
   if (queue->buckets && !ms_bucket_append(queue, message->key_hash, slot)) state = MS_MESSAGE_HELD;
   uint64_t to = ms_waiting_word(ms_word_as(plain, state, 0), state, message->delay_ns, now);
-  if (MS_UNLIKELY(message->absolute)) ms_queue_watch_wall(queue, ms_slot_at(queue, slot));
+  if (MS_UNLIKELY(message->absolute)) ms_queue_note_wall(queue, ms_slot_at(queue, slot));
   if (message->transaction)
     to = ms_word_as(plain, MS_MESSAGE_PREPARED, 0) | ms_word_transaction(message->transaction);
   bool moved = ms_move(ms_word_at(queue, slot), word, to);

@@ -62,7 +62,7 @@ int64_t ms_slot_expiry(const ms_queue *queue, const ms_slot *content, const ms_i
 
 static int64_t wall_offset(void) { return ms_clock_wall_us() - ms_clock_boot_ns() / 1000; }
 
-void ms_queue_watch_wall(ms_queue *queue, const ms_slot *content) {
+void ms_queue_note_wall(ms_queue *queue, const ms_slot *content) {
   if (MS_LIKELY(!ms_slot_is_absolute(content)) || MS_PEEK(queue->hints->absolute)) return;
   MS_POKE(queue->hints->wall_offset, wall_offset());
   /* Release: pairs with the acquire in ms_queue_wall_was_set. */

@@ -35,7 +35,7 @@ int64_t ms_slot_expiry(const ms_queue *queue, const ms_slot *content, const ms_i
 
 /* Before a message becomes visible that waits for a time of the wall clock: from now on sweeps see
  * to it that the clock is set. */
-void ms_queue_watch_wall(ms_queue *queue, const ms_slot *content);
+void ms_queue_note_wall(ms_queue *queue, const ms_slot *content);
 /* Has the wall clock been set since? *out_offset: to note when all that depends on it was seen. */
 bool ms_queue_wall_was_set(const ms_queue *queue, int64_t *out_offset);
 

@@ -94,7 +94,7 @@ static uint64_t recovered_word(ms_queue *queue, uint32_t slot, uint64_t word, bo
                     : ms_word_is_untaken(word) ? ms_slot_left_us(queue, content, now)
                                                : left_of(queue, word, now);
   if (left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
-  ms_queue_watch_wall(queue, content);
+  ms_queue_note_wall(queue, content);
   return ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, left_us));
 }
 
