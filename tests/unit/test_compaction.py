@@ -461,7 +461,8 @@ def test_rate_is_kept_and_closing_ends_the_run(store, monkeypatch):
 
 
 def test_progress_comes_and_may_end_it(store):
-    stream = store.stream("s", partitions=2, segment_bytes=SMALL, compact=NOW)
+    # Without a setting the background leaves it alone: it would be the one whom nobody ends.
+    stream = store.stream("s", partitions=2, segment_bytes=SMALL)
     appended = fill(stream, 3000, 50)
     seen = []
     stream.compact(progress=seen.append)

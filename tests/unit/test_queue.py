@@ -353,9 +353,9 @@ def test_at_takes_datetimes_and_microseconds(q):
     assert q.get(timeout=0).value == b"past"
 
 
-def test_delay_and_messages_outlive_the_store(store, tmp_path):
+def test_delay_and_messages_outlive_the_store(now, store, tmp_path):
     q = store.queue("q2")
-    q.put(b"later", delay=0.3)
+    q.put(b"later", delay=100.0)
     q.put(b"now", headers={"a": b"b"})
     q.put(b"z" * 10000, priority=3)
     m = q.get(timeout=60)
@@ -372,6 +372,8 @@ def test_delay_and_messages_outlive_the_store(store, tmp_path):
         first = q.get(timeout=0)
         assert (first.value, first.attempt, first.headers) == (b"now", 2, {"a": b"b"})
         assert q.get(timeout=0).value == b"z" * 10000
+        assert q.get_many(1, timeout=0) == []
+        now.advance(101.0)
         assert q.get(timeout=60).value == b"later"
 
 
