@@ -11,7 +11,7 @@ from timing import until
 
 import millstream
 from millstream.disk import files
-from millstream.queues import slots
+from millstream.queues import capacity, slots
 from millstream.testing import clock
 
 
@@ -97,9 +97,9 @@ def test_order_of_keys_is_kept(store):
 def test_capacity_is_only_raised(store):
     q = store.queue("q", capacity=100)
     q.put(b"x")
-    for capacity in (99, 1 << 24):
+    for few_or_many in (99, 1 << 24):
         with pytest.raises(millstream.InvalidArgument):
-            q.alter(capacity=capacity)
+            q.alter(capacity=few_or_many)
     q.alter(capacity=100, lease=5)
     assert (q.capacity, q.lease) == (100, 5.0)
     q.alter(capacity=101, lease=6)
@@ -135,6 +135,76 @@ from millstream.queues import slots
 slots.Files.publish_hints = lambda *_: os._exit(9)
 millstream.open(sys.argv[1], durability="process").queue("q").alter(capacity=30)
 """
+
+
+def test_disk_that_is_full_at_the_last_step_changes_nothing(store, monkeypatch):
+    q = store.queue("q", capacity=1)
+    q.put(b"x")
+    there = sorted(os.listdir(q.path))
+
+    def full(path, body):
+        raise millstream.StoreFull(28, "no space", path)
+
+    with millstream.open(store.path) as other, monkeypatch.context() as patch:
+        patch.setattr(files, "write_json", full)
+        with pytest.raises(millstream.StoreFull):
+            q.alter(capacity=1000)
+        for handle in (q, other.queue("q")):
+            assert handle.capacity == 1
+            with pytest.raises(millstream.QueueFull):
+                handle.put(b"y", timeout=0)
+        assert sorted(os.listdir(q.path)) == there
+    q.alter(capacity=1000)
+    q.put(b"y", timeout=0)
+    q._check()
+    assert drained(q) == [b"x", b"y"]
+
+
+FULL = """
+import os, sys
+import millstream
+from millstream.queues import slots
+def full(self, temporary):
+    raise millstream.StoreFull(28, "no space", temporary)
+q = millstream.open(sys.argv[1], durability="process").queue("q")
+slots.Files.publish_hints = full
+try:
+    q.put(b"y")
+except millstream.StoreFull:
+    os._exit(0)
+"""
+
+
+def test_raising_that_was_cut_short_is_taken_up_again_once_there_is_room(store):
+    q = store.queue("q", capacity=20)
+    q.put(b"x")
+    there = sorted(os.listdir(q.path))
+    assert subprocess.run([sys.executable, "-c", KILLED, store.path], check=False).returncode == 9
+
+    command = [sys.executable, "-c", FULL, store.path]
+    assert subprocess.run(command, check=False).returncode == 0
+    q.put(b"y")
+    assert q.capacity == 30
+    q._check()
+    assert drained(q) == [b"x", b"y"]
+    assert sorted(os.listdir(q.path)) == there
+
+
+def test_reader_waits_for_a_raise_that_was_cut_short_as_long_as_for_a_lock(store, monkeypatch):
+    q = store.queue("q", capacity=20)
+    q.put(b"x")
+    with millstream.open(store.path, mode="r") as reader:
+        theirs = reader.queue("q")
+        assert len(theirs) == 1
+        command = [sys.executable, "-c", KILLED, store.path]
+        assert subprocess.run(command, check=False).returncode == 9
+        with monkeypatch.context() as patch:
+            patch.setattr(capacity, "LOCK_SECONDS", 0.05)
+            with pytest.raises(millstream.LockTimeout, match="capacity is being raised"):
+                theirs.peek()
+        q.put(b"y")  # whoever may write takes it up
+        assert [m.value for m in theirs.peek(9)] == [b"x", b"y"]
+        assert theirs.capacity == 30
 
 
 @pytest.mark.parametrize("killed", [False, True])

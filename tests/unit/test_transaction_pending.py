@@ -10,7 +10,7 @@ from timing import until
 from transaction_steps import log_of
 
 import millstream
-from millstream import Closed, Indeterminate, StoreFull, inspect
+from millstream import Closed, Group, Indeterminate, Queue, StoreFull, Stream, inspect
 from millstream.disk import files
 from millstream.disk.session import State
 from millstream.log import compacted
@@ -70,6 +70,141 @@ def test_what_was_dropped_meanwhile_gets_nothing_and_the_rest_does(store, anew):
         assert log_of(store.stream("s")) == []
         assert [m.value for m in store.queue("q").get_many(9)] == [b"new"]
         assert store.stream("in").group("g").positions()[0] is None
+
+
+# What an applier does, by the method that does it; what it belongs to; how it is dropped.
+STEPS = {
+    "append": (Stream, "_append_share", lambda store: store.drop_stream("s")),
+    "go on": (Group, "_apply", lambda store: store.drop_stream("in")),
+    "put": (Queue, "_decide", lambda store: store.drop_queue("q")),
+    "put again": (Queue, "_fate_of", lambda store: store.drop_queue("q")),
+    "ack": (Queue, "_decide", lambda store: store.drop_queue("jobs")),
+}
+
+
+def pending_everywhere(store):
+    """A transaction of each effect: the journal, and the consumer whose position it marks."""
+    s, q, source, jobs = (
+        store.stream("s"),
+        store.queue("q"),
+        store.stream("in"),
+        store.queue("jobs"),
+    )
+    source.append(b"a")
+    jobs.put(b"job")
+    message = jobs.get()
+    consumer = source.consumer("g", delivery="exactly_once", timeout=0)
+    consumer.poll()
+
+    def fill(tx):
+        tx.append(s, b"x")
+        tx.put(q, b"y")
+        tx.ack(message)
+        tx.commit(consumer)
+
+    return pending(store, fill), consumer
+
+
+def again(journal):
+    """Apply as the first opener does after all processes have ended."""
+    with journal.holding():
+        for number, _, following, effects in journal._read(journal.applied, journal.end):
+            journal.applier.apply(number, effects, synced=False, replay=True)
+            journal._page.set_applied(following)
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_dropped_in_the_middle_of_being_applied_gets_nothing(store, monkeypatch, step):
+    journal, consumer = pending_everywhere(store)
+    kind, name, drop = STEPS[step]
+    method, dropped = getattr(kind, name), []
+
+    def dropping(self, *arguments):
+        if not dropped and (name != "_decide" or self.name == ("jobs" if step == "ack" else "q")):
+            dropped.append(drop(store))
+        return method(self, *arguments)
+
+    monkeypatch.setattr(kind, name, dropping)
+    (again if step == "put again" else apply)(journal)
+    assert dropped
+    assert journal.is_applied
+    monkeypatch.undo()
+    consumer.close()
+    there = (len(store.streams()), len(store.queues()))
+    assert there == ((1, 2) if step in ("append", "go on") else (2, 1))
+    if step != "append":
+        assert log_of(store.stream("s")) == [b"x"]
+    if step not in ("put", "put again"):
+        assert [m.value for m in store.queue("q").get_many(9)] == [b"y"]
+    if step != "ack":
+        assert store.queue("jobs")._counts()["acking"] == len(store.queue("jobs")) == 0
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_what_is_there_is_not_skipped_where_its_handle_is_closed_meanwhile(
+    store, monkeypatch, step
+):
+    """As where another thread closes the store: what is not applied is, by whoever comes next."""
+    journal, consumer = pending_everywhere(store)
+    kind, name, _ = STEPS[step]
+    method = getattr(kind, name)
+
+    def closed(self, *arguments):
+        if name != "_decide" or self.name == ("jobs" if step == "ack" else "q"):
+            raise Closed(f"{self.path}: closed meanwhile")
+        return method(self, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(kind, name, closed)
+        with pytest.raises(Closed, match="closed meanwhile"):
+            (again if step == "put again" else apply)(journal)
+    assert not journal.is_applied
+    apply(journal)
+    assert log_of(store.stream("s")) == [b"x"]
+    assert [m.value for m in store.queue("q").get_many(9)] == [b"y"]
+    assert len(store.queue("jobs")) == 0
+    assert store.stream("in").group("g").positions()[0].offset == 1
+    consumer.close()
+
+
+@pytest.mark.parametrize("when", ["looked up", "opened"])
+def test_what_is_dropped_while_it_is_opened_to_be_applied_gets_nothing(store, monkeypatch, when):
+    """By another process, between the look at the names and the opening, or right behind that."""
+    journal, consumer = pending_everywhere(store)
+    transactions = store._transactions
+    dropped = []
+
+    def gone(name, drop):
+        if name not in dropped:
+            dropped.append(name)
+            drop(name)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(transactions, "open_queues", lambda: iter(()))
+        for kind, drop in (("stream", store.drop_stream), ("queue", store.drop_queue)):
+            names, make = getattr(transactions, f"{kind}_names"), getattr(transactions, kind)
+
+            def looked_up(names=names, drop=drop):
+                found = names()
+                for name in found:
+                    if name != "@journal":
+                        gone(name, drop)
+                return found
+
+            def opened(name, make=make, drop=drop):
+                made = make(name)
+                gone(name, drop)
+                return made
+
+            if when == "looked up":
+                patch.setattr(transactions, f"{kind}_names", looked_up)
+            else:
+                patch.setattr(transactions, kind, opened)
+        apply(journal)
+    consumer.close()
+    assert sorted(dropped) == ["in", "jobs", "q", "s"]
+    assert journal.is_applied
+    assert (store.streams(), store.queues()) == ([], [])
 
 
 @pytest.mark.parametrize("anew", [False, True])
@@ -197,6 +332,34 @@ def test_full_disk_after_the_commit_is_indeterminate_and_applied_later(any_store
         tx.append(s, b"last")
     assert log_of(s) == [b"first", large, b"last"]
     assert [m.value for m in q.get_many(9)] == [b"m"]
+
+
+def test_what_is_prepared_is_left_undecided_while_what_is_committed_cannot_be_applied(
+    any_store, monkeypatch
+):
+    store = any_store
+    s, q = store.stream("s", segment_bytes=1 << 16), store.queue("q")
+    s.append(b"first")
+    journal = pending(store, lambda tx: tx.append(s, bytes(3 << 20)))
+    never = journal.number_of(journal.end + 1000)  # of a process that was killed before its record
+    q._prepare_put(never, 0, b"never")
+    make = files.make
+
+    def no_room(path, *arguments):
+        if "/streams/s/" in path:
+            raise StoreFull(28, "No space left on device", path)
+        return make(path, *arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "make", no_room)
+        for _ in range(2):
+            store._transactions.decide_queue(q)
+            assert (q._counts()["prepared"], journal.is_stuck) == (1, True)
+    store._transactions.decide_queue(q)
+    assert q._counts()["prepared"] == 0
+    assert journal.is_applied
+    assert q.peek(9) == []
+    q._check()
 
 
 def test_full_disk_before_the_commit_undoes_everything(any_store, monkeypatch):

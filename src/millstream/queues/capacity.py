@@ -17,7 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from millstream.disk import files
-from millstream.errors import InvalidArgument, LockTimeout
+from millstream.errors import LockTimeout
 from millstream.queues import slots
 
 if TYPE_CHECKING:
@@ -33,11 +33,6 @@ def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:
 
     Raises: StoreFull where there is no room for the hints; nothing has changed then.
     """
-    stored = queue._config["capacity"]
-    if config["capacity"] < stored:
-        raise InvalidArgument(
-            f"{queue.path}: capacity {config['capacity']}: it is {stored} and can only be raised"
-        )
     queue._files.extend(config)
     queue_files = slots.Files(queue.path, config, queue.session.id, write=True)
     try:
