@@ -718,6 +718,7 @@ static void test_struct_is_checked_before_its_children(void) {
   CHECK_EQ_U64(ms_arrow_find_child(&top.schema, "tail"), -2);
   a.schema.name = NULL;
   CHECK_EQ_U64(ms_arrow_find_child(&top.schema, "tail"), 1);
+  CHECK_EQ_U64(ms_arrow_find_child(&a.schema, "tail"), -1); /* it has no children */
 
   top.buffers[0] = validity;
   CHECK_EQ_U64(ms_arrow_check_struct(&top.schema, &top.array, NULL), MS_UNSUPPORTED);

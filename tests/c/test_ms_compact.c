@@ -12,6 +12,26 @@ static uint32_t key_of[RECORDS + 64];
 static bool null_of[RECORDS + 64], keyless[RECORDS + 64];
 static uint64_t last_sequence[PRODUCERS + 1];
 
+/* Append a batch; the sequence of its producer is the offset behind it. */
+static void append(log *log, const ms_records *records, uint32_t producer) {
+  ms_shape shape;
+  CHECK(ms_batch_measure(records, &shape, NULL) == MS_OK);
+  uint64_t at = ms_segment_file_position(&log->segment, log->end.position);
+  ms_place place = {.position = log->end.position,
+                    .file_position = at,
+                    .seed = log->segment.salt + log->end.position,
+                    .base_offset = log->end.offset,
+                    .chain = (uint32_t)log->end.hash,
+                    .producer = producer,
+                    .sequence = producer ? log->end.offset + records->count : 0};
+  uint64_t begin_position = log->end.position;
+  log->end.hash = ms_batch_encode(records, &shape, &place, log->bytes + at);
+  log->end.position += ms_batch_length(&shape, at);
+  log->end.offset += records->count;
+  if (shape.timestamp_max > log->end.timestamp_max) log->end.timestamp_max = shape.timestamp_max;
+  ms_segment_index_put(&log->segment, begin_position, &log->end);
+}
+
 static void build(log *log) {
   const ms_mark begin = {.timestamp_max = INT64_MIN, .offset = 1000, .position = 1 << 20};
   begin_log(log, 42, &begin);
@@ -48,23 +68,8 @@ static void build(log *log) {
       for (uint32_t i = 0; i < count; i++) value[i].size = 8;
       for (uint32_t i = 0; i < count; i++) null_of[log->end.offset - 1000 + i] = false;
     }
-    ms_shape shape;
-    CHECK(ms_batch_measure(&records, &shape, NULL) == MS_OK);
-    uint64_t at = ms_segment_file_position(&log->segment, log->end.position);
-    ms_place place = {.position = log->end.position,
-                      .file_position = at,
-                      .seed = log->segment.salt + log->end.position,
-                      .base_offset = log->end.offset,
-                      .chain = (uint32_t)log->end.hash,
-                      .producer = producer,
-                      .sequence = producer ? log->end.offset + count : 0};
-    if (producer) last_sequence[producer] = log->end.offset + count;
-    uint64_t begin_position = log->end.position;
-    log->end.hash = ms_batch_encode(&records, &shape, &place, log->bytes + at);
-    log->end.position += ms_batch_length(&shape, at);
-    log->end.offset += count;
-    if (shape.timestamp_max > log->end.timestamp_max) log->end.timestamp_max = shape.timestamp_max;
-    ms_segment_index_put(&log->segment, begin_position, &log->end);
+    append(log, &records, producer);
+    if (producer) last_sequence[producer] = log->end.offset;
   }
 }
 
@@ -255,6 +260,44 @@ static void test_what_would_not_be_smaller_is_refused(void) {
   free(original.bytes);
 }
 
+static void test_segment_with_more_records_than_were_counted_is_refused(void) {
+  static uint64_t bits[SEGMENT_BYTES / 64];
+  log original;
+  build(&original);
+  ms_key_table table = new_table(TABLE_KEYS);
+  uint64_t full, bytes;
+  ms_survivors survivors = {.bits = bits, .end = original.end.position};
+  CHECK(scan(&table, &original.segment, original.end.position, &full) == MS_OK);
+  CHECK(ms_compact_count(&original.segment, original.end.position, &survivors.room, NULL) == MS_OK);
+  CHECK(ms_compact_mark(&table, &original.segment, false, &survivors, NULL) == MS_OK);
+  survivors.room--;
+  CHECK(ms_compact_measure(&original.segment, &survivors, &bytes, NULL) == MS_INVALID);
+  CHECK(ms_compact_mark(&table, &original.segment, false, &survivors, NULL) == MS_INVALID);
+  free(original.bytes);
+}
+
+/* Records that stay with gaps between take more than before: here so much more that the batch
+ * that keeps the sequence of a producer, and no record, finds no room. */
+static void test_batch_without_records_that_finds_no_room_is_refused(void) {
+  const ms_mark begin = {.timestamp_max = INT64_MIN, .offset = 1000, .position = 1 << 20};
+  ms_slice keys[8], values[8];
+  log original, copy;
+  ms_survivors survivors;
+  for (uint32_t i = 0; i < 8; i++) {
+    keys[i] = (ms_slice){(const uint8_t *)"01234567" + i, 1};
+    values[i] = (ms_slice){(const uint8_t *)"", 0};
+  }
+  begin_log(&original, 42, &begin);
+  append(&original, &(ms_records){.count = 8, .values = values, .keys = keys, .timestamp = 5}, 0);
+  const ms_slice none = {NULL, -1};
+  append(&original, &(ms_records){.count = 1, .values = &none, .keys = &keys[4], .timestamp = 5},
+         1);
+  CHECK(compact(&original, true, TABLE_KEYS, &copy, &survivors) == MS_FULL);
+  CHECK_EQ_U64(survivors.records, 7);
+  CHECK_EQ_U64(survivors.tombstones_removed, 1);
+  free(original.bytes);
+}
+
 static void test_damaged_bytes_are_refused_or_harmless(void) {
   log original;
   build(&original);
@@ -320,6 +363,8 @@ static const check_test tests[] = {
     CHECK_TEST(test_offsets_are_found_in_a_copy),
     CHECK_TEST(test_full_table_says_where_to_go_on_and_removes_no_more_than_it_knows),
     CHECK_TEST(test_what_would_not_be_smaller_is_refused),
+    CHECK_TEST(test_segment_with_more_records_than_were_counted_is_refused),
+    CHECK_TEST(test_batch_without_records_that_finds_no_room_is_refused),
     CHECK_TEST(test_damaged_bytes_are_refused_or_harmless),
     CHECK_TEST(test_compaction_record_survives_only_whole),
 };

@@ -2,6 +2,7 @@
 #include "ms_group.h"
 
 #include "check.h"
+#include "ms_xxh3.h"
 
 enum { PARTITIONS = 8, ROOM = 16 };
 #define NEVER UINT64_MAX
@@ -298,6 +299,18 @@ static void test_group_bad_header_is_refused(void) {
   }
   CHECK(ms_group_attach(&group, memory, 4096, store_id, 7, &err) == MS_CORRUPT);
   CHECK(ms_group_attach(&group, memory, ms_group_size(ROOM), store_id, 8, &err) == MS_CORRUPT);
+  group.header->version++; /* whole, and of a later format */
+  group.header->checksum = ms_xxh3_64(group.header, offsetof(ms_group_header, checksum), 0);
+  CHECK(ms_group_attach(&group, memory, ms_group_size(ROOM), store_id, 7, &err) == MS_VERSION);
+}
+
+static void test_group_has_no_position_behind_its_partitions(void) {
+  ms_group group = made(PARTITIONS);
+  ms_group_position position;
+  CHECK(ms_group_try_seek(&group, PARTITIONS, 1, 1, &owner) == MS_INVALID);
+  CHECK(ms_group_try_apply(&group, PARTITIONS, 100, 1, 1, &owner) == MS_INVALID);
+  CHECK(ms_group_try_grow(&group, PARTITIONS + 1, &owner) == MS_OK);
+  CHECK(ms_group_position_of(&group, PARTITIONS, &position) == MS_END);
 }
 
 /* Holders and heirs are read from the file: none of their values leads out of the tables. */
@@ -344,6 +357,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_group_prepare_with_one_stale_claim_marks_nothing),
     CHECK_TEST(test_group_that_was_removed_is_closed),
     CHECK_TEST(test_group_bad_header_is_refused),
+    CHECK_TEST(test_group_has_no_position_behind_its_partitions),
     CHECK_TEST(test_group_with_any_bytes_behind_the_header_stays_within_its_memory),
 };
 CHECK_MAIN(tests)

@@ -1,6 +1,8 @@
 /* One queue in memory: the ends of a message, capacity, dead letters, order, blocks, recovery. */
 #include "check.h"
+#include "ms_claim.h"
 #include "ms_count.h"
+#include "ms_decide.h"
 #include "ms_delivery.h"
 #include "ms_ending.h"
 #include "ms_hint.h"
@@ -99,6 +101,14 @@ static ms_status put(ms_queue *queue, const char *payload, uint32_t lane, int64_
   return ms_queue_try_put(queue, &message, &now, out, &owner, &err);
 }
 
+static ms_status put_as(ms_queue *queue, ms_message message, ms_lease *out) {
+  uint32_t owner;
+  ms_error err;
+  message.payload = (const uint8_t *)"x";
+  message.payload_length = 1;
+  return ms_queue_try_put(queue, &message, &now, out, &owner, &err);
+}
+
 static ms_status get(ms_queue *queue, ms_lease *out) {
   int64_t next;
   ms_queue_try_advance(queue, &now, &next);
@@ -109,6 +119,10 @@ static bool is(const ms_queue *queue, const ms_lease *lease, const char *text) {
   const ms_slot *slot = ms_queue_slot(queue, lease->slot);
   return slot->payload_length == strlen(text) &&
          memcmp(ms_queue_inline(queue, slot), text, strlen(text)) == 0;
+}
+
+static uint32_t state_of(const ms_queue *queue, const ms_lease *lease) {
+  return ms_word_state(atomic_load(ms_queue_word(queue, lease->slot)));
 }
 
 static ms_status ack(ms_queue *queue, const ms_lease *lease) {
@@ -354,6 +368,197 @@ static void test_one_of_a_key_is_in_flight(void) {
   drop(&queue);
 }
 
+static void test_order_of_a_key_is_made_anew_whatever_slots_it_lies_in(void) {
+  static const uint32_t slots[] = {5, 12, 7, 3}; /* by the order of ids */
+  ms_queue queue;
+  ms_lease lease;
+  uint32_t gone = OTHER;
+  make(&queue, true);
+  for (uint32_t i = 0; i < 4; i++) {
+    CHECK(put_as(&queue, (ms_message){.id = 10 + i, .slot = slots[i], .key_hash = 77}, &lease) ==
+          MS_OK);
+    CHECK_EQ_U64(lease.slot, slots[i]);
+  }
+  atomic_store(&queue.buckets[77].word, OTHER);
+  queue.buckets[77].head = queue.buckets[77].tail = 12345;
+  ms_queue_sweep(&queue, &now, &gone, 1);
+  for (uint32_t i = 0; i < 4; i++) {
+    CHECK(get(&queue, &lease) == MS_OK);
+    CHECK_EQ_U64(lease.id, 10 + i);
+    CHECK(ack(&queue, &lease) == MS_OK);
+  }
+  sound(&queue);
+  drop(&queue);
+}
+
+static void test_wheel_that_a_dead_process_held_is_made_anew(void) {
+  ms_queue queue;
+  ms_lease lease;
+  uint32_t gone = OTHER;
+  make(&queue, false);
+  CHECK(put(&queue, "later", 0, 100, 0, &lease) == MS_OK);
+  atomic_store(&queue.hints->wheel, OTHER);
+  memset(queue.wheel.state, 0xff, sizeof(*queue.wheel.state));
+  ms_queue_sweep(&queue, &now, &gone, 1);
+  CHECK_EQ_U64(atomic_load(&queue.hints->wheel), MS_OWNER_FREE);
+  sound(&queue);
+  pass_ms(99);
+  CHECK(get(&queue, &lease) == MS_EMPTY);
+  pass_ms(2);
+  CHECK(get(&queue, &lease) == MS_OK && is(&queue, &lease, "later"));
+  drop(&queue);
+}
+
+/* The owner of the bucket lives: what could not be done is done by the sweep after next. */
+static void test_what_time_ends_waits_for_the_bucket_of_its_key(void) {
+  ms_queue queue;
+  ms_lease held, expiring;
+  make(&queue, true);
+  queue.max_attempts = 1;
+  CHECK(put(&queue, "x", 0, 0, 77, &held) == MS_OK && get(&queue, &held) == MS_OK);
+  ms_message message = {.key_hash = 78, .expires_us = now.time_us + 500000};
+  CHECK(put_as(&queue, message, &expiring) == MS_OK);
+  atomic_store(&queue.buckets[77].word, OTHER);
+  atomic_store(&queue.buckets[78].word, OTHER);
+  pass_ms(2000);
+  ms_queue_sweep(&queue, &now, NULL, 0);
+  CHECK(state_of(&queue, &held) == MS_MESSAGE_LEASED);
+  CHECK(state_of(&queue, &expiring) == MS_MESSAGE_READY);
+  atomic_store(&queue.buckets[77].word, MS_OWNER_FREE);
+  atomic_store(&queue.buckets[78].word, MS_OWNER_FREE);
+  CHECK(ms_queue_sweep_due(&queue, &now));
+  ms_queue_sweep(&queue, &now, NULL, 0);
+  CHECK(state_of(&queue, &expiring) == MS_MESSAGE_FREE && queue.hints->expired == 1);
+  pass_ms(1020); /* the sweep itself has leased it, to write down why it failed */
+  CHECK(ms_queue_sweep_due(&queue, &now));
+  ms_queue_sweep(&queue, &now, NULL, 0);
+  CHECK(state_of(&queue, &held) == MS_MESSAGE_DEAD);
+  sound(&queue);
+  drop(&queue);
+}
+
+static void test_time_of_the_wall_clock_comes_sooner_when_that_is_set(void) {
+  const int64_t half_hour = INT64_C(1800000000000);
+  ms_queue queue;
+  ms_lease lease;
+  make(&queue, false);
+  ms_message message = {.absolute = true,
+                        .due_us = ms_clock_wall_us() + 2 * half_hour / 1000,
+                        .delay_ns = 2 * half_hour};
+  CHECK(put_as(&queue, message, &lease) == MS_OK);
+  ms_clock_set(true, 0, half_hour);
+  CHECK(ms_queue_sweep_due(&queue, &now));
+  ms_queue_sweep(&queue, &now, NULL, 0);
+  pass_ms(half_hour / 1000000 - 1000);
+  CHECK(get(&queue, &lease) == MS_EMPTY);
+  ms_clock_set(true, half_hour, half_hour);
+  pass_ms(2000);
+  CHECK(get(&queue, &lease) == MS_OK);
+  ms_clock_set(false, 0, 0);
+  sound(&queue);
+  drop(&queue);
+}
+
+static void test_word_that_is_not_the_token_ends_nothing(void) {
+  ms_queue queue;
+  ms_lease lease, prepared;
+  uint64_t word;
+  uint32_t owner;
+  make(&queue, false);
+  CHECK(put(&queue, "x", 0, 0, 0, &lease) == MS_OK && get(&queue, &lease) == MS_OK);
+  ms_lease stale = lease;
+  stale.word ^= UINT64_C(1) << 34; /* of another grant */
+  CHECK(ms_queue_try_reject(&queue, &stale, MS_FAILED_REJECTED, "", 0, &now, &owner) == MS_LOST);
+  CHECK(ms_queue_bury(&queue, stale.slot, stale.word, &now, &owner) == MS_LOST);
+  CHECK(ms_queue_try_decide(&queue, lease.slot, lease.word, true, &now, &owner) == MS_LOST);
+  CHECK(put_as(&queue, (ms_message){.transaction = 6}, &prepared) == MS_OK);
+  CHECK(ms_queue_try_prepare_ack(&queue, &lease, 6, &now, &word) == MS_OK);
+  for (int committed = 0; committed < 2; committed++) { /* of another transaction */
+    CHECK(ms_queue_try_decide(&queue, prepared.slot, prepared.word ^ 1, committed, &now, &owner) ==
+          MS_LOST);
+    CHECK(ms_queue_try_decide(&queue, lease.slot, word ^ 1, committed, &now, &owner) == MS_LOST);
+  }
+  CHECK(ms_queue_try_undo_ack(&queue, &lease, word ^ 1) == MS_LOST);
+  CHECK(atomic_load(ms_queue_word(&queue, lease.slot)) == word);
+  CHECK(state_of(&queue, &prepared) == MS_MESSAGE_PREPARED);
+  CHECK(ms_queue_try_undo_ack(&queue, &lease, word) == MS_OK && ms_queue_holds(&queue, &lease));
+  sound(&queue);
+  drop(&queue);
+}
+
+static void test_put_and_ack_of_a_poisoned_queue_are_refused(void) {
+  ms_queue queue;
+  ms_lease lease, other;
+  make(&queue, false);
+  CHECK(put(&queue, "x", LANES, 0, 0, &other) == MS_INVALID);
+  CHECK(put(&queue, "x", 0, 0, 0, &lease) == MS_OK && get(&queue, &lease) == MS_OK);
+  atomic_store(&queue.slots->poison, 1);
+  CHECK(put(&queue, "x", 0, 0, 0, &other) == MS_POISONED);
+  CHECK(ack(&queue, &lease) == MS_POISONED);
+  CHECK(ms_queue_holds(&queue, &lease));
+  drop(&queue);
+}
+
+static void test_maps_of_other_sizes_are_refused(void) {
+  const uint64_t slots = ms_slots_size(SLOT_BYTES, CAPACITY + DEAD_LIMIT);
+  const uint64_t blocks = ms_blocks_size(BLOCKS);
+  const uint64_t hints = ms_hints_size(CAPACITY + DEAD_LIMIT, LANES, true);
+  ms_queue queue;
+  ms_error err;
+  make(&queue, true);
+  CHECK(ms_queue_attach(&queue, slots, blocks, hints, &err) == MS_OK);
+  CHECK(ms_queue_attach(&queue, slots - 1, blocks, hints, &err) == MS_CORRUPT);
+  CHECK(ms_queue_attach(&queue, slots, blocks - 1, hints, &err) == MS_CORRUPT);
+  CHECK(ms_queue_attach(&queue, slots, blocks, hints - 1, &err) == MS_CORRUPT);
+  ms_queue other = queue;
+  other.lanes--;
+  CHECK(ms_queue_attach(&other, slots, blocks, hints, &err) == MS_CORRUPT);
+  other.lanes = 0;
+  CHECK(ms_queue_attach(&other, slots, blocks, hints, &err) == MS_INVALID);
+  other = queue;
+  other.slot_bytes = 100;
+  CHECK(ms_queue_attach(&other, slots, blocks, hints, &err) == MS_INVALID);
+  other = queue;
+  other.slot_max = 1u << 24;
+  CHECK(ms_queue_attach(&other, UINT64_MAX, blocks, hints, &err) == MS_INVALID);
+  drop(&queue);
+}
+
+static void test_hints_that_cannot_be_moved_are_given_back(void) {
+  enum { BUSY = 200 };
+  ms_queue queue;
+  ms_lease lease;
+  uint32_t owner, taken = 0;
+  make(&queue, true);
+  CHECK(put(&queue, "x", 0, 0, 5, &lease) == MS_OK);
+  ms_queue to = queue;
+  to.hints = NULL;
+  new_hints(&to, true);
+  void *scratch = malloc(ms_queue_scratch_size(&queue));
+  atomic_store(&queue.buckets[BUSY].word, OTHER);
+  CHECK(ms_queue_move_hints(&queue, &to, &now, &taken, scratch, &owner) == MS_BUSY);
+  CHECK(owner == OTHER);
+  CHECK_EQ_U64(taken, 1 + BUSY);
+  CHECK(put(&queue, "y", 0, 0, 5, &lease) == MS_BUSY);
+  CHECK(put(&queue, "later", 0, 100, 0, &lease) == MS_OK); /* and not armed */
+  ms_queue_give_back_hints(&queue, taken);
+  for (uint32_t i = 0; i < BUSY; i++) CHECK(atomic_load(&queue.buckets[i].word) == MS_OWNER_FREE);
+  CHECK(atomic_load(&queue.buckets[BUSY].word) == OTHER);
+  CHECK(put(&queue, "y", 0, 0, 5, &lease) == MS_OK);
+  ms_queue_give_back_hints(&queue, 0); /* of nothing: the bucket is still the other's */
+  CHECK(atomic_load(&queue.buckets[BUSY].word) == OTHER);
+  CHECK(get(&queue, &lease) == MS_OK && is(&queue, &lease, "x") && ack(&queue, &lease) == MS_OK);
+  CHECK(get(&queue, &lease) == MS_OK && is(&queue, &lease, "y"));
+  pass_ms(101);
+  CHECK(ms_queue_sweep_due(&queue, &now));
+  ms_queue_sweep(&queue, &now, NULL, 0);
+  CHECK(get(&queue, &lease) == MS_OK && is(&queue, &lease, "later"));
+  sound(&queue);
+  free(scratch);
+  free(to.hints);
+  drop(&queue);
+}
+
 static void test_long_content_lies_in_blocks(void) {
   ms_queue queue;
   ms_lease lease;
@@ -371,6 +576,7 @@ static void test_long_content_lies_in_blocks(void) {
       const uint8_t *content = ms_queue_inline(&queue, slot);
       CHECK((content != NULL) == (sizes[i] <= 160));
       if (!content) {
+        CHECK(ms_queue_copy_content(&queue, lease.slot, copy, sizes[i] - 1, &err) == MS_CORRUPT);
         CHECK(ms_queue_copy_content(&queue, lease.slot, copy, sizes[i], &err) == MS_OK);
         CHECK(memcmp(copy, text, sizes[i]) == 0);
       } else {
@@ -394,6 +600,7 @@ static void test_recovery_keeps_what_was_put(void) {
   ms_queue queue;
   ms_lease lease;
   make(&queue, false);
+  CHECK(ms_queue_recover_claims(&queue, &now) == MS_OK); /* it has no deduplication */
   for (int i = 0; i < 10; i++) {
     char text[8] = {(char)('0' + i)};
     CHECK(put(&queue, text, 0, i == 3 ? 60000 : 0, 0, &lease) == MS_OK);
@@ -429,17 +636,38 @@ static void test_the_check_catches_planted_faults(void) {
   ms_queue queue;
   ms_lease lease;
   char text[200];
+  uint32_t owner;
   make(&queue, false);
-  CHECK(put(&queue, "x", 0, 0, 0, &lease) == MS_OK);
+  CHECK(put(&queue, "dead", 0, 0, 0, &lease) == MS_OK && get(&queue, &lease) == MS_OK);
+  CHECK(ms_queue_try_reject(&queue, &lease, MS_FAILED_REJECTED, "", 0, &now, &owner) == MS_OK);
+  CHECK(put(&queue, "x", LANES - 1, 0, 0, &lease) == MS_OK);
   _Atomic uint64_t *word = ms_queue_word(&queue, lease.slot);
   for (int bit = 59; bit < 64; bit++) { /* one flipped bit is no state */
     *word ^= UINT64_C(1) << bit;
     CHECK(!ms_queue_check(&queue, text, sizeof(text)));
+    uint64_t damaged = *word;
+    ms_queue_sweep(&queue, &now, NULL, 0);
+    CHECK(*word == damaged); /* it is nobody's to mend */
     *word ^= UINT64_C(1) << bit;
   }
   *word += UINT64_C(1) << 40;
   CHECK(!ms_queue_check(&queue, text, sizeof(text)));
   *word -= UINT64_C(1) << 40;
+  queue.capacity = 0;
+  CHECK(!ms_queue_check(&queue, text, sizeof(text)) && strstr(text, "than the capacity"));
+  queue.capacity = CAPACITY;
+  queue.dead_limit = 0;
+  CHECK(!ms_queue_check(&queue, text, sizeof(text)) && strstr(text, "than dead_limit"));
+  queue.dead_limit = DEAD_LIMIT;
+  queue.lanes--;
+  CHECK(!ms_queue_check(&queue, text, sizeof(text)) && strstr(text, "no such lane"));
+  queue.lanes++;
+  queue.rings[0].ends->head += UINT64_C(1) << 40;
+  CHECK(!ms_queue_check(&queue, text, sizeof(text)) && strstr(text, "ring is damaged"));
+  queue.rings[0].ends->head -= UINT64_C(1) << 40;
+  queue.wheel.state->count++;
+  CHECK(!ms_queue_check(&queue, text, sizeof(text)) && strstr(text, "wheel is damaged"));
+  queue.wheel.state->count--;
   sound(&queue);
   drop(&queue);
 }
@@ -454,6 +682,14 @@ static const check_test tests[] = {
     CHECK_TEST(test_delays_are_never_early),
     CHECK_TEST(test_long_delays_are_never_early_and_come),
     CHECK_TEST(test_one_of_a_key_is_in_flight),
+    CHECK_TEST(test_order_of_a_key_is_made_anew_whatever_slots_it_lies_in),
+    CHECK_TEST(test_wheel_that_a_dead_process_held_is_made_anew),
+    CHECK_TEST(test_what_time_ends_waits_for_the_bucket_of_its_key),
+    CHECK_TEST(test_time_of_the_wall_clock_comes_sooner_when_that_is_set),
+    CHECK_TEST(test_word_that_is_not_the_token_ends_nothing),
+    CHECK_TEST(test_put_and_ack_of_a_poisoned_queue_are_refused),
+    CHECK_TEST(test_maps_of_other_sizes_are_refused),
+    CHECK_TEST(test_hints_that_cannot_be_moved_are_given_back),
     CHECK_TEST(test_long_content_lies_in_blocks),
     CHECK_TEST(test_recovery_keeps_what_was_put),
     CHECK_TEST(test_the_check_catches_planted_faults),

@@ -114,6 +114,33 @@ static void test_gathered_run_has_every_value_in_order(void) {
   free(log.bytes);
 }
 
+static void test_segment_of_another_place_is_refused(void) {
+  static const ms_identity others[] = {
+      {.store_id = {1}, .stream_id = 7, .partition = 3, .number = 1},
+      {.stream_id = 8, .partition = 3, .number = 1},
+      {.stream_id = 7, .partition = 4, .number = 1},
+      {.stream_id = 7, .partition = 3, .number = 2},
+  };
+  log log;
+  build(&log);
+  for (size_t i = 0; i < sizeof others / sizeof *others; i++)
+    CHECK(ms_segment_open(&log.segment, log.bytes, SEGMENT_BYTES, true, &others[i], log.checked,
+                          NULL) == MS_CORRUPT);
+  free(log.bytes);
+}
+
+static void test_view_of_a_position_of_no_batch_is_refused(void) {
+  const ms_mark begin = {.timestamp_max = INT64_MIN, .position = 4096};
+  log log;
+  ms_view view;
+  begin_log(&log, 42, &begin);
+  CHECK(ms_segment_view(&log.segment, 4088, 8192, &view, NULL) == MS_CORRUPT);
+  CHECK(ms_segment_view(&log.segment, 4100, 8192, &view, NULL) == MS_CORRUPT);
+  CHECK(ms_segment_view(&log.segment, 4096, 8192, &view, NULL) == MS_CORRUPT); /* nothing there */
+  CHECK(ms_segment_view(&log.segment, 4096, 4096, &view, NULL) == MS_END);
+  free(log.bytes);
+}
+
 /* Everything a reader does, on bytes that may be anything. Results do not matter, staying within
  * the bytes does, and that what is found valid has the right hash. */
 static void read_all(log *log, uint64_t end) {
@@ -211,6 +238,8 @@ static const check_test tests[] = {
     CHECK_TEST(test_walk_ends_where_the_log_ends),
     CHECK_TEST(test_find_names_the_batch_of_each_offset),
     CHECK_TEST(test_gathered_run_has_every_value_in_order),
+    CHECK_TEST(test_segment_of_another_place_is_refused),
+    CHECK_TEST(test_view_of_a_position_of_no_batch_is_refused),
     CHECK_TEST(test_no_damage_leads_a_reader_out_of_the_segment),
     CHECK_TEST(test_no_signed_lie_leads_a_reader_out_of_the_segment),
 };
