@@ -278,7 +278,7 @@ int ms_fork_guard(int descriptor) {
   ms_fork_watch();
   pthread_mutex_lock(&guard_lock);
   if (guarded_count == GUARDED_MAX) {
-    error = ENOSPC;
+    error = EMFILE;
   } else {
     guarded[guarded_count++] = descriptor;
   }

@@ -118,7 +118,7 @@ const void *ms_zeros(uint64_t size);
 /* The fork guard. A child inherits the open file descriptions that prove its parent alive; the
  * handler closes them there. ms_fork_count() differs between a process and its forked child: a
  * handle remembers the value it was made under and refuses use under another. Guarded descriptors:
- * at most 4,096. ms_fork_guard returns 0 or an errno (ENOSPC). ms_fork_release forgets a
+ * at most 4,096. ms_fork_guard returns 0 or an errno (EMFILE). ms_fork_release forgets a
  * descriptor before it is closed. ms_fork_watch has forks counted from now on, also without one. */
 void ms_fork_watch(void);
 int ms_fork_guard(int descriptor);

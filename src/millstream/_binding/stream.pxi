@@ -875,6 +875,7 @@ cdef class StreamCore:
         """
         cdef ArrowChunk chunk
         cdef list spans = []
+        made = ()
         cdef int level = self.level_of(durability)
         self.alive()
         for name in (value, key, timestamp):
@@ -889,20 +890,23 @@ cdef class StreamCore:
                     times = None
                     if chunk.timestamps != NULL:
                         times = memory(chunk, chunk.timestamps + first, count * 8)
-                    spans += self.append_columns(
+                    made = self.append_columns(
                         chunk.values + first, NULL if chunk.keys == NULL else chunk.keys + first,
                         count, None, times,
                         partition, level, timeout)
+                    spans += made
+                    made = ()
                     first += count
         except _errors.MillstreamError as error:
             error.appended = tuple(spans) + tuple(getattr(error, "appended", ()))
             raise
         except MemoryError as error:
-            if not spans:
+            appended = (*spans, *made)  # the last are there, and no room was left to note them
+            if not appended:
                 raise
             failed = _errors.indeterminate(
-                error, f"{len(spans)} batches are stored, what came next is not", self.path)
-            failed.appended = tuple(spans)
+                error, f"{len(appended)} batches are stored, what came next is not", self.path)
+            failed.appended = appended
             raise failed
         return spans
 

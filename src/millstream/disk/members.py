@@ -45,8 +45,8 @@ class Members:
         self.word = 0
         self._descriptors: list[int] = []
         self._gate: _native.Lock | None = None
-        self._directory = self._open_directory(directory)
         try:
+            self._directory = self._open_directory(directory)
             if write and not files.exists(self.path):
                 with self._of_process("making the file"):
                     self._create(directory)
@@ -63,7 +63,15 @@ class Members:
 
     def _guarded(self, descriptor: int) -> int:
         self._descriptors.append(descriptor)
-        _native.fork_guard(descriptor)
+        try:
+            _native.fork_guard(descriptor)
+        except OSError as error:
+            raise StorageError(
+                error.errno or 0,
+                "this process has as many stores open as it can keep from forked children"
+                " (4,096 descriptors); open fewer stores at once",
+                self.path,
+            ) from error
         return descriptor
 
     def _open_directory(self, directory: files.Path) -> int:
