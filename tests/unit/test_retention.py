@@ -6,7 +6,8 @@ import pytest
 from timing import until
 
 import millstream
-from millstream import InvalidType, OffsetOutOfRange, Position, Retention
+from millstream import Compaction, InvalidType, OffsetOutOfRange, Position, Retention
+from millstream.log import compacted, compaction, reader
 from millstream.testing import clock
 
 RECORD = bytes(1000)
@@ -214,3 +215,51 @@ def test_retention_is_a_value():
         del keep.age
     with pytest.raises(TypeError):
         Retention(5)
+
+
+# --- in the middle of other calls -----------------------------------------------------------------
+
+LOOKS = {
+    "extent": compacted.extent,
+    "offset_at": lambda log: reader.offset_at(log, 35),
+    "epoch_end": lambda log: reader.epoch_end(log, 0),
+    "between": lambda log: [part[1:] for part in log.segments.between(0, log.native.tail)],
+    "locate_offset": lambda log: log.segments.locate_offset(3),
+    "up_to": lambda log: [end for _, end in compaction._up_to(log, 9, 0)],
+    "sealed": lambda log: compaction.sealed(log, Compaction()),
+    "read": lambda log: [bytes(v[:1]) for b in log.stream.read(partition=0) for v in b.values],
+}
+
+
+@pytest.mark.parametrize("look", LOOKS)
+def test_who_looks_while_retention_removes_finds_what_is_left(tmp_path, monkeypatch, look):
+    """Its numbers of segments are those of before; some of the files are gone."""
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        for number in range(6):
+            store.stream("s", segment_bytes=1 << 16).append(
+                b"%d" % number * 40_000, timestamp=number * 10
+            )
+    with (
+        millstream.open(tmp_path / "s", durability="process") as store,
+        millstream.open(tmp_path / "s", durability="process") as other,
+    ):
+        log = store.stream("s")._log(0)
+        kind, current = type(log.segments), type(log.segments).current
+        before, removed = current(log.segments), []
+
+        def in_between(self):
+            if self is not log.segments or removed:
+                return current(self)
+            removed.append(other.stream("s").delete_before(Position(0, 1, 3)))
+            self.forget()
+            self._bases.clear()
+            return before
+
+        monkeypatch.setattr(kind, "current", in_between)
+        found = LOOKS[look](log)
+        assert removed
+        if look == "sealed":  # next time
+            assert found == []
+        elif look != "read":
+            assert found == LOOKS[look](log)
+        assert LOOKS["read"](log)[-1] == b"5"

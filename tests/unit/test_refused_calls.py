@@ -1,0 +1,144 @@
+"""What is refused, and that it leaves everything as it was."""
+
+import os
+import pickle
+from datetime import datetime, timedelta, timezone
+
+import pytest
+
+import millstream
+from millstream import InvalidArgument, InvalidType, NotFound, StorageError
+from millstream.disk import files
+from millstream.store import store as store_module
+from millstream.testing import clock
+
+EARLY = timezone(timedelta(hours=-1))
+ARGUMENTS = [
+    (lambda s, q: s.store.pipe(s, "no", q), InvalidType, "something to call"),
+    (lambda s, q: s.store.pipe(s, bytes, {"q": 5}), InvalidType, "a stream or a queue"),
+    (lambda s, q: s.store.queue("r", retry=5), InvalidType, "RetryPolicy"),
+    (lambda s, q: s.store.queue("r", capacity=(1 << 24) - 2, dead_limit=9), InvalidArgument,
+     "together"),
+    (lambda s, q: s.consumer("g", on_assign=5), InvalidType, "on_assign"),
+    (lambda s, q: s.compact(progress=5), InvalidType, "progress 5"),
+    (lambda s, q: q.dead.redrive(["x"]), InvalidType, "expected an int"),
+    (lambda s, q: q.dead.redrive([-1]), InvalidArgument, "not the id"),
+    (lambda s, q: s.store.backup(f"{s.store.path}/copy"), InvalidArgument, "lies within"),
+    (lambda s, q: s.append(b"x", timestamp=datetime.max.replace(tzinfo=EARLY)), InvalidArgument,
+     "timestamp"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("call", "kind", "text"), ARGUMENTS)
+def test_wrong_arguments_are_refused_before_anything_is_stored(store, call, kind, text):
+    s, q = store.stream("s"), store.queue("q")
+    with pytest.raises(kind, match=text):
+        call(s, q)
+    assert (s.next_offset(0), len(q)) == (0, 0)
+    assert (store.streams(), store.queues(), s.groups()) == (["s"], ["q"], [])
+
+
+def test_pipe_stays_in_one_store_and_its_sinks_are_those_it_has(store, tmp_path):
+    source, q = store.stream("in"), store.queue("q")
+    with (
+        millstream.open(tmp_path / "other") as other,
+        pytest.raises(InvalidArgument, match="one store"),
+    ):
+        store.pipe(source, bytes, other.queue("q"))
+    source.append(b"x")
+    for result, kind in ((5, InvalidType), ({"r": b"x"}, InvalidArgument)):
+        with (
+            store.pipe(source, lambda _, r=result: r, {"q": q}) as pipe,
+            pytest.raises(kind),
+        ):
+            pipe.step()
+    assert len(q) == 0
+
+
+def test_clock_that_has_ended_is_refused():
+    with clock() as ended:
+        pass
+    with pytest.raises(InvalidArgument, match="ended"):
+        ended.set_wall(1)
+
+
+def test_pickle_of_what_is_dropped_or_gone_is_refused(tmp_path):
+    with millstream.open(tmp_path / "store") as store:
+        pickled = pickle.dumps(store.queue("q"))
+        store.drop_queue("q")
+        with pytest.raises(NotFound, match="'q' any more"):
+            pickle.loads(pickled)
+        assert store.queues() == []
+        pickled = pickle.dumps(store)
+    os.unlink(tmp_path / "store" / "store.json")
+    with pytest.raises(StorageError):
+        pickle.loads(pickled)
+
+
+def test_store_whose_file_is_gone_while_it_is_open_is_not_made_anew(tmp_path):
+    path = tmp_path / "store" / "store.json"
+    with millstream.open(tmp_path / "store"):
+        raw = path.read_bytes()
+        path.unlink()
+        with pytest.raises(StorageError, match="is missing while"):
+            millstream.open(tmp_path / "store")
+        assert not path.exists()
+        path.write_bytes(raw)
+
+
+def test_stream_whose_file_is_gone_is_not_made_anew(tmp_path):
+    with millstream.open(tmp_path / "store") as store:
+        store.stream("s").append(b"x")
+    with millstream.open(tmp_path / "store") as store:
+        path = tmp_path / "store" / "streams" / "s" / "stream.json"
+        raw = path.read_bytes()
+        path.unlink()
+        with pytest.raises(millstream.CorruptBatch, match="is missing"):
+            store.stream("s")
+        path.write_bytes(raw)
+        assert store.stream("s").next_offset(0) == 1
+
+
+def test_temporary_store_that_cannot_be_opened_leaves_nothing(tmp_path, monkeypatch):
+    def refusing(directory, **_):
+        raise StorageError(5, "Input/output error", directory)
+
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    monkeypatch.setattr(store_module, "open", refusing)
+    with pytest.raises(StorageError, match="Input/output"):
+        store_module.temporary()
+    assert os.listdir(tmp_path) == []
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+def test_drop_that_the_disk_refuses_can_be_done_again(store, monkeypatch, kind):
+    getattr(store, kind)("x")
+    drop = getattr(store, f"drop_{kind}")
+
+    def refusing(path, target):
+        raise StorageError(5, "Input/output error", path)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "rename", refusing)
+        with pytest.raises(StorageError, match="Input/output"):
+            drop("x")
+    drop("x")
+    assert (store.streams(), store.queues()) == ([], [])
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+def test_drop_that_another_one_was_faster_at_says_so(store, monkeypatch, kind):
+    getattr(store, kind)("x")
+    rename = files.rename
+    with millstream.open(store.path) as other:
+        getattr(other, kind)("x")
+
+        def late(path, target):
+            monkeypatch.setattr(files, "rename", rename)
+            getattr(other, f"drop_{kind}")("x")
+            rename(path, target)
+
+        monkeypatch.setattr(files, "rename", late)
+        with pytest.raises(NotFound, match="another process dropped 'x'"):
+            getattr(store, f"drop_{kind}")("x")
+    assert (store.streams(), store.queues()) == ([], [])
