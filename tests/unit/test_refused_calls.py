@@ -1,5 +1,6 @@
 """What is refused, and that it leaves everything as it was."""
 
+import argparse
 import os
 import pickle
 from datetime import datetime, timedelta, timezone
@@ -7,8 +8,12 @@ from datetime import datetime, timedelta, timezone
 import pytest
 
 import millstream
-from millstream import InvalidArgument, InvalidType, NotFound, StorageError
-from millstream.disk import files
+from millstream import InvalidArgument, InvalidType, NotFound, Position, StorageError, cli
+from millstream.cli import departures, output
+from millstream.disk import files, reserve
+from millstream.errors import each_of
+from millstream.groups import group
+from millstream.queues import slots
 from millstream.store import store as store_module
 from millstream.testing import clock
 
@@ -142,3 +147,88 @@ def test_drop_that_another_one_was_faster_at_says_so(store, monkeypatch, kind):
         with pytest.raises(NotFound, match="another process dropped 'x'"):
             getattr(store, f"drop_{kind}")("x")
     assert (store.streams(), store.queues()) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("name", "at", "raw", "kind"),
+    [
+        ("members", 8, b"\x02", millstream.VersionMismatch),
+        ("streams/s/control", 0, b"?", StorageError),
+    ],
+)
+def test_file_that_is_another_while_the_store_is_open_is_refused(tmp_path, name, at, raw, kind):
+    with millstream.open(tmp_path / "store") as store:
+        store.stream("s").append(b"x")
+        path = tmp_path / "store" / name
+        before = path.read_bytes()[at : at + 1]
+        with open(path, "r+b") as file:
+            file.seek(at)
+            file.write(raw)
+            file.flush()
+            with pytest.raises(kind), millstream.open(tmp_path / "store") as other:
+                other.stream("s")
+            file.seek(at)
+            file.write(before)
+        assert store.stream("s").next_offset(0) == 1
+
+
+def test_full_disk_without_a_reserve_is_said(tmp_path):
+    def full():
+        raise millstream.StoreFull(28, "No space left on device", tmp_path)
+
+    with millstream.open(tmp_path / "store") as store, pytest.raises(millstream.StoreFull):
+        reserve.lend(store.session.root / "streams", full)
+
+
+def test_fault_of_a_program_is_not_taken_for_one_of_ours(monkeypatch):
+    done = []
+    with pytest.raises(ZeroDivisionError):
+        each_of([lambda: 1 // 0, lambda: done.append(1)])
+    assert done == []
+    parser = argparse.ArgumentParser()
+    parser.set_defaults(run=lambda _: 1 // 0)
+    monkeypatch.setattr(cli, "build_parser", lambda: parser)
+    with pytest.raises(ZeroDivisionError):
+        cli.main([])
+
+
+def test_position_of_another_partition_is_refused(store):
+    stream = store.stream("s", partitions=2)
+    with pytest.raises(InvalidArgument, match="is not of partition 0"):
+        group.position_at(stream, 0, Position(1, 1, 0))
+
+
+def test_path_that_is_no_text_is_shown_as_json_and_a_package_may_lack_its_names(tmp_path):
+    assert output.to_json("\udcff") == b'"\\udcff"'
+    assert departures.airlines(str(tmp_path)) == {}
+
+
+def test_queue_that_another_one_dropped_or_replaced_is_closed_here(store):
+    with millstream.open(store.path) as other:
+        for state in (slots.DROPPED, slots.REPLACED):
+            q, theirs = store.queue("q"), other.queue("q")
+            theirs._set_state(state)
+            for call in (lambda q=q: q.put(b"x"), q.peek):
+                with pytest.raises(millstream.Closed):
+                    call()
+            assert q.closed
+            other.drop_queue("q")
+        assert store.queues() == []
+
+
+def test_segment_whose_activation_is_damaged_under_an_open_store_is_named(tmp_path):
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        for _ in range(4):
+            store.stream("s", segment_bytes=1 << 16).append(b"x" * 40_000)
+    with millstream.open(tmp_path / "store", durability="process") as store:
+        log = store.stream("s")._log(0)
+        path = log.segments.file(log.segments.current()[0])
+        log.segments.forget()
+        with open(path, "r+b") as file:
+            file.seek(4096 + 24)
+            (byte,) = file.read(1)
+            file.seek(4096 + 24)
+            file.write(bytes([byte ^ 1]))
+        with pytest.raises(millstream.CorruptBatch, match="activation record") as raised:
+            list(store.stream("s").read(partition=0))
+        assert (raised.value.path, raised.value.position) == (path, 4096)
