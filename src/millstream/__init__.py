@@ -83,6 +83,7 @@ if TYPE_CHECKING:
     from millstream.options import Retention as Retention
     from millstream.options import RetryPolicy as RetryPolicy
     from millstream.queues import worker as worker
+    from millstream.queues.dead_letters import DeadLetters as DeadLetters
     from millstream.queues.queue import Queue as Queue
     from millstream.queues.records import DeadLetter, QueueStats, StoredMessage
     from millstream.queues.worker import Worker as Worker
@@ -113,6 +114,7 @@ __all__ = [
     "Consumer",
     "CorruptBatch",
     "DeadLetter",
+    "DeadLetters",
     "Durability",
     "Empty",
     "Fenced",
@@ -180,6 +182,7 @@ _HOMES = {
     "groups.stats": ("GroupMember", "GroupPartition"),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
     "options": ("Compaction", "Durability", "Retention", "RetryPolicy"),
+    "queues.dead_letters": ("DeadLetters",),
     "queues.queue": ("Queue",),
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),

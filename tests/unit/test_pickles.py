@@ -9,8 +9,10 @@ import pytest
 import millstream
 from millstream import codecs, compat, errors
 
-HOMES = {f"millstream.{name}" for name in ("codecs", "compat", "errors", "inspect", "testing")}
-HOMES |= {"millstream", "millstream.worker"}
+MODULES = ("codecs", "compat", "errors", "inspect", "testing", "worker")
+HOMES = {f"millstream.{name}" for name in MODULES}
+HOMES |= {"millstream"}
+DOCUMENTED = ("errors", "inspect", "worker", "codecs")
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
 LIVE = {"Batch", "Consumer", "Group", "Message", "Pipe", "Transaction", "View", "Worker"}
 """What belongs to its process."""
@@ -40,7 +42,7 @@ def objects(store):
         store, stream, queue, first, millstream.Put(1, priority=0), millstream.Span(0, 1, 2, 3),
         millstream.Retention(records=1), millstream.RetryPolicy(), millstream.Compaction(),
         stream.producer(id="p"), stats, *stats.partitions, queue.stats(), *members, *partitions,
-        *queue.dead.list(), *peeked(queue), stream.compact(),
+        queue.dead, *queue.dead.list(), *peeked(queue), stream.compact(),
         millstream.CompactionProgress(*range(len(fields(millstream.CompactionProgress)))),
         millstream.Record(b"", None, {}, 0, first),
         millstream.Advice(*fields(millstream.Advice)),
@@ -73,7 +75,7 @@ def named(data):
 
 def public():
     """Each class and function of the face, and of the modules that are documented."""
-    for module in [millstream, *(getattr(millstream, name) for name in ("errors", "inspect"))]:
+    for module in [millstream, *(getattr(millstream, name) for name in DOCUMENTED)]:
         for name in module.__all__:
             found = getattr(module, name)
             if (inspect.isclass(found) or inspect.isroutine(found)) and name not in ABSTRACT:

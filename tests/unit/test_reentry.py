@@ -9,7 +9,6 @@ import signal
 import subprocess
 import sys
 import threading
-import time
 from pathlib import Path
 
 import pytest
@@ -409,7 +408,7 @@ def test_close_lets_a_finalizer_in_its_own_thread_go_first(tmp_path, monkeypatch
 
         def stop_later(made=made, called=called, stop=stop):
             made.set()
-            time.sleep(0.02)  # it waits for the store by now; if not, this shows less
+            until(lambda: called)  # it waits for the store by now; if not, this shows less
             stop()
 
         monkeypatch.setattr(store._background, "_note_time", sync)

@@ -145,3 +145,7 @@ def message_id(id: object) -> int:
     if not 0 <= number < 1 << 64:
         raise InvalidArgument(f"id {number}: not the id of a message")
     return number
+
+
+# Public names have one home, whatever file they are in; pickles and tracebacks say it.
+DeadLetters.__module__ = "millstream"

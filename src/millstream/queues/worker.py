@@ -597,7 +597,7 @@ class Worker:
         linger: seconds to wait for a batch to fill.
 
     >>> import millstream
-    >>> from millstream.queues.worker import Worker
+    >>> from millstream import Worker
     >>> with millstream.temporary() as store:
     ...     mail = store.queue("mail")
     ...     _ = mail.put_many([b"ann", b"bob"])
@@ -1001,3 +1001,4 @@ def hearing(*signals: signal.Signals) -> Iterator[_native.Bell]:
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
 Worker.__module__ = "millstream"
 run.__module__ = "millstream"
+register.__module__ = "millstream.worker"
