@@ -17,8 +17,6 @@
 #define MS_MAGIC(a, b, c, d, e, f, g, h)                                            \
   ((uint64_t)(a) | (uint64_t)(b) << 8 | (uint64_t)(c) << 16 | (uint64_t)(d) << 24 | \
    (uint64_t)(e) << 32 | (uint64_t)(f) << 40 | (uint64_t)(g) << 48 | (uint64_t)(h) << 56)
-#define MS_MAGIC_MEMBERS MS_MAGIC('M', 'S', 'M', 'E', 'M', 'B', 'R', '1')
-#define MS_MAGIC_CONTROL MS_MAGIC('M', 'S', 'C', 'N', 'T', 'R', 'L', '1')
 #define MS_MAGIC_SEGMENT MS_MAGIC('M', 'S', 'S', 'E', 'G', 'M', 'T', '1')
 #define MS_MAGIC_GROUP MS_MAGIC('M', 'S', 'G', 'R', 'O', 'U', 'P', '1')
 
@@ -192,9 +190,6 @@ typedef struct ms_batch_header {
 /* --- queues --- */
 
 enum { MS_QUEUE_EXTENT_SLOTS = 1024, MS_QUEUE_EXTENT_BLOCKS = 512 };
-#define MS_MAGIC_SLOTS MS_MAGIC('M', 'S', 'Q', 'S', 'L', 'O', 'T', '1')
-#define MS_MAGIC_BLOCKS MS_MAGIC('M', 'S', 'Q', 'B', 'L', 'C', 'K', '1')
-#define MS_MAGIC_HINTS MS_MAGIC('M', 'S', 'Q', 'H', 'I', 'N', 'T', '1')
 #define MS_QUEUE_EXTENTS_POSITION 4096u
 #define MS_QUEUE_BLOCK_BYTES 4096u
 #define MS_QUEUE_LANES_MAX 8u

@@ -12,7 +12,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define MS_CACHE_LINE 64u
 #define MS_PAGE_BYTES 4096u
 #define MS_MUST_USE __attribute__((warn_unused_result))
 #define MS_INLINE __attribute__((always_inline))

@@ -13,7 +13,6 @@
 #include "ms_format.h"
 
 #define MS_RING_HINT_BITS 34
-#define MS_RING_CELL_BITS_MAX 28
 
 typedef struct ms_ring {
   ms_lane_hints *ends;     /* head and tail: free-running positions */

@@ -221,7 +221,17 @@ class NotFound(MillstreamError, LookupError):
     """There is no such store, stream or partition.
 
     What to do: check the path and the name; the text says what there is.
+
+    Attributes:
+        path: of the file that is not there; "" where it is no file.
     """
+
+    def __init__(self, message: str, *, path: str = "") -> None:
+        super().__init__(message)
+        self.path = path
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return (functools.partial(type(self), path=self.path), (self.args[0],))
 
 
 class InvalidArgument(MillstreamError, ValueError):

@@ -202,4 +202,6 @@ def test_hub_goes_on_while_something_waits(tmp_path, case):
     done = subprocess.run(command, capture_output=True, text=True, timeout=100)
     assert done.stdout.endswith("done\n"), done.stdout + done.stderr
     assert done.returncode == 0
-    assert done.stderr == ""
+    # On a slow machine a worker process that has not begun after five seconds is told.
+    told = [line for line in done.stderr.splitlines() if "not begun to take messages" not in line]
+    assert told == []

@@ -330,7 +330,3 @@ cdef class Partition:
         else:
             raise ValueError(name)
         return make_word(word, self, self.members, f"{what}: the {name} word", timeout)
-
-    @property
-    def append_owner(self):
-        return ms_load32(&self.c.block.append) & 0x7fffffff

@@ -1,5 +1,5 @@
 # ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is
-# queues/queue.py's, through the hooks.
+# queues/handle.py's, through the hooks.
 from cpython.exc cimport PyErr_Clear
 
 cdef extern from "Python.h":
@@ -539,11 +539,6 @@ cdef class QueueCore(_QueueFiles):
         cdef ms_instant now
         ms_now(&self.c, &now)
         ms_queue_forget(&self.c, slot, &now)
-
-    @staticmethod
-    def _transaction_of(uint64_t word):
-        """The low 40 bits of the transaction that a word PREPARED or ACKING belongs to."""
-        return ms_word_transaction(word)
 
     # --- taking -----------------------------------------------------------------------------------
 

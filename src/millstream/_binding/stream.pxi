@@ -1,4 +1,4 @@
-# The hot methods of a stream. What is not hot, or needs the file system, is streams/stream.py's,
+# The hot methods of a stream. What is not hot, or needs the file system, is log/handle.py's,
 # through the hooks.
 
 @cython.final
@@ -119,13 +119,14 @@ cdef int64_t TIMESTAMP_MOST = <int64_t>1 << 62
 
 
 cdef class StreamCore:
-    """Base of `millstream.Stream`: the control file as mapped, and appending.
+    """Base of `StreamHandle`: the control file as mapped, and appending.
 
     Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes,
     deadline)``,
     ``_after_append(log, events, end, level, timeout)``, ``_leave_to_background(log)``,
-    ``_make_durable(index, end, deadline)``, ``_timestamp(value)``,
-    ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``.
+    ``_make_durable(index, end, timeout)``, ``_deadline(timeout)``, ``_timestamp(value)``,
+    ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``, ``_where(index)``,
+    ``_where_producer(index)``.
     """
     cdef object map
     cdef Py_buffer control
@@ -146,8 +147,7 @@ cdef class StreamCore:
         if self.mapped:
             PyBuffer_Release(&self.control)
 
-    # --- what the subclass builds on
-    # -----------------------------------------------------------------
+    # --- what the subclass builds on --------------------------------------------------------------
 
     def _attach(self, control, bint writable, str durability, uint32_t turn):
         """Use this map of the control file; partitions that were open stay open."""

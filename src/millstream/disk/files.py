@@ -502,7 +502,7 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
         try:
             descriptor = os.open(below, flags, 0o600, dir_fd=held.number)
         except FileNotFoundError as error:
-            raise NotFound(f"{path}: there is no such file") from error
+            raise NotFound(f"{path}: there is no such file", path=str(path)) from error
     try:
         with reporting(path, "opening the file"):
             found = os.fstat(descriptor)

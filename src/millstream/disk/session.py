@@ -19,7 +19,7 @@ __all__ = ["Session", "State"]
 
 
 class State:
-    """How far the opening or closing of a store is. No `enum`: `import millstream` loads little.
+    """How far the opening or closing of a store is. No `enum`: opening a store imports little.
 
     OPENING: nobody can call it yet, and what fails has nothing to close.
     REPLAYING: this process alone is there, and applies what transactions had committed.
@@ -29,6 +29,10 @@ class State:
 
 
 CALLABLE = (State.REPLAYING, State.OPEN)
+LOCK_SECONDS = 30.0
+"""How long a call waits for a word or a file that another process has, where it gives no time."""
+LATE_SECONDS = 3.0
+"""What waits at level `interval` for longer is synced by the next append, put or commit."""
 
 
 class Session:

@@ -10,6 +10,7 @@ import time
 from millstream import _native
 from millstream._native import Position
 from millstream.disk import files
+from millstream.disk.session import LATE_SECONDS, LOCK_SECONDS
 from millstream.errors import (
     Closed,
     CorruptBatch,
@@ -36,8 +37,6 @@ __all__ = ["Group"]
 
 DIRECTORY = "groups"
 SUFFIX = ".group"
-LOCK_SECONDS = 30.0
-LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer is synced by the commit
 LIVE = 1
 
 

@@ -10,6 +10,7 @@ from functools import partial
 from millstream import _native, timestamps
 from millstream._native import Batch
 from millstream.disk import files, reserve
+from millstream.disk.session import LOCK_SECONDS
 from millstream.errors import Closed, MillstreamError, each_of
 from millstream.log import control, eras, reader, settings
 from millstream.log.partition import PartitionLog
@@ -29,7 +30,6 @@ __all__ = ["StreamHandle"]
 
 UNSYNCED, WANT_SYNC = _native.EVENTS["unsynced"], _native.EVENTS["want_sync"]
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
-LOCK_SECONDS = 30.0
 UNSYNCED_BYTES = 256 << 20
 INTERVAL = _native.LEVELS["interval"]
 

@@ -11,6 +11,7 @@ import time
 
 from millstream import _native
 from millstream.disk import files
+from millstream.disk.session import LATE_SECONDS
 from millstream.errors import (
     CorruptBatch,
     Indeterminate,
@@ -30,7 +31,6 @@ if TYPE_CHECKING:
     from millstream.log.sequences import PartitionSequences
 
 POISON_SYNC, POISON_CORRUPT = 1, 2
-LATE_SECONDS = 3.0  # what waits at "interval" for longer is synced by the append, or that raises
 
 Mark = tuple[int, int, int, int]
 NOWHERE: Mark = (0, 0, 0, -(1 << 63))

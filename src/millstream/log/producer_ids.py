@@ -12,6 +12,7 @@ import struct
 
 from millstream import _native
 from millstream.disk import files
+from millstream.disk.session import LOCK_SECONDS
 from millstream.errors import CorruptBatch, InvalidArgument, InvalidType, LimitExceeded, NotFound
 
 TYPE_CHECKING = False
@@ -26,7 +27,6 @@ MAGIC = b"MSPRODU1"
 ID_CHARACTERS = 128
 ENTRY_BYTES_MAX = ENTRY.size + 4 * ID_CHARACTERS
 NUMBER_MAX = (1 << 24) - 1
-LOCK_SECONDS = 30.0
 
 
 def check_id(name: object) -> str:

@@ -264,4 +264,4 @@ class Segments:
     def not_found(self, error: NotFound) -> bool:
         """Was a segment retired while it was searched for? Then search again."""
         self.refresh()  # another thread may have done so since the caller had its numbers
-        return not any(self.file(number) in str(error) for number in self.numbers)
+        return error.path not in {str(self.file(number)) for number in self.numbers}

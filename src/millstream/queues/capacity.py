@@ -17,6 +17,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from millstream.disk import files
+from millstream.disk.session import LOCK_SECONDS
 from millstream.errors import LockTimeout
 from millstream.queues import slots
 
@@ -24,8 +25,6 @@ if TYPE_CHECKING:
     import mmap
 
     from millstream.queues.handle import QueueHandle
-
-LOCK_SECONDS = 30.0
 
 
 def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:

@@ -1,4 +1,4 @@
-"""The files of a queue as one process has them: opened, grown, synced, given up."""
+"""A queue as one process has it open: its maps, its settings, growing and syncing them."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _native, codecs, timestamps
 from millstream.disk import files
+from millstream.disk.session import LATE_SECONDS, LOCK_SECONDS
 from millstream.errors import (
     Closed,
     Indeterminate,
@@ -26,8 +27,6 @@ if TYPE_CHECKING:
 
 __all__ = ["QueueHandle"]
 
-LOCK_SECONDS = 30.0
-LATE_SECONDS = 3.0  # what waits for a sync at "interval" for longer is synced by the next change
 COUNTER_BITS = 40
 
 

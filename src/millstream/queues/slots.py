@@ -1,4 +1,4 @@
-"""The files of a queue: made whole, grown by extents, opened, recovered by the first of a session.
+"""What a queue has on disk: made whole, grown by extents, opened, recovered by the first opener.
 
 `slots` and `blocks` are the truth. They are as long as they may ever become, and sparse behind
 what is in use: only what has blocks of the file system behind it is published to the core.

@@ -56,9 +56,10 @@ NOTICE_SECONDS = (5.0, 300.0)
 """
 EXIT_SECONDS = 5.0
 """How long a worker process may take to give back what it has."""
-EXIT_OVERDUE = 75
 WITHIN_SECONDS = 0.5
 """The same, and until Reentered, in a signal handler: they may wait for the call under it."""
+EXIT_OVERDUE = 75
+"""Exit status of a worker process whose function did not return in time."""
 
 
 # --- many loops -----------------------------------------------------------------------------------

@@ -5,9 +5,9 @@ committer died; compaction has a thread of its own (`store/compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
-needs the same raises it. It imports nothing: a fork meanwhile would keep the import's lock, and
-where no descriptor is left an import fails. No exception ends it; where it is not there all
-the same, or cannot be started, appends sync (`runs`).
+needs the same raises it. It imports what applying a journal takes, once and under `loading`, for
+which a fork waits; where no descriptor is left it tries again. No exception ends it; where it is
+not there all the same, or cannot be started, appends sync (`runs`).
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from functools import partial
 from itertools import pairwise
 
 from millstream import _native
+from millstream.disk.session import LATE_SECONDS
 from millstream.errors import Closed, MillstreamError, MillstreamWarning, NotFound, is_ours
-from millstream.log.partition import LATE_SECONDS
 from millstream.options import Retention
 from millstream.streams import growth
 
@@ -152,7 +152,7 @@ class Background:
             self.runs()
 
     def watch_journal(self) -> None:
-        """Called wherever a reader finds nothing more: from now on, apply what the dead committed.
+        """Asked with each check of a handle: from now on, apply what the dead committed.
 
         Whoever makes the first transaction may be another process, so this asks again and again.
         """
@@ -160,7 +160,7 @@ class Background:
             return
         self._journal_due = time.monotonic() + JOURNAL_SECONDS
         if self.store.writable and self.store._transactions.exist():
-            try:  # here, since the thread must not
+            try:
                 self.store._transactions.load()
             except (ImportError, OSError) as error:  # no descriptor is left, say: at the next call
                 say(f"{self.store!r}: the journal is not applied yet: {error}")
@@ -210,7 +210,7 @@ class Background:
             return
         try:
             compactor = self._compactor
-            if compactor is None:  # else it may be the thread, which imports nothing
+            if compactor is None:  # else it may be the thread
                 with _native.loading:
                     from millstream.store.compactor import Compactor
                 compactor = Compactor(self.store)

@@ -83,7 +83,7 @@ class Transactions:
 
     @staticmethod
     def load() -> None:
-        """For the background, which imports nothing: all that applying may take."""
+        """Import all that applying may take, in one go, before the background begins with it."""
         with _native.loading:
             from millstream import codecs  # noqa: F401
             from millstream.queues import queue, slots  # noqa: F401

@@ -7,10 +7,11 @@ from functools import partial
 
 from millstream import _native
 from millstream._native import Position, Span
+from millstream.disk.session import LOCK_SECONDS
 from millstream.errors import InvalidType, NotFound, WaitTimeout, each_of
 from millstream.groups.of_stream import Groups
 from millstream.log import reader, retiring, settings
-from millstream.log.handle import LOCK_SECONDS, StreamHandle
+from millstream.log.handle import StreamHandle
 from millstream.options import Retention, check_timeout, integer
 
 TYPE_CHECKING = False

@@ -20,7 +20,7 @@ __all__ = ["Commit"]
 
 
 class Commit:
-    """The way of one transaction from memory through the journal to its effects."""
+    """One commit: what is prepared, whether it is recorded, and what is done where it fails."""
 
     def __init__(self, transaction: Transaction, journal: Journal) -> None:
         self.transaction = transaction

@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream import _native
 from millstream.disk import files
+from millstream.disk.session import LOCK_SECONDS
 from millstream.errors import (
     CorruptBatch,
     LockTimeout,
@@ -41,7 +42,6 @@ MAGIC = b"MSJOURN1"
 PAGE = 4096
 CHECKPOINT_AT = 80
 OFFSET_BITS = 40
-LOCK_SECONDS = 30.0
 DECIDE_SECONDS = 0.05
 SEGMENT_BYTES = 16 << 20
 CHECKPOINT_BYTES = 64 << 20
