@@ -12,7 +12,7 @@ from millstream import _native, errors
 CLASSES = {
     name: value
     for name, value in vars(errors).items()
-    if isinstance(value, type) and issubclass(value, Exception)
+    if isinstance(value, type) and issubclass(value, errors.MillstreamError)
 }
 HEADER = Path(__file__).parents[2] / "csrc" / "ms_status.h"
 
