@@ -190,6 +190,29 @@ def test_raising_that_was_cut_short_is_taken_up_again_once_there_is_room(store):
     assert sorted(os.listdir(q.path)) == there
 
 
+@pytest.mark.parametrize("ordering", [None, "key"])
+def test_raising_that_the_disk_refuses_is_taken_up_by_the_same_process(
+    store, monkeypatch, ordering
+):
+    q = store.queue("q", capacity=20, ordering=ordering)
+    q.put(b"x", key=b"k")
+
+    def full(self, temporary):
+        raise millstream.StoreFull(28, "no space", temporary)
+
+    with millstream.open(store.path) as other, monkeypatch.context() as patch:
+        theirs = other.queue("q")
+        patch.setattr(slots.Files, "publish_hints", full)
+        for call in (lambda: q.alter(capacity=30), lambda: q.put(b"y"), theirs.peek):
+            with pytest.raises(millstream.StoreFull):
+                call()
+        patch.undo()
+        theirs.put(b"y", key=b"k")
+        assert theirs.capacity == 30
+    assert drained(q) == [b"x", b"y"]
+    q._check()
+
+
 def test_reader_waits_for_a_raise_that_was_cut_short_as_long_as_for_a_lock(store, monkeypatch):
     q = store.queue("q", capacity=20)
     q.put(b"x")

@@ -95,7 +95,10 @@ cdef class _QueueFiles:
         self.attached = True
 
     def _move_hints(self, slots, blocks, hints, dict numbers):
-        """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance."""
+        """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance.
+
+        The words that it took and keeps, for `_give_back_hints` where they are not published.
+        """
         cdef ms_queue to
         cdef ms_instant now
         cdef uint32_t owner = 0, taken = 0, dead
@@ -122,6 +125,11 @@ cdef class _QueueFiles:
             raise
         finally:
             free(scratch)
+        return taken
+
+    def _give_back_hints(self, uint32_t taken):
+        """What `_move_hints` filled is not published: those in use go on."""
+        ms_queue_give_back_hints(&self.c, taken)
 
     def _configure_core(self, double lease, ttl, int64_t payload_max, codec, str durability):
         self.lease_ms = milliseconds_of_lease(lease)

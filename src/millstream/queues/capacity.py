@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.disk import files
 from millstream.disk.session import LOCK_SECONDS
-from millstream.errors import LockTimeout
+from millstream.errors import LockTimeout, StorageError
 from millstream.queues import slots
 
 if TYPE_CHECKING:
@@ -60,8 +60,12 @@ def _publish(
     temporary: files.Path,
 ) -> None:
     numbers = queue._numbers(config, queue_files)
-    queue._move_hints(queue_files.slots, queue_files.blocks, hints, numbers)
-    queue_files.publish_hints(temporary)
+    taken = queue._move_hints(queue_files.slots, queue_files.blocks, hints, numbers)
+    try:
+        queue_files.publish_hints(temporary)
+    except StorageError:  # whoever comes next, here or elsewhere, takes the words again
+        queue._give_back_hints(taken)
+        raise
     queue._wake_all()  # those who sleep on the old ones check again
     _use(queue, queue_files, config, hints)
     queue._wake_all()
