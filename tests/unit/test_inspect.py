@@ -757,6 +757,22 @@ def test_group_and_page_of_the_journal_that_cannot_be_read(tmp_path: Path) -> No
     assert report.records == 3
 
 
+def test_registry_and_sequences_of_producers_that_cannot_be_read(tmp_path: Path) -> None:
+    path = tmp_path / "store"
+    with millstream.open(path) as store:
+        store.stream("s").producer("p").append_many([b"x"], first_sequence=0)
+    files = [path / "streams" / "s" / "producers", path / "streams" / "s" / "00000" / "sequences"]
+    for file in files:
+        file.unlink(missing_ok=True)
+        os.mkfifo(file)
+    report = inspect.verify(path)
+    assert {one.path for one in report.problems if one.kind == "unreadable"} == set(files)
+    assert report.records == 1
+    said = [str(item) for item in inspect.dump(path, json=True)]
+    for file in files:
+        assert any("problem" in one and str(file) in one for one in said)
+
+
 def test_disk_that_refuses_to_read_is_a_finding(
     builder: StoreBuilder, log: Log, monkeypatch: pytest.MonkeyPatch
 ) -> None:

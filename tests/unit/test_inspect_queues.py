@@ -372,6 +372,26 @@ def test_a_short_file_is_a_finding_not_a_crash(queue: QueueBuilder) -> None:
             assert not verify(queue).ok, (name, size)
 
 
+@pytest.mark.parametrize("name", ["blocks", "dedup"])
+def test_a_file_that_is_none_is_named_and_the_rest_is_read(queue: QueueBuilder, name: str) -> None:
+    queue.put(b"m")
+    queue.write()
+    (queue.path / name).unlink(missing_ok=True)
+    os.mkfifo(queue.path / name)
+    report = verify(queue)
+    assert [(one.kind, one.path.name) for one in report.problems] == [("unreadable", name)]
+    assert report.messages == 1
+
+
+@pytest.mark.parametrize("priorities", [0, 9])
+def test_priorities_beyond_what_a_word_has_are_refused(
+    queue: QueueBuilder, priorities: int
+) -> None:
+    queue.write()
+    put_file(queue.path / "queue.json", json_bytes({**queue.body, "priorities": priorities}))
+    assert kinds(verify(queue)) == ["queue"]
+
+
 @pytest.mark.parametrize("name", ["queue.json", "slots"])
 def test_a_file_that_cannot_be_read_is_named_and_not_mended(
     queue: QueueBuilder, name: str, monkeypatch: pytest.MonkeyPatch
