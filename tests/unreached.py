@@ -56,6 +56,19 @@ UNREACHED: dict[str, list[str]] = {
     ],
 }
 SOMETIMES: dict[str, list[str]] = {
+    "A handler or a finalizer has to come within some instructions of a call of its thread.": [
+        "src/millstream/__init__.py:_import:raise Reentered(*",
+        "src/millstream/store/store.py:__del__:*",
+        "src/millstream/store/store.py:refuse_reentered:raise error",
+        "src/millstream/store/transactions.py:check:raise Reentered(",
+    ],
+    "Some versions of numpy raise, others give another time without a word.": [
+        "src/millstream/timestamps.py:_of_numpy:same = False",
+    ],
+    "It takes millions of ids, which is hours of a run.": [
+        "src/millstream/log/producer_ids.py:_register:raise LimitExceeded(*",
+        "src/millstream/queues/dedup.py:_replace:raise LimitExceeded(*",
+    ],
     "Two threads or processes have to meet within some instructions.": [
         'src/millstream/inspect/columns.py:decode:raise Invalid("bytes that are there:", leng*',
         "src/millstream/cli/demo_queue.py:work:continue",
