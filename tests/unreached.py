@@ -34,6 +34,16 @@ UNREACHED: dict[str, list[str]] = {
         "src/millstream/store/transactions.py:apply:raise",
     ],
     "The only caller has checked it before: a second line of defence.": [
+        "csrc/ms_compact.c:copy_survivors:return MS_FULL;*",
+        "src/millstream/_binding/compact.pxi:__cinit__:raise ValueError(*",
+        "src/millstream/_binding/compact.pxi:__cinit__:fail(status, &err, segment.path)",
+        "src/millstream/_binding/compact.pxi:measure:fail(status, &err, self.segment.path)",
+        "src/millstream/_binding/partition.pxi:word:raise ValueError(name)",
+        "src/millstream/_binding/producer.pxi:append_new:fail(status, &err, None)",
+        "src/millstream/_binding/queue_files.pxi:prepare:fail(status, &err, self.path)",
+        "src/millstream/_binding/segment.pxi:find_offset:fail(status, &err, self.path)",
+        "src/millstream/_binding/segment.pxi:next:fail(status, &err, segment.path)",
+        "src/millstream/_binding/stream.pxi:_append_share:fail(status, &err, None)",
         'src/millstream/queues/settings.py:check:raise InvalidType(f"{name!r} is no option of*',
         "src/millstream/inspect/mending.py:span:return None",
     ],
@@ -54,6 +64,26 @@ UNREACHED: dict[str, list[str]] = {
         "src/millstream/queues/worker.py:start:self._end()",
         "src/millstream/queues/worker.py:start:raise",
     ],
+    "Only an allocator that refuses leads here, and that of the C library cannot be told to.": [
+        "src/millstream/_binding/arrow.pxi:make_column:raise MemoryError(*",
+        "src/millstream/_binding/compact.pxi:__cinit__:raise MemoryError",
+        "src/millstream/_binding/queue_files.pxi:_move_hints:raise MemoryError",
+        "src/millstream/_binding/queue_files.pxi:_recover:raise MemoryError",
+        "src/millstream/_binding/segment.pxi:gather_into:raise MemoryError",
+        "src/millstream/_binding/view.pxi:put:raise MemoryError",
+    ],
+    "More than two thousand million records: their slices alone would fill 32 GiB.": [
+        "src/millstream/_binding/producer.pxi:append_many:raise _errors.LimitExceeded(*",
+        "src/millstream/_binding/stream.pxi:append_columns:raise _errors.LimitExceeded(*",
+    ],
+    "Another process has to come between two steps of one call that has no place to stop at.": [
+        "csrc/ms_compact.c:put_gathered:return ms_fail(err, MS_CORRUPT, *",
+        'csrc/ms_compact.c:put_gathered:"segment %*',
+        "csrc/ms_delivery.c:ms_queue_try_put:return ms_fail(err, MS_CORRUPT, *",
+        "csrc/ms_slots.c:ms_queue_copy_content:return ms_fail(err, MS_CORRUPT, slot, size, key_*",
+        "src/millstream/_binding/message.pxi:ended:fail(status, &NOTHING, self.queue.path)",
+        "src/millstream/_binding/queue.pxi:resolve_put:fail(status, err, self.path)",
+    ],
 }
 SOMETIMES: dict[str, list[str]] = {
     "A handler or a finalizer has to come within some instructions of a call of its thread.": [
@@ -70,6 +100,11 @@ SOMETIMES: dict[str, list[str]] = {
         "src/millstream/queues/dedup.py:_replace:raise LimitExceeded(*",
     ],
     "Two threads or processes have to meet within some instructions.": [
+        "csrc/ms_sweep.c:end_lease:return;",
+        "csrc/ms_sweep.c:follow_wall:return 0;",
+        "csrc/ms_sweep.c:mend_words:continue;",
+        "src/millstream/_binding/stream.pxi:account_for:raise",
+        "src/millstream/_binding/stream.pxi:stored:raise _errors.Closed(*",
         'src/millstream/inspect/columns.py:decode:raise Invalid("bytes that are there:", leng*',
         "src/millstream/cli/demo_queue.py:work:continue",
         "src/millstream/disk/files.py:__init__:raise*",
