@@ -376,20 +376,21 @@ def reaches() -> Iterator[tuple[str, int, str, str, str]]:
 
 
 def privates() -> None:
-    """What one floor reads of another's `_names` is counted, and gets less with each change."""
-    found = Counter((own, other) for _, _, own, other, _ in reaches())
+    """What one floor reads of another's `_names` has a reason, is counted, and gets less."""
+    found = Counter(f"{other}.{name}" for _, _, _, other, name in reaches())
+    allowed = {name: count for names in PRIVATE.values() for name, count in names.items()}
     wrong = []
-    for pair in sorted({*found, *PRIVATE}):
-        count, most = found[pair], PRIVATE.get(pair, 0)
+    for private in sorted({*found, *allowed}):
+        count, most = found[private], allowed.get(private, 0)
         if count > most:
             wrong += [
                 f"{path}:{line}: {name} is private to {other}"
-                for path, line, own, other, name in reaches()
-                if (own, other) == pair
+                for path, line, _, other, name in reaches()
+                if f"{other}.{name}" == private
             ]
-            wrong.append(f"{pair[0]} reads {count} private names of {pair[1]}, not {most}")
+            wrong.append(f"{private} is read {count} times from above, not {most}")
         elif count < most:
-            wrong.append(f"{pair[0]} reads {count} private names of {pair[1]}: set PRIVATE to it")
+            wrong.append(f"{private} is read {count} times from above: set PRIVATE to it")
     fail_on(wrong)
 
 
