@@ -30,7 +30,7 @@ from millstream.queues.dead_letters import DeadLetters, message_id
 from millstream.queues.handle import QueueHandle
 
 if TYPE_CHECKING:
-    from millstream.disk.notices import OpenStore
+    from millstream.disk.open_store import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
     from millstream.sleepers import Calls, Sleepers
 

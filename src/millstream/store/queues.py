@@ -12,11 +12,11 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
     from typing import Any
 
+    from millstream.disk.open_store import OpenStore
     from millstream.disk.session import Session
     from millstream.log.settings import OnMismatch
     from millstream.options import Durability
     from millstream.queues.queue import Queue
-    from millstream.store.store import Store
 
 __all__ = ["Queues"]
 
@@ -24,7 +24,7 @@ __all__ = ["Queues"]
 class Queues:
     """By name, level and codec: a handle with a level or a codec of its own is another one."""
 
-    def __init__(self, store: Store, session: Session, lock: _native.Lock) -> None:
+    def __init__(self, store: OpenStore, session: Session, lock: _native.Lock) -> None:
         self._store, self._session, self._lock = store, session, lock
         self._directory = session.root / "queues"
         self._handles: dict[tuple[str, Durability | None, object], Queue] = {}

@@ -322,7 +322,7 @@ class Store:
 
     def _recover_the_rest(self) -> None:
         if self.writable and not self.session.inherited and not self.session.members.anyone():
-            self._streams.recover_the_rest()
+            self._streams.recover_the_rest(self._handle)
 
     def _mark_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""

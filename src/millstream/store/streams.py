@@ -15,13 +15,13 @@ from millstream.streams.stream import Stream
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
+    from millstream.disk.open_store import OpenStore
     from millstream.disk.session import Session
     from millstream.log.settings import OnMismatch
     from millstream.options import Durability
-    from millstream.store.store import Store
 
 __all__ = ["Streams"]
 
@@ -29,7 +29,7 @@ __all__ = ["Streams"]
 class Streams:
     """By name and level: a handle with a level of its own is another one."""
 
-    def __init__(self, store: Store, session: Session, lock: _native.Lock) -> None:
+    def __init__(self, store: OpenStore, session: Session, lock: _native.Lock) -> None:
         self._store, self._session, self._lock = store, session, lock
         self._directory = session.root / "streams"
         self._handles: dict[tuple[str, Durability | None], Stream] = {}
@@ -126,8 +126,11 @@ class Streams:
             for path in map(session.stream_path, self.names())
         )
 
-    def recover_the_rest(self) -> None:
-        """Walk what nobody used since an unclean end, so that the store can be marked clean."""
+    def recover_the_rest(self, handle: Callable[[str], Stream]) -> None:
+        """Walk what nobody used since an unclean end, so that the store can be marked clean.
+
+        `handle` opens a stream, or the journal, by its name.
+        """
         try:
             names = self.names()
         except MillstreamError:  # no descriptor is left, say
@@ -135,7 +138,7 @@ class Streams:
         for name in names:
             # It stays unclean, and the next open says why
             with contextlib.suppress(MillstreamError):
-                stream = self._store._handle(name)
+                stream = handle(name)
                 for index in range(stream.partitions):
                     stream._log(index)
 

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal
 
-    from millstream.disk.notices import OpenStore
+    from millstream.disk.open_store import OpenStore
     from millstream.groups.consumer import Consumer
     from millstream.groups.group import Group
     from millstream.groups.of_stream import Delivery, GroupStart, Told
