@@ -121,7 +121,7 @@ def sleeps() -> None:
     """Tests wait for events and move the clock; the sleeps that are left say why, and get fewer."""
     wrong, count = [], 0
     for path in files(".py", under="tests"):
-        if path.name == "rules.py":
+        if path.name in ("rules.py", "unreached.py"):  # the latter quotes lines
             continue
         for number, line in enumerate(path.read_text(encoding="utf-8").split("\n"), 1):
             if SLEEP.search(line):
