@@ -49,7 +49,7 @@ def flags() -> tuple[list[str], list[str], list[str]]:
     link = ["-pthread", "-Wl,-z,relro,-z,now"]
     if COVERAGE:
         both += ["-O0", "-g", "--coverage", "-fprofile-update=atomic"]
-        link += ["--coverage", "-Wl,-u,__gcov_dump"]  # for who leaves by os._exit
+        link += ["--coverage", "-Wl,-u,__gcov_dump,-u,__gcov_reset"]  # for who leaves by os._exit
     elif DEBUG or SANITIZE:
         both += ["-O1", "-g", "-UNDEBUG", "-DMS_DEBUG", "-fno-omit-frame-pointer"]
     else:

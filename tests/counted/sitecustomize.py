@@ -18,7 +18,9 @@ exit_now, kill = os._exit, os.kill
 def write_counts() -> None:
     native = sys.modules.get("millstream._native")
     if native is not None:
-        ctypes.CDLL(native.__file__).__gcov_dump()
+        counts = ctypes.CDLL(native.__file__)
+        counts.__gcov_dump()
+        counts.__gcov_reset()  # or a signal that is handled ends the counting
 
 
 def _exit(status: int) -> None:
