@@ -38,9 +38,11 @@ class QueueStats:
     Attributes:
         ready, delayed, held, leased, dead: messages in that state; held ones wait for another
             message of their key. Where a lease is over, or its holder is proved dead, the message
-            is ready, or dead after its last attempt, also for a reader.
+            is ready, or dead after its last attempt, also for a reader. A delay that has ended is
+            seen once a process that writes has met it.
         by_priority: the ready ones.
-        unfinished: all but the dead: what `capacity` bounds.
+        unfinished: all but the dead: what `capacity` bounds. Where a message's last lease ended
+            with its holder it counts, as in `len(queue)`, until a writer makes it a dead letter.
         redelivered: leases of this session that ended without their holder.
         expired, evicted, corrupt: messages of this session that outlived their time, dead letters
             that gave way to newer ones, messages found damaged.
