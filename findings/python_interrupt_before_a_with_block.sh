@@ -15,7 +15,7 @@ scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 python=(python3.14)
 if ! command -v python3.14 >/dev/null; then
-  mkdir -p "$scratch"/{etc/sources.list.d,etc/preferences.d,state/lists/partial,cache/archives/partial,debs,root}
+  mkdir -p "$scratch"/{etc/sources.list.d,etc/preferences.d,state/lists/partial,cache/archives/partial,debs,tree}
   awk 'BEGIN {RS = ""; ORS = "\n\n"} !/security/' /etc/apt/sources.list.d/debian.sources |
     sed 's/^Suites:.*/Suites: forky/' >"$scratch/etc/sources.list.d/forky.sources"
   : >"$scratch/state/status"
@@ -23,10 +23,10 @@ if ! command -v python3.14 >/dev/null; then
   apt+=(-o "Dir::State::status=$scratch/state/status" -o APT::Sandbox::User=root)
   "${apt[@]}" update
   (cd "$scratch/debs" && "${apt[@]}" download python3.14-minimal libpython3.14-minimal libc6 libexpat1 zlib1g) || exit 2
-  for deb in "$scratch"/debs/*.deb; do dpkg-deb -x "$deb" "$scratch/root"; done
-  libraries=$scratch/root/usr/lib/$(uname -m)-linux-gnu
-  python=(env "PYTHONHOME=$scratch/root/usr" "$libraries/$(basename "$(readlink -f "$libraries"/ld-linux-*.so.*)")")
-  python+=(--library-path "$libraries" "$scratch/root/usr/bin/python3.14")
+  for deb in "$scratch"/debs/*.deb; do dpkg-deb -x "$deb" "$scratch/tree"; done
+  libraries=$scratch/tree/usr/lib/$(uname -m)-linux-gnu
+  python=(env "PYTHONHOME=$scratch/tree/usr" "$libraries/$(basename "$(readlink -f "$libraries"/ld-linux-*.so.*)")")
+  python+=(--library-path "$libraries" "$scratch/tree/usr/bin/python3.14")
 fi
 "${python[@]}" - <<'PY'
 import signal, sys, threading, time
