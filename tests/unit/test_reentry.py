@@ -416,3 +416,19 @@ def test_close_lets_a_finalizer_in_its_own_thread_go_first(tmp_path, monkeypatch
         store.stream("s").append(b"1")
         store.close()
         assert store.closed and called
+
+
+def test_package_that_cannot_be_read_any_more_is_an_error_of_ours(tmp_path):
+    """As after a process gave up its user or its root; the guide says to ask for names before."""
+    script = """
+import sys, millstream
+millstream.__path__[:] = []
+try:
+    millstream.open(sys.argv[1])
+except millstream.StorageError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", script, tmp_path / "s"], capture_output=True, text=True, check=True
+    )
+    assert "No module named 'millstream.store'" in done.stdout

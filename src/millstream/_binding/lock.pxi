@@ -290,9 +290,11 @@ cdef class Lock(_Seat):
 
     cdef int give_back(self, error) except -1:
         self.let_go()
-        if not self.is_loading or isinstance(error, (_errors.MillstreamError,
-                                                     ModuleNotFoundError)):
+        if not self.is_loading or isinstance(error, _errors.MillstreamError):
             return 0
+        ours = str(getattr(error, "name", None)).startswith("millstream.")
+        if isinstance(error, ModuleNotFoundError) and not ours:
+            return 0  # an extra that is not installed: its caller says so
         if isinstance(error, OSError):
             raise _errors.StorageError(
                 error.errno or 0, f"importing it failed: {error.strerror}",
@@ -301,7 +303,7 @@ cdef class Lock(_Seat):
             raise _errors.Reentered(
                 f"{error.name}: is being imported by what a signal handler, finalizer or callback"
                 " is in the middle of; do the work when that import is done") from error
-        if isinstance(error, ImportError):  # no descriptor or memory for a shared object
+        if isinstance(error, ImportError):  # no descriptor, memory, or right to read the package
             raise _errors.StorageError(0, f"importing it failed: {error}", error.path) from error
         return 0
 
