@@ -80,17 +80,21 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   }
 }
 
-void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now) {
-  if (!is_ordered(queue, key_hash)) return;
+bool ms_bucket_leave(ms_queue *queue, uint64_t key_hash, uint32_t slot, uint64_t word, uint64_t to,
+                     const ms_instant *now) {
+  if (!is_ordered(queue, key_hash)) return ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket *bucket = bucket_of(queue, key_hash);
   uint32_t before = 0, at = bucket->head;
-  for (uint32_t i = 0; at != slot + 1; i++) {
-    if (at == 0 || at > queue->slot_max || i > bucket->length) return; /* not in it */
+  for (uint32_t i = 0; at != slot + 1 && at != 0; i++) {
+    if (at > queue->slot_max || i > bucket->length) at = 0; /* damaged, and not in it */
     before = at;
-    at = queue->links[at - 1];
+    if (at) at = queue->links[at - 1];
   }
+  /* Read before the move: behind it the slot is anybody's, and its link may be of another list. */
   uint32_t next = queue->links[slot] <= queue->slot_max ? queue->links[slot] : 0;
-  MS_YIELD("bucket_remove");
+  if (!ms_move(ms_word_at(queue, slot), word, to)) return false;
+  MS_YIELD("bucket_leave");
+  if (at == 0) return true;
   if (before) {
     queue->links[before - 1] = next;
   } else {
@@ -99,6 +103,7 @@ void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const m
   if (bucket->tail == slot + 1) bucket->tail = before;
   bucket->length--;
   if (!before && next) let_go(queue, next - 1, now);
+  return true;
 }
 
 bool ms_bucket_has(const ms_queue *queue, uint64_t word) {

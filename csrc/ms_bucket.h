@@ -11,10 +11,13 @@
 /* Take the bucket of a key, spinning shortly. MS_OK also where the queue has no buckets. */
 MS_MUST_USE ms_status ms_bucket_try_take(ms_queue *queue, uint64_t key_hash, uint32_t *out_owner);
 void ms_bucket_release(ms_queue *queue, uint64_t key_hash);
-/* Put the slot last; true: it is the only one. Take it out, and ready the next one if it was the
- * first. Holder of the bucket. */
+/* Put the slot last; true: it is the only one. Holder of the bucket, and of the slot: nobody else
+ * may free it meanwhile. */
 bool ms_bucket_append(ms_queue *queue, uint64_t key_hash, uint32_t slot);
-void ms_bucket_remove(ms_queue *queue, uint64_t key_hash, uint32_t slot, const ms_instant *now);
+/* Move the word of a slot that stands in no list then, take it out, and ready the next one if it
+ * was the first. False: the word was another, and nothing was changed. Holder of the bucket. */
+bool ms_bucket_leave(ms_queue *queue, uint64_t key_hash, uint32_t slot, uint64_t word, uint64_t to,
+                     const ms_instant *now);
 /* Is it the first of its key? Also where there are no buckets. Holder. */
 bool ms_bucket_is_first(const ms_queue *queue, uint64_t key_hash, uint32_t slot);
 /* Does a message with this word belong into a list? */

@@ -62,8 +62,8 @@ static ms_status withdraw(ms_queue *queue, uint32_t slot, uint64_t word, const m
   uint64_t key_hash = MS_PEEK(content->key_hash), id = MS_PEEK(content->id);
   const uint64_t dedup[2] = {MS_PEEK(content->dedup[0]), MS_PEEK(content->dedup[1])};
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
-  bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
-  if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
+  uint64_t to = ms_free_word(word, MS_MESSAGE_FREE);
+  bool moved = ms_bucket_leave(queue, key_hash, slot, word, to, now);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
   ms_claim_end(queue, dedup, id, false, out_owner); /* busy: it is void, as nothing shows */
@@ -91,8 +91,7 @@ void ms_queue_wipe(ms_queue *queue, uint32_t slot) { MS_POKE(ms_slot_at(queue, s
 
 void ms_queue_forget(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-  (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
-  if (queue->buckets)
-    ms_bucket_remove(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot, now);
+  (void)ms_bucket_leave(queue, MS_PEEK(ms_slot_at(queue, slot)->key_hash), slot, word,
+                        ms_free_word(word, MS_MESSAGE_FREE), now);
   ms_queue_balance(queue);
 }

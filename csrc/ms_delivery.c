@@ -231,13 +231,18 @@ ms_status ms_queue_try_redrive(ms_queue *queue, uint32_t slot, uint64_t word, co
   /* One more that is not finished: a free slot becomes a spare one in its place. */
   MS_TRY(ms_slot_claim(queue, lane, &reserved, &mine));
   ms_status status = ms_bucket_try_take(queue, key_hash, out_owner);
+  /* Only the holder of the bucket may free it: it stays what it is while it enters the list. */
+  if (status == MS_OK &&
+      atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire) != word) {
+    ms_bucket_release(queue, key_hash);
+    status = MS_LOST;
+  }
   if (status == MS_OK) {
     uint64_t to = ms_make_word(MS_MESSAGE_READY, lane, 0, ms_word_reuse(word), ms_word_grant(word),
                                ms_tick_floor(now->boot_ns));
     if (queue->buckets && !queue->block_key && !ms_bucket_append(queue, key_hash, slot))
       to = ms_word_as(to, MS_MESSAGE_HELD, ms_word_tick(to));
     bool moved = ms_move(ms_word_at(queue, slot), word, to);
-    if (!moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
     ms_bucket_release(queue, key_hash);
     if (moved && ms_word_state(to) == MS_MESSAGE_READY) ms_queue_hint(queue, slot, to);
     if (moved) ms_queue_lower_expiry(queue, slot);

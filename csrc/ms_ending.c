@@ -27,8 +27,13 @@ ms_status ms_queue_finish(ms_queue *queue, uint32_t slot, uint64_t word, const m
     MS_TRY(ms_claim_end(queue, dedup, read.id, true, out_owner));
   }
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
-  bool moved = ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
-  if (moved && queue->buckets) ms_bucket_remove(queue, key_hash, slot, now);
+  /* The slot of a dead one is spare: the capacity never counted it. */
+  bool spare =
+      MS_UNLIKELY(ms_word_state(word) == MS_MESSAGE_DEAD) && ms_slot_count(queue) > queue->capacity;
+  uint64_t to = ms_free_word(word, spare ? MS_MESSAGE_SPARE : MS_MESSAGE_FREE);
+  bool moved = MS_UNLIKELY(queue->buckets != NULL)
+                   ? ms_bucket_leave(queue, key_hash, slot, word, to, now)
+                   : ms_move(ms_word_at(queue, slot), word, to);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
   ms_queue_say_freed(queue);
@@ -87,14 +92,15 @@ void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32
 
 /* --- dead letters --- */
 
-static bool convert_one(ms_queue *queue, uint32_t from, uint32_t to, uint32_t count) {
-  for (uint32_t slot = count; slot-- > 0;) {
+/* Of the last slots, since claims begin at the first. True: at least one. */
+static bool convert(ms_queue *queue, uint32_t from, uint32_t to, uint32_t count, uint32_t most) {
+  uint32_t converted = 0;
+  for (uint32_t slot = count; slot-- > 0 && converted < most;) {
     uint64_t word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed);
-    if (ms_word_state(word) == from &&
-        ms_move(ms_word_at(queue, slot), word, ms_free_word(word, to)))
-      return true;
+    if (ms_word_state(word) == from)
+      converted += ms_move(ms_word_at(queue, slot), word, ms_free_word(word, to));
   }
-  return false;
+  return converted > 0;
 }
 
 static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
@@ -120,7 +126,8 @@ static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
   return true;
 }
 
-void ms_queue_balance(ms_queue *queue) {
+/* One pass, and what it asks for; false: nothing was to be done, or could be. */
+static bool balance_once(ms_queue *queue) {
   uint32_t count = ms_slot_count(queue), dead = 0, spare = 0;
   for (uint32_t slot = 0; slot < count; slot++) {
     uint32_t state =
@@ -128,10 +135,16 @@ void ms_queue_balance(ms_queue *queue) {
     dead += state == MS_MESSAGE_DEAD;
     spare += state == MS_MESSAGE_SPARE;
   }
-  while (dead > queue->dead_limit && evict_oldest_dead(queue, count)) dead--;
+  if (dead > queue->dead_limit) return evict_oldest_dead(queue, count);
   uint32_t wanted = count > queue->capacity + dead ? count - queue->capacity - dead : 0;
-  while (spare > wanted && convert_one(queue, MS_MESSAGE_SPARE, MS_MESSAGE_FREE, count)) spare--;
-  while (spare < wanted && convert_one(queue, MS_MESSAGE_FREE, MS_MESSAGE_SPARE, count)) spare++;
+  if (spare > wanted)
+    return convert(queue, MS_MESSAGE_SPARE, MS_MESSAGE_FREE, count, spare - wanted);
+  return convert(queue, MS_MESSAGE_FREE, MS_MESSAGE_SPARE, count, wanted - spare);
+}
+
+void ms_queue_balance(ms_queue *queue) {
+  /* Others may do the same at once, by the same count: so each counts once more at its end. */
+  while (balance_once(queue)) {}
 }
 
 ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now,
@@ -139,8 +152,8 @@ ms_status ms_queue_bury(ms_queue *queue, uint32_t slot, uint64_t word, const ms_
   uint64_t key_hash = MS_PEEK(ms_slot_at(queue, slot)->key_hash);
   MS_TRY(ms_bucket_try_take(queue, key_hash, out_owner));
   uint64_t to = ms_word_as(word, MS_MESSAGE_DEAD, ms_tick_floor(now->boot_ns));
-  bool moved = ms_move(ms_word_at(queue, slot), word, to);
-  if (moved && queue->buckets && !queue->block_key) ms_bucket_remove(queue, key_hash, slot, now);
+  bool moved = queue->block_key ? ms_move(ms_word_at(queue, slot), word, to)
+                                : ms_bucket_leave(queue, key_hash, slot, word, to, now);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
   ms_queue_balance(queue);

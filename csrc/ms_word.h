@@ -80,8 +80,10 @@ static inline bool ms_move(_Atomic uint64_t *word, uint64_t from, uint64_t to) {
   /* Release: what was written into slot and records before is seen by those that acquire the word.
    * Acquire: pairs with the release of whoever made `from`. Sequentially consistent, for the load
    * of the count of waiters that follows. */
-  return atomic_compare_exchange_strong_explicit(word, &from, to, memory_order_seq_cst,
-                                                 memory_order_relaxed);
+  bool moved = atomic_compare_exchange_strong_explicit(word, &from, to, memory_order_seq_cst,
+                                                       memory_order_relaxed);
+  MS_YIELD("queue_moved"); /* what is done behind a move, others may come before */
+  return moved;
 }
 
 #endif

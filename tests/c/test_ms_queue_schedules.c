@@ -6,6 +6,7 @@
  * messages with one deduplication id only one is ever seen. Hints are dropped and doubled on
  * purpose.
  */
+#include "ms_bucket.h"
 #include "ms_claim.h"
 #include "ms_count.h"
 #include "ms_delivery.h"
@@ -31,6 +32,7 @@ enum {
 static ms_queue queues[PROCESSES + 1]; /* the last one belongs to the checker */
 static ms_instant now;
 static bool ordered, doubled;
+static bool long_lived; /* nobody is killed, and all do more: what a death would mend shows */
 static ms_dedup table;
 static _Alignas(4096) uint8_t table_bytes[3 * MS_PAGE_BYTES];
 static const uint8_t store_id[16];
@@ -113,6 +115,9 @@ static void end_lease(ms_queue *queue, const ms_lease *lease, uint32_t number) {
     if (status != MS_OK && holder[number] == NOBODY) return;
   } else if (how == 5) {
     status = ms_queue_try_nack(queue, lease, 0, MS_FAILED, "no", 2, &now, &dead, &owner);
+  } else if (how == 6 && ordered) {
+    maybe_acked[number] = true; /* the oldest dead letter gives way to others */
+    status = ms_queue_try_reject(queue, lease, MS_FAILED_REJECTED, "no", 2, &now, &owner);
   } else if (how == 6) {
     status = ms_queue_try_nack(queue, lease, 2000000, MS_FAILED, "no", 2, &now, &dead, &owner);
   } else {
@@ -163,9 +168,24 @@ static void misplace_hints(ms_queue *queue) {
   }
 }
 
+/* Somebody else brings a dead letter back, or cancels what nobody has leased. */
+static void meddle(ms_queue *queue) {
+  uint32_t owner, slot = (uint32_t)(scheduler_random() % SLOTS), number;
+  uint64_t word = atomic_load(ms_word_at(queue, slot));
+  ms_status status = MS_OK;
+  memcpy(&number, ms_queue_inline(queue, ms_queue_slot(queue, slot)), sizeof(number));
+  if (ms_word_state(word) == MS_MESSAGE_DEAD && scheduler_random() % 4) {
+    status = ms_queue_try_redrive(queue, slot, word, &now, &owner);
+  } else if (!doubled && (ms_bucket_has(queue, word) || ms_word_state(word) == MS_MESSAGE_DEAD)) {
+    maybe_acked[number] = true;
+    status = ms_queue_try_cancel(queue, slot, word, &now, &owner);
+  }
+  (void)status; /* somebody else may have come first */
+}
+
 static void run(uint32_t process) {
   ms_queue *queue = &queues[process];
-  for (uint32_t step = 0; step < 6; step++) {
+  for (uint32_t step = 0; step < (long_lived ? 16 : 6); step++) {
     uint32_t what = (uint32_t)(scheduler_random() % 16);
     if (what < 6) {
       put(queue);
@@ -173,6 +193,8 @@ static void run(uint32_t process) {
       take(queue, (int)process);
     } else if (what < 15) {
       sweep(queue);
+    } else if (ordered && scheduler_random() % 2) {
+      meddle(queue);
     } else {
       misplace_hints(queue);
     }
@@ -196,6 +218,13 @@ static void at_rest(void) { settle(); }
 static void drain(void) {
   ms_queue *queue = &queues[PROCESSES];
   ms_lease lease;
+  for (uint32_t slot = 0; slot < SLOTS; slot++) {
+    uint32_t owner;
+    uint64_t word = atomic_load(ms_word_at(queue, slot));
+    if (ms_word_state(word) != MS_MESSAGE_DEAD) continue;
+    ms_status status = ms_queue_try_redrive(queue, slot, word, &now, &owner);
+    CHECK(status == MS_OK || status == MS_FULL); /* then the next drain finds room */
+  }
   for (int i = 0; i < 400; i++) {
     uint32_t owner;
     int64_t next;
@@ -295,7 +324,9 @@ static void schedules(uint64_t first, uint64_t count) {
     reset(slots, hints);
     scheduler_options options = {.seed = seed,
                                  .process_count = 2 + (uint32_t)(seed % 3),
-                                 .kill_one_in = seed % 2 ? 20 : 60,
+                                 .kill_one_in = long_lived ? 0
+                                                : seed % 2 ? 20
+                                                           : 60,
                                  .pause_one_in = seed % 5 == 0 ? 30 : 0,
                                  .run = run,
                                  .at_rest = at_rest};
@@ -322,6 +353,12 @@ static void test_queue_ordered_by_key_any_schedule_keeps_one_in_flight(void) {
   schedules(1, 3000);
 }
 
+static void test_queue_ordered_by_key_any_schedule_of_the_living_leaves_no_message_behind(void) {
+  ordered = long_lived = true;
+  schedules(1, check_count(10000, 60000));
+  long_lived = false;
+}
+
 static void test_queue_any_schedule_shows_one_message_of_a_deduplication_id(void) {
   ordered = false;
   doubled = true;
@@ -334,6 +371,7 @@ static void test_queue_any_schedule_shows_one_message_of_a_deduplication_id(void
 static const check_test tests[] = {
     CHECK_TEST(test_queue_any_schedule_with_kills_loses_nothing),
     CHECK_TEST(test_queue_ordered_by_key_any_schedule_keeps_one_in_flight),
+    CHECK_TEST(test_queue_ordered_by_key_any_schedule_of_the_living_leaves_no_message_behind),
     CHECK_TEST(test_queue_any_schedule_shows_one_message_of_a_deduplication_id),
 };
 CHECK_MAIN(tests)

@@ -365,3 +365,30 @@ def test_raised_again_and_again_under_traffic_nothing_is_lost(store, ordering):
     assert found == list(range(8000))
     q._check()
     assert len(os.listdir(q.path)) == 4  # no temporary file is left
+
+
+EXCHANGE = """
+import sys, time
+import millstream
+with millstream.open(sys.argv[1], durability="process") as store:
+    q = store.queue("q")
+    for number in range(int(sys.argv[3])):
+        if sys.argv[2] == "put":
+            q.put(b"", key=b"%d" % (number % 7), timeout=60)
+        elif sys.argv[2] == "get":
+            q.get(timeout=60).ack()
+"""
+
+
+def test_slot_that_is_free_again_at_once_does_not_break_the_order_of_its_former_key(store):
+    """Full all the time: who puts takes the slot of another key while that key's next is found."""
+    count = 20_000
+    q = store.queue("q", capacity=4, ordering="key")
+    command = [sys.executable, "-c", EXCHANGE, store.path]
+    processes = [
+        subprocess.Popen([*command, what, str(count)]) for what in ("put", "put", "get", "get")
+    ]
+    assert [process.wait(300) for process in processes] == [0] * 4
+    print(f"{2 * count} messages")
+    assert len(q) == 0
+    q._check()

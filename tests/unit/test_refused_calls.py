@@ -104,6 +104,26 @@ def test_stream_whose_file_is_gone_is_not_made_anew(tmp_path):
         assert store.stream("s").next_offset(0) == 1
 
 
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+def test_what_another_process_makes_just_now_is_there(tmp_path, monkeypatch, kind):
+    """Its directory comes between the look for its settings and the look for itself."""
+    with millstream.open(tmp_path / "store") as store, millstream.open(tmp_path / "store") as other:
+        exists, asked = files.exists, []
+
+        def looking(path):
+            there = exists(path)
+            if path.name == f"{kind}.json" and not asked:
+                asked.append(path)
+                getattr(other, kind)("s", create=True)
+            return there
+
+        monkeypatch.setattr(files, "exists", looking)
+        with pytest.raises(millstream.NotFound):  # it was not there when it was asked for
+            getattr(store, kind)("s", create=False)
+        assert asked
+        assert getattr(store, kind)("s", create=False).name == "s"
+
+
 def test_temporary_store_that_cannot_be_opened_leaves_nothing(tmp_path, monkeypatch):
     def refusing(directory, **_):
         raise StorageError(5, "Input/output error", directory)

@@ -1,11 +1,13 @@
 """What a power cut took from the files of a queue is put again by the next open, once."""
 
 import shutil
+import time
 
 import pytest
 from transaction_steps import log_of, run
 
 import millstream
+from millstream.disk.session import LOCK_SECONDS
 from millstream.testing import clock
 
 KEPT = ("slots", "blocks", "dedup")
@@ -98,7 +100,9 @@ def test_message_is_put_again_where_another_one_has_its_dedup_id(path, tmp_path,
         path, tmp_path / "unused",
     )  # fmt: skip
     lost(path, tmp_path / "kept")
+    begun = time.monotonic()
     assert replayed(path) == (9, [b"first"] + [b"later"] * (other == "later"))
+    assert time.monotonic() - begun < LOCK_SECONDS / 2  # nobody is left to wait for
 
 
 def test_reader_that_was_there_before_copies_what_is_committed_and_not_applied(path, tmp_path):

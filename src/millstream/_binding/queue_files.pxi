@@ -512,8 +512,7 @@ cdef class _QueueFiles:
             if now.mono_ns - self.outwaited_at > <int64_t>OUTWAIT_PAUSE_NS:
                 self.outwaits_since = now.mono_ns
             self.outwaited_at = now.mono_ns
-            if now.mono_ns - self.outwaits_since > <int64_t>OUTWAIT_NS:
-                self._check_undecided()
+            self._check_undecided(now.mono_ns - self.outwaits_since > <int64_t>OUTWAIT_NS)
             self.upkeep(&now)
         elif self.members.is_dead(dead):
             ms_now(&self.c, &now)

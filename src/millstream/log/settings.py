@@ -172,13 +172,16 @@ def others(name: str, there: Sequence[str]) -> str:
 
 def is_missing(path: files.Path, what: str) -> bool:
     """Is there no configuration, and no stream or queue? CorruptBatch where there is one."""
-    if files.exists(path):
-        return False
-    if files.exists(path.parent):
-        raise CorruptBatch(
-            f"{path}: is missing, where the {what} is; restore it from a backup", path=path
-        )
-    return True
+    while True:
+        directory = files.inode(path.parent)  # another process may be making it, or dropping it
+        if files.exists(path):
+            return False
+        if directory == 0:
+            return True
+        if files.inode(path.parent) == directory:
+            raise CorruptBatch(
+                f"{path}: is missing, where the {what} is; restore it from a backup", path=path
+            )
 
 
 def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:

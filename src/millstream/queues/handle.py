@@ -13,6 +13,7 @@ from millstream.errors import (
     Closed,
     Indeterminate,
     InvalidType,
+    LockTimeout,
     MillstreamError,
     Poisoned,
     StorageError,
@@ -266,9 +267,16 @@ class QueueHandle(_native.QueueCore):
                 most, grow = self._files.sizes.block_max, self._files.allocate_blocks
                 self._publish_blocks(_grown(seen, slots.EXTENT_BLOCKS, most, grow))
 
-    def _check_undecided(self) -> None:
-        """Something waits for a transaction: raise where that is one of this thread, under way."""
-        self.session.undecided.check()
+    def _check_undecided(self, waited_long: bool) -> None:
+        """Something waits for a transaction: raise where it would wait in vain.
+
+        For one of this thread, that is under way; or of another life, while what was committed
+        then is put again: nobody is left who would decide it before that is done.
+        """
+        if self.session.replaying:
+            raise LockTimeout(f"{self.path}: held by a transaction of a process that is dead")
+        if waited_long:
+            self.session.undecided.check()
 
     def _decide_undecided(self) -> None:
         """Somebody died, and a transaction has prepared something here: maybe that one's."""

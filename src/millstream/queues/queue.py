@@ -392,7 +392,9 @@ class Queue(QueueHandle):
         put or leased before keeps its time to live and its lease.
 
         Args:
-            capacity: how many messages may be not finished: it can be raised, never lowered.
+            capacity: how many messages may be not finished: it can be raised, never lowered. Each
+                raise keeps the maps of before in every process that has the queue open, with five
+                descriptors, until that closes: raise it seldom, and far.
             lease: seconds for which a message is leased from now on.
             retry: how often, and when.
             ttl: seconds after which a message is not delivered any more; None: never.
