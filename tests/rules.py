@@ -10,7 +10,7 @@ from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 
-from layers import C_LAYERS, FLOORS, ONLY, PRIVATE
+from layers import C_LAYERS, FLOORS, ONLY, PARTS, PRIVATE
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "src" / "millstream"
@@ -234,10 +234,17 @@ def imported(path: Path) -> Iterator[Import]:
 
 
 def python_layers() -> None:
-    """Between floors nothing points up, annotations included; within one there is no circle."""
+    """Between floors nothing points up; within one there is no circle but of parts to their whole.
+
+    Annotations included.
+    """
     wrong: list[str] = []
     within: dict[str, set[str]] = {}
     order = list(FLOORS)
+    parts = {
+        (f"{whole.partition('.')[0]}.{part}", whole) for whole in PARTS for part in PARTS[whole]
+    }
+    left = set(parts)
     for path, module in sources():
         if not floor_of(module):
             wrong.append(f"{where(path)}: {module} is on no floor of tests/layers.py")
@@ -251,8 +258,11 @@ def python_layers() -> None:
                 continue
             elif order.index(floor_of(other)) > at or (only is not None and first not in only):
                 wrong.append(f"{where(path, line)}: must not know {other}, which is above it")
-            elif floor_of(other) == order[at] and not annotation and path.suffix == ".py":
-                within.setdefault(module, set()).add(other)
+            elif floor_of(other) == order[at] and path.suffix == ".py":
+                left.discard((module, other))
+                if not annotation or (module, other) not in parts:
+                    within.setdefault(module, set()).add(other)
+    wrong += [f"tests/layers.py: {part} does not name {whole}" for part, whole in sorted(left)]
     fail_on(wrong + circles(within))
 
 
