@@ -130,6 +130,7 @@ def test_read_only_directory_can_be_read(tmp_path_factory, kind, how):
             for parent, mode in modes:
                 if not mode & stat.S_IXOTH:
                     parent.chmod(mode | stat.S_IXOTH)
+            read_all(str(path))  # the other user may not be able to read the package
             pid = os.fork()
             if pid == 0:
                 code = 1
