@@ -22,17 +22,22 @@ static bool wheel_try_take(ms_queue *queue) {
 
 void ms_queue_arm(ms_queue *queue, uint32_t slot, uint64_t word, const ms_instant *now) {
   uint64_t tick = ms_tick_floor(now->boot_ns);
+  bool taken = wheel_try_take(queue);
+  /* Since the move it may have been ended, and the slot have another message, which is in the wheel
+   * by its own time. Acquire: pairs with the release in ms_move. */
+  if (taken) word = atomic_load_explicit(ms_word_at(queue, slot), memory_order_acquire);
   int64_t left = ms_ticks_until(tick, ms_word_tick(word));
-  uint64_t due = tick + (uint64_t)(left > 0 ? left : 0);
-  if (!wheel_try_take(queue)) { /* its owner is paused or dead: the sweep finds what is due */
+  if (left < 0) left = 0;
+  if (!taken) { /* its owner is paused or dead: the sweep finds what is due */
     atomic_store_explicit(&queue->hints->missed, 1, memory_order_relaxed);
-    ms_lower(&queue->hints->lease_due,
-             (uint64_t)(now->mono_ns + (left > 0 ? left : 0) * MS_NS_PER_TICK));
+    ms_lower(&queue->hints->lease_due, (uint64_t)(now->mono_ns + left * MS_NS_PER_TICK));
     return;
   }
-  ms_wheel_add(&queue->wheel, slot, ms_word_reuse(word), due);
-  atomic_store_explicit(&queue->hints->wheel_due, ms_wheel_next(&queue->wheel),
-                        memory_order_release);
+  if (ms_word_state(word) == MS_MESSAGE_DELAYED) {
+    ms_wheel_add(&queue->wheel, slot, ms_word_reuse(word), tick + (uint64_t)left);
+    atomic_store_explicit(&queue->hints->wheel_due, ms_wheel_next(&queue->wheel),
+                          memory_order_release);
+  }
   ms_owner_release(&queue->hints->wheel);
 }
 

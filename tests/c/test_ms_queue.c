@@ -309,6 +309,26 @@ static void test_delays_are_never_early(void) {
   drop(&queue);
 }
 
+/* Between the move to DELAYED and the wheel it was cancelled, and the slot given to another. */
+static void test_delay_is_not_made_longer_by_the_message_before_in_its_slot(void) {
+  ms_queue queue;
+  ms_lease first, second, taken;
+  uint32_t owner;
+  make(&queue, false);
+  CHECK(put(&queue, "a", 0, 3600000, 0, &first) == MS_OK);
+  CHECK(ms_queue_try_cancel(&queue, first.slot, first.word, &now, &owner) == MS_OK);
+  do { /* until the same slot comes again */
+    CHECK(put(&queue, "b", 0, 1000, 0, &second) == MS_OK);
+    if (second.slot != first.slot)
+      CHECK(ms_queue_try_cancel(&queue, second.slot, second.word, &now, &owner) == MS_OK);
+  } while (second.slot != first.slot);
+  ms_queue_arm(&queue, first.slot, first.word, &now); /* as late as that */
+  pass_ms(1001);
+  CHECK(get(&queue, &taken) == MS_OK && is(&queue, &taken, "b"));
+  sound(&queue);
+  drop(&queue);
+}
+
 static void test_long_delays_are_never_early_and_come(void) {
   static const int days[] = {29, 30, 31, 40, 90, 150, 365};
   static const int steps[] = {1, 20};
@@ -680,6 +700,7 @@ static const check_test tests[] = {
     CHECK_TEST(test_leases_end_by_time_and_by_death),
     CHECK_TEST(test_leases_of_a_former_owner_of_the_number_are_given_on),
     CHECK_TEST(test_delays_are_never_early),
+    CHECK_TEST(test_delay_is_not_made_longer_by_the_message_before_in_its_slot),
     CHECK_TEST(test_long_delays_are_never_early_and_come),
     CHECK_TEST(test_one_of_a_key_is_in_flight),
     CHECK_TEST(test_order_of_a_key_is_made_anew_whatever_slots_it_lies_in),
