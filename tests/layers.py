@@ -81,7 +81,7 @@ PARTS = {
     "log.partition": ("recovery", "sequences"),
     "log.segments": ("cache",),
     "queues.handle": ("capacity", "dedup"),
-    "queues.queue": ("dead_letters", "loops", "worker"),
+    "queues.queue": ("dead_letters", "loops", "worker", "worker_processes"),
     "queues.slots": ("dedup",),
     "store.store": ("advice", "background", "backup", "compactor", "transactions"),
     "streams.stream": ("producer", "stats", "view", "view_snapshot"),

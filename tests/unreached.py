@@ -125,7 +125,7 @@ SOMETIMES: dict[str, list[str]] = {
         "src/millstream/store/compactor.py:_attempt:if not self._stopping.is_set() and not se*",
         "src/millstream/store/compactor.py:_attempt:self._failed(stream.path, error)",
         "src/millstream/queues/worker.py:start_all:time.sleep(0.005)",
-        'src/millstream/queues/worker.py:run:said = b""',
+        'src/millstream/queues/worker_processes.py:run:said = b""',
         "src/millstream/queues/worker.py:_begin:raise self._runs_already(run)",
         'src/millstream/groups/assignment.py:_take_up:raise Closed(f"{self.group.path}: the m*',
     ],

@@ -15,7 +15,8 @@ from timing import SOON, until
 import millstream
 from millstream import _native, compat
 from millstream.disk import files
-from millstream.queues.worker import Child, Worker
+from millstream.queues.worker import Worker
+from millstream.queues.worker_processes import Child
 from millstream.store.store import _all_open as open_stores
 
 SECONDS = 0.1

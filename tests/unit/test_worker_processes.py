@@ -324,7 +324,7 @@ def test_children_that_hang_while_they_start_are_named(queue, tmp_path, monkeypa
     module = tmp_path / f"{name}.py"
     module.write_text("def work(message): pass\n")
     monkeypatch.syspath_prepend(str(tmp_path))
-    monkeypatch.setattr("millstream.queues.worker.NOTICE_SECONDS", (0.05, 0.1))
+    monkeypatch.setattr("millstream.queues.worker_processes.NOTICE_SECONDS", (0.05, 0.1))
     function = __import__(name).work
     module.write_text("import signal\nwhile True: signal.pause()\n")  # until it is killed
     queue.put(b"x")

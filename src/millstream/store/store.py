@@ -1,4 +1,7 @@
-"""A store: one directory that any number of processes open at once."""
+"""A store: one directory that any number of processes open at once.
+
+A third of this file is what its methods promise; most of what they do is in the files beside it.
+"""
 
 from __future__ import annotations
 
