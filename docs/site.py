@@ -46,10 +46,14 @@ class Doctests(griffe.Extension):
     """Fences the examples of docstrings, whose output would be read as Markdown."""
 
     def on_object(self, *, obj: griffe.Object, **_: Any) -> None:
-        """Put each run of lines from >>> to the next empty one into a block of code."""
+        """Put each run of lines from >>> to the next empty one into a block of code.
+
+        The signature that Cython writes first goes: the heading has it, with types.
+        """
         if obj.docstring is not None:
+            text = re.sub(r"\A[\w.]+\(.*?\)(?: -> .*)?\n+", "", obj.docstring.value)
             fenced = re.sub(
                 r"^( *)(>>> .*?)(?=\n\s*\n|\Z)", r"\1```pycon\n\1\2\n\1```",
-                obj.docstring.value, flags=re.M | re.S,
+                text, flags=re.M | re.S,
             )  # fmt: skip
             obj.docstring.value = fenced
