@@ -4,6 +4,7 @@ What a process opens later belongs to the directory that it joined: a moved stor
 is, and nothing is written into the one that has its name by then.
 """
 
+import contextlib
 import os
 import pickle
 import shutil
@@ -353,7 +354,9 @@ def test_retention_of_a_dropped_stream_removes_nothing_of_its_successor(
             return keep(log, position)
 
         monkeypatch.setattr(partition.sequences, "keep", dropped_meanwhile)
-        stream._retire(stream._log(0))
+        # Its own files are gone: what is not mapped any more is not found.
+        with contextlib.suppress(millstream.NotFound):
+            stream._retire(stream._log(0))
         assert len(values(store)) == 500
         assert store.stream("s").first_offset(0) == 0
     assert sound(memory_directory / "store")
