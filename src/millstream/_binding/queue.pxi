@@ -675,6 +675,8 @@ cdef class QueueCore(_QueueFiles):
                 if now.mono_ns >= min(deadline, patient) or not waits:
                     self._point_out()
             if now.mono_ns >= deadline or not waits:
+                if slept:  # what woke us may be for those that sleep on
+                    ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
                 return None
             self.rest(MS_WAIT_MESSAGE, ticket, self.slice(&now, deadline))
             slept = True

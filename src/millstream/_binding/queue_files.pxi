@@ -211,6 +211,11 @@ cdef class _QueueFiles:
         self.changes()
         ms_queue_publish_blocks(&self.c, count)
 
+    @property
+    def _hints_at(self):
+        """Which hints are in use: no two have the same, since all stay mapped."""
+        return <size_t>self.c.hints
+
     def _word(self, str name, object what, double timeout):
         """A long word of the queue: "maintenance" or "sync"."""
         cdef void *word
@@ -544,7 +549,10 @@ cdef class _QueueFiles:
         """How long to sleep at most before the next upkeep."""
         cdef int64_t most = ALONE_SLICE_NS if self.alone() else UPKEEP_NS
         cdef uint64_t ends = ms_load64(&self.c.hints.lease_due)
+        cdef uint64_t expires = ms_load64(&self.c.hints.expiry_due)
         most = min(most, deadline - now.mono_ns)
+        if <uint64_t>now.time_us < expires < <uint64_t>now.time_us + 1000000:
+            most = min(most, <int64_t>(expires - <uint64_t>now.time_us) * 1000)
         if self.next_due != INT64_MAX:
             most = min(most, self.next_due - now.boot_ns)
         if 0 < ends < <uint64_t>INT64_MAX:

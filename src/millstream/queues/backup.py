@@ -121,8 +121,7 @@ def copy(queue: Queue, target: files.Path) -> None:
 
 
 def _copy_dedup(queue: Queue, target: files.Path) -> None:
-    memory = queue._files.map_again("dedup")
-    files.replace(target, memory[:])
+    files.replace(target, files.content(queue._files.path("dedup")))
 
 
 class _Copy:

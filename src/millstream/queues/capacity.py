@@ -74,8 +74,9 @@ def _publish(
 def _use(
     queue: QueueHandle, queue_files: slots.Files, config: dict[str, Any], hints: mmap.mmap
 ) -> None:
-    queue_files.former, queue._files = queue._files, queue_files
-    queue_files.adopt("dedup")
+    queue_files.former = queue._files
+    queue_files.adopt("dedup")  # before another thread may sync by them
+    queue._files = queue_files
     queue._config = config
     queue._use(hints)
 
@@ -85,8 +86,9 @@ def follow(queue: QueueHandle) -> None:
     if not queue.session.writable:
         _follow_reading(queue)
         return
+    before = queue._hints_at
     with queue._word("maintenance", f"{queue.path}: capacity", LOCK_SECONDS):
-        if queue._state != slots.OUTGROWN:
+        if queue._hints_at != before or queue._state != slots.OUTGROWN:
             return  # another thread has done it, or it was given up
         queue_files, config, hints = _newest(queue)
         if hints is not None and queue_files.hints_inode != queue._files.hints_inode:

@@ -80,9 +80,13 @@ def _replace(queue: QueueHandle) -> None:
     path = queue_files.path("dedup")
     temporary = path + f".{os.getpid()}-{os.urandom(4).hex()}.tmp"
     stripes = old.stripes
+    descriptor = None
     try:
         copied = False
         while not copied:
+            if descriptor is not None:
+                files.close(descriptor)
+                descriptor = None
             stripes *= 2
             if stripes > STRIPES_MAX:
                 raise LimitExceeded(
@@ -90,15 +94,19 @@ def _replace(queue: QueueHandle) -> None:
                     " dedup_window; make a queue with a shorter one"
                 )
             create(temporary, queue_files.store_id, queue_files.queue_id, stripes)
-            memory = queue_files.map_again("dedup", temporary)
+            descriptor, memory = queue_files.map_other(temporary)
             ids = queue_files.store_id, queue_files.queue_id
             table = _native._DedupTable(memory, *ids, temporary)
             copied = queue._copy_dedup(table)
-        queue_files.sync_one("dedup")
+        assert descriptor is not None
+        files.sync(descriptor, temporary)
         files.rename(temporary, path)
     except BaseException:
         old.thaw()
+        if descriptor is not None:
+            files.close(descriptor)
         files.remove(temporary)
         raise
+    queue_files.use("dedup", descriptor)
     files.sync_directory(queue_files.directory)
     queue._use_dedup(table)

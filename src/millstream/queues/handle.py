@@ -156,10 +156,12 @@ class QueueHandle(_native.QueueCore):
         if number % 2:
             self._config_seen = number
         elif self.session.writable:  # while it is even, it is read again at the next call
+            before = self._hints_at
             word = self._word("maintenance", self.path, LOCK_SECONDS)
             if word.try_take():  # who altered them was killed
                 try:
-                    self._end_config()
+                    if self._hints_at == before:
+                        self._end_config()
                 finally:
                     word.release()
 
@@ -250,8 +252,10 @@ class QueueHandle(_native.QueueCore):
         """Hold the maintenance word of the hints in use."""
         while True:
             self._check_writable()
+            before = self._hints_at
             with self._word("maintenance", f"{self.path}: {what}", LOCK_SECONDS):
-                if self._state == slots.LIVE:
+                # Another thread may have gone on to other hints, whose word this is not.
+                if self._hints_at == before and self._state == slots.LIVE:
                     yield
                     return
 

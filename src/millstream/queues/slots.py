@@ -127,6 +127,7 @@ class Files:
         self._descriptors: dict[str, int] = {}
         self.former: Files | None = None
         """Those of a smaller capacity, which threads of this process may still be syncing."""
+        self._adopted: list[str] = []
         self.hints_inode = 0
         """Inode of the hints that were mapped last: tells whether they were replaced since."""
         files.require_directory(directory)
@@ -165,15 +166,29 @@ class Files:
             self._refuse(path, "not a file of this queue", ours, theirs)
         return files.map_file(descriptor, length, path, write=self.write)
 
-    def map_again(self, name: str, path: files.Path | None = None) -> mmap.mmap:
-        """Map a file that is replaced by others, whole; `path`: one that is to become it."""
-        path = self.path(name) if path is None else path
+    def map_again(self, name: str) -> mmap.mmap:
+        """Map a file that is replaced by others, whole, and go on with it."""
+        descriptor, memory = self.map_other(self.path(name))
+        self.use(name, descriptor)
+        return memory
+
+    def map_other(self, path: files.Path) -> tuple[int, mmap.mmap]:
+        """Open and map a file that is to become one of these, whole."""
         descriptor = files.open_file(path, write=self.write)
-        former = self._descriptors.pop(name, None)
+        try:
+            return descriptor, files.map_file(
+                descriptor, files.size(descriptor), path, write=self.write
+            )
+        except BaseException:
+            files.close(descriptor)
+            raise
+
+    def use(self, name: str, descriptor: int) -> None:
+        """From now on this is the file of that name, which never is without one."""
+        former = self._descriptors.get(name)
+        self._descriptors[name] = descriptor
         if former is not None:  # a sync may be under way on it
             self._descriptors[f"{name} {len(self._descriptors)}"] = former
-        self._descriptors[name] = descriptor
-        return files.map_file(descriptor, files.size(descriptor), path, write=self.write)
 
     def sync_one(self, name: str) -> None:
         """Make what is in one file survive a power cut."""
@@ -194,6 +209,8 @@ class Files:
         while self._descriptors:
             files.close(self._descriptors.popitem()[1])
         if self.former is not None:
+            for name in self._adopted:  # closed above
+                self.former._descriptors.pop(name, None)
             self.former.close()
 
     def allocate_slots(self, count: int) -> None:
@@ -215,7 +232,8 @@ class Files:
     def adopt(self, name: str) -> None:
         """Go on with a file of the former ones, as it is open there."""
         if self.former is not None and name in self.former._descriptors:
-            self._descriptors[name] = self.former._descriptors.pop(name)
+            self._descriptors[name] = self.former._descriptors[name]
+            self._adopted.append(name)
 
     def counts(self) -> tuple[int, int]:
         """Slots and blocks in use, as the files say."""
