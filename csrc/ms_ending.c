@@ -135,7 +135,7 @@ static bool balance_once(ms_queue *queue) {
     dead += state == MS_MESSAGE_DEAD;
     spare += state == MS_MESSAGE_SPARE;
   }
-  if (dead > queue->dead_limit) return evict_oldest_dead(queue, count);
+  if (dead > queue->dead_limit && evict_oldest_dead(queue, count)) return true;
   uint32_t wanted = count > queue->capacity + dead ? count - queue->capacity - dead : 0;
   if (spare > wanted)
     return convert(queue, MS_MESSAGE_SPARE, MS_MESSAGE_FREE, count, spare - wanted);

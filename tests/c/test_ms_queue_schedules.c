@@ -115,7 +115,7 @@ static void end_lease(ms_queue *queue, const ms_lease *lease, uint32_t number) {
     if (status != MS_OK && holder[number] == NOBODY) return;
   } else if (how == 5) {
     status = ms_queue_try_nack(queue, lease, 0, MS_FAILED, "no", 2, &now, &dead, &owner);
-  } else if (how == 6 && ordered) {
+  } else if (how == 6 && ordered && scheduler_random() % 2) {
     maybe_acked[number] = true; /* the oldest dead letter gives way to others */
     status = ms_queue_try_reject(queue, lease, MS_FAILED_REJECTED, "no", 2, &now, &owner);
   } else if (how == 6) {

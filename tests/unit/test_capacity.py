@@ -368,7 +368,7 @@ def test_raised_again_and_again_under_traffic_nothing_is_lost(store, ordering):
 
 
 EXCHANGE = """
-import sys, time
+import sys
 import millstream
 with millstream.open(sys.argv[1], durability="process") as store:
     q = store.queue("q")
