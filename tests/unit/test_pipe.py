@@ -207,3 +207,12 @@ def test_pipe_takes_nothing_within_another_transaction(store):
         assert [m.attempts for m in jobs.peek()] == [0]
         assert records.run(timeout=0) + messages.run(timeout=0) == 4
     assert log_of(out) == [b"1", b"2", b"3", b"4"]
+
+
+def test_stop_before_run_has_begun_is_not_forgotten(store):
+    numbers, sink = store.stream("in"), store.queue("sink")
+    numbers.append(b"1")
+    with store.pipe(numbers, lambda record: record.value, sink) as pipe:
+        pipe.stop()
+        assert pipe.run(timeout=60) == 0 == len(sink)
+        assert pipe.run(timeout=0) == 1 == len(sink)  # it was for one run

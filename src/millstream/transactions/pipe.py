@@ -137,11 +137,18 @@ class Pipe:
         the function raises.
         """
         checked = check_timeout(timeout)
+        self._check_open()
         before = self.count
-        self._stopped = False
+        try:
+            self._loop(checked)
+        finally:
+            self._stopped = False  # not at the start: a stop may come before run has begun
+        return self.count - before
+
+    def _loop(self, timeout: float | None) -> None:
         idle = time.monotonic()
         while not self._stopped:
-            wait = FOREVER if checked is None else checked - (time.monotonic() - idle)
+            wait = FOREVER if timeout is None else timeout - (time.monotonic() - idle)
             seconds, aborted = max(min(wait, SLICE_SECONDS), 0.0), self.aborted
             try:
                 done = self.step(timeout=seconds)
@@ -155,10 +162,12 @@ class Pipe:
                 idle = time.monotonic()
             elif wait <= 0:
                 break
-        return self.count - before
 
     def stop(self) -> None:
-        """Let `run` return after the transaction that is under way; from any thread."""
+        """Let `run` return after the transaction that is under way; from any thread.
+
+        Called before `run`, it lets the next one return at once.
+        """
         self._stopped = True
 
     def step(self, *, timeout: float | None = 0.0) -> int:
@@ -166,8 +175,7 @@ class Pipe:
 
         Raises: QueueFull where a sink has no room. The next steps take one by one until one fits.
         """
-        if self._closed:
-            raise Closed(f"{self._source.path}: the pipe is closed")
+        self._check_open()
         self._committing = None
         self._tried = self._most
         tx = Transaction(self._holdings)
@@ -187,6 +195,10 @@ class Pipe:
             self._take(min(2 * self._most, self._batch))
         self.count += done
         return done
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Closed(f"{self._source.path}: the pipe is closed")
 
     def _take(self, most: int) -> None:
         """At most so many at once."""
