@@ -43,6 +43,7 @@ from rules import (
 
 C_FLAGS = ["-std=c11", "-g", "-O1", "-Wall", "-Wextra", "-pthread"]
 SHOWN = 60  # lines of one failure
+SUITE = ["-m", "pytest", "-n", "auto"]  # one process for each core
 
 
 @dataclass(frozen=True)
@@ -197,7 +198,7 @@ def pythons() -> None:
 
 def pytest() -> None:
     """The whole suite on the installed package."""
-    shell(sys.executable, "-m", "pytest", live=True)
+    shell(sys.executable, *SUITE, live=True)
 
 
 def wheel_from_sdist() -> None:
@@ -216,7 +217,7 @@ def wheel_from_sdist() -> None:
         python = scratch / "venv" / "bin" / "python"
         shell(python, "-m", "pip", "install", "-q", f"{wheel}[test]")
         shutil.rmtree(unpacked / "src")
-        shell(python, "-m", "pytest", cwd=unpacked, live=True)
+        shell(python, *SUITE, cwd=unpacked, live=True)
 
 
 SMOKE = ["append", "codecs", "durability", "pickles", "queue", "read", "stream", "transaction"]
@@ -242,13 +243,13 @@ def release() -> None:
         (unpacked,) = (scratch / "sdist").iterdir()
         shutil.rmtree(unpacked / "src")  # what is installed is what is tested
         python = installed(scratch / "of_sdist", f"{sdist}[test]")
-        shell(python, "-m", "pytest", "-x", smoke[0], cwd=unpacked, live=True)
-        tools = ["hypothesis", "pytest", "pytest-benchmark", "pytest-timeout"]
+        shell(python, *SUITE, "-x", smoke[0], cwd=unpacked, live=True)
+        tools = ["hypothesis", "pytest", "pytest-benchmark", "pytest-timeout", "pytest-xdist"]
         no_compiler = {"PATH": str(scratch / "bare" / "bin"), "CC": "/no/compiler"}
         python = installed(scratch / "bare", "--only-binary=:all:", wheel, *tools, env=no_compiler)
-        shell(python, "-m", "pytest", "-x", *smoke, cwd=unpacked, env=no_compiler, live=True)
+        shell(python, *SUITE, "-x", *smoke, cwd=unpacked, env=no_compiler, live=True)
         python = installed(scratch / "of_wheel", f"{wheel}[test]")
-        shell(python, "-m", "pytest", *suite, cwd=unpacked, live=True)
+        shell(python, *SUITE, *suite, cwd=unpacked, live=True)
 
 
 def manylinux(wheel: Path, goal: Path) -> Path:
@@ -319,7 +320,7 @@ def under_sanitizer(
         paths = [shell("gcc", f"-print-file-name={name}").strip() for name in libraries]
         before = [*UNRANDOM, "env", f"LD_PRELOAD={' '.join(paths)}"]
         is_under_test(copy, env, *before)
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider"]
+        command = [sys.executable, *SUITE, "-p", "no:cacheprovider"]
         command += ["--capture=sys", *tests]  # or a report dies with the process
         shell(*before, *command, cwd=copy, env=env, live=True)
 
@@ -357,7 +358,7 @@ def covered() -> None:
     with built_copy(build, reached.prepare) as copy:
         env = reached.environment(copy)
         is_under_test(copy, env)
-        command = [sys.executable, "-m", "pytest", "-p", "no:cacheprovider", "tests"]
+        command = [sys.executable, *SUITE, "-p", "no:cacheprovider", "tests"]
         # The programs of tests/c stay there; what tests that passed have stored does not.
         command += [
             f"--basetemp={copy.parent / 'pytest'}",
