@@ -130,7 +130,7 @@ ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *po
   return MS_OK;
 }
 
-/* --- marking --- */
+/* --- which records stay --- */
 
 ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
                            ms_error *err) {
@@ -190,8 +190,8 @@ static void judge(const ms_key_table *table, const pending_key *keys, uint32_t c
   }
 }
 
-ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bool drop,
-                          ms_survivors *survivors, ms_error *err) {
+ms_status ms_compact_select(const ms_key_table *table, ms_segment *segment, bool drop,
+                            ms_survivors *survivors, ms_error *err) {
   pending_key keys[GROUP];
   uint32_t waiting = 0;
   uint64_t bit = 0;
@@ -396,7 +396,7 @@ static ms_status put_gathered(sink *to, source *from, place_of_record start, uin
     runs--;
   }
   ms_place place = place_in(to, file_position, header, gather->base_offset);
-  uint64_t hash = ms_gather_seal(gather, &gathered, &place, at);
+  uint64_t hash = ms_gather_finish(gather, &gathered, &place, at);
   ms_batch_header written;
   memcpy(&written, at, sizeof written);
   pass_batch(to, length, hash, gather->next_offset, written.timestamp_max);
@@ -418,7 +418,7 @@ static ms_status put_empty(sink *to, const source *from) {
     ms_view gathered;
     ms_gather_place(&gather, file_position, at, &gathered);
     ms_place place = place_in(to, file_position, &from->header, gather.base_offset);
-    hash = ms_gather_seal(&gather, &gathered, &place, at);
+    hash = ms_gather_finish(&gather, &gathered, &place, at);
   }
   pass_batch(to, length, hash, gather.base_offset, INT64_MIN);
   return MS_OK;
@@ -508,7 +508,7 @@ ms_status ms_compact_copy(ms_segment *segment, const ms_survivors *survivors, ms
 /* --- the compaction record --- */
 
 static ms_compaction *record_of(const ms_segment *segment) {
-  return (ms_compaction *)(void *)(segment->bytes + MS_SEGMENT_COMPACTION_POSITION);
+  return (ms_compaction *)(void *)(segment->bytes + MS_SEGMENT_COMPACTION_AT);
 }
 
 bool ms_compaction_load(const ms_segment *segment, ms_compaction *out) {

@@ -402,7 +402,7 @@ cdef class _QueueFiles:
         return 0
 
     cdef int report_change(self, const ms_instant *now) except -1:
-        self.mark_changed(now)
+        self.set_changed(now)
         try:
             self._changed()
         except BaseException as error:
@@ -416,7 +416,7 @@ cdef class _QueueFiles:
             raise self.uncertain(error)
         return 0
 
-    cdef void mark_changed(self, const ms_instant *now) noexcept:
+    cdef void set_changed(self, const ms_instant *now) noexcept:
         self.changed = True
         if self.unsynced_ns == 0:
             self.unsynced_ns = now.mono_ns
@@ -427,7 +427,7 @@ cdef class _QueueFiles:
         """What to raise where `error` came behind a change."""
         cdef ms_instant now
         ms_now(&self.c, &now)
-        self.mark_changed(&now)
+        self.set_changed(&now)
         self._leave_to_background()
         self.changed = False  # the next change is reported again
         return _errors.indeterminate(
@@ -436,7 +436,7 @@ cdef class _QueueFiles:
     cdef inline int change_in_journal(self, const ms_instant *now) except -1:
         """A transaction has changed something, and what it syncs is its journal."""
         if not self.changed:
-            self.mark_changed(now)
+            self.set_changed(now)
             self._leave_to_background()
         return 0
 

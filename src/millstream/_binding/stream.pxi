@@ -163,7 +163,7 @@ cdef class StreamCore:
         if was_mapped:  # last: unmapping lets other threads run, which read the header
             PyBuffer_Release(&before)
         cdef uint32_t room = <uint32_t>(
-            (buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
+            (buffer.len - MS_CONTROL_BLOCKS_AT) // sizeof(ms_control_block))
         self.count = min(ms_load32(&self.header.partitions), room)
         if self.opened is None:
             self.opened = []
@@ -187,7 +187,7 @@ cdef class StreamCore:
         partition.writable = not keep.buffer.readonly
         partition.c.header = <ms_control_header *>keep.buffer.buf
         partition.c.block = index + <ms_control_block *>(
-            <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION)
+            <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_AT)
         partition.c.generation = generation
         partition.c.late_us = UINT64_MAX
         partition.c.self = members.word
@@ -236,7 +236,7 @@ cdef class StreamCore:
         reads is a copy of the header."""
         cdef Py_buffer buffer
         copy = private_memory(PyBytes_FromStringAndSize(
-            <const char *>self.control.buf, MS_CONTROL_BLOCKS_POSITION))
+            <const char *>self.control.buf, MS_CONTROL_BLOCKS_AT))
         PyObject_GetBuffer(copy, &buffer, PyBUF_SIMPLE)
         cdef Py_buffer before = self.control
         self.control = buffer

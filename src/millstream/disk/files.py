@@ -352,10 +352,10 @@ def names(path: Path) -> list[str]:
             os.close(descriptor)
 
 
-def names_with(path: str, mark: str) -> list[str]:
-    """Names in a user's directory in which there is a `mark`; none where it may not be read."""
+def names_with(path: str, file: str) -> list[str]:
+    """Names in a user's directory in which there is a `file`; none where it may not be read."""
     try:
-        return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{mark}"))
+        return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{file}"))
     except OSError:
         return []
 
@@ -695,7 +695,7 @@ def write(descriptor: int, data: bytes | memoryview, position: int, path: str) -
 def sync(descriptor: int, path: str) -> None:
     """Make the content of a file survive a power cut.
 
-    Never retry it when it failed: the pages are marked clean.
+    Never retry it when it failed: the kernel calls the pages clean by then.
     """
     with reporting(path, "syncing the file"):
         os.fdatasync(descriptor)

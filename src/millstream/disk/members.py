@@ -120,7 +120,7 @@ class Members:
         except BaseException:
             gate.release()
             raise
-        gate.session = self
+        gate.members = self
         self._gate = gate
 
     def leave_gate(self) -> None:

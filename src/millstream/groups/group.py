@@ -86,8 +86,8 @@ def first_positions(stream: StreamHandle, start: Any) -> list[Position]:
         return list({**others, **given}.values())
     if isinstance(start, str) and start == "earliest":
         # What retention removes from now on is lost to the group, and it has to hear of that.
-        trimmed = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
-        return [position_at(stream, index, start) for index in trimmed]
+        retired = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
+        return [position_at(stream, index, start) for index in retired]
     if as_index(start) is not None and stream.partitions > 1:
         raise InvalidArgument(
             f"start {start!r}: an offset is of one partition, and there are {stream.partitions};"
@@ -152,7 +152,7 @@ class Group(_native.GroupCore):
         self.name = name
         self.path = path_of(stream, name)
         self._decide: Callable[[Group, int], None] | None = None
-        """Called for a partition whose position a transaction has marked: apply or revert it."""
+        """Called for a partition that has a pending position: apply or revert it."""
         write = stream.session.writable
         try:
             self._descriptor = files.open_file(self.path, write=write)

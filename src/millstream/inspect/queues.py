@@ -201,7 +201,7 @@ class Queue:
                 self.findings.append(Note(entry.suffix[1:], entry, None, "set aside, never read"))
             elif entry.name not in known:
                 self.findings.append(Note("foreign", entry, None, "not a file of a store"))
-        try:  # none between two sessions
+        try:  # none while nobody has the store open
             with File(path / "hints") as file:
                 raw = file.read(0, HINTS.size).tobytes()
             check(HINTS.read(raw.ljust(HINTS.size, b"\0")), self._identity(b"MSQHINT1"))

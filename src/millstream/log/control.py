@@ -90,12 +90,12 @@ def rebuilt(directory: files.Path, store_id: bytes, generation: int, *, clean: b
 
     The new one keeps the durable marks of the old one: what lies before a mark was synced, so it is
     damage where it is not there. In a store that was closed cleanly it keeps the oldest segment,
-    too. It keeps nothing of a file that is not as the last to close left it.
+    too. It keeps nothing of a file that is not as the last process to close left it.
     """
     files.require_directory(directory)
     config = files.read_json(directory / "stream.json")
     old = _content(directory)
-    if old[:8] != MAGIC or old[16:32] != store_id or (clean and not _has_seal(old)):
+    if old[:8] != MAGIC or old[16:32] != store_id or (clean and not _checksum_fits(old)):
         old = b""
     blocks = [
         _rebuilt_block(old[BLOCKS + index * BLOCK_BYTES :][:BLOCK_BYTES], clean)
@@ -210,7 +210,7 @@ def grow(directory: files.Path, partitions: int) -> None:
         files.close(descriptor)
 
 
-def seal(directory: files.Path) -> None:
+def add_checksum(directory: files.Path) -> None:
     """As the last to close: put a checksum over the file, and make it survive a power cut."""
     path = directory / "control"
     descriptor = files.open_file(path, write=True)
@@ -227,12 +227,12 @@ def _checksum(data: bytes) -> int:
     return _native.xxh3_64(data[:CHECKSUM] + data[BLOCKS:])
 
 
-def is_sealed(directory: files.Path) -> bool:
+def has_checksum(directory: files.Path) -> bool:
     """Is the file, byte for byte, what the last to close left?"""
-    return _has_seal(_content(directory))
+    return _checksum_fits(_content(directory))
 
 
-def _has_seal(data: bytes) -> bool:
+def _checksum_fits(data: bytes) -> bool:
     return len(data) >= BLOCKS and data[CHECKSUM : CHECKSUM + 8] == struct.pack(
         "<Q", _checksum(data)
     )

@@ -51,7 +51,7 @@ class _Places(NamedTuple):
         return start + (8 + self.slot_bytes) * slots.EXTENT_SLOTS + FAILURES_BYTES * index
 
     def block(self, block: int) -> tuple[int, int]:
-        """Positions of the word and of the data."""
+        """File positions of the word and of the data."""
         extent, index = divmod(block, slots.EXTENT_BLOCKS)
         start = PAGE + extent * slots.EXTENT_BLOCKS * (8 + slots.BLOCK_BYTES)
         return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index

@@ -101,7 +101,7 @@ class QueueHandle(_native.QueueCore):
         self._configure()
 
     def _make_hints(self) -> None:
-        """As the first of this session, alone: recover the queue into new hints."""
+        """As the first to open it, alone: recover the queue into new hints."""
         hints, temporary = self._files.make_hints()
         try:
             slot_count, block_count = self._files.counts()

@@ -2,8 +2,8 @@
 
 `slots` and `blocks` are the truth. They are as long as they may ever become, and sparse behind
 what is in use: only what has blocks of the file system behind it is published to the core.
-`hints` is made by whoever opens the queue first in a session; that of an earlier session goes when
-a store is opened by its first process (docs/format.md).
+`hints` is made by the first process to open the queue while the store is open; the first opener of
+the store removes those of before (docs/format.md).
 """
 
 from __future__ import annotations
@@ -79,7 +79,7 @@ def fitting(config: dict[str, Any], other: OtherSize) -> dict[str, Any]:
     return config
 
 
-def _sealed(header: bytes) -> bytes:
+def _with_checksum(header: bytes) -> bytes:
     """A header with its checksum behind it."""
     return header + struct.pack("<Q", _native.xxh3_64(header))
 
@@ -93,9 +93,9 @@ def create(parent: files.Path, name: str, config: dict[str, Any], store_id: byte
     blocks = BLOCKS.pack(BLOCKS_MAGIC, files.FORMAT, sizes.block_max, store_id, queue_id, 0)
     with published(parent, name, "queue.json") as making:
         files.write_json(making / "queue.json", config)
-        _make(making / "slots", _sealed(slots[:-8]), slots_bytes)
+        _make(making / "slots", _with_checksum(slots[:-8]), slots_bytes)
         if sizes.block_max:
-            _make(making / "blocks", _sealed(blocks[:-8]), blocks_bytes)
+            _make(making / "blocks", _with_checksum(blocks[:-8]), blocks_bytes)
         if config["dedup_window"]:
             dedup.create(making / "dedup", store_id, queue_id)
         files.sync_directory(making)
@@ -278,7 +278,7 @@ class Files:
         )  # fmt: skip
 
     def map_hints(self) -> mmap.mmap | None:
-        """The hints of this session, or None: nobody has made them yet. Raises OtherSize."""
+        """The hints in use, or None: nobody has made them yet. Raises OtherSize."""
         path = self.path("hints")
         try:
             descriptor = files.open_file(path, write=self.write)
@@ -355,7 +355,7 @@ def state_of(hints: mmap.mmap) -> int:
 
 
 def forget_hints(directory: files.Path) -> None:
-    """As the first opener: those of the last session are over, also for readers who kept them."""
+    """As the first opener: those of before are over, also for readers who kept them."""
     path = directory / "hints"
     if files.exists(path):
         descriptor = files.open_file(path, write=True)

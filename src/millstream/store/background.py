@@ -1,7 +1,7 @@
 """The work that nobody waits for, in one thread a store and process.
 
-Syncing by interval, spare segments, populated pages, sealed ends, retention, transactions whose
-committer died; compaction has a thread of its own (`store/compactor.py`).
+Syncing by interval, spare segments, populated pages, the unused ends of sealed segments, retention,
+transactions whose committer died; compaction has a thread of its own (`store/compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
@@ -106,7 +106,7 @@ class Background:
         self._journal_seen = -1
         self._compactor: Compactor | None = None
         self._tried: set[tuple[Stream, int]] = set()
-        self._sealed: dict[PartitionLog, int] = {}
+        self._trimmed: dict[PartitionLog, int] = {}
         self._pace: dict[PartitionLog, tuple[float, int]] = {}
 
     def adopt(self, log: PartitionLog) -> None:
@@ -131,7 +131,7 @@ class Background:
         for log in gone:
             for some in (self._wrote, self._unsynced, self._sealed_unsynced):
                 some.discard(log)
-            for counted in (self._asked, self._again, self._sealed):
+            for counted in (self._asked, self._again, self._trimmed):
                 counted.pop(log, None)
             self._pace.pop(log, None)
             for what, where in list(self._troubles):
@@ -455,7 +455,7 @@ class Background:
         if events & SPARE and native.next is None:
             log.provide_next()
         if events & ROLLED:
-            self._seal(log)
+            self._trim(log)
         if events & POPULATE:
             self._populate(log)
 
@@ -487,17 +487,17 @@ class Background:
             self._pace[log] = (now, end)
             native.set_populated(end)
 
-    def _seal(self, log: PartitionLog) -> None:
+    def _trim(self, log: PartitionLog) -> None:
         """Punch out the unused ends of segments that have a successor."""
         numbers = log.segments.current()
-        done = self._sealed.get(log, 0)
+        done = self._trimmed.get(log, 0)
         for number, following in pairwise(numbers):
             if number > done:
                 with contextlib.suppress(NotFound):  # retired meanwhile
                     log.segments.segment(number, write=True).remove_behind(
                         log.segments.base(following)[0]
                     )
-                self._sealed[log] = number
+                self._trimmed[log] = number
 
     # --- syncing ----------------------------------------------------------------------------------
 

@@ -110,7 +110,7 @@ class Queues:
     # --- opening and closing ----------------------------------------------------------------------
 
     def open_first(self) -> None:
-        """Nobody else lives here: the hints of the last session are over."""
+        """Nobody else has the store open: the hints of before are over."""
         files.require_directory(self._directory)
         for name in files.names(self._directory):
             with _native.loading:

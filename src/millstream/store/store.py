@@ -228,7 +228,7 @@ class Store:
         Batches stay valid; calls on the handles raise `Closed`. Threads may be in calls of the
         store, and so may this one where it runs what a user gave: a function, a codec, an iterator.
 
-        The last process to close marks the store clean, so that the next open recovers nothing.
+        The last process to close sets the store clean, so that the next open recovers nothing.
 
         Raises: Reentered in a signal handler, finalizer or callback, where the call of this thread
         that it interrupted is at a place where it holds what closing needs; the error names it.
@@ -316,7 +316,7 @@ class Store:
         with contextlib.suppress(Reentered, StoreFull):
             self.session.members.enter_gate(self._gate_seconds)
             if well and not self.session.members.anyone():
-                self._mark_clean()
+                self._set_clean()
 
     def _leave_to_parent(self) -> None:
         """In a forked child: a map kept here would keep the space of what the parent removes."""
@@ -327,11 +327,11 @@ class Store:
         if self.writable and not self.session.inherited and not self.session.members.anyone():
             self._streams.recover_the_rest(self._handle)
 
-    def _mark_clean(self) -> None:
+    def _set_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
-        if not self._streams.hold(sealed=False):
+        if not self._streams.hold(checksums=False):
             return  # the next open begins a new generation, and recovers it
-        self._streams.seal()
+        self._streams.add_checksums()
         if (
             self._transactions.are_decided()
             and self._streams.sync_all()

@@ -106,7 +106,7 @@ class Streams:
     # --- opening and closing ----------------------------------------------------------------------
 
     def open_first(self, *, closed_cleanly: bool) -> None:
-        """Nobody else lives here: control files of an unclean session are made anew."""
+        """Nobody else has the store open: after an unclean end make the control files anew."""
         session = self._session
         files.require_directory(self._directory)
         for name in files.names(self._directory):
@@ -117,17 +117,17 @@ class Streams:
                 known = directory, session.id, session.generation, closed_cleanly
                 reserve.lend(session.root, control.rebuild, *known)
 
-    def hold(self, *, sealed: bool = True) -> bool:
-        """Does the clean mark hold? A control file may have been damaged or lost since."""
+    def hold(self, *, checksums: bool = True) -> bool:
+        """Is it clean, as its file says? A control file may have been damaged or lost since."""
         session = self._session
         return all(
             control.is_sound(path, session.id, session.generation)
-            and (control.is_sealed(path) or not sealed)
+            and (control.has_checksum(path) or not checksums)
             for path in map(session.stream_path, self.names())
         )
 
     def recover_the_rest(self, handle: Callable[[str], Stream]) -> None:
-        """Walk what nobody used since an unclean end, so that the store can be marked clean.
+        """Walk what nobody used since an unclean end, so that the store can be set clean.
 
         `handle` opens a stream, or the journal, by its name.
         """
@@ -153,10 +153,10 @@ class Streams:
         synced = [group.sync_all(self._session.stream_path(name)) for name in self.names()]
         return all(synced)
 
-    def seal(self) -> None:
+    def add_checksums(self) -> None:
         """Say of each control file that it is what the last to close left."""
         for name in self.names():
-            control.seal(self._session.stream_path(name))
+            control.add_checksum(self._session.stream_path(name))
 
     def dispose(self) -> None:
         """Give up all handles."""

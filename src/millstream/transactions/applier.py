@@ -17,7 +17,7 @@ from millstream.queues import slots
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue
     from millstream.streams.stream import Stream
-    from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, Share
+    from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put, Share
     from millstream.transactions.holdings import Holdings
 
 __all__ = ["PRODUCER", "Applier"]
@@ -55,8 +55,8 @@ class Applier:
             self._show(places[put.place], put, replay)
         for ack in effects.acks:
             self._finish(places[ack.place], ack, replay)
-        for mark in effects.marks:
-            self._go_on(transaction, places[mark.place], mark)
+        for position in effects.positions:
+            self._go_on(transaction, places[position.place], position)
 
     def flush(self, places: set[Place]) -> None:
         """Have all that was done in some places survive a power cut; in streams their groups."""
@@ -109,30 +109,30 @@ class Applier:
 
     # --- groups -----------------------------------------------------------------------------------
 
-    def _go_on(self, transaction: int, place: Place, mark: Mark) -> None:
-        one = self._group(place, mark)
+    def _go_on(self, transaction: int, place: Place, position: GroupPosition) -> None:
+        one = self._group(place, position)
         if one is None:
             return
         try:
-            one._apply(mark.partition, transaction, mark.epoch, mark.offset)
+            one._apply(position.partition, transaction, position.epoch, position.offset)
         except (Closed, NotFound):
-            if self._group(place, mark) is not None:
+            if self._group(place, position) is not None:
                 raise
 
-    def _group(self, place: Place, mark: Mark) -> group.Group | None:
+    def _group(self, place: Place, position: GroupPosition) -> group.Group | None:
         stream = self.stream(place)
         if stream is None:
             return None
-        key = place.name, mark.group
+        key = place.name, position.group
         one = self._groups.get(key)
         if one is None or one.closed or one._state != group.LIVE or one.stream is not stream:
             try:
-                one = group.Group(stream, mark.group)
+                one = group.Group(stream, position.group)
             except NotFound:
                 return None
             one._configure_level("process")  # the journal is what is synced
             self._groups[key] = one
-        return one if one._group_id == mark.group_id and one._state == group.LIVE else None
+        return one if one._group_id == position.group_id and one._state == group.LIVE else None
 
     # --- queues -----------------------------------------------------------------------------------
 

@@ -289,7 +289,7 @@ class Journal:
             queue._set_undecided(0)
 
     def decide_position(self, one: Group, partition: int) -> None:
-        """A transaction has marked the position of a partition: apply it, or undo the mark."""
+        """The position of a partition is pending: apply it, or undo it."""
         # Busy, maybe with a process that is stopped: at the next batch.
         with contextlib.suppress(LockTimeout), self.holding(DECIDE_SECONDS):
             self.apply_pending()
