@@ -4,6 +4,7 @@ A file is copied up when somebody opens it to write. Maps that were made before 
 below; its device and inode are the same.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -47,7 +48,8 @@ def values(stream, **options):
 
 @pytest.mark.root
 @pytest.mark.parametrize(
-    "case", ["before_all", "between_open_and_use", "before_the_append", "writer", "killed"]
+    "case",
+    ["before_all", "between_open_and_use", "before_the_append", "writer", "killed", "dropped"],
 )
 def test_nobody_goes_stale_on_an_overlay(tmp_path, case):
     """A reader's log, groups and queues stood still for ever, without a word."""
@@ -191,4 +193,89 @@ def killed(path):
         tell(worker, "append")
         assert list(next(following).values) == [b"new"] * 2
         assert workers.stop(worker) == 0
+    print("seen", flush=True)
+
+
+def dropped(path):
+    """A directory of the lower layer cannot be renamed: what was dropped stayed, and was nothing."""
+    path = layered(path)
+    with millstream.open(path) as store:
+        for make, drop in ((store.stream, store.drop_stream), (store.queue, store.drop_queue)):
+            name = "s" if drop == store.drop_stream else "q"
+            known = make(name)
+            for _ in range(2):
+                drop(name)
+                with pytest.raises(millstream.NotFound):
+                    make(name, create=False)
+                with pytest.raises(millstream.NotFound):
+                    drop(name)
+                with pytest.raises(millstream.Closed, match="dropped|closed"):
+                    len(known) if name == "q" else known.append(b"x")
+                known = make(name, create=True)
+            known.put(b"new") if name == "q" else known.append(b"new")
+        assert (store.streams(), store.queues()) == (["s"], ["q"])
+    with millstream.open(path, mode="r") as store:
+        assert values(store.stream("s")) == [b"new"]
+        assert len(store.queue("q")) == 1
+    assert millstream.inspect.verify(path).ok
+    print("seen", flush=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("goes_on", ["another", "the next"])
+@pytest.mark.parametrize("removed", [0, 1, 3, 99])
+def test_drop_on_an_overlay_that_is_killed_leaves_all_or_nothing(tmp_path, removed, goes_on):
+    """It renames the configuration first, and removes that last."""
+    workers.need("unshare", "mount", root=True)
+    image(tmp_path)
+    where = "test_layers.drop_in_parts", str(tmp_path), str(removed), goes_on
+    assert "seen" in workers.run(*where, prefix=NAMESPACE)
+
+
+def drop_and_die(path, kind, removed):
+    """Die when so many files were removed."""
+    from millstream.disk import files
+
+    remove, count = files.remove, 0
+
+    def remove_some(name):
+        nonlocal count
+        if count == removed:
+            os._exit(9)
+        count += 1
+        remove(name)
+
+    store = millstream.open(path)
+    files.remove = remove_some
+    store.drop_stream("s") if kind == "stream" else store.drop_queue("q")
+    os._exit(9)
+
+
+def drop_in_parts(path, removed, goes_on):
+    """Others go on, or the next opener does: the name is free."""
+    path = layered(path)
+    with contextlib.ExitStack() as stack:
+        if goes_on == "another":
+            store = stack.enter_context(millstream.open(path))
+        for kind in ("stream", "queue"):
+            command = (
+                "import test_layers; test_layers.drop_and_die"
+                f"({path!r}, {kind!r}, {int(removed)})"
+            )
+            done = subprocess.run([sys.executable, "-c", command], cwd=os.path.dirname(__file__))
+            assert done.returncode == 9
+        if goes_on == "the next":
+            with millstream.open(path, mode="r") as reader:
+                for make in (lambda: reader.stream("s"), lambda: reader.queue("q")):
+                    with pytest.raises(millstream.NotFound):
+                        make()
+            store = stack.enter_context(millstream.open(path))
+            assert (store.streams(), store.queues()) == ([], [])
+        for make in (store.stream, store.queue):
+            with pytest.raises(millstream.NotFound):
+                make("s" if make == store.stream else "q", create=False)
+        assert store.stream("s", create=True).append(b"new").offset == 0
+        store.queue("q", create=True).put(b"new")
+        assert len(store.queue("q")) == 1
+    assert millstream.inspect.verify(path).ok
     print("seen", flush=True)

@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -237,6 +239,34 @@ def test_dropping_and_looking_never_make_it_again(store, tmp_path):
                 number += 1
         finally:
             dropping.join()
+        assert store.streams() == store.queues() == []
+
+
+DROP_AND_DIE = """
+import os, sys
+import millstream
+from millstream.disk import files
+
+files.rename = lambda *paths: os._exit(9)
+store = millstream.open(sys.argv[1])
+getattr(store, f"drop_{sys.argv[2]}")("order")
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+@pytest.mark.parametrize("again", ["make", "look", "drop"])
+def test_drop_of_a_process_that_was_killed_in_it_is_finished(store, kind, again):
+    """The name stood for a handle that was closed, until everybody had left."""
+    make, drop = getattr(store, kind), getattr(store, f"drop_{kind}")
+    known = make("order", create=True)
+    command = [sys.executable, "-c", DROP_AND_DIE, store.path, kind]
+    assert subprocess.run(command, timeout=300).returncode == 9
+    if again == "make":
+        known = make("order", create=True)
+        assert known.append(b"x").offset == 0 if kind == "stream" else known.put(b"x") >= 0
+    else:
+        with pytest.raises(NotFound):
+            make("order", create=False) if again == "look" else drop("order")
         assert store.streams() == store.queues() == []
 
 
