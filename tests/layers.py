@@ -108,7 +108,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "log._retention": 2,
         "log._retire": 1,
         "log._set_state": 1,
-        "log._state": 4,
+        "log._state": 5,
         "log._stream_id": 10,
     },
     "The same handle's waiting: a consumer and a view sleep on the words of its control file.": {
@@ -135,7 +135,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "queues._prepare_put": 2,
         "queues._queue_id": 2,
         "queues._set_undecided": 2,
-        "queues._state": 2,
+        "queues._state": 3,
         "queues._wipe": 1,
         "queues._withdraw_undecided": 2,
     },
@@ -181,7 +181,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "words._queue_id": 1,
         "words._revert": 2,
         "words._set_position": 1,
-        "words._state": 4,
+        "words._state": 2,
         "words._undo_ack": 1,
     },
     "What one owner calls once, and no user: a store at its end, a drop-in for where it is.": {

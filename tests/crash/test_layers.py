@@ -197,7 +197,7 @@ def killed(path):
 
 
 def dropped(path):
-    """A directory of the lower layer cannot be renamed: what was dropped stayed, and was nothing."""
+    """A directory of the lower layer cannot be renamed: what was dropped stayed, unusable."""
     path = layered(path)
     with millstream.open(path) as store:
         for make, drop in ((store.stream, store.drop_stream), (store.queue, store.drop_queue)):
@@ -258,10 +258,8 @@ def drop_in_parts(path, removed, goes_on):
         if goes_on == "another":
             store = stack.enter_context(millstream.open(path))
         for kind in ("stream", "queue"):
-            command = (
-                "import test_layers; test_layers.drop_and_die"
-                f"({path!r}, {kind!r}, {int(removed)})"
-            )
+            call = f"drop_and_die({path!r}, {kind!r}, {int(removed)})"
+            command = f"import test_layers; test_layers.{call}"
             done = subprocess.run([sys.executable, "-c", command], cwd=os.path.dirname(__file__))
             assert done.returncode == 9
         if goes_on == "the next":

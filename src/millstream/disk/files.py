@@ -394,16 +394,27 @@ def remove_tree(path: Path) -> None:
         os.rmdir(below, dir_fd=held.number)
 
 
-def remove_whole(directory: Directory) -> None:
-    """Remove a directory that is held open, and all in it; what has its name meanwhile stays."""
+def remove_whole(directory: Directory, name: str = "", *, last: str = "") -> None:
+    """Remove a directory that is held open, and all in it; what has its name meanwhile stays.
+
+    `name` is a path of it, if it has another than it was opened by; `last` the file that goes after
+    all others.
+    """
+    _empty(directory.path, but=last)
     _empty(directory.path)
-    with (
-        reporting(directory.text, "removing the directory"),
-        contextlib.suppress(FileNotFoundError),
-    ):
-        found = os.lstat(directory.text)
-        if (found.st_dev, found.st_ino) == directory.identity:
-            os.rmdir(directory.text)
+    path = name or directory.text
+    with reporting(path, "removing the directory"), contextlib.suppress(FileNotFoundError):
+        if is_at(directory, path):
+            below, held = _where(path)
+            os.rmdir(below, dir_fd=held.number)
+
+
+def is_at(directory: Directory, path: str) -> bool:
+    """Has the directory that is held open this name now?"""
+    with reporting(path, "searching for it"), contextlib.suppress(FileNotFoundError):
+        found = _stat(path)
+        return (found.st_dev, found.st_ino) == directory.identity
+    return False
 
 
 def remove_any(path: Path) -> None:
@@ -414,9 +425,10 @@ def remove_any(path: Path) -> None:
         remove(path)
 
 
-def _empty(path: Path) -> None:
+def _empty(path: Path, *, but: str = "") -> None:
     for name in names(path):
-        remove_any(path / name)
+        if name != but:
+            remove_any(path / name)
 
 
 def file_system(path: str) -> str:

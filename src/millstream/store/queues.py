@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from millstream import _native
 from millstream.disk import files
-from millstream.disk.publish import withdrawn
+from millstream.disk.publish import finish_drop, withdrawn
+from millstream.errors import NotFound
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -74,7 +77,7 @@ class Queues:
             key = name, level, codec if hashable else id(codec)
             known = self._handles.get(key)
             usable = slots.LIVE, slots.OUTGROWN
-            if known is not None and (known.closed or known._state not in usable):
+            if known is not None and self._state_of(known) not in usable:
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -85,6 +88,9 @@ class Queues:
                 raise settings.mismatch(f"queue {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
+                if self._state_of(known) == slots.DROPPED and self._session.writable:
+                    self._withdraw(name, known)  # who dropped it was killed, or is at it
+                    return self.open(name, options, codec, durability, create, on_mismatch)
             if made and create is None and not asked:
                 known._expect()
         if differing and alters:
@@ -100,8 +106,20 @@ class Queues:
             queue = self._store.queue(name, create=False)
             queue._set_state(slots.DROPPED)
             queue._wake_all()
-            with withdrawn(self._directory, name):
-                self._forget(name)
+            self._withdraw(name, queue)
+
+    def _withdraw(self, name: str, queue: Queue) -> None:
+        """Remove what somebody has dropped, unless another process was faster."""
+        held = queue.path.directory
+        with (
+            contextlib.suppress(NotFound),
+            withdrawn(self._directory, name, "queue.json", held),
+        ):
+            self._forget(name)
+
+    @staticmethod
+    def _state_of(queue: Queue) -> int:
+        return 0 if queue.closed else queue._state
 
     def _forget(self, name: str) -> None:
         for key in [key for key in self._handles if key[0] == name]:
@@ -117,7 +135,7 @@ class Queues:
                 from millstream.queues import slots
             if name.startswith("."):
                 files.remove_tree(self._directory / name)  # it was not made, or was dropped
-            else:
+            elif not finish_drop(self._directory / name):
                 slots.forget_hints(self._directory / name)
 
     def sync(self) -> list[Exception]:

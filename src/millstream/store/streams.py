@@ -6,8 +6,8 @@ import contextlib
 
 from millstream import _native
 from millstream.disk import files, reserve
-from millstream.disk.publish import withdrawn
-from millstream.errors import MillstreamError
+from millstream.disk.publish import finish_drop, withdrawn
+from millstream.errors import MillstreamError, NotFound
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.log.settings import JOURNAL
@@ -73,7 +73,7 @@ class Streams:
                 config = settings.new(given, durability)
                 control.create(self._directory, name, config, session.id, session.generation)
             key = name, None if made or alters else durability
-            if (known := self._handles.get(key)) and (known.closed or known._state != control.LIVE):
+            if (known := self._handles.get(key)) and self._state_of(known) != control.LIVE:
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -84,6 +84,9 @@ class Streams:
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
+                if self._state_of(known) == control.DROPPED and self._session.writable:
+                    self._withdraw(name, known)  # who dropped it was killed, or is at it
+                    return self.open(name, given, durability, create, on_mismatch)
                 self._session.notices.watch(known)  # these the thread syncs and retains
             named = durability is not None or any(one is not None for one in given.values())
             known._is_surprise = made and create is None and not named
@@ -94,9 +97,22 @@ class Streams:
     def drop(self, name: str) -> None:
         """`Store.drop_stream`."""
         with self._lock:
-            self._store.stream(name, create=False)._set_state(control.DROPPED)
-            with withdrawn(self._directory, name):
-                self._forget(name)
+            stream = self._store.stream(name, create=False)
+            stream._set_state(control.DROPPED)
+            self._withdraw(name, stream)
+
+    def _withdraw(self, name: str, stream: Stream) -> None:
+        """Remove what somebody has dropped, unless another process was faster."""
+        held = stream.path.directory
+        with (
+            contextlib.suppress(NotFound),
+            withdrawn(self._directory, name, "stream.json", held),
+        ):
+            self._forget(name)
+
+    @staticmethod
+    def _state_of(stream: Stream) -> int:
+        return 0 if stream.closed else stream._state
 
     def _forget(self, name: str) -> None:
         """Give up the handles of a stream that was dropped."""
@@ -113,7 +129,7 @@ class Streams:
             directory = self._directory / name
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
-            elif not session.clean:
+            elif not finish_drop(directory) and not session.clean:
                 known = directory, session.id, session.generation, closed_cleanly
                 reserve.lend(session.root, control.rebuild, *known)
 
