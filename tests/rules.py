@@ -388,6 +388,36 @@ def reaches() -> Iterator[tuple[str, int, str, str, str]]:
                 yield place, node.lineno, own, other, node.attr
 
 
+def constants() -> None:
+    """A constant has one home: no two modules give the same value the same name.
+
+    But for what reads the files a second time (`inspect`), which shares nothing with the rest.
+    """
+    homes: dict[str, list[str]] = {}
+    for path in files(".py", under="src/millstream"):
+        if path.is_relative_to(PACKAGE / "inspect"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for name, value in assigned(node):
+                if name.isupper() and name != "TYPE_CHECKING":  # which saves an import of typing
+                    homes.setdefault(f"{name} = {ast.unparse(value)}", []).append(where(path))
+    fail_on([f"{', '.join(found)}: {said}" for said, found in homes.items() if len(found) > 1])
+
+
+def assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names that a statement of a module sets, each with its value."""
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+        yield node.target.id, node.value
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
+        if isinstance(target, ast.Name):
+            yield target.id, node.value
+        elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            for name, value in zip(target.elts, node.value.elts, strict=True):
+                yield ast.unparse(name), value
+
+
 def privates() -> None:
     """What one floor reads of another's `_names` has a reason, is counted, and gets less."""
     found = Counter(f"{other}.{name}" for _, _, _, other, name in reaches())

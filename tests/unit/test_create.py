@@ -13,7 +13,7 @@ import pytest
 
 import millstream
 from millstream import Empty, MillstreamWarning, NotFound
-from millstream.streams import stream as stream_module
+from millstream.log import settings
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def consume(stream):
 
 @pytest.mark.parametrize("wait", [follow, lambda s: asyncio.run(afollow(s)), consume])
 def test_who_waits_is_told_after_a_second(store, monkeypatch, wait):
-    monkeypatch.setattr(stream_module, "SURPRISE_SECONDS", 0.0)
+    monkeypatch.setattr(settings, "SURPRISE_SECONDS", 0.0)
     stream = store.stream("s")
 
     def wake():
@@ -166,7 +166,7 @@ def test_who_waits_is_told_after_a_second(store, monkeypatch, wait):
 
 
 def test_who_gets_something_before_a_second_is_over_is_told_nothing(store, monkeypatch):
-    monkeypatch.setattr(stream_module, "SURPRISE_SECONDS", 3600.0)
+    monkeypatch.setattr(settings, "SURPRISE_SECONDS", 3600.0)
     stream = store.stream("s")
     late = threading.Timer(0.05, stream.append, (b"x",))
     late.start()

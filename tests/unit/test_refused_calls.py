@@ -13,7 +13,6 @@ from millstream.cli import departures, output
 from millstream.disk import files, reserve
 from millstream.errors import each_of
 from millstream.groups import group
-from millstream.queues import slots
 from millstream.store import store as store_module
 from millstream.testing import clock
 
@@ -225,7 +224,7 @@ def test_path_that_is_no_text_is_shown_as_json_and_a_package_may_lack_its_names(
 
 def test_queue_that_another_one_dropped_or_replaced_is_closed_here(store):
     with millstream.open(store.path) as other:
-        for state in (slots.DROPPED, slots.REPLACED):
+        for state in (files.DROPPED, files.REPLACED):
             q, theirs = store.queue("q"), other.queue("q")
             theirs._set_state(state)
             for call in (lambda q=q: q.put(b"x"), q.peek):

@@ -43,6 +43,10 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
 FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
+PAGE = 4096
+LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
+"""State of what processes share: in use; removed; another file has its place; hints of a queue for
+which its capacity is too large by now."""
 LOST_AND_FOUND = "lost+found"  # what a fresh ext file system has at its root
 
 PROBE_BYTES = 1 << 16  # the largest block of XFS: what shares blocks shares whole ones

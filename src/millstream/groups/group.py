@@ -10,6 +10,7 @@ import time
 from millstream import _native
 from millstream._native import Position
 from millstream.disk import files
+from millstream.disk.files import LIVE
 from millstream.disk.session import LATE_SECONDS, LOCK_SECONDS
 from millstream.errors import (
     Closed,
@@ -37,7 +38,6 @@ __all__ = ["Group"]
 
 DIRECTORY = "groups"
 SUFFIX = ".group"
-LIVE = 1
 
 
 def path_of(stream: StreamHandle, name: str) -> files.Path:

@@ -56,7 +56,7 @@ class Groups:
         stream = self.stream
         stream._check_live()
         known: Group | None = self._handles.get(settings.check_name(name))
-        if known is not None and not known.closed and known._state == group.LIVE:
+        if known is not None and not known.closed and known._state == files.LIVE:
             known._follow()
             return known
         if known is not None:

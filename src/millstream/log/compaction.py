@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCAN_BYTES = 8 << 20
 MEMORY_BYTES = 64 << 20
-HEADER_BYTES = 64
+BATCH_HEADER_BYTES = 64
 FILLER_ROOM = 192  # around the place where a further filler may begin
 
 
@@ -360,7 +360,7 @@ class Run:
     ) -> None:
         log, segment = self.log, survivors.segment
         data = segment.size - segment.data_bytes
-        used = min(data + kept + HEADER_BYTES + 4095 & ~4095, segment.size)
+        used = min(data + kept + BATCH_HEADER_BYTES + 4095 & ~4095, segment.size)
         reserve.lend(log.session.root, files.allocate, descriptor, used, made)
         place = (log.index, log.session.id, log.stream._stream_id, segment.number)
         files.write(descriptor, segment_file.header(place, segment.size), 0, made)

@@ -26,7 +26,10 @@ CHECKSUM = 56  # its place in the header
 MAGIC = b"MSCNTRL1"
 BLOCKS = 4096
 BLOCK_BYTES = 256
-LIVE, DROPPED, REPLACED = 1, 2, 3
+POISON_SYNC, POISON_CORRUPT = 1, 2
+Mark = tuple[int, int, int, int]
+NOWHERE: Mark = (0, 0, 0, -(1 << 63))
+"""The mark at which an empty log ends."""
 POSITION_MAX = 1 << 62  # above: no position of a log
 
 
@@ -58,7 +61,7 @@ def fresh(config: dict[str, Any], store_id: bytes, generation: int) -> bytes:
 def _file(config: dict[str, Any], store_id: bytes, generation: int, blocks: list[bytes]) -> bytes:
     header = HEADER.pack(
         MAGIC, files.FORMAT, len(blocks), store_id, int(config["stream_id"], 16), generation,
-        LIVE, 1, 0, 0,
+        files.LIVE, 1, 0, 0,
     )  # fmt: skip
     return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
 
@@ -129,7 +132,7 @@ def rebuild(directory: files.Path, store_id: bytes, generation: int, clean: bool
         descriptor = files.open_file(path, write=True)
         try:
             if files.size(descriptor) >= BLOCKS:
-                files.write(descriptor, struct.pack("<I", REPLACED), 48, path)
+                files.write(descriptor, struct.pack("<I", files.REPLACED), 48, path)
         finally:
             files.close(descriptor)
     files.replace(path, data, length=len(data))
@@ -182,7 +185,7 @@ def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:
         return True  # it was dropped
     generation, state, config = struct.unpack_from("<QII", stored, 40)
     shown_generation, shown_state, shown_config = struct.unpack_from("<QII", mapped, 40)
-    if generation > shown_generation or (state != LIVE and shown_state == LIVE):
+    if generation > shown_generation or (state != files.LIVE and shown_state == files.LIVE):
         return True
     if 0 < (config - shown_config & 0xFFFFFFFF) < 1 << 31:
         return True
@@ -248,7 +251,7 @@ def is_sound(directory: files.Path, store_id: bytes, generation: int) -> bool:
         return False
     *found, _, state, _, _, _ = HEADER.unpack_from(data)
     stream_id = int(config["stream_id"], 16)
-    if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, LIVE]:
+    if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, files.LIVE]:
         return False
     return all(_block_is_sound(directory, data, index, generation) for index in range(count))
 

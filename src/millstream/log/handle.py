@@ -31,6 +31,7 @@ __all__ = ["StreamHandle"]
 UNSYNCED, WANT_SYNC = _native.EVENTS["unsynced"], _native.EVENTS["want_sync"]
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 UNSYNCED_BYTES = 256 << 20
+"""Of a partition, at level "interval": with more than that not synced, appends wait."""
 INTERVAL = _native.LEVELS["interval"]
 
 
@@ -147,7 +148,7 @@ class StreamHandle(_native.StreamCore):
 
     def _current(self) -> StreamHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
-        if not self.closed and self._state == control.LIVE:
+        if not self.closed and self._state == files.LIVE:
             self._follow()
         return self
 

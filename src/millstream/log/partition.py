@@ -22,6 +22,7 @@ from millstream.errors import (
     StorageError,
 )
 from millstream.log import control, recovery, segment_file, sequences
+from millstream.log.control import NOWHERE, POISON_SYNC, Mark
 from millstream.log.segments import Segments
 
 TYPE_CHECKING = False
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from millstream.disk.session import Session
     from millstream.log.handle import StreamHandle
     from millstream.log.sequences import PartitionSequences
-
-POISON_SYNC, POISON_CORRUPT = 1, 2
-
-Mark = tuple[int, int, int, int]
-NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 
 
 class PartitionLog:

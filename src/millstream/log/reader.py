@@ -10,7 +10,8 @@ from millstream import _native, timestamps
 from millstream._native import Batch, Cursor, Position
 from millstream.errors import Closed, InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
 from millstream.log import recovery
-from millstream.options import as_index, boolean, check_timeout, integer
+from millstream.log.control import POISON_CORRUPT
+from millstream.options import FOREVER, as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62
 KEEP_MAPS = 16
-CORRUPT = 2
 
 
 def extend_private(log: PartitionLog) -> None:
@@ -157,7 +157,7 @@ class PartitionReader:
         log = self.log
         if not 0 <= offset < UNLIMITED or not log.native.holds(offset):
             first, following = log.first_offset, log.next_offset
-            if offset > following and log.native.poison == CORRUPT:
+            if offset > following and log.native.poison == POISON_CORRUPT:
                 raise log.corrupt()
             if not first <= offset <= following:
                 if self.on_lost != "earliest":
@@ -213,7 +213,7 @@ class PartitionReader:
             position = cursor.position
             if position >= limit:
                 log.stream._check_live()
-                if log.native.poison == CORRUPT:
+                if log.native.poison == POISON_CORRUPT:
                     raise log.corrupt()
                 return None
             segment = self._segment
@@ -391,7 +391,7 @@ def _read(rotation: Rotation, left: int, follow: bool, timeout: float | None) ->
 
 
 def _quiet_until(timeout: float | None) -> float:
-    return time.monotonic() + (UNLIMITED if timeout is None else timeout)
+    return time.monotonic() + (FOREVER if timeout is None else timeout)
 
 
 async def aread(

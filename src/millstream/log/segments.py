@@ -174,7 +174,7 @@ class Segments:
                 f"{segment.path}: its activation record is not valid; nothing was changed, see"
                 " `millstream verify`",
                 path=segment.path,
-                position=4096,
+                position=files.PAGE,
             )
         return segment
 

@@ -31,6 +31,9 @@ if TYPE_CHECKING:
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 PARTITIONS_MAX = 4096
 SEGMENT_BYTES = 128 << 20
+SURPRISE_SECONDS = 1.0
+"""How long a reader, in short waits, finds nothing until it is told that a mistaken name may have
+made what it reads."""
 JOURNAL = "@journal"
 """Directory of the journal among the streams: no stream of a user can have that name."""
 

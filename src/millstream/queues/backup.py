@@ -11,7 +11,9 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream.disk import files
+from millstream.disk.files import PAGE
 from millstream.queues import slots
+from millstream.queues.slots import FREE, PREPARED, SPARE, WRITING
 
 if TYPE_CHECKING:
     import mmap
@@ -22,8 +24,6 @@ WORD = struct.Struct("<Q")
 LENGTHS_AT, SLOT_HEAD_BYTES, FAILURES_BYTES = 64, 96, 512
 LENGTHS = struct.Struct("<IIII")
 """Lengths in a slot: bytes of payload, key and headers, and its first block + 1."""
-FREE, WRITING, SPARE, PREPARED = 0, 3, 12, 17
-PAGE = slots.PAGE
 ATTEMPTS = 100
 GATHERED_BYTES = 4 << 20
 

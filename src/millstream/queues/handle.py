@@ -178,7 +178,7 @@ class QueueHandle(_native.QueueCore):
 
     def _current(self) -> QueueHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
-        if not self.closed and self._state in (slots.LIVE, slots.OUTGROWN):
+        if not self.closed and self._state in (files.LIVE, files.OUTGROWN):
             self._check_live()
         return self
 
@@ -208,12 +208,12 @@ class QueueHandle(_native.QueueCore):
         self.session.check_open()
         if self.closed:
             raise Closed(f"{self.path}: the queue is closed; open the store again")
-        if self._state == slots.DROPPED:
+        if self._state == files.DROPPED:
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
-        while self._state == slots.OUTGROWN:
+        while self._state == files.OUTGROWN:
             capacity.follow(self)
-        if self._state == slots.REPLACED:
+        if self._state == files.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
         if self.session.layered:
@@ -255,7 +255,7 @@ class QueueHandle(_native.QueueCore):
             before = self._hints_at
             with self._word("maintenance", f"{self.path}: {what}", LOCK_SECONDS):
                 # Another thread may have gone on to other hints, whose word this is not.
-                if self._hints_at == before and self._state == slots.LIVE:
+                if self._hints_at == before and self._state == files.LIVE:
                     yield
                     return
 
@@ -356,7 +356,7 @@ class QueueHandle(_native.QueueCore):
 
     def _sync_in_background(self) -> None:
         """Sync what this process changed; by whoever changes something, where it is overdue."""
-        if not self._take_changed() or self.closed or self._state != slots.LIVE or self._poison:
+        if not self._take_changed() or self.closed or self._state != files.LIVE or self._poison:
             return
         try:
             self._make_durable()
@@ -386,7 +386,7 @@ class QueueHandle(_native.QueueCore):
     def _sync_at_close(self) -> Exception | None:
         """Sync what this process wrote; what failed."""
         try:
-            if not self.closed and self._state == slots.LIVE and not self._poison:
+            if not self.closed and self._state == files.LIVE and not self._poison:
                 self._make_durable()
         except (StorageError, MillstreamError) as error:
             return error

@@ -22,7 +22,7 @@ from millstream.errors import (
     WaitTimeout,
 )
 from millstream.log import settings
-from millstream.options import Durability, RetryPolicy, check_timeout, integer
+from millstream.options import FOREVER, Durability, RetryPolicy, check_timeout, integer
 from millstream.queues import capacity as capacity_of_queue
 from millstream.queues import dedup, slots
 from millstream.queues import settings as queue_settings
@@ -36,8 +36,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Queue"]
 
-FOREVER = 1e9
-SURPRISE_SECONDS = 1.0
 SETTINGS = (
     *("priorities", "lease", "ordering", "ttl", "dedup_window", "dead_limit", "on_dead", "ageing"),
     *("slot_bytes", "payload_bytes", "payload_max"),
@@ -207,7 +205,7 @@ class Queue(QueueHandle):
     def _wait_patiently(self) -> None:
         """Somebody waits in short calls: find it strange after a second only."""
         if self._surprise:
-            self._surprise = time.monotonic() + SURPRISE_SECONDS
+            self._surprise = time.monotonic() + settings.SURPRISE_SECONDS
 
     def _point_out(self) -> None:
         """Warn, once, where a queue that was not there before it was named has nothing."""

@@ -16,6 +16,7 @@ from typing import Any, NamedTuple, NoReturn
 
 from millstream import _native
 from millstream.disk import files
+from millstream.disk.files import PAGE
 from millstream.disk.publish import published
 from millstream.errors import CorruptBatch, NotFound, VersionMismatch
 from millstream.queues import dedup
@@ -24,14 +25,13 @@ SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")
 HINTS = struct.Struct("<8sII16sQIIII")
 SLOTS_MAGIC, BLOCKS_MAGIC, HINTS_MAGIC = b"MSQSLOT1", b"MSQBLCK1", b"MSQHINT1"
-PAGE = 4096
 COUNT_AT, POISON_AT, NEXT_ID_AT = 128, 136, 192
 STATE_AT = 52
 EXTENT_SLOTS, EXTENT_BLOCKS = 1024, 512
 BLOCK_BYTES = 4096
-LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
-PREPARED, ACKING = 17, 18
-LOCK_SECONDS = 60.0
+FREE, WRITING, SPARE, PREPARED, ACKING = 0, 3, 12, 17, 18
+MAKING_SECONDS = 60.0
+"""How long the making of hints may take: whoever makes them reads all messages."""
 
 
 class Sizes(NamedTuple):
@@ -274,7 +274,7 @@ class Files:
             bits += 1
         return HINTS.pack(
             HINTS_MAGIC, files.FORMAT, slot_max, self.store_id, self.queue_id,
-            self.sizes.lanes, bits, int(self.sizes.ordered), LIVE,
+            self.sizes.lanes, bits, int(self.sizes.ordered), files.LIVE,
         )  # fmt: skip
 
     def map_hints(self) -> mmap.mmap | None:
@@ -314,7 +314,7 @@ class Files:
         with _native.lock_of(f"{path}: making hints"):
             descriptor = files.open_file(path, write=True)
             try:
-                files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+                files.lock(descriptor, 0, path, timeout=MAKING_SECONDS)
                 try:
                     yield
                 finally:  # a child that was forked meanwhile has it open as well
@@ -347,7 +347,7 @@ class Files:
 
 
 def state_of(hints: mmap.mmap) -> int:
-    """LIVE, or what else its state says."""
+    """`files.LIVE`, or what else its state says."""
     return int.from_bytes(hints[STATE_AT : STATE_AT + 4], "little")
 
 
@@ -361,7 +361,7 @@ def forget_hints(directory: files.Path) -> None:
         descriptor = files.open_file(path, write=True)
         try:
             if files.size(descriptor) >= PAGE:
-                files.write(descriptor, struct.pack("<I", REPLACED), STATE_AT, path)
+                files.write(descriptor, struct.pack("<I", files.REPLACED), STATE_AT, path)
         finally:
             files.close(descriptor)
         files.remove(path)

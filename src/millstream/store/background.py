@@ -24,6 +24,7 @@ from itertools import pairwise
 from millstream import _native
 from millstream.disk.session import LATE_SECONDS
 from millstream.errors import Closed, MillstreamError, MillstreamWarning, NotFound, is_ours
+from millstream.log.handle import UNSYNCED_BYTES
 from millstream.options import Retention
 from millstream.streams import growth
 
@@ -46,7 +47,6 @@ JOURNAL_SECONDS = 0.3  # a committer at "sync" takes less, so what waits for lon
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
-UNSYNCED_BYTES = 256 << 20
 WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
 NEVER_LATE = (1 << 64) - 1
 AGAIN_SECONDS = 1.0

@@ -11,9 +11,9 @@ import threading
 import time
 
 from millstream import _native
+from millstream.disk.files import LIVE
 from millstream.errors import Closed
 from millstream.log import compaction
-from millstream.log.control import LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

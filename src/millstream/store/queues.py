@@ -76,7 +76,7 @@ class Queues:
             level = None if made or alters else durability
             key = name, level, codec if hashable else id(codec)
             known = self._handles.get(key)
-            usable = slots.LIVE, slots.OUTGROWN
+            usable = files.LIVE, files.OUTGROWN
             if known is not None and self._state_of(known) not in usable:
                 self._forget(name)
                 known = None
@@ -88,7 +88,7 @@ class Queues:
                 raise settings.mismatch(f"queue {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
-                if self._state_of(known) == slots.DROPPED and self._session.writable:
+                if self._state_of(known) == files.DROPPED and self._session.writable:
                     self._withdraw(name, known)  # who dropped it was killed, or is at it
                     return self.open(name, options, codec, durability, create, on_mismatch)
             if made and create is None and not asked:
@@ -99,12 +99,10 @@ class Queues:
 
     def drop(self, name: str) -> None:
         """`Store.drop_queue`."""
-        with _native.loading:
-            from millstream.queues import slots
         with self._lock:
             settings.check_name(name)
             queue = self._store.queue(name, create=False)
-            queue._set_state(slots.DROPPED)
+            queue._set_state(files.DROPPED)
             queue._wake_all()
             self._withdraw(name, queue)
 

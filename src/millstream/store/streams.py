@@ -73,7 +73,7 @@ class Streams:
                 config = settings.new(given, durability)
                 control.create(self._directory, name, config, session.id, session.generation)
             key = name, None if made or alters else durability
-            if (known := self._handles.get(key)) and self._state_of(known) != control.LIVE:
+            if (known := self._handles.get(key)) and self._state_of(known) != files.LIVE:
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -84,7 +84,7 @@ class Streams:
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
-                if self._state_of(known) == control.DROPPED and self._session.writable:
+                if self._state_of(known) == files.DROPPED and self._session.writable:
                     self._withdraw(name, known)  # who dropped it was killed, or is at it
                     return self.open(name, given, durability, create, on_mismatch)
                 self._session.notices.watch(known)  # these the thread syncs and retains
@@ -98,7 +98,7 @@ class Streams:
         """`Store.drop_stream`."""
         with self._lock:
             stream = self._store.stream(name, create=False)
-            stream._set_state(control.DROPPED)
+            stream._set_state(files.DROPPED)
             self._withdraw(name, stream)
 
     def _withdraw(self, name: str, stream: Stream) -> None:

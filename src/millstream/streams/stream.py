@@ -33,8 +33,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-SURPRISE_SECONDS = 1.0
-
 
 class Stream(StreamHandle):
     """A stream of a store; made by `Store.stream`.
@@ -106,7 +104,9 @@ class Stream(StreamHandle):
         Args:
             since: when the wait began; a second later it is time to say so.
         """
-        if not self._is_surprise or (since and time.monotonic() - since < SURPRISE_SECONDS):
+        if not self._is_surprise or (
+            since and time.monotonic() - since < settings.SURPRISE_SECONDS
+        ):
             return
         self._is_surprise = False
         if any(self._log(index).next_offset for index in range(self.partitions)):

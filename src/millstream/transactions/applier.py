@@ -8,11 +8,10 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from millstream.disk import files
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
 from millstream.groups import group
-from millstream.log import control
 from millstream.log.producer_ids import ids_of
-from millstream.queues import slots
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue
@@ -75,7 +74,7 @@ class Applier:
     def stream(self, place: Place) -> Stream | None:
         """The stream of a place; None: it was dropped."""
         known = self._streams.get(place.name)
-        if known is None or known.closed or known._state != control.LIVE:
+        if known is None or known.closed or known._state != files.LIVE:
             if place.name not in self._holdings.stream_names():
                 return None
             try:
@@ -83,7 +82,7 @@ class Applier:
             except NotFound:  # just now
                 return None
             self._streams[place.name] = known
-            if known._state == control.DROPPED:
+            if known._state == files.DROPPED:
                 return None
         return known if known._stream_id == place.id else None
 
@@ -125,21 +124,21 @@ class Applier:
             return None
         key = place.name, position.group
         one = self._groups.get(key)
-        if one is None or one.closed or one._state != group.LIVE or one.stream is not stream:
+        if one is None or one.closed or one._state != files.LIVE or one.stream is not stream:
             try:
                 one = group.Group(stream, position.group)
             except NotFound:
                 return None
             one._configure_level("process")  # the journal is what is synced
             self._groups[key] = one
-        return one if one._group_id == position.group_id and one._state == group.LIVE else None
+        return one if one._group_id == position.group_id and one._state == files.LIVE else None
 
     # --- queues -----------------------------------------------------------------------------------
 
     def queue(self, place: Place) -> Queue | None:
         """The queue of a place; None: it was dropped."""
         for queue in self._holdings.open_queues():
-            if queue.name == place.name and not queue.closed and queue._state == slots.LIVE:
+            if queue.name == place.name and not queue.closed and queue._state == files.LIVE:
                 return queue if queue._queue_id == place.id else None
         if place.name not in self._holdings.queue_names():
             return None
@@ -147,7 +146,7 @@ class Applier:
             queue = self._holdings.queue(place.name)
         except NotFound:  # just now
             return None
-        return queue if queue._queue_id == place.id and queue._state != slots.DROPPED else None
+        return queue if queue._queue_id == place.id and queue._state != files.DROPPED else None
 
     def _show(self, place: Place, put: Put, replay: bool) -> None:
         queue = self.queue(place)

@@ -5,8 +5,8 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+from millstream.disk.files import LIVE
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
-from millstream.log.control import LIVE
 from millstream.log.handle import StreamHandle
 from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put, length_of
 

@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("<8sII16sQ")
 MAGIC = b"MSJOURN1"
-PAGE = 4096
 CHECKPOINT_AT = 80
 OFFSET_BITS = 40
 DECIDE_SECONDS = 0.05
@@ -94,7 +93,7 @@ class Journal:
         head = HEADER.pack(MAGIC, files.FORMAT, 0, self.session.id, 0)[:-8]
         head += struct.pack("<Q", _native.xxh3_64(head))
         if not files.exists(self._page_path):
-            files.make(self._page_path, PAGE, head)
+            files.make(self._page_path, files.PAGE, head)
         descriptor = files.open_file(self._page_path, write=True)
         try:
             found = files.read(descriptor, HEADER.size, 0, self._page_path)
@@ -107,7 +106,7 @@ class Journal:
                     " all processes, the next open makes it anew",
                     path=self._page_path,
                 )
-            return files.map_file(descriptor, PAGE, self._page_path, write=True)
+            return files.map_file(descriptor, files.PAGE, self._page_path, write=True)
         finally:
             files.close(descriptor)
 
