@@ -27,6 +27,8 @@ from millstream import (
     Unsupported,
     VersionMismatch,
 )
+from millstream.disk import files
+from millstream.log import segment_file
 
 
 def tree(path):
@@ -300,6 +302,50 @@ def test_names_are_text(store, name):
     for call in (store.stream, store.drop_stream):
         with pytest.raises(InvalidType):
             call(name)
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+def test_drop_ends_although_others_make_and_remove_files_in_it(store, kind, monkeypatch):
+    """An appender publishes a segment, say, and has not come to see that it was dropped."""
+    getattr(store, kind)("x", create=True)
+    if kind == "stream":
+        store.stream("x").append(b"1")
+    where = Path(store.path, f"{kind}s")
+    names, met = files.names, []
+
+    def beside(path):
+        found = names(path)
+        if ".dropped" in path and len(met) < 4 and found:
+            met.append(path)
+            other = os.path.join(path, found[0])
+            if not os.path.isdir(other):
+                os.unlink(other)
+            Path(path, f"late{len(met)}").write_bytes(b"")
+        return found
+
+    monkeypatch.setattr(files, "names", beside)
+    getattr(store, f"drop_{kind}")("x")
+    assert met
+    assert [name for name in os.listdir(where) if name.startswith(".")] == []
+
+
+def test_append_that_meets_a_drop_says_that_it_was_dropped(store, monkeypatch):
+    """It said that a file of it was not there."""
+    with millstream.open(store.path) as other:
+        for durability in ("process", "sync"):
+            stream = store.stream("s", create=True)
+            assert stream.next_offset(0) == 0
+            make = segment_file.make
+
+            def drop_first(*arguments, make=make, **options):
+                monkeypatch.setattr(segment_file, "make", make)
+                other.drop_stream("s")
+                make(*arguments, **options)
+
+            monkeypatch.setattr(segment_file, "make", drop_first)
+            with pytest.raises(Closed, match="dropped"):
+                stream.append(b"x", durability=durability)
+            assert store.streams() == []
 
 
 def test_dropping_frees_the_space_here(tmp_path):
