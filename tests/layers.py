@@ -142,10 +142,9 @@ PRIVATE: dict[str, dict[str, int]] = {
     "Opening, closing and the background, of a queue's handle; users have `close` of the store.": {
         "queues._dispose": 1,
         "queues._expect": 1,
-        "queues._set_state": 1,
+        "queues._drop": 1,
         "queues._sync_at_close": 1,
         "queues._sync_in_background": 1,
-        "queues._wake_all": 1,
     },
     "Who waits for several queues, or for room, sleeps on the words of each.": {
         "queues._announce": 2,

@@ -12,8 +12,10 @@ import warnings
 import pytest
 
 import millstream
-from millstream import Empty, MillstreamWarning, NotFound
-from millstream.log import settings
+from millstream import Empty, MillstreamWarning, NotFound, inspect
+from millstream.log import sequences, settings
+from millstream.queues import backup as queue_backup
+from millstream.store import backup
 
 
 @pytest.fixture
@@ -268,6 +270,39 @@ def test_drop_of_a_process_that_was_killed_in_it_is_finished(store, kind, again)
         with pytest.raises(NotFound):
             make("order", create=False) if again == "look" else drop("order")
         assert store.streams() == store.queues() == []
+
+
+@pytest.mark.parametrize("place", ["groups", "logs", "copy", "queue"])
+@pytest.mark.parametrize("again", [False, True])
+def test_backup_leaves_out_what_is_dropped_meanwhile(store, tmp_path, monkeypatch, place, again):
+    """It ended with `Closed`, which is not among what it raises."""
+    for name in ("a", "b"):
+        store.stream(name, partitions=2).append(b"x")
+        store.queue(name).put(b"x")
+    module, what = {
+        "groups": (backup, "_groups"),
+        "logs": (sequences, "snapshot"),
+        "copy": (backup, "_copy_partition"),
+        "queue": (queue_backup, "copy"),
+    }[place]
+    real = getattr(module, what)
+
+    def drop_first(*arguments, **options):
+        monkeypatch.setattr(module, what, real)
+        with millstream.open(store.path) as other:
+            for make, drop in ((other.stream, other.drop_stream), (other.queue, other.drop_queue)):
+                drop("a")
+                if again:
+                    make("a", create=True)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, what, drop_first)
+    store.backup(tmp_path / "copy")
+    with millstream.open(tmp_path / "copy") as copy:
+        assert "b" in copy.streams()
+        assert "b" in copy.queues()
+        assert sum(map(len, copy.stream("b").read())) == len(copy.queue("b")) == 1
+    assert inspect.verify(tmp_path / "copy").ok
 
 
 def test_a_pickled_handle_makes_nothing(store):

@@ -47,8 +47,12 @@ PAGE = 4096
 LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
 """State of what processes share: in use; removed; another file has its place; hints of a queue for
 which its capacity is too large by now."""
+LEFT = "dropped"
+"""What the configuration of a stream or queue is called where the rest is being removed."""
+DELETED = " (deleted)"  # how /proc ends the path of what has none any more
 LOST_AND_FOUND = "lost+found"  # what a fresh ext file system has at its root
 
+REMOVALS_MOST = 100  # passes over a directory in which others make files
 PROBE_BYTES = 1 << 16  # the largest block of XFS: what shares blocks shares whole ones
 
 LOCAL = ("ext4", "f2fs", "overlay", "tmpfs", "xfs")
@@ -99,6 +103,8 @@ class reporting:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, StorageError):
+            if error.errno == errno.ENOENT:
+                _refuse_dropped(self.path)
             raise storage_error(error, self.path, self.doing) from error
 
 
@@ -119,6 +125,7 @@ class Directory:
 
     def __init__(self, path: str, *, follow: bool = False) -> None:
         self.text = str(path)
+        self._within = isinstance(path, Path)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         with reporting(path, "opening the directory"):
             below, held = _where(path)
@@ -144,9 +151,29 @@ class Directory:
             raise Closed(f"{self.text}: is closed; open the store again")
         return held
 
+    @property
+    def was_dropped(self) -> bool:
+        """Was it a stream's or a queue's, which was dropped meanwhile?"""
+        held = self._held
+        if held is None or not self._within:
+            return False
+        with contextlib.suppress(OSError):
+            now = os.path.basename(os.readlink(f"/proc/self/fd/{held.number}"))
+            if now.endswith(DELETED) or (now.startswith(".") and now.endswith(".dropped")):
+                return True
+            os.stat(LEFT, dir_fd=held.number)
+            return True
+        return False
+
     def close(self) -> None:
         """Let go of the directory: whoever still has a `Path` below it gets `Closed`."""
         self._held = None
+
+
+def _refuse_dropped(path: str) -> None:
+    """Say of what is not there any more that all of it was dropped."""
+    if isinstance(path, Path) and path.directory.was_dropped:
+        raise Closed(f"{path.directory.text}: was dropped by another process")
 
 
 class Spare:
@@ -366,13 +393,11 @@ def names_with(path: str, file: str) -> list[str]:
 
 def exists(path: Path) -> bool:
     """Is there anything of that name?"""
-    try:
-        with reporting(path, "searching for it"):
+    with reporting(path, "searching for it"):
+        try:
             _stat(path)
-    except StorageError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        raise
     return True
 
 
@@ -391,11 +416,21 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it, without following links."""
-    with reporting(path, "removing the directory"):
+    """Remove a directory and all below it, without following links.
+
+    Others, who have it open, may remove files of it meanwhile, or make a few.
+    """
+    below, held = _where(path)
+    for left in reversed(range(REMOVALS_MOST)):
         _empty(path)
-        below, held = _where(path)
-        os.rmdir(below, dir_fd=held.number)
+        with reporting(path, "removing the directory"), contextlib.suppress(FileNotFoundError):
+            try:
+                os.rmdir(below, dir_fd=held.number)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or left == 0:
+                    raise
+                continue
+        return
 
 
 def remove_whole(directory: Directory, name: str = "", *, last: str = "") -> None:
@@ -422,11 +457,12 @@ def is_at(directory: Directory, path: str) -> bool:
 
 
 def remove_any(path: Path) -> None:
-    """Remove a file, or a directory and all below it."""
-    if stat.S_ISDIR(mode(path)):
-        remove_tree(path)
-    else:
-        remove(path)
+    """Remove a file, or a directory and all below it; what is gone already is fine."""
+    with reporting(path, "searching for it"), contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(_stat(path).st_mode):
+            remove_tree(path)
+        else:
+            remove(path)
 
 
 def _empty(path: Path, *, but: str = "") -> None:
@@ -518,6 +554,7 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
         try:
             descriptor = os.open(below, flags, 0o600, dir_fd=held.number)
         except FileNotFoundError as error:
+            _refuse_dropped(path)
             raise NotFound(f"{path}: there is no such file", path=str(path)) from error
     try:
         with reporting(path, "opening the file"):
@@ -526,7 +563,11 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
                 raise StorageError(
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
-            ours = (os.geteuid(), 0, _stat(_parent(path)).st_uid)
+            try:
+                ours = (os.geteuid(), 0, _stat(_parent(path)).st_uid)
+            except FileNotFoundError as error:  # both went meanwhile
+                _refuse_dropped(path)
+                raise NotFound(f"{path}: there is no such file", path=str(path)) from error
             if found.st_uid not in ours:
                 raise StorageError(
                     errno.EPERM,

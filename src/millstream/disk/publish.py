@@ -10,9 +10,6 @@ from collections.abc import Callable, Iterator
 from millstream.disk import files
 from millstream.errors import NotFound, StorageError
 
-LEFT = "dropped"
-"""The name that a configuration has where the rest is being removed in its place."""
-
 
 @contextlib.contextmanager
 def published(parent: files.Path, name: str, configuration: str) -> Iterator[files.Path]:
@@ -60,7 +57,7 @@ def withdrawn(
     except StorageError as error:
         if error.errno == errno.EXDEV:
             gone, remove = path, finish_drop
-            files.rename(gone / configuration, gone / LEFT)
+            files.rename(gone / configuration, gone / files.LEFT)
             files.sync_directory(gone)
         elif files.exists(path):
             raise
@@ -74,10 +71,10 @@ def withdrawn(
 def finish_drop(path: files.Path) -> bool:
     """Remove a directory that was dropped where it is, maybe beside others; False: it was not."""
     found = False
-    while files.exists(path / LEFT):
+    while files.exists(path / files.LEFT):
         found = True
         try:
-            files.remove_whole(files.Directory(path), path, last=LEFT)
+            files.remove_whole(files.Directory(path), path, last=files.LEFT)
         except NotFound:
             continue
         except StorageError as error:

@@ -8,7 +8,6 @@ from collections.abc import Iterator
 
 from millstream import _native
 from millstream.disk import files
-from millstream.disk.publish import LEFT
 from millstream.errors import ConfigMismatch, CorruptBatch, InvalidArgument, InvalidType, NotFound
 from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes
 
@@ -182,7 +181,7 @@ def is_missing(path: files.Path, what: str) -> bool:
             return False
         if directory == 0:
             return True
-        if files.exists(path.parent / LEFT):  # it was dropped, and goes
+        if files.exists(path.parent / files.LEFT):  # it was dropped, and goes
             return True
         if files.inode(path.parent) == directory:
             raise CorruptBatch(

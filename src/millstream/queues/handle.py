@@ -212,7 +212,11 @@ class QueueHandle(_native.QueueCore):
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
         while self._state == files.OUTGROWN:
-            capacity.follow(self)
+            try:
+                capacity.follow(self)
+            except Closed:  # it was dropped since
+                self._dispose()
+                raise
         if self._state == files.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
@@ -248,16 +252,24 @@ class QueueHandle(_native.QueueCore):
         return made
 
     @contextlib.contextmanager
-    def _maintaining(self, what: str) -> Iterator[None]:
+    def _maintaining(self, what: str, *, sound: bool = True) -> Iterator[None]:
         """Hold the maintenance word of the hints in use."""
         while True:
-            self._check_writable()
+            self._check_live()
+            if sound:
+                self._check_writable()
             before = self._hints_at
             with self._word("maintenance", f"{self.path}: {what}", LOCK_SECONDS):
                 # Another thread may have gone on to other hints, whose word this is not.
                 if self._hints_at == before and self._state == files.LIVE:
                     yield
                     return
+
+    def _drop(self) -> None:
+        """Say to all who have it open that it was dropped: in the hints that they all use."""
+        with self._maintaining("dropping", sound=False):
+            self._set_state(files.DROPPED)
+        self._wake_all()
 
     def _grow_slots(self, seen: int) -> None:
         with self._maintaining("growing"):

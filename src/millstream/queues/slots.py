@@ -18,7 +18,7 @@ from millstream import _native
 from millstream.disk import files
 from millstream.disk.files import PAGE
 from millstream.disk.publish import published
-from millstream.errors import CorruptBatch, NotFound, VersionMismatch
+from millstream.errors import Closed, CorruptBatch, NotFound, VersionMismatch
 from millstream.queues import dedup
 
 SLOTS = struct.Struct("<8sII16sQQQ")
@@ -190,9 +190,15 @@ class Files:
         if former is not None:  # a sync may be under way on it
             self._descriptors[f"{name} {len(self._descriptors)}"] = former
 
+    def _descriptor(self, name: str) -> int:
+        found = self._descriptors.get(name)
+        if found is None:
+            raise Closed(f"{self.directory}: is closed, or was dropped")
+        return found
+
     def sync_one(self, name: str) -> None:
         """Make what is in one file survive a power cut."""
-        files.sync(self._descriptors[name], self.path(name))
+        files.sync(self._descriptor(name), self.path(name))
 
     def _refuse(self, path: files.Path, what: str, expected: object, found: object) -> NoReturn:
         raise CorruptBatch(
@@ -216,12 +222,12 @@ class Files:
     def allocate_slots(self, count: int) -> None:
         """Put blocks of the file system behind the first `count` slots."""
         length, _, _ = self.sizes.bytes_of(count, 0)
-        files.allocate(self._descriptors["slots"], length, self.path("slots"))
+        files.allocate(self._descriptor("slots"), length, self.path("slots"))
 
     def allocate_blocks(self, count: int) -> None:
         """The same for blocks."""
         _, length, _ = self.sizes.bytes_of(0, count)
-        files.allocate(self._descriptors["blocks"], length, self.path("blocks"))
+        files.allocate(self._descriptor("blocks"), length, self.path("blocks"))
 
     def sync(self) -> None:
         """Make all that is in the files survive a power cut: contents before what names them."""
@@ -259,7 +265,7 @@ class Files:
         """Make the file of slots as long as a configuration asks for."""
         sizes = sizes_of(config)
         length, _, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
-        descriptor = self._descriptors["slots"]
+        descriptor = self._descriptor("slots")
         if files.size(descriptor) < length:
             files.extend(descriptor, length, self.path("slots"))
             files.sync(descriptor, self.path("slots"))

@@ -7,7 +7,7 @@ import contextlib
 from millstream import _native
 from millstream.disk import files
 from millstream.disk.publish import finish_drop, withdrawn
-from millstream.errors import NotFound
+from millstream.errors import Closed, NotFound
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -51,12 +51,30 @@ class Queues:
         on_mismatch: OnMismatch,
     ) -> Queue:
         """`Store.queue`."""
+        settings.check_name(name)
+        asked = name, options, codec, durability, create, on_mismatch
+        try:
+            return self._open(*asked)
+        except (Closed, NotFound):
+            self._session.check_open()
+            if not settings.is_missing(self._session.queue_path(name) / "queue.json", "queue"):
+                raise
+            return self._open(*asked)  # it was dropped in the middle of it
+
+    def _open(
+        self,
+        name: str,
+        options: dict[str, Any],
+        codec: object,
+        durability: Durability | None,
+        create: bool | None,
+        on_mismatch: OnMismatch,
+    ) -> Queue:
         with _native.loading:
             from millstream import codecs
             from millstream.queues import settings as queue_settings
             from millstream.queues import slots
             from millstream.queues.queue import Queue
-        settings.check_name(name)
         codecs.resolve(codec)
         settings.check_on_mismatch(on_mismatch)
         may_create = settings.check_create(create)
@@ -76,8 +94,7 @@ class Queues:
             level = None if made or alters else durability
             key = name, level, codec if hashable else id(codec)
             known = self._handles.get(key)
-            usable = files.LIVE, files.OUTGROWN
-            if known is not None and self._state_of(known) not in usable:
+            if known is not None and not self._is_usable(known):
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -90,7 +107,7 @@ class Queues:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
                 if self._state_of(known) == files.DROPPED and self._session.writable:
                     self._withdraw(name, known)  # who dropped it was killed, or is at it
-                    return self.open(name, options, codec, durability, create, on_mismatch)
+                    return self._open(name, options, codec, durability, create, on_mismatch)
             if made and create is None and not asked:
                 known._expect()
         if differing and alters:
@@ -102,8 +119,7 @@ class Queues:
         with self._lock:
             settings.check_name(name)
             queue = self._store.queue(name, create=False)
-            queue._set_state(files.DROPPED)
-            queue._wake_all()
+            queue._drop()
             self._withdraw(name, queue)
 
     def _withdraw(self, name: str, queue: Queue) -> None:
@@ -114,6 +130,13 @@ class Queues:
             withdrawn(self._directory, name, "queue.json", held),
         ):
             self._forget(name)
+
+    def _is_usable(self, queue: Queue) -> bool:
+        state = self._state_of(queue)
+        if state == files.OUTGROWN:  # what was dropped since says so elsewhere
+            held = queue.path.directory
+            return files.is_at(held, self._session.queue_path(queue.name)) and not held.was_dropped
+        return state == files.LIVE
 
     @staticmethod
     def _state_of(queue: Queue) -> int:
