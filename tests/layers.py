@@ -94,12 +94,13 @@ PARTS = {
 PRIVATE: dict[str, dict[str, int]] = {
     "Users hold `Stream`, which inherits its handle: its files and settings, for floors above.": {
         "log._alter": 2,
-        "log._check_live": 6,
+        "log._check_live": 2,
         "log._compaction": 3,
         "log._dispose": 6,
         "log._durability": 6,
         "log._groups": 1,
         "log._is_surprise": 3,
+        "log._keep_up": 5,
         "log._log": 20,
         "log._opened": 4,
         "log._partition": 2,

@@ -11,7 +11,7 @@ cdef class _QueueFiles:
     leased. Base of `QueueCore`, which puts and takes.
 
     Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
-    ``_make_durable()``, ``_leave_to_background()``, ``_check_live()``, ``_check_writable()``,
+    ``_make_durable()``, ``_leave_to_background()``, ``_keep_up()``, ``_check_writable()``,
     ``_check_undecided()``.
     """
     cdef ms_queue c
@@ -389,7 +389,7 @@ cdef class _QueueFiles:
         if not self.writable or self.is_closed or self.fork != ms_fork_count() or \
                 ms_load32(&self.c.hints.state) != 1 or \
                 ms_load32(&self.c.slots.config) != self._config_seen:
-            self._check_live()
+            self._keep_up()
         return 0
 
     cdef inline int sync_change(self, const ms_instant *now) except -1:

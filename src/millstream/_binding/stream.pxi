@@ -125,7 +125,7 @@ cdef class StreamCore:
     deadline)``,
     ``_after_append(log, events, end, level, timeout)``, ``_leave_to_background(log)``,
     ``_make_durable(index, end, timeout)``, ``_deadline(timeout)``, ``_timestamp(value)``,
-    ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``, ``_where(index)``,
+    ``_timestamps(values, count)``, ``_refresh()``, ``_keep_up()``, ``_where(index)``,
     ``_where_producer(index)``.
     """
     cdef object map
@@ -255,7 +255,7 @@ cdef class StreamCore:
             raise _errors.Closed(
                 "the stream was inherited through a fork; open the store again in the child")
         if ms_load32(&self.header.config) != self._config_seen:
-            self._check_live()
+            self._keep_up()
         return 0
 
     @property

@@ -304,7 +304,7 @@ class Consumer(Assignment):
 
     def lag(self, partition: int | None = None) -> int:
         """Records that are not committed: of one partition, or of all that are assigned."""
-        self.group._check_live()
+        self.group._keep_up()
         which: Iterable[int] = self.assignment if partition is None else [partition]
         return sum(self.group._lag(index) for index in which)
 

@@ -245,7 +245,13 @@ class Group(_native.GroupCore):
         elif self._room < self._partitions:
             self._map()
 
+    def _keep_up(self) -> None:
+        """As a call begins: check, and do what others left to whoever comes."""
+        self.stream._keep_up()
+        self._check_live()
+
     def _check_live(self) -> None:
+        """Raise `Closed` where the group is not there any more, or not for this handle."""
         self.stream._check_live()
         if self.stream.session.layered:
             self.stream.session.check_layer(self.path, self._is_behind)
@@ -258,7 +264,7 @@ class Group(_native.GroupCore):
             raise Closed(f"{self.path}: the group is closed; open the store again")
 
     def _check_writable(self) -> None:
-        self._check_live()
+        self._keep_up()
         self.stream.session.check_writable()
         if self._poison:
             raise Poisoned(
@@ -350,7 +356,7 @@ class Group(_native.GroupCore):
         committed at level "interval" has waited for more than 3 s, "background failing" that what
         syncs it does not get on.
         """
-        self._check_live()
+        self._keep_up()
         if self._poison:
             return "sync failed"
         if self.stream._durability == "interval" and self._unsynced_seconds > LATE_SECONDS:
@@ -362,7 +368,7 @@ class Group(_native.GroupCore):
 
         Raises: CorruptBatch where a power cut left no copy of a position.
         """
-        self._check_live()
+        self._keep_up()
         self._follow()
         return {index: self._committed(index) for index in range(self.stream.partitions)}
 
@@ -400,7 +406,7 @@ class Group(_native.GroupCore):
         1
         """
         which = range(self.stream.partitions) if partition is None else [partition]
-        self._check_live()
+        self._keep_up()
         self._follow()
         return sum(self._lag(index) for index in which)
 
@@ -414,7 +420,7 @@ class Group(_native.GroupCore):
         """The members that read for the group now, and what of it."""
         with _native.loading:
             from millstream.groups.stats import GroupMember
-        self._check_live()
+        self._keep_up()
         self._follow()
         shares: dict[int, list[int]] = {}
         for index in range(min(self._partitions, self._room)):
@@ -439,7 +445,7 @@ class Group(_native.GroupCore):
         """Position, end, lag and owner of each partition, as of now."""
         with _native.loading:
             from millstream.groups.stats import GroupPartition
-        self._check_live()
+        self._keep_up()
         self._follow()
         found = []
         living = {member[0] for member in self._living()}

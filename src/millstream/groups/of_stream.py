@@ -54,7 +54,7 @@ class Groups:
         with _native.loading:
             from millstream.groups import group
         stream = self.stream
-        stream._check_live()
+        stream._keep_up()
         known: Group | None = self._handles.get(settings.check_name(name))
         if known is not None and not known.closed and known._state == files.LIVE:
             known._follow()

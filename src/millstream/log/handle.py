@@ -110,7 +110,14 @@ class StreamHandle(_native.StreamCore):
         self._map_control()
         self._reload()
 
+    def _keep_up(self) -> None:
+        """As a call begins, or has met the end: check, and do what others left to whoever comes."""
+        self._check_live()
+        self._follow()
+        self.session.notices.watch_journal()
+
     def _check_live(self) -> None:
+        """Raise `Closed` where the stream is not there any more, or not for this handle."""
         if self._state != 1:
             self._let_go()
             why = (
@@ -123,8 +130,6 @@ class StreamHandle(_native.StreamCore):
             raise Closed(f"{self.path}: the stream is closed; open the store again")
         if self.session.layered:
             self.session.check_layer(self.path, self._is_behind)
-        self._follow()
-        self.session.notices.watch_journal()
 
     def _is_behind(self) -> bool:
         return self._below is not None and control.is_behind(self.path, self._below)
@@ -251,7 +256,7 @@ class StreamHandle(_native.StreamCore):
 
     def _log(self, partition: int) -> PartitionLog:
         log: PartitionLog = self._partition(partition)
-        self._check_live()
+        self._keep_up()
         log.ensure_walked()
         if log.private:
             reader.extend_private(log)
@@ -373,7 +378,7 @@ class StreamHandle(_native.StreamCore):
     def _alter(self, asked: dict[str, Any]) -> None:
         """Have settings stored, and partitions added up to the number that is asked for."""
         self.session.check_writable()
-        self._check_live()
+        self._keep_up()
         partitions = asked.pop("partitions", None)
         if partitions is not None:
             settings.require_more(self.name, self.partitions, partitions)
@@ -386,7 +391,7 @@ class StreamHandle(_native.StreamCore):
                     reserve.lend(self.session.root, files.write_json, path, config)
         if partitions is not None:
             self._grow(lambda before: partitions)
-        self._check_live()
+        self._follow()
 
     def _grow(self, wanted: Callable[[int], int]) -> int:
         """Have as many partitions as `wanted` makes of how many there are; how many it is."""

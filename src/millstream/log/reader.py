@@ -212,7 +212,7 @@ class PartitionReader:
             limit = self.limit()
             position = cursor.position
             if position >= limit:
-                log.stream._check_live()
+                log.stream._keep_up()
                 if log.native.poison == POISON_CORRUPT:
                     raise log.corrupt()
                 return None
@@ -304,7 +304,7 @@ class Rotation:
     def refresh(self) -> None:
         """Between waits: follow partitions that were added; raise where the stream was dropped."""
         stream = self.stream
-        stream._check_live()
+        stream._keep_up()
         stream._point_out(self.began)
         for one in self.readers:
             if one.log.private:

@@ -108,7 +108,7 @@ def copy(queue: Queue, target: files.Path) -> None:
     if queue._config["dedup_window"]:
         _copy_dedup(queue, target / "dedup")
     config = files.read_json(queue.path / "queue.json")
-    queue._check_live()  # as large as the configuration says, or larger
+    queue._keep_up()  # as large as the configuration says, or larger
     config["capacity"] = queue.capacity
     files.write_json(target / "queue.json", config)
     copying = _Copy(queue)

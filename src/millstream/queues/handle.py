@@ -179,7 +179,7 @@ class QueueHandle(_native.QueueCore):
     def _current(self) -> QueueHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
         if not self.closed and self._state in (files.LIVE, files.OUTGROWN):
-            self._check_live()
+            self._keep_up()
         return self
 
     @property
@@ -204,7 +204,8 @@ class QueueHandle(_native.QueueCore):
 
     # --- hooks of the core ------------------------------------------------------------------------
 
-    def _check_live(self) -> None:
+    def _keep_up(self) -> None:
+        """Check that it is there, and follow a raised capacity and changed settings."""
         self.session.check_open()
         if self.closed:
             raise Closed(f"{self.path}: the queue is closed; open the store again")
@@ -229,7 +230,7 @@ class QueueHandle(_native.QueueCore):
         return files.inode(self._files.path("hints")) != self._files.hints_inode
 
     def _check_writable(self) -> None:
-        self._check_live()
+        self._keep_up()
         self.session.check_writable()
         if self._poison:
             raise Poisoned(
@@ -255,7 +256,7 @@ class QueueHandle(_native.QueueCore):
     def _maintaining(self, what: str, *, sound: bool = True) -> Iterator[None]:
         """Hold the maintenance word of the hints in use."""
         while True:
-            self._check_live()
+            self._keep_up()
             if sound:
                 self._check_writable()
             before = self._hints_at

@@ -356,7 +356,7 @@ class Queue(QueueHandle):
     @property
     def paused(self) -> bool:
         """Is nothing leased until `resume`?"""
-        self._check_live()
+        self._keep_up()
         return bool(self._paused)
 
     def purge(self) -> int:
@@ -449,7 +449,7 @@ class Queue(QueueHandle):
                         files.write_json(path, config)
                     else:
                         capacity_of_queue.raise_to(self, config)
-        self._check_live()
+        self._keep_up()
 
     # --- working ----------------------------------------------------------------------------------
 

@@ -379,7 +379,7 @@ class Background:
 
     def _retain(self, stream: Stream) -> None:
         try:
-            stream._check_live()  # follows what others altered
+            stream._keep_up()
             for index in range(stream.partitions):
                 if (stream, index) not in self._tried:
                     self._tried.add((stream, index))

@@ -101,7 +101,7 @@ class Compactor:
         return stream.closed or stream._state != LIVE
 
     def _visit(self, stream: Stream) -> None:
-        stream._check_live()  # follows what others altered
+        stream._keep_up()
         for index in range(stream.partitions):
             if (stream, index) not in self._tried:  # also those that nobody used here
                 self._tried.add((stream, index))

@@ -94,7 +94,7 @@ class Stream(StreamHandle):
         """
         with _native.loading:
             from millstream.streams.view import View
-        self._check_live()
+        self._keep_up()
         self._point_out()
         return View(self)
 
@@ -363,7 +363,7 @@ class Stream(StreamHandle):
         Raises: Indeterminate, Poisoned, StoreFull; the partitions are as they were.
         """
         self.session.check_writable()
-        self._check_live()
+        self._keep_up()
         more = integer("count", count, 1)
         return self._grow(lambda before: settings.check_partitions(before + more))
 
