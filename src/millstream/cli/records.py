@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
+import errno
 import heapq
 import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -426,12 +429,34 @@ def run_tail(args: argparse.Namespace) -> int:
         sink.records(source.merged(source.last(ends, args.lines), ends))
         sink.flush()
         if args.follow:
-            for batch in source.noticed(reader, dict(ends)):
-                seen = ends.get(batch.partition, 0) - batch.first_offset
-                if seen < len(batch):
-                    sink.batch(batch[seen:] if seen > 0 else batch)
-                    sink.flush()
+            with while_somebody_reads():
+                for batch in source.noticed(reader, dict(ends)):
+                    seen = ends.get(batch.partition, 0) - batch.first_offset
+                    if seen < len(batch):
+                        sink.batch(batch[seen:] if seen > 0 else batch)
+                        sink.flush()
     return 0
+
+
+@contextlib.contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """Raise BrokenPipeError in the block when the reader of stdout leaves, also between writes."""
+
+    def leave(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads stdout any more")
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+        poll.poll()
+        _thread.interrupt_main(signal.SIGPIPE)
+
+    before = signal.signal(signal.SIGPIPE, leave)
+    try:
+        threading.Thread(target=watch, daemon=True).start()
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 class Sink:
