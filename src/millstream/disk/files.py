@@ -491,13 +491,14 @@ def _mounted_as(descriptor: int) -> str:
 
     The table is bytes: names in it may be in any encoding, or none.
     """
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as facts:
-        numbers = [line.split()[1] for line in facts if line.startswith(b"mnt_id:")]
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            before, _, after = line.partition(b" - ")
-            if before.split()[:1] == numbers:
-                return after.split()[0].decode("ascii", "backslashreplace")
+    with contextlib.suppress(FileNotFoundError):  # no /proc here
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as facts:
+            numbers = [line.split()[1] for line in facts if line.startswith(b"mnt_id:")]
+        with open("/proc/self/mountinfo", "rb") as table:
+            for line in table:
+                before, _, after = line.partition(b" - ")
+                if before.split()[:1] == numbers:
+                    return after.split()[0].decode("ascii", "backslashreplace")
     return "unknown"
 
 
@@ -641,6 +642,14 @@ def boot() -> str:
         open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file,
     ):
         return file.read().strip()
+
+
+def pid_namespace() -> int:
+    """Number of the namespace that the ids of processes are of; 0: not known, without /proc."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def free_bytes(path: Path) -> int:
