@@ -24,7 +24,7 @@ from millstream.cli.formats import (
     records_of,
 )
 from millstream.cli.output import Output, plural
-from millstream.cli.stores import closest, existing, find_store, opened, parse_start
+from millstream.cli.stores import add_names, closest, existing, find_store, opened, parse_start
 
 if TYPE_CHECKING:
     from millstream import Batch, Span, Stream
@@ -99,8 +99,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "soon as stdin has no more ready. Store and stream are made if they do not exist, unless "
         "--no-create forbids it.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    add_names(parser, "store", "stream")
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
         "-k",
@@ -129,14 +128,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("process", "interval", "sync"),
         help="what a record has survived when it counts as appended (default: as stored)",
     )
-    parser.add_argument(
-        "--header",
-        metavar="NAME=VALUE",
-        type=header_argument,
-        action="append",
-        default=[],
-        help="a header of every record; may be given again",
-    )
+    add_headers(parser, "record")
     parser.add_argument(
         "--producer",
         metavar="ID",
@@ -157,6 +149,18 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run_append)
 
 
+def add_headers(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option for headers of all that is written."""
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        type=header_argument,
+        action="append",
+        default=[],
+        help=f"a header of every {what}; may be given again",
+    )
+
+
 def add_create(parser: argparse.ArgumentParser) -> None:
     """Add whether what is not there is made: a typo, where it should not be."""
     parser.add_argument(
@@ -175,8 +179,7 @@ def warn_similar(output: Output, what: str, name: str, names: Sequence[str]) -> 
 
 def add_reading(parser: argparse.ArgumentParser, on_lost: str, *format_options: str) -> None:
     """Add what `cat` and `tail` share; -f means what it does in kcat and in tail(1)."""
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    add_names(parser, "store", "stream")
     parser.add_argument(
         "-p", "--partition", type=count_argument, help="only this partition (default: all)"
     )
