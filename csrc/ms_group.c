@@ -1,4 +1,4 @@
-/* A consumer group. All but the deadlines and the copies' readers is under the group's word.
+/* A consumer group. Its word guards all but the deadlines of members and the reading of positions.
  *
  * Invariants: (1) A holder (fence, taken, slot) changes by one store, so that the fence is never
  * that of another owner. The fence of a partition never falls; it begins anew above generation ≪

@@ -202,7 +202,7 @@ cdef class _Seat(_Taken):
         return False
 
     cdef int check(self, uint32_t owner) except -1:
-        """Raise where to wait for it would never end."""
+        """Raise where waiting for it would never end."""
         if self.leads_here(owner):
             raise _errors.Reentered(
                 f"{self.name}: is held by the call of this thread that a signal handler, finalizer"
@@ -383,7 +383,7 @@ def lock_of(str name, *, bint reentrant=False):
 
 def held(members=None):
     """Names of the locks and words that this thread has: of one open store, by its `Members`, or
-    of all. None in the middle of no call.
+    of all. Empty where no call is under way.
     """
     cdef PyObject *at = first_held
     cdef unsigned long me = caller()

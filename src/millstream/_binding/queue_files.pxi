@@ -1,6 +1,7 @@
-# ms_queue.h but for putting and taking: the files of a queue as this process has mapped them.
+# The files of a queue as this process has mapped them: all of ms_queue.h but putting and taking,
+# which is in queue.pxi.
 cdef enum:
-    SURPRISE_NS = 1000000000  # who waits for so long in a queue that a name has made is told
+    SURPRISE_NS = 1000000000  # a reader that waits for so long is told how the queue came to be
     OUTWAIT_PAUSE_NS = 50000000
     OUTWAIT_NS = 500000000  # no thread of this process has a short word for so long
 
@@ -27,7 +28,7 @@ cdef class _QueueFiles:
     cdef int64_t unsynced_before
     cdef uint32_t fork
     cdef public uint32_t _config_seen  # number of the settings that were read last
-    cdef public double _surprise  # when who finds nothing here is told so; 0: never
+    cdef public double _surprise  # from when on a reader is told that nothing is here; 0: never
     cdef int level
     cdef int64_t lease_ms
     cdef int64_t ttl_us
@@ -97,7 +98,7 @@ cdef class _QueueFiles:
     def _move_hints(self, slots, blocks, hints, dict numbers):
         """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance.
 
-        The words that it took and keeps, for `_give_back_hints` where they are not published.
+        Returns the words that it took and keeps: for `_give_back_hints`, if they are not published.
         """
         cdef ms_queue to
         cdef ms_instant now
@@ -294,7 +295,7 @@ cdef class _QueueFiles:
 
     @property
     def _is_overdue(self):
-        """Does a change, of whatever process, wait for a sync for longer than it should?"""
+        """Has a change, of any process, waited for a sync for longer than it should?"""
         cdef int64_t since = <int64_t>ms_load64(&self.c.hints.unsynced_at)
         cdef int64_t now = ms_clock_monotonic_ns()
         return (since != 0 and now - since > <int64_t>LATE_NS) or (
@@ -424,7 +425,7 @@ cdef class _QueueFiles:
             ms_store64(&self.c.hints.unsynced_at, <uint64_t>now.mono_ns)
 
     cdef object uncertain(self, object error):
-        """What to raise where `error` came behind a change."""
+        """What to raise where `error` came after a change was stored."""
         cdef ms_instant now
         ms_now(&self.c, &now)
         self.set_changed(&now)
@@ -443,7 +444,7 @@ cdef class _QueueFiles:
     # --- what time and deaths bring ---------------------------------------------------------------
 
     cdef int advance(self, const ms_instant *now) except -1:
-        """Ready what is due."""
+        """Make ready what is due."""
         self.advanced_at = now.mono_ns
         ms_queue_try_advance(&self.c, now, &self.next_due)
         return 0
@@ -457,7 +458,7 @@ cdef class _QueueFiles:
         if ms_queue_claim_watch(&self.c, now, UPKEEP_NS):
             self.watch(now)
         if self.dedup is not None and not self.dedup.is_live:
-            self._follow_dedup()  # or what expires here could not be finished
+            self._follow_dedup()  # else what expires in the sweep could not be finished
         if ms_queue_sweep_due(&self.c, now):
             c = self.c  # which another thread may replace meanwhile
             with nogil:

@@ -171,7 +171,7 @@ class Directory:
 
 
 def _refuse_dropped(path: str) -> None:
-    """Say of what is not there any more that all of it was dropped."""
+    """Raise `Closed` where a file is missing because its stream or queue was dropped."""
     if isinstance(path, Path) and path.directory.was_dropped:
         raise Closed(f"{path.directory.text}: was dropped by another process")
 
@@ -195,7 +195,7 @@ class Spare:
 
     @property
     def is_lent(self) -> bool:
-        """Are there none left but these, if at all?"""
+        """Were they given away, because no others were left?"""
         return not self._held
 
     def __enter__(self) -> None:
@@ -206,7 +206,7 @@ class Spare:
         self._held = self._held or self._more()
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Close them."""
         self._held = []
 
 
@@ -246,7 +246,7 @@ class Path(str):
 
 
 def _where(path: str) -> tuple[str, Held]:
-    """The name for the kernel, and from where; keep the second until the call has returned."""
+    """(name, directory) for the kernel; keep the directory until the call has returned."""
     if isinstance(path, Path):
         return path.below, path.directory.held()
     return path, ANYWHERE
@@ -312,7 +312,7 @@ def make_directories(path: str) -> None:
 
 
 def make_target(path: str) -> bool:
-    """Create a directory that a caller asks for, in one that is there, 0700. Was it missing?"""
+    """Create one directory that a caller asks for, 0700; False: it was there."""
     made = _make_directory(path)
     _sync_directory(os.path.dirname(path))
     return made
@@ -330,7 +330,7 @@ def lies_in(path: str, directory: Directory) -> bool:
 
 
 def require_directory(path: Path) -> None:
-    """Refuse what was planted where a directory of ours should be, a link say; none is fine."""
+    """Refuse what is no directory where ours should be, a link for instance; nothing is fine."""
     with reporting(path, "searching for the directory"), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(_stat(path).st_mode):
             raise StorageError(

@@ -63,7 +63,7 @@ def epoch_at(stream: StreamHandle, partition: int, offset: int) -> int:
 
 
 def position_at(stream: StreamHandle, partition: int, start: Any) -> Position:
-    """What `read` would begin at, checked: raises OffsetOutOfRange."""
+    """The position at which `read` would begin. Raises OffsetOutOfRange."""
     log = stream._log(partition)
     if isinstance(start, Position):
         if start.partition != partition:
@@ -85,7 +85,7 @@ def first_positions(stream: StreamHandle, start: Any) -> list[Position]:
         others = {int(one.partition): one for one in first_positions(stream, "earliest")}
         return list({**others, **given}.values())
     if isinstance(start, str) and start == "earliest":
-        # What retention removes from now on is lost to the group, and it has to hear of that.
+        # A position, so that the group is told where retention removes records from now on.
         retired = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
         return [position_at(stream, index, start) for index in retired]
     if as_index(start) is not None and stream.partitions > 1:
@@ -214,7 +214,7 @@ class Group(_native.GroupCore):
     def _tune(self) -> None:
         """Follow the level of the stream."""
         self._configure_level(self.stream.durability)
-        self._take_changed()  # the next commit is news again
+        self._take_changed()  # so that the next commit reports again
 
     def _void_earlier(self) -> None:
         """As the first of this generation: no member of an earlier one lives."""
@@ -298,7 +298,7 @@ class Group(_native.GroupCore):
                 self.stream.session.notices.runs()
 
     def _await_log(self, partition: int, offset: int) -> None:
-        """Return when a power cut cannot take records that a position is to be behind of."""
+        """Return when the records before a position survive a power cut."""
         log = self.stream._log(partition)
         if log.native.durable_offset < offset:
             log.wait_durable(log.native.tail, time.monotonic() + LOCK_SECONDS)
@@ -339,7 +339,7 @@ class Group(_native.GroupCore):
             return
         try:
             for log in self.stream._opened():
-                log.sync()  # first: a position should not outlive what it is behind of
+                log.sync()  # first: a position must not survive without the records before it
             self._make_durable()
         except BaseException:
             self._give_back_changed()

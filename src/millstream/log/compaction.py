@@ -103,7 +103,7 @@ def compact(
 def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     """(number, end) of the segments that may be compacted.
 
-    They are sealed and old enough, and so synced that also their successor is.
+    They are sealed, old enough, and synced, and so are their successors' activation records.
     """
     found: list[tuple[int, int]] = []
     durable, clock = log.native.durable, log.session.clock
@@ -281,7 +281,7 @@ class Run:
         return None
 
     def _search_elsewhere(self, table: _native.KeyTable, found: list[tuple[int, int]]) -> None:
-        """Where a key that belongs here now was before, its record may be: its tombstone stays."""
+        """Keep the tombstones of keys of which an earlier partition may still have a record."""
         if not any(self._drops(self._segment(number)) for number, _ in found):
             return
         try:

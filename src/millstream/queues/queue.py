@@ -198,12 +198,12 @@ class Queue(QueueHandle):
         return Getting(self, check_timeout(timeout))
 
     def _expect(self) -> None:
-        """It was made by its name alone, just now: who finds nothing in it is told so."""
+        """It was made by its name alone, just now: a reader that finds nothing is told so."""
         self._surprise_id = self._next_id
         self._surprise = time.monotonic()
 
     def _wait_patiently(self) -> None:
-        """Somebody waits in short calls: find it strange after a second only."""
+        """Somebody waits in short calls: warn of an empty queue after a second only."""
         if self._surprise:
             self._surprise = time.monotonic() + settings.SURPRISE_SECONDS
 

@@ -116,7 +116,7 @@ class Background:
 
     def tune(self, log: PartitionLog) -> None:
         """Have the core report what the level of the stream needs."""
-        log.native.take_written()  # the next append is an event again
+        log.native.take_written()  # so that the next append reports again
         # A populated page is a dirty page: where syncs follow, it would be written twice.
         populate = POPULATE_LOW if log.stream._durability == "process" else 0
         if log.stream._durability == "interval":
@@ -228,7 +228,7 @@ class Background:
 
     @property
     def trouble(self) -> str:
-        """What keeps the threads from their work now; "": nothing."""
+        """What the threads fail at now; "": at nothing."""
         for (what, where), why in self._troubles.copy().items():
             return f"{where + ': ' if where else ''}{what}: {why}"
         return ""
@@ -300,7 +300,7 @@ class Background:
                 self._recover(error)
 
     def _await(self) -> None:
-        """Until it is rung for, or something is due. Rung before, it ends at once."""
+        """Sleep until somebody rings, or something is due; not at all where somebody has rung."""
         pause = self._pause()
         if self._wanted.rung == self._answered:
             if pause is None:
@@ -538,7 +538,7 @@ class Background:
             self._attempt("saving sequences", log, log.sequences.save_sealed)
 
     def sync_everything(self) -> tuple[bool, list[Exception]]:
-        """Sync what is not: did all of it go well, and what failed of what this process wrote."""
+        """Sync all; (whether all went well, what failed of what this process wrote)."""
         well = True
         failed: list[Exception] = []
         for log in self._logs:

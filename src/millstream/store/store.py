@@ -93,13 +93,13 @@ class Store:
         self.needs_recovery = False
         """A read-only store was not closed cleanly, nor opened to write since."""
         session = Session(directory, durability or "interval", writable=self.writable)
-        self.session = session  # until it is open, there is nothing to close
+        self.session = session  # while it is not open, close() finds nothing to do
         try:
             self._check_place(create)
             session.layered = files.check_file_system(session.root, force=force) == "overlay"
             ours = (session.root / "members", session.config_path)
             if self.writable and not any(map(files.exists, ours)):
-                refuse_strangers(session.root, force=force)  # before a file of ours is among theirs
+                refuse_strangers(session.root, force=force)  # before we make one of ours
             if session.layered and self.writable and not force:
                 reserve.lend(session.root, files.check_upper_layer, session.root)
             session.members = Members(session.root, write=self.writable)
@@ -204,7 +204,7 @@ class Store:
         reserve.lend(self.session.root, files.write_json, self.session.config_path, body)
 
     def _open_first(self) -> None:
-        """Nobody else lives here: after an unclean end, begin a new generation."""
+        """Nobody else has the store open: after an unclean end, begin a new generation."""
         closed_cleanly = self.session.clean
         self.session.clean = closed_cleanly and self._streams.hold()
         if not self.session.clean:
@@ -299,7 +299,7 @@ class Store:
             )
 
     def _sync_all(self, failed: list[Exception]) -> bool:
-        """Before leaving: did all go well? What failed is added. Reentered: it cannot be now."""
+        """Before leaving: sync. True: all went well; what failed is added. Reentered: not now."""
         if not self.writable or self.session.temporary:
             return True
         well, errors = self._background.sync_everything()

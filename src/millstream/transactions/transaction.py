@@ -191,7 +191,7 @@ class Transaction(_native.TransactionCore):
         self._extend(before, stream, [(index, (rows, row_keys, row_headers, times))])
 
     def _extend(self, room: int, stream: Stream, parts: list[tuple[int, _Columns]]) -> None:
-        """Have partitions get these rows: all, or none where it is cut short, say for memory."""
+        """Add these rows to the partitions: all, or none where memory runs out, say."""
         begun: list[tuple[_Growing, int]] = []
         try:
             for index, columns in parts:
