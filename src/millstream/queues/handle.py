@@ -34,16 +34,34 @@ COUNTER_BITS = 40
 class QueueHandle(_native.QueueCore):
     """What this process has of a queue: its files, opened, grown and synced; its configuration."""
 
-    session: Session
-    name: str
-    path: files.Path
-    _override: Durability | None
-    _codec: object
-    _config: dict[str, Any]
-    _files: slots.Files
-    _directory: files.Directory
-    _waiters: list[Sleepers]
-    _random: Callable[[], float] | None
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        config: dict[str, Any],
+        durability: Durability | None,
+        codec: object,
+    ) -> None:
+        self.session = session
+        self.name = name
+        self._directory = files.Directory(session.queue_path(name))
+        """Held open: a queue of the same name that is made later is another one."""
+        self.path = self._directory.path
+        self._override = durability
+        self._codec = codec
+        self._config = config
+        self._waiters: list[Sleepers] = []
+        self._random: Callable[[], float] | None = None
+        try:
+            self._files = slots.Files(self.path, config, session.id, write=session.writable)
+            try:
+                self._open()
+            except BaseException:
+                self._files.close()
+                raise
+        except BaseException:
+            self._directory.close()
+            raise
 
     # --- opening ----------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ from millstream.errors import (
 from millstream.log import settings
 from millstream.options import FOREVER, Durability, RetryPolicy, check_timeout, integer
 from millstream.queues import capacity as capacity_of_queue
-from millstream.queues import dedup, slots
+from millstream.queues import dedup
 from millstream.queues import settings as queue_settings
 from millstream.queues.dead_letters import DeadLetters, message_id
 from millstream.queues.handle import QueueHandle
@@ -32,7 +32,7 @@ from millstream.queues.handle import QueueHandle
 if TYPE_CHECKING:
     from millstream.disk.open_store import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
-    from millstream.sleepers import Calls, Sleepers
+    from millstream.sleepers import Calls
 
 __all__ = ["Queue"]
 
@@ -66,31 +66,10 @@ class Queue(QueueHandle):
         codec: object,
     ) -> None:
         self.store = store
-        self.session = store.session
-        self.name = name
-        self._directory = files.Directory(self.session.queue_path(name))
-        """Held open: a queue of the same name that is made later is another one."""
-        self.path = self._directory.path
-        self._override = durability
-        self._codec = codec
         self._workers: list[Any] = []
-        self._waiters: list[Sleepers] = []
-        self._surprise_id = 0
         self._callers: list[Calls] = []
-        self._random: Callable[[], float] | None = None
-        self._config = config
-        try:
-            self._files = slots.Files(
-                self.path, config, self.session.id, write=self.session.writable
-            )
-            try:
-                self._open()
-            except BaseException:
-                self._files.close()
-                raise
-        except BaseException:
-            self._directory.close()
-            raise
+        self._surprise_id = 0
+        super().__init__(store.session, name, config, durability, codec)
 
     def __repr__(self) -> str:
         state = "closed"
