@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import stat
 import subprocess
 import sys
@@ -24,11 +25,12 @@ from millstream import (
     InvalidType,
     NotFound,
     StorageError,
+    StoreFull,
     Unsupported,
     VersionMismatch,
 )
 from millstream.disk import files
-from millstream.log import segment_file
+from millstream.log import segment_file, settings
 
 
 def tree(path):
@@ -302,6 +304,24 @@ def test_names_are_text(store, name):
     for call in (store.stream, store.drop_stream):
         with pytest.raises(InvalidType):
             call(name)
+
+
+def test_a_limit_of_the_size_of_files_is_said(tmp_path):
+    """It said to free some room, of which there was enough."""
+    with millstream.open(tmp_path / "s") as store:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+            with pytest.raises(StoreFull, match=r"ulimit -f"):
+                store.queue("q")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert store.queue("q", create=True).put(b"x") > 0
+
+
+def test_a_name_that_is_made_this_moment_is_not_the_one_that_was_meant():
+    error = settings.missing("store", "group", "g", ["f", "g"])
+    assert "There is 'f'." in str(error)
 
 
 @pytest.mark.parametrize("kind", ["stream", "queue"])
