@@ -79,6 +79,8 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     """Raise an OSError as ours, with the file, what was tried, and what to do."""
     kind = StoreFull if error.errno in FULL else StorageError
     advice = "; free some room and try again, nothing stored is lost" if kind is StoreFull else ""
+    if error.errno == errno.EFBIG:
+        advice = "; raise the limit of a file's size (ulimit -f) and try again"
     if error.errno == errno.EMFILE:
         advice = "; raise the limit of open files (ulimit -n) or open fewer stores"
     text = f"{doing} failed: {os.strerror(error.errno or 0)}{advice}"

@@ -190,8 +190,9 @@ def is_missing(path: files.Path, what: str) -> bool:
 
 
 def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:
-    """The error for a name that is not there."""
-    return NotFound(f"{where}: there is no {what} {name!r}. {others(name, there)}")
+    """The error for a name that is not there, whoever made it since."""
+    text = others(name, [one for one in there if one != name])
+    return NotFound(f"{where}: there is no {what} {name!r}. {text}")
 
 
 def given(
