@@ -408,7 +408,7 @@ def test_who_was_behind_when_it_was_dropped_says_so_and_uses_the_next_of_the_nam
         store.queue("q").alter(capacity=3000)
         store.drop_queue("q")
         for call in (lambda: len(q), q.stats, lambda: q.put(b"x") if mode == "rw" else q.peek()):
-            with pytest.raises(millstream.Closed, match="dropped|is closed"):
+            with pytest.raises(millstream.Closed, match="dropped"):
                 call()
         with pytest.raises(millstream.NotFound):
             behind.queue("q", create=False)
@@ -448,6 +448,6 @@ def test_drop_waits_for_a_raise_that_is_under_way(store, monkeypatch):
         with contextlib.suppress(millstream.Closed):  # dropped at once
             q.alter(capacity=3000)
         dropping[0].join()
-        with pytest.raises(millstream.Closed, match="dropped|is closed"):
+        with pytest.raises(millstream.Closed, match="dropped"):
             q.put(b"2")
         assert store.queues() == []

@@ -349,6 +349,31 @@ def test_drop_ends_although_others_make_and_remove_files_in_it(store, kind, monk
     assert [name for name in os.listdir(where) if name.startswith(".")] == []
 
 
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_handle_of_what_was_dropped_says_so_each_time(store, who):
+    """The second call said to open the store again, which was open."""
+    stream, queue = store.stream("s", create=True), store.queue("q", create=True)
+    reading, position = stream.read(follow=True), stream.append(b"x", key=b"k")
+    next(reading)
+    with millstream.open(store.path) as other:
+        dropper = store if who == "itself" else other
+        dropper.drop_stream("s")
+        dropper.drop_queue("q")
+    for _ in range(2):
+        for call in (
+            lambda: stream.append(b"x"), lambda: stream.next_offset(0), lambda: next(reading),
+            stream.stats, stream.view, lambda: stream.consumer(group="g"),
+            lambda: stream.wait_durable(position), lambda: queue.put(b"x"), lambda: len(queue),
+            lambda: queue.get(timeout=0), queue.stats, queue.peek,
+        ):  # fmt: skip
+            with pytest.raises((Closed, StopIteration)) as raised:
+                call()
+            assert raised.type is StopIteration or "dropped" in str(raised.value)
+    store.close()
+    with pytest.raises(Closed, match="closed"):
+        store.stream("s")
+
+
 def test_append_that_meets_a_drop_says_that_it_was_dropped(store, monkeypatch):
     """It said that a file of it was not there."""
     with millstream.open(store.path) as other:
