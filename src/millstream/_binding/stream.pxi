@@ -250,6 +250,7 @@ cdef class StreamCore:
 
     cdef int alive(self) except -1:
         if self.is_closed:
+            self._check_live()  # which says why
             raise _errors.Closed("the stream is closed; open the store again")
         if self.fork != ms_fork_count():
             raise _errors.Closed(

@@ -175,7 +175,7 @@ class Directory:
 def _refuse_dropped(path: str) -> None:
     """Raise `Closed` where a file is missing because its stream or queue was dropped."""
     if isinstance(path, Path) and path.directory.was_dropped:
-        raise Closed(f"{path.directory.text}: was dropped by another process")
+        raise Closed(f"{path.directory.text}: was dropped")
 
 
 class Spare:

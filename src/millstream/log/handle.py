@@ -62,6 +62,7 @@ class StreamHandle(_native.StreamCore):
         self._override = durability
         self._durability: Durability = "interval"
         self._producer_ids: ProducerIds | None = None
+        self._was_dropped = False
         self._is_surprise = False
         """It was made by its name alone, in this process, and nobody has read it yet."""
         try:
@@ -127,7 +128,8 @@ class StreamHandle(_native.StreamCore):
             )
             raise Closed(f"{self.path}: the stream was {why}")
         if self.closed:
-            raise Closed(f"{self.path}: the stream is closed; open the store again")
+            what = "was dropped" if self._was_dropped else "is closed; open the store again"
+            raise Closed(f"{self.path}: the stream {what}")
         if self.session.layered:
             self.session.check_layer(self.path, self._is_behind)
 
@@ -407,6 +409,7 @@ class StreamHandle(_native.StreamCore):
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
+        self._was_dropped = self._was_dropped or self._state == files.DROPPED
         self._let_go()
         for log in self._opened():
             log.sequences = None  # which has the log: the two would wait for the collector

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator, Iterator
 
 from millstream import _native, timestamps
 from millstream._native import Batch, Cursor, Position
-from millstream.errors import Closed, InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
+from millstream.errors import InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
 from millstream.log import recovery
 from millstream.log.control import POISON_CORRUPT
 from millstream.options import FOREVER, as_index, boolean, check_timeout, integer
@@ -208,7 +208,7 @@ class PartitionReader:
         cursor, log = self.cursor, self.log
         while True:
             if log.stream.closed:
-                raise Closed(f"{log}: the stream is closed; open the store again")
+                log.stream._check_live()  # which says why
             limit = self.limit()
             position = cursor.position
             if position >= limit:

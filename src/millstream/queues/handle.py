@@ -51,6 +51,8 @@ class QueueHandle(_native.QueueCore):
         self._codec = codec
         self._config = config
         self._waiters: list[Sleepers] = []
+        self._was_dropped = False
+        """Why it is closed: not with the store."""
         self._random: Callable[[], float] | None = None
         try:
             self._files = slots.Files(self.path, config, session.id, write=session.writable)
@@ -226,14 +228,16 @@ class QueueHandle(_native.QueueCore):
         """Check that it is there, and follow a raised capacity and changed settings."""
         self.session.check_open()
         if self.closed:
-            raise Closed(f"{self.path}: the queue is closed; open the store again")
+            what = "was dropped" if self._was_dropped else "is closed; open the store again"
+            raise Closed(f"{self.path}: the queue {what}")
         if self._state == files.DROPPED:
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
         while self._state == files.OUTGROWN:
             try:
                 capacity.follow(self)
-            except Closed:  # it was dropped since
+            except Closed:
+                self._was_dropped = self._directory.was_dropped
                 self._dispose()
                 raise
         if self._state == files.REPLACED:
@@ -426,6 +430,7 @@ class QueueHandle(_native.QueueCore):
     def _dispose(self) -> None:
         """Give up this handle; messages that were taken through it keep their bytes."""
         if not self.closed:
+            self._was_dropped = self._was_dropped or self._state == files.DROPPED
             self._close()
             self._wake_all()  # those who wait here, of all processes, check again
             self._files.close()
