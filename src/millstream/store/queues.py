@@ -118,7 +118,13 @@ class Queues:
         """`Store.drop_queue`."""
         with self._lock:
             settings.check_name(name)
-            queue = self._store.queue(name, create=False)
+            there = files.exists(self._directory / name)
+            try:
+                queue = self._store.queue(name, create=False)
+            except NotFound:
+                if not there:
+                    raise
+                return  # a drop had not ended, and opening what was left of it has ended it
             queue._drop()
             self._withdraw(name, queue)
 

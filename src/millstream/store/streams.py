@@ -114,7 +114,13 @@ class Streams:
     def drop(self, name: str) -> None:
         """`Store.drop_stream`."""
         with self._lock:
-            stream = self._store.stream(name, create=False)
+            there = files.exists(self._directory / name)
+            try:
+                stream = self._store.stream(name, create=False)
+            except NotFound:
+                if not there:
+                    raise
+                return  # a drop had not ended, and opening what was left of it has ended it
             stream._set_state(files.DROPPED)
             self._withdraw(name, stream)
 
