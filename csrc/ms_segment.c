@@ -255,8 +255,8 @@ static uint64_t view_next_offset(const ms_view *view) {
 }
 
 /* From a batch to the last one of its block that is checked and begins at or before the offset. The
- * batches between lie wholly before it, and two fields of a header are enough to pass one; whoever
- * comes to a header that cannot be one leaves it to ms_segment_view(). */
+ * batches between lie wholly before it, and two fields of a header are enough to pass one; what
+ * cannot be a header is left to ms_segment_view(). */
 static uint64_t skip_checked(const ms_segment *segment, uint64_t position, uint64_t limit,
                              uint64_t offset) {
   uint64_t at = position - segment->base_position, end = limit - segment->base_position;

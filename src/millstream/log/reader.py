@@ -77,7 +77,7 @@ def epoch_end(log: PartitionLog, epoch: int) -> int | None:
 
 
 def is_held(log: PartitionLog, epoch: int, offset: int) -> bool:
-    """Has the log still all that lay before an offset of an epoch, or retention had its way?"""
+    """Does the log of an epoch reach to an offset? Else a power cut took what lay before it."""
     end = epoch_end(log, epoch)
     return offset <= (log.next_offset if end is None else end)
 
@@ -150,7 +150,7 @@ class PartitionReader:
         return offset
 
     def _check_epoch(self, start: Position) -> None:
-        """An offset that a power cut took, and another record got, is not what was meant."""
+        """Refuse an offset that a power cut took, and that another record got."""
         check_epoch(self.log, start.epoch, start.offset)
 
     def _go_to(self, offset: int) -> None:

@@ -162,7 +162,7 @@ class Applier:
                 raise
 
     def _put_again(self, queue: Queue, put: Put) -> None:
-        """Where the message is, whole or over, it is only decided. Alone in the store."""
+        """Put a message that was lost or is torn; only decide a whole one. Alone in the store."""
         slot, fate = put.slot, queue._fate_of(put.slot, put.id, put.word)
         if fate == "never" and (found := queue._find(put.id)) is not None:
             # In another slot, by an earlier replay.
@@ -173,7 +173,7 @@ class Applier:
             return
         if fate == "torn":
             queue._wipe(slot)
-            queue.flush()  # or a free word over the old id would say that it is over
+            queue.flush()  # else a free word over the old id would say that it is over
             queue._forget(slot)
         if 0 < put.expires <= self.session.clock.now():
             return
@@ -189,7 +189,7 @@ class Applier:
             if made is None:
                 continue
             if made[1] != put.slot:
-                # Its own slot will not tell that it was there: a later one must not come first.
+                # Its own slot does not show that it was there: make it durable before the next one.
                 queue.flush()
             return
 

@@ -41,7 +41,7 @@ class Commit:
             if not self.is_recorded:
                 raise
             self.journal.is_stuck = True  # until it is applied: the next commit begins there
-            self._recorded()  # again, where it was that which was cut short
+            self._recorded()  # again, since it may be what was cut short
             if not is_ours(error):
                 raise
             raise self._uncertain(error) from error
@@ -55,7 +55,7 @@ class Commit:
             self._await_sources()
         with journal.holding():
             if not waits or decided or journal.is_stuck:
-                journal.apply_pending()  # or say why it cannot be
+                journal.apply_pending()  # or raise why it cannot be
             self.survives = not waits
             offset, effects = self._record(waits)
             self._recorded()

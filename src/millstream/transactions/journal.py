@@ -315,7 +315,7 @@ class Journal:
                 queue = None if self.applier.stream(place) else self.applier.queue(place)
                 if queue is not None:
                     queue._withdraw_undecided()
-            # What was put again has another slot: nothing tells that later, once it is over.
+            # A message that was put again has another slot: once it is over, nothing shows that.
             self.applier.flush(changed)
         self._page.set_applied(end)
         self._page.set_checkpoint(end)
