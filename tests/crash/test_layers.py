@@ -49,7 +49,10 @@ def values(stream, **options):
 @pytest.mark.root
 @pytest.mark.parametrize(
     "case",
-    ["before_all", "between_open_and_use", "before_the_append", "writer", "killed", "dropped"],
+    [
+        "before_all", "settings", "between_open_and_use", "before_the_append", "writer", "killed",
+        "dropped",
+    ],  # fmt: skip
 )
 def test_nobody_goes_stale_on_an_overlay(tmp_path, case):
     """A reader's log, groups and queues stood still for ever, without a word."""
@@ -121,6 +124,39 @@ def before_all(path):
         assert workers.stop(worker) == 0
     all_is_seen(path)
     print("seen", flush=True)
+
+
+def settings(path):
+    """Only settings change, and the number of partitions."""
+    path = layered(path)
+    with millstream.open(path, mode="r") as store:
+        stream, queue = store.stream("s"), store.queue("q")
+        partition_of_key = stream.partition_for(b"k")
+        worker = workers.start("test_layers.alter", path)
+        assert workers.line(worker) == "altered"
+        for call in (
+            lambda: stream.partitions, lambda: stream.retention, lambda: stream.segment_bytes,
+            lambda: stream.durability, lambda: stream.compaction,
+            lambda: stream.partition_for(b"k"), lambda: queue.lease, lambda: queue.retry,
+            lambda: queue.durability,
+        ):  # fmt: skip
+            refused(call)
+        assert "closed" in repr(stream)
+        assert partition_of_key == 0
+    with millstream.open(path, mode="r") as store:
+        assert (store.stream("s").partitions, store.queue("q").lease) == (5, 7.0)
+    assert workers.stop(worker) == 0
+    print("seen", flush=True)
+
+
+def alter(path):
+    """Another process that stays."""
+    with millstream.open(path) as store:
+        store.stream("s").alter(segment_bytes=1 << 20)
+        store.stream("s").add_partitions(4)
+        store.queue("q").alter(lease=7)
+        print("altered", flush=True)
+        sys.stdin.read()
 
 
 def between_open_and_use(path):
