@@ -140,6 +140,7 @@ cdef class StreamCore:
     cdef int level
     cdef public uint32_t _config_seen  # number of the configuration that was read last
     cdef bint is_closed
+    cdef bint layered
     cdef list natives
     cdef object opening
 
@@ -245,6 +246,10 @@ cdef class StreamCore:
         PyBuffer_Release(&before)  # last, as in _attach
         return 0
 
+    def _set_layered(self, bint layered):
+        """Can what is mapped be left behind, on a lower layer?"""
+        self.layered = layered
+
     def _set_level(self, str durability):
         self.level = LEVELS[durability]
 
@@ -267,6 +272,8 @@ cdef class StreamCore:
     @property
     def partitions(self):
         """How many partitions the stream has."""
+        if self.layered and not self.is_closed:  # the header may be one that nobody writes to
+            self._check_live()
         if not self.is_closed and ms_load32(&self.header.partitions) != self.count:
             self._refresh()
         return self.count
@@ -353,8 +360,9 @@ cdef class StreamCore:
         """
         if not PyObject_CheckBuffer(key):
             raise _errors.InvalidType(f"key: expected bytes-like, found {type(key).__name__}")
+        cdef uint64_t count = self.partitions
         try:
-            return xxh3_64(key) % <uint64_t>self.partitions
+            return xxh3_64(key) % count
         except (BufferError, ValueError) as error:
             raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
 

@@ -77,6 +77,7 @@ class StreamHandle(_native.StreamCore):
     def _map_control(self) -> None:
         session, mapped = self.session, control.map_for(self.session, self.path)
         self._below = mapped if session.follows_layers and not session.private else None
+        self._set_layered(self._below is not None)
         # Processes begin their turns at different partitions, so that they spread.
         turn = os.getpid() & 0xFFFF
         writable = session.writable or session.private
@@ -156,6 +157,7 @@ class StreamHandle(_native.StreamCore):
     def _current(self) -> StreamHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
         if not self.closed and self._state == files.LIVE:
+            self.session.check_layer(self.path, self._is_behind)
             self._follow()
         return self
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 
 from millstream import _native
 from millstream._native import Position, Span
 from millstream.disk.session import LOCK_SECONDS
-from millstream.errors import InvalidType, NotFound, WaitTimeout, each_of
+from millstream.errors import InvalidType, MillstreamError, NotFound, WaitTimeout, each_of
 from millstream.groups.of_stream import Groups
 from millstream.log import reader, retiring, settings
 from millstream.log.handle import StreamHandle
@@ -55,8 +56,11 @@ class Stream(StreamHandle):
         super().__init__(store.session, name, config, durability, cache)
 
     def __repr__(self) -> str:
-        many = "s" * (self.partitions != 1)
-        state = "closed" if self.closed else f"{self.partitions} partition{many}"
+        state = "closed"
+        with contextlib.suppress(MillstreamError):  # an overlay has left it behind
+            if not self.closed:
+                count = self.partitions
+                state = f"{count} partition{'s' * (count != 1)}"
         return f"<Stream {self.name!r} of {self.session.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
