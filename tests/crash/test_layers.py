@@ -46,14 +46,14 @@ def values(stream, **options):
     return [bytes(value) for batch in stream.read(**options) for value in batch.values]
 
 
+CASES = (
+    "before_all", "settings", "between_open_and_use", "before_the_append", "writer", "killed",
+    "dropped",
+)  # fmt: skip
+
+
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "case",
-    [
-        "before_all", "settings", "between_open_and_use", "before_the_append", "writer", "killed",
-        "dropped",
-    ],  # fmt: skip
-)
+@pytest.mark.parametrize("case", CASES)
 def test_nobody_goes_stale_on_an_overlay(tmp_path, case):
     """A reader's log, groups and queues stood still for ever, without a word."""
     workers.need("unshare", "mount", root=True)
