@@ -137,9 +137,12 @@ def _unless_dropped(
             raise NotFound(f"{one.path}: was dropped")
     except (Closed, NotFound):
         store.session.check_open()
-        with contextlib.suppress(NotFound):
-            if make(one.name, create=False) is one:
-                raise
+        try:
+            dropped = make(one.name, create=False) is not one
+        except NotFound:
+            dropped = True
+        if not dropped:
+            raise
         if copy is not None and files.exists(copy):
             files.remove_tree(copy)
 
