@@ -686,7 +686,8 @@ class Store:
 
         The copy holds, of each partition, all up to one moment, and of each queue what was not
         finished, each message as of a moment of the copying; of a transaction all or nothing (they
-        wait while queues are copied). Its first open verifies it. It is synced when this returns.
+        wait while queues are copied). What another process drops meanwhile is left out. Its first
+        open verifies it. It is synced when this returns.
         Where it raises it leaves nothing of a copy; a process that is killed leaves no store.
 
         Raises: StorageError where the target is there and not empty; StoreFull; Unsupported where
