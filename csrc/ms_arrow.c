@@ -161,7 +161,8 @@ static void release_array(struct ArrowArray *array) {
   free(block);
 }
 
-/* Buffers and position of one array; no child yet. A bitmap means that nobody counted its nulls. */
+/* Buffers, length and offset of one array; no child yet. A bitmap means that nobody counted its
+ * nulls. */
 typedef struct array_parts {
   int64_t length;
   int64_t offset;

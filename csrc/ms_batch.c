@@ -636,8 +636,8 @@ void ms_gather_place(const ms_gather *gather, uint64_t file_position, uint8_t *a
   gather_into(gather, lay_out_best(&shape, file_position, &align64), at, out_view);
 }
 
-uint64_t ms_gather_seal(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
-                        uint8_t *at) {
+uint64_t ms_gather_finish(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
+                          uint8_t *at) {
   bool align64;
   ms_shape shape = shape_of(gather);
   const batch_layout layout = lay_out_best(&shape, place->file_position, &align64);

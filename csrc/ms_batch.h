@@ -133,8 +133,8 @@ void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *vi
 uint64_t ms_gather_length(const ms_gather *gather, uint64_t file_position);
 void ms_gather_place(const ms_gather *gather, uint64_t file_position, uint8_t *at,
                      ms_view *out_view);
-uint64_t ms_gather_seal(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
-                        uint8_t *at);
+uint64_t ms_gather_finish(const ms_gather *gather, const ms_view *gathered, const ms_place *place,
+                          uint8_t *at);
 
 static inline bool ms_bit(const uint8_t *bitmap, uint64_t i) {
   return bitmap[i >> 3] >> (i & 7) & 1;

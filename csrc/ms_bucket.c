@@ -77,7 +77,7 @@ static void let_go(ms_queue *queue, uint32_t slot, const ms_instant *now) {
   } else {
     ms_queue_hint(queue, slot, to);
   }
-  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1); /* who sleeps wakes when this one is due, too */
+  ms_queue_wake(queue, MS_WAIT_MESSAGE, 1); /* so that a sleeper wakes when this one is due */
 }
 
 bool ms_bucket_leave(ms_queue *queue, uint64_t key_hash, uint32_t slot, uint64_t word, uint64_t to,

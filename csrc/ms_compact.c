@@ -79,9 +79,14 @@ static bool enter(ms_key_table *table, const pending_key *keys, uint32_t count,
   return true;
 }
 
-ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *position,
-                          uint64_t limit, uint64_t from, uint64_t bytes, uint64_t *out_full,
-                          ms_error *err) {
+/* What is done with a group of keys; false: there was no room for that at *out_full. */
+typedef bool key_work(ms_key_table *table, const pending_key *keys, uint32_t count,
+                      uint64_t *out_full);
+
+/* Do `work` with the keys of records at or behind offset `from`, a group at a time. */
+static inline ms_status each_key(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                                 uint64_t limit, uint64_t from, uint64_t bytes, key_work *work,
+                                 uint64_t *out_full, ms_error *err) {
   pending_key keys[GROUP];
   uint32_t waiting = 0;
   const uint64_t begin = *position;
@@ -94,12 +99,18 @@ ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *po
       hash_key(table, &view, i, &keys[waiting]);
       keys[waiting].offset = offset_of(&view, i);
       if (++waiting < GROUP) continue;
-      if (!enter(table, keys, waiting, out_full)) return MS_FULL;
+      if (!work(table, keys, waiting, out_full)) return MS_FULL;
       waiting = 0;
     }
     *position += view.length;
   }
-  return enter(table, keys, waiting, out_full) ? MS_OK : MS_FULL;
+  return work(table, keys, waiting, out_full) ? MS_OK : MS_FULL;
+}
+
+ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                          uint64_t limit, uint64_t from, uint64_t bytes, uint64_t *out_full,
+                          ms_error *err) {
+  return each_key(table, segment, position, limit, from, bytes, enter, out_full, err);
 }
 
 static void hold(const ms_key_table *table, const pending_key *keys, uint32_t count) {
@@ -109,28 +120,19 @@ static void hold(const ms_key_table *table, const pending_key *keys, uint32_t co
   }
 }
 
-ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *position,
-                          uint64_t limit, uint64_t bytes, ms_error *err) {
-  pending_key keys[GROUP];
-  uint32_t waiting = 0;
-  const uint64_t begin = *position;
-  while (*position < limit && *position - begin < bytes) {
-    ms_view view;
-    MS_TRY(ms_segment_view(segment, *position, limit, &view, err));
-    for (uint32_t i = 0; i < view.count; i++) {
-      if (!has_key(&view, i)) continue;
-      hash_key(table, &view, i, &keys[waiting]);
-      if (++waiting < GROUP) continue;
-      hold(table, keys, waiting);
-      waiting = 0;
-    }
-    *position += view.length;
-  }
-  hold(table, keys, waiting);
-  return MS_OK;
+static bool hold_all(ms_key_table *table, const pending_key *keys, uint32_t count,
+                     uint64_t *out_full) {
+  (void)out_full; /* it enters nothing, so there is always room */
+  hold(table, keys, count);
+  return true;
 }
 
-/* --- marking --- */
+ms_status ms_compact_hold(ms_key_table *table, ms_segment *segment, uint64_t *position,
+                          uint64_t limit, uint64_t bytes, ms_error *err) {
+  return each_key(table, segment, position, limit, 0, bytes, hold_all, NULL, err);
+}
+
+/* --- which records stay --- */
 
 ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
                            ms_error *err) {
@@ -190,8 +192,8 @@ static void judge(const ms_key_table *table, const pending_key *keys, uint32_t c
   }
 }
 
-ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bool drop,
-                          ms_survivors *survivors, ms_error *err) {
+ms_status ms_compact_select(const ms_key_table *table, ms_segment *segment, bool drop,
+                            ms_survivors *survivors, ms_error *err) {
   pending_key keys[GROUP];
   uint32_t waiting = 0;
   uint64_t bit = 0;
@@ -396,7 +398,7 @@ static ms_status put_gathered(sink *to, source *from, place_of_record start, uin
     runs--;
   }
   ms_place place = place_in(to, file_position, header, gather->base_offset);
-  uint64_t hash = ms_gather_seal(gather, &gathered, &place, at);
+  uint64_t hash = ms_gather_finish(gather, &gathered, &place, at);
   ms_batch_header written;
   memcpy(&written, at, sizeof written);
   pass_batch(to, length, hash, gather->next_offset, written.timestamp_max);
@@ -418,7 +420,7 @@ static ms_status put_empty(sink *to, const source *from) {
     ms_view gathered;
     ms_gather_place(&gather, file_position, at, &gathered);
     ms_place place = place_in(to, file_position, &from->header, gather.base_offset);
-    hash = ms_gather_seal(&gather, &gathered, &place, at);
+    hash = ms_gather_finish(&gather, &gathered, &place, at);
   }
   pass_batch(to, length, hash, gather.base_offset, INT64_MIN);
   return MS_OK;
@@ -508,7 +510,7 @@ ms_status ms_compact_copy(ms_segment *segment, const ms_survivors *survivors, ms
 /* --- the compaction record --- */
 
 static ms_compaction *record_of(const ms_segment *segment) {
-  return (ms_compaction *)(void *)(segment->bytes + MS_SEGMENT_COMPACTION_POSITION);
+  return (ms_compaction *)(void *)(segment->bytes + MS_SEGMENT_COMPACTION_AT);
 }
 
 bool ms_compaction_load(const ms_segment *segment, ms_compaction *out) {

@@ -2,8 +2,8 @@
  * a segment without the others.
  *
  * Works on mapped segments and on memory of the caller; allocates nothing, never blocks. One thread
- * at a time for a table and for the marks. Everything that walks a segment is long: call it
- * without the GIL.
+ * at a time for a table and for the survivors of a segment. Everything that walks a segment takes
+ * long: call it without the GIL.
  */
 #ifndef MS_COMPACT_H
 #define MS_COMPACT_H
@@ -35,7 +35,7 @@ MS_MUST_USE ms_status ms_compact_scan(ms_key_table *table, ms_segment *segment, 
 enum { MS_COMPACT_PRODUCERS = 1024 };
 
 /* Which records of one segment stay. The caller sets bits, room and end; ms_compact_count and
- * ms_compact_mark the rest. */
+ * ms_compact_select the rest. */
 typedef struct ms_survivors {
   uint64_t *bits;          /* one a record, rounded up to 64 */
   uint64_t room;           /* how many bits there are */
@@ -62,8 +62,8 @@ MS_MUST_USE ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64
 
 /* Set the bits of records that are the last of their key as far as the table knows, or have no
  * key. With `drop` a tombstone goes as well, unless a record that it supersedes had to stay. */
-MS_MUST_USE ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bool drop,
-                                      ms_survivors *survivors, ms_error *err);
+MS_MUST_USE ms_status ms_compact_select(const ms_key_table *table, ms_segment *segment, bool drop,
+                                        ms_survivors *survivors, ms_error *err);
 
 /* The segment stays as it is: remember the keys whose superseded records stay in it, so that their
  * tombstones do. */

@@ -49,7 +49,7 @@ MS_MUST_USE ms_status ms_dedup_open(ms_dedup *table, void *bytes, uint64_t size,
                                     const uint8_t store_id[16], uint64_t queue_id, ms_error *err);
 
 /* Free the words, empty torn entries and end a copy that was not finished, when nobody else can
- * have the table open: the first one of a session. */
+ * have the table open: as the store's first opener. */
 void ms_dedup_recover(const ms_dedup *table);
 
 /* Read the entry at index, of all; false: it counts for nothing. drop: empty it. Only when nobody

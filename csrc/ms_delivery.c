@@ -221,7 +221,7 @@ ms_status ms_queue_try_extend(ms_queue *queue, ms_lease *io_lease, int64_t lease
   MS_TRY(
       ms_lease_renew(ms_word_at(queue, io_lease->slot), &io_lease->word, lease_ms, now->mono_ns));
   own(queue, io_lease->slot, io_lease->word, lease_ms, now->mono_ns);
-  if (ms_ticks_until(before, ms_word_tick(io_lease->word)) < 0) /* shorter: who sleeps sees to it */
+  if (ms_ticks_until(before, ms_word_tick(io_lease->word)) < 0) /* it ends sooner: tell a sleeper */
     ms_queue_wake(queue, MS_WAIT_MESSAGE, 1);
   return MS_OK;
 }

@@ -143,7 +143,7 @@ static bool balance_once(ms_queue *queue) {
 }
 
 void ms_queue_balance(ms_queue *queue) {
-  /* Others may do the same at once, by the same count: so each counts once more at its end. */
+  /* Others may balance at the same time by the same count, so each counts again when it is done. */
   while (balance_once(queue)) {}
 }
 

@@ -1,4 +1,4 @@
-/* A consumer group. All but the deadlines and the copies' readers is under the group's word.
+/* A consumer group. Its word guards all but the deadlines of members and the reading of positions.
  *
  * Invariants: (1) A holder (fence, taken, slot) changes by one store, so that the fence is never
  * that of another owner. The fence of a partition never falls; it begins anew above generation ≪
@@ -9,8 +9,8 @@
  * at most one, counted by heirs, and `share_out` moves no more partitions than that needs.
  *
  * Crash: `process` of a member is stored last at a join, and cleared first at an end; the one that
- * takes over a dead owner's word shares out anew, which finishes whatever was begun. A mark of a
- * transaction stays, for the journal to decide.
+ * takes over a dead owner's word shares out anew, which finishes whatever was begun. What a
+ * transaction has pending stays, for the journal to decide.
  */
 #include "ms_group.h"
 
@@ -49,7 +49,7 @@ static bool is_member(const ms_group *group, uint32_t holder) {
 /* --- the file --- */
 
 uint64_t ms_group_size(uint32_t partitions) {
-  uint64_t size = MS_GROUP_PARTITIONS_POSITION + (uint64_t)partitions * sizeof(ms_group_partition);
+  uint64_t size = MS_GROUP_PARTITIONS_AT + (uint64_t)partitions * sizeof(ms_group_partition);
   return (size + MS_PAGE_BYTES - 1) / MS_PAGE_BYTES * MS_PAGE_BYTES;
 }
 
@@ -58,10 +58,10 @@ static uint64_t header_checksum(const ms_group_header *header) {
 }
 
 static void point(ms_group *group, void *bytes, uint64_t size) {
-  uint64_t room = (size - MS_GROUP_PARTITIONS_POSITION) / sizeof(ms_group_partition);
+  uint64_t room = (size - MS_GROUP_PARTITIONS_AT) / sizeof(ms_group_partition);
   group->header = bytes;
-  group->members = (ms_group_member *)((uint8_t *)bytes + MS_GROUP_MEMBERS_POSITION);
-  group->partitions = (ms_group_partition *)((uint8_t *)bytes + MS_GROUP_PARTITIONS_POSITION);
+  group->members = (ms_group_member *)((uint8_t *)bytes + MS_GROUP_MEMBERS_AT);
+  group->partitions = (ms_group_partition *)((uint8_t *)bytes + MS_GROUP_PARTITIONS_AT);
   group->room = room < UINT32_MAX ? (uint32_t)room : UINT32_MAX;
 }
 
@@ -84,8 +84,8 @@ void ms_group_init(void *bytes, const uint8_t store_id[16], uint64_t stream_id, 
 ms_status ms_group_attach(ms_group *group, void *bytes, uint64_t size, const uint8_t store_id[16],
                           uint64_t stream_id, ms_error *err) {
   const ms_group_header *header = bytes;
-  if (size < MS_GROUP_PARTITIONS_POSITION)
-    return ms_fail(err, MS_CORRUPT, 0, MS_GROUP_PARTITIONS_POSITION, size, "too short for a group");
+  if (size < MS_GROUP_PARTITIONS_AT)
+    return ms_fail(err, MS_CORRUPT, 0, MS_GROUP_PARTITIONS_AT, size, "too short for a group");
   if (header->magic != MS_MAGIC_GROUP)
     return ms_fail(err, MS_CORRUPT, 0, MS_MAGIC_GROUP, header->magic, "not a group file");
   if (header->checksum != header_checksum(header))
@@ -500,7 +500,7 @@ ms_status ms_group_pending(const ms_group *group, uint32_t partition, uint64_t *
   return MS_OK;
 }
 
-static void unmark(ms_group *group, uint32_t partition, uint64_t transaction) {
+static void end_pending(ms_group *group, uint32_t partition, uint64_t transaction) {
   ms_group_partition *found = &group->partitions[partition];
   if (load(&found->pending) != transaction) return;
   store(&found->pending, 0);
@@ -515,14 +515,14 @@ ms_status ms_group_try_apply(ms_group *group, uint32_t partition, uint64_t trans
   if (partition >= count_of(group)) return leave(group, MS_INVALID);
   if (newest_copy(group, partition, &bytes) < 0 || bytes.transaction < transaction)
     write_copy(group, partition, epoch, offset, transaction);
-  unmark(group, partition, transaction);
+  end_pending(group, partition, transaction);
   return leave(group, MS_OK);
 }
 
 ms_status ms_group_try_revert(ms_group *group, uint32_t partition, uint64_t transaction,
                               uint32_t *out_owner) {
   MS_TRY(enter(group, out_owner));
-  if (partition < count_of(group)) unmark(group, partition, transaction);
+  if (partition < count_of(group)) end_pending(group, partition, transaction);
   return leave(group, MS_OK);
 }
 

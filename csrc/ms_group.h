@@ -119,24 +119,24 @@ MS_MUST_USE ms_status ms_group_try_seek(ms_group *group, uint32_t partition, uin
 
 /* --- positions of a transaction (docs/design.md) --- */
 
-/* Mark positions as pending, all or none: each claim is held, none marked by another. MS_FENCED,
- * MS_PENDING. */
+/* Make positions pending, all or none: each claim is held, and no other transaction has one of them
+ * pending. MS_FENCED, MS_PENDING. */
 MS_MUST_USE ms_status ms_group_try_prepare(ms_group *group, uint64_t transaction,
                                            const ms_group_claim *claims,
                                            const ms_group_position *positions, uint32_t count,
                                            uint32_t *out_owner);
 
-/* The mark of a partition: MS_END where there is none. Takes no word. */
+/* The pending position of a partition: MS_END where there is none. Takes no word. */
 MS_MUST_USE ms_status ms_group_pending(const ms_group *group, uint32_t partition,
                                        uint64_t *out_transaction, uint64_t *out_fence,
                                        ms_group_position *out);
 
-/* The transaction is committed: set the position, unless it or a later one did so already, and
- * clear its mark, if it is there. Needs no claim: a dead transaction's journal does it as well. */
+/* The transaction is committed: set the position, unless it or a later one did so already;
+ * it is not pending any more. Needs no claim: a dead transaction's journal does it as well. */
 MS_MUST_USE ms_status ms_group_try_apply(ms_group *group, uint32_t partition, uint64_t transaction,
                                          uint64_t epoch, uint64_t offset, uint32_t *out_owner);
 
-/* The transaction is not committed: clear its mark, if it is there. */
+/* The transaction is not committed: its position is not pending any more. */
 MS_MUST_USE ms_status ms_group_try_revert(ms_group *group, uint32_t partition, uint64_t transaction,
                                           uint32_t *out_owner);
 

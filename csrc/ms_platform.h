@@ -1,7 +1,7 @@
 /* The CPU and the kernel: cache lines, clocks, futexes, pages, forks, yield points.
  *
  * Every function is thread-safe and keeps no state but the fork guard's, the virtual clock's and
- * the zeros. Knows no file and no Python. MS_YIELD(name) marks a point where the test scheduler may
+ * the zeros. Knows no file and no Python. MS_YIELD(name) is a point at which the test scheduler may
  * run, stop or kill another virtual process; in builds without MS_SCHEDULER it is nothing.
  */
 #ifndef MS_PLATFORM_H

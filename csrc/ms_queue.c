@@ -9,12 +9,12 @@ static uint64_t up_to(uint64_t size, uint64_t unit) { return (size + unit - 1) /
 
 uint64_t ms_slots_size(uint32_t slot_bytes, uint32_t slot_count) {
   uint64_t extents = up_to(slot_count, MS_QUEUE_EXTENT_SLOTS);
-  return MS_QUEUE_EXTENTS_POSITION + extents * (8u + slot_bytes + 2u * sizeof(ms_failure));
+  return MS_QUEUE_EXTENTS_AT + extents * (8u + slot_bytes + 2u * sizeof(ms_failure));
 }
 
 uint64_t ms_blocks_size(uint32_t block_count) {
   uint64_t blocks = up_to(block_count, MS_QUEUE_EXTENT_BLOCKS);
-  return MS_QUEUE_EXTENTS_POSITION + blocks * (8u + MS_QUEUE_BLOCK_BYTES);
+  return MS_QUEUE_EXTENTS_AT + blocks * (8u + MS_QUEUE_BLOCK_BYTES);
 }
 
 static uint32_t cell_bits_for(uint32_t slot_max) {

@@ -211,8 +211,8 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
   for (uint32_t i = 0; i < to->lanes; i++)
     MS_POKE(hints->noted_tail[i], ms_ring_tail(&to->rings[i]));
   MS_POKE(hints->noted, tick);
-  /* lease_due and expiry_due are 0: the first upkeep sweeps. Whoever is in a call that began before
-   * may still put a hint where nobody reads: as after a death, and again all that is delayed. */
+  /* lease_due and expiry_due are 0: the first upkeep sweeps. A call that began before may still put
+   * a hint where nobody reads: so search as after a death, and arm again all that is delayed. */
   MS_POKE(hints->suspect, 1);
   MS_POKE(hints->missed, 1);
   ms_queue_balance(to);
@@ -222,6 +222,6 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
 void ms_queue_give_back_hints(ms_queue *from, uint32_t taken) {
   if (taken == 0) return;
   while (--taken > 0) ms_owner_release(&from->buckets[taken - 1].word);
-  MS_POKE(from->hints->missed, 1); /* who could not arm meanwhile */
+  MS_POKE(from->hints->missed, 1); /* some could not arm meanwhile */
   ms_owner_release(&from->hints->wheel);
 }

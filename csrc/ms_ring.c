@@ -1,9 +1,9 @@
 /* The ring of hints. Any number of processes put and take at the same time; nobody waits for
  * anybody.
  *
- * Invariants: (1) A cell holds lap(p) exactly when position p is the last that was filled there.
- * (2) Positions are filled in order: p + 1 only after the tail was seen behind p, so at most one
- * filled position lies at the tail or behind it. (3) head <= tail + 1 and tail <= head + cells,
+ * Invariants: (1) A cell holds lap(p) exactly when ticket p is the last that was filled there.
+ * (2) Tickets are filled in order: p + 1 only after the tail was seen behind p, so at most one
+ * filled ticket lies at the tail or behind it. (3) head <= tail + 1 and tail <= head + cells,
  * when the tail is read before the head. (4) Both only grow.
  * Crash: filling a cell is the put; what is left of the call after it, the next caller does as
  * well. Laps are compared modulo 1 << 30: a process that sleeps through a
@@ -16,14 +16,14 @@
 #define LAP_MASK ((UINT64_C(1) << (64 - MS_RING_HINT_BITS)) - 1)
 #define HINT_MASK ((UINT64_C(1) << MS_RING_HINT_BITS) - 1)
 
-static inline uint64_t lap_of_position(const ms_ring *ring, uint64_t position) {
-  return ((position >> ring->cell_bits) + 1) & LAP_MASK;
+static inline uint64_t lap_of_ticket(const ms_ring *ring, uint64_t ticket) {
+  return ((ticket >> ring->cell_bits) + 1) & LAP_MASK;
 }
 
 static inline uint64_t lap_of_cell(uint64_t cell) { return cell >> MS_RING_HINT_BITS; }
 
-static inline _Atomic uint64_t *cell_at(const ms_ring *ring, uint64_t position) {
-  return &ring->cells[position & ((UINT64_C(1) << ring->cell_bits) - 1)];
+static inline _Atomic uint64_t *cell_at(const ms_ring *ring, uint64_t ticket) {
+  return &ring->cells[ticket & ((UINT64_C(1) << ring->cell_bits) - 1)];
 }
 
 static inline uint64_t load_tail(const ms_ring *ring) {
@@ -59,7 +59,7 @@ bool ms_ring_try_put(const ms_ring *ring, uint64_t hint) {
     _Atomic uint64_t *cell = cell_at(ring, tail);
     /* Acquire: pairs with the release below, and keeps the second load of the tail behind it. */
     uint64_t found = atomic_load_explicit(cell, memory_order_acquire);
-    uint64_t lap = lap_of_position(ring, tail);
+    uint64_t lap = lap_of_ticket(ring, tail);
     MS_YIELD("ring_put_cell");
     if (MS_UNLIKELY(lap_of_cell(found) == lap)) { /* filled, the tail lags: help */
       move_tail(ring, tail);
@@ -97,11 +97,11 @@ uint64_t ms_ring_head(const ms_ring *ring) { return load_head(ring); }
 
 uint64_t ms_ring_tail(const ms_ring *ring) { return load_tail(ring); }
 
-bool ms_ring_at(const ms_ring *ring, uint64_t position, uint64_t *out_hint) {
+bool ms_ring_at(const ms_ring *ring, uint64_t ticket, uint64_t *out_hint) {
   MS_YIELD("ring_at");
   /* Acquire: pairs with the release in ms_ring_try_put. */
-  uint64_t cell = atomic_load_explicit(cell_at(ring, position), memory_order_acquire);
-  if (lap_of_cell(cell) != lap_of_position(ring, position)) return false;
+  uint64_t cell = atomic_load_explicit(cell_at(ring, ticket), memory_order_acquire);
+  if (lap_of_cell(cell) != lap_of_ticket(ring, ticket)) return false;
   *out_hint = cell & HINT_MASK;
   return true;
 }
@@ -116,8 +116,8 @@ bool ms_ring_check(const ms_ring *ring) {
   uint64_t tail = load_tail(ring), hint;
   if (ms_ring_at(ring, tail, &hint)) move_tail(ring, tail++);
   if (tail - load_head(ring) > cell_count) return false;
-  /* Positions below 0 have lap 0, as an empty cell has. */
-  for (uint64_t position = tail - cell_count; position != tail; position++)
-    if (!ms_ring_at(ring, position, &hint)) return false;
+  /* Tickets below 0 have lap 0, as an empty cell has. */
+  for (uint64_t ticket = tail - cell_count; ticket != tail; ticket++)
+    if (!ms_ring_at(ring, ticket, &hint)) return false;
   return true;
 }

@@ -18,7 +18,7 @@ enum { GATHER_BYTES_MAX = 4 << 20 }; /* of one gathered batch: it is a copy in m
 
 void ms_segment_geometry(uint64_t size, uint32_t *out_index_count, uint32_t *out_data_position) {
   uint64_t count = (size + MS_INDEX_BLOCK_BYTES - 1) / MS_INDEX_BLOCK_BYTES;
-  uint64_t data = MS_SEGMENT_INDEX_POSITION + count * sizeof(ms_index_entry);
+  uint64_t data = MS_SEGMENT_INDEX_AT + count * sizeof(ms_index_entry);
   *out_index_count = (uint32_t)count;
   *out_data_position = (uint32_t)((data + MS_PAGE_BYTES - 1) & ~(uint64_t)(MS_PAGE_BYTES - 1));
 }
@@ -27,8 +27,8 @@ ms_status ms_segment_open(ms_segment *segment, void *bytes, uint64_t size, bool 
                           const ms_identity *identity, _Atomic uint32_t *checked, ms_error *err) {
   ms_segment_header header;
   uint32_t index_count, data_position;
-  if (size < MS_SEGMENT_INDEX_POSITION + MS_PAGE_BYTES || size > UINT32_MAX)
-    return ms_fail(err, MS_CORRUPT, 0, MS_SEGMENT_INDEX_POSITION, size,
+  if (size < MS_SEGMENT_INDEX_AT + MS_PAGE_BYTES || size > UINT32_MAX)
+    return ms_fail(err, MS_CORRUPT, 0, MS_SEGMENT_INDEX_AT, size,
                    "a segment file of %" PRIu64 " bytes", size);
   memcpy(&header, bytes, sizeof header);
   if (header.magic != MS_MAGIC_SEGMENT)
@@ -67,7 +67,7 @@ ms_status ms_segment_open(ms_segment *segment, void *bytes, uint64_t size, bool 
 }
 
 static ms_activation *activation_of(const ms_segment *segment) {
-  return (ms_activation *)(void *)(segment->bytes + MS_SEGMENT_ACTIVATION_POSITION);
+  return (ms_activation *)(void *)(segment->bytes + MS_SEGMENT_ACTIVATION_AT);
 }
 
 ms_status ms_segment_load_activation(ms_segment *segment) {
@@ -121,7 +121,7 @@ void ms_segment_activate(ms_segment *segment, const ms_mark *end, uint64_t prede
 /* --- index --- */
 
 static ms_index_entry *index_of(const ms_segment *segment) {
-  return (ms_index_entry *)(void *)(segment->bytes + MS_SEGMENT_INDEX_POSITION);
+  return (ms_index_entry *)(void *)(segment->bytes + MS_SEGMENT_INDEX_AT);
 }
 
 void ms_segment_index_put(ms_segment *segment, uint64_t begin, const ms_mark *end) {
@@ -255,8 +255,8 @@ static uint64_t view_next_offset(const ms_view *view) {
 }
 
 /* From a batch to the last one of its block that is checked and begins at or before the offset. The
- * batches between lie wholly before it, and two fields of a header are enough to pass one; whoever
- * comes to a header that cannot be one leaves it to ms_segment_view(). */
+ * batches between lie wholly before it, and two fields of a header are enough to pass one; what
+ * cannot be a header is left to ms_segment_view(). */
 static uint64_t skip_checked(const ms_segment *segment, uint64_t position, uint64_t limit,
                              uint64_t offset) {
   uint64_t at = position - segment->base_position, end = limit - segment->base_position;

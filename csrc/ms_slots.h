@@ -18,8 +18,7 @@
 static inline uint8_t *ms_extent(const ms_queue *queue, uint32_t slot) {
   uint64_t stride =
       (uint64_t)MS_QUEUE_EXTENT_SLOTS * (8u + queue->slot_bytes + 2u * sizeof(ms_failure));
-  return (uint8_t *)queue->slots + MS_QUEUE_EXTENTS_POSITION +
-         (slot / MS_QUEUE_EXTENT_SLOTS) * stride;
+  return (uint8_t *)queue->slots + MS_QUEUE_EXTENTS_AT + (slot / MS_QUEUE_EXTENT_SLOTS) * stride;
 }
 
 static inline _Atomic uint64_t *ms_word_at(const ms_queue *queue, uint32_t slot) {
@@ -39,15 +38,15 @@ static inline ms_failure *ms_failures_at(const ms_queue *queue, uint32_t slot) {
 
 static inline _Atomic uint64_t *ms_block_word(const ms_queue *queue, uint32_t block) {
   uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
-  return (_Atomic uint64_t *)(void *)((uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
+  return (_Atomic uint64_t *)(void *)((uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_AT +
                                       block / MS_QUEUE_EXTENT_BLOCKS * stride) +
          block % MS_QUEUE_EXTENT_BLOCKS;
 }
 
 static inline uint8_t *ms_block_data(const ms_queue *queue, uint32_t block) {
   uint64_t stride = (uint64_t)MS_QUEUE_EXTENT_BLOCKS * (8u + MS_QUEUE_BLOCK_BYTES);
-  return (uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_POSITION +
-         block / MS_QUEUE_EXTENT_BLOCKS * stride + 8u * MS_QUEUE_EXTENT_BLOCKS +
+  return (uint8_t *)queue->blocks + MS_QUEUE_EXTENTS_AT + block / MS_QUEUE_EXTENT_BLOCKS * stride +
+         8u * MS_QUEUE_EXTENT_BLOCKS +
          (size_t)MS_QUEUE_BLOCK_BYTES * (block % MS_QUEUE_EXTENT_BLOCKS);
 }
 

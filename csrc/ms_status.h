@@ -27,7 +27,7 @@
   XX(BEHIND, 13, "", "the table of producers has not read all of the log: walk it first") \
   XX(RESENT, 14, "", "a record of this producer with this sequence is there already")     \
   XX(FENCED, 15, "Fenced", "the partition has another owner now")                         \
-  XX(PENDING, 16, "", "a transaction that is not decided has marked the position")        \
+  XX(PENDING, 16, "", "a position is pending: its transaction is not decided yet")        \
   XX(CORRUPT, -1, "CorruptBatch", "bytes in a file are not valid")                        \
   XX(VERSION, -2, "VersionMismatch", "a newer format")                                    \
   XX(LIMIT, -3, "LimitExceeded", "larger than the format allows")                         \

@@ -27,8 +27,8 @@ void ms_queue_wake_announced(_Atomic uint32_t *word, _Atomic uint32_t *waiters, 
                              int32_t count) {
   MS_YIELD("queue_wake");
   atomic_fetch_add_explicit(word, 1, memory_order_seq_cst);
-  /* Nobody slept: who announced itself since has raised the number, and the word differs for who
-   * did before. So sleepers that were killed are forgotten. */
+  /* Nobody slept, so the announcements that were seen are of the dead, or of those that will find
+   * the word changed: forget them. An announcement since has raised the number, and stays. */
   if (ms_futex_wake(word, count) == 0)
     atomic_compare_exchange_strong_explicit(waiters, &seen, 0, memory_order_seq_cst,
                                             memory_order_relaxed);

@@ -94,12 +94,13 @@ PARTS = {
 PRIVATE: dict[str, dict[str, int]] = {
     "Users hold `Stream`, which inherits its handle: its files and settings, for floors above.": {
         "log._alter": 2,
-        "log._check_live": 6,
+        "log._check_live": 2,
         "log._compaction": 3,
         "log._dispose": 6,
         "log._durability": 6,
         "log._groups": 1,
         "log._is_surprise": 3,
+        "log._keep_up": 5,
         "log._log": 20,
         "log._opened": 4,
         "log._partition": 2,
@@ -108,7 +109,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "log._retention": 2,
         "log._retire": 1,
         "log._set_state": 1,
-        "log._state": 4,
+        "log._state": 5,
         "log._stream_id": 10,
     },
     "The same handle's waiting: a consumer and a view sleep on the words of its control file.": {
@@ -135,17 +136,16 @@ PRIVATE: dict[str, dict[str, int]] = {
         "queues._prepare_put": 2,
         "queues._queue_id": 2,
         "queues._set_undecided": 2,
-        "queues._state": 2,
+        "queues._state": 3,
         "queues._wipe": 1,
         "queues._withdraw_undecided": 2,
     },
     "Opening, closing and the background, of a queue's handle; users have `close` of the store.": {
         "queues._dispose": 1,
         "queues._expect": 1,
-        "queues._set_state": 1,
+        "queues._drop": 1,
         "queues._sync_at_close": 1,
         "queues._sync_in_background": 1,
-        "queues._wake_all": 1,
     },
     "Who waits for several queues, or for room, sleeps on the words of each.": {
         "queues._announce": 2,
@@ -181,7 +181,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "words._queue_id": 1,
         "words._revert": 2,
         "words._set_position": 1,
-        "words._state": 4,
+        "words._state": 2,
         "words._undo_ack": 1,
     },
     "What one owner calls once, and no user: a store at its end, a drop-in for where it is.": {

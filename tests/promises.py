@@ -1,7 +1,8 @@
 """The index of promises: `python tests/promises.py` writes docs/promises.md.
 
-Each promise of the README with the tests that hold it, then every file of tests with what it holds.
-`tests/unit/test_promises.py` holds the page to the README, and to the tests that are there.
+Each promise of the README and of docs/format.md, the tests that hold it, and how they do; then
+every file of tests with what it holds. `tests/unit/test_promises.py` holds the page to the README,
+and to the tests that are there.
 """
 
 import ast
@@ -14,13 +15,15 @@ PAGE = ROOT / "docs" / "promises.md"
 
 HEAD = """# Promises and their tests
 
-Written by `python tests/promises.py`. How the tests are made, and what they counted, is in
-[reliability](reliability.md).
+Written by `python tests/promises.py`. What is promised at each level, how the tests are made, and
+what they counted, is in [reliability](reliability.md).
 
-## What the README promises
+## What is promised
 
-| promise | held by |
-| --- | --- |
+In the words of the README; the last two rows are of [format](format.md).
+
+| promise | held by | how |
+| --- | --- | --- |
 """
 
 # Words of the README, as they stand there, and which files of tests/ hold them.
@@ -74,15 +77,23 @@ PROMISES = {
         "unit/test_durability",
         "crash/test_page_drop",
         "crash/test_queue_page_drop",
+        "crash/test_transaction_page_drop",
         "crash/test_group_power",
         "crash/test_producer_power_cuts",
+        "crash/test_compaction_crash",
     ),
     '"Killed" is SIGKILL at any instruction, of any process, the writer among them': (
-        "c/test_ms_crash",
         "crash/test_kill_storm",
+        "crash/test_queue_kills",
+        "crash/test_queue_storm",
+        "crash/test_group_kills",
+        "crash/test_producer_kills",
+        "crash/test_transaction_kills",
+        "c/test_ms_crash",
         "c/test_ms_queue_schedules",
         "c/test_ms_group_schedules",
         "c/test_ms_ring",
+        "unit/test_planted_faults",
     ),
     "what the dead one held is taken over when the kernel proves that it is dead": (
         "unit/test_members",
@@ -94,6 +105,9 @@ PROMISES = {
         "unit/test_read",
         "c/test_ms_segment",
         "crash/test_kill_storm",
+        "property/test_model",
+        "property/test_queue_model",
+        "property/test_whole_model",
     ),
     "After a power cut the log ends behind the last valid batch": (
         "crash/test_page_drop",
@@ -104,6 +118,8 @@ PROMISES = {
         "`repair` is offered"
     ): (
         "crash/test_torn_or_corrupt",
+        "crash/test_queue_damage",
+        "crash/test_read_only_and_hostile",
         "unit/test_missing_files",
         "unit/test_inspect",
         "unit/test_inspect_queues",
@@ -111,7 +127,7 @@ PROMISES = {
     (
         "its partition refuses appends until every process has closed the store, and the next"
         " open verifies and syncs it anew"
-    ): ("crash/test_failed_sync",),
+    ): ("crash/test_failed_sync", "crash/test_queue_faults"),
     "A full disk is `StoreFull`, never a signal; what was stored stays": (
         "crash/test_store_full",
         "crash/test_queue_faults",
@@ -123,6 +139,29 @@ PROMISES = {
     "`position_in` carries that into a SQLite database": ("unit/test_sql_position",),
     "Retention removes whole segments": ("unit/test_retention",),
     "checks what comes out against the source": ("unit/test_demo",),
+}
+
+# What the page of the format promises.
+OF_THE_FORMAT = {
+    "what the engine wrote, a reader that shares no code with it reads the same": (
+        "unit/test_inspect",
+        "unit/test_inspect_queues",
+        "unit/test_format",
+    ),
+    "every later version reads a store of format 1": ("unit/test_golden",),
+}
+
+# How files of tests work, as docs/reliability.md tells it: the others call, and look what comes.
+HOW = {
+    "kills": ("storm", "_kills", "owner_words", "lives_and_copies", "test_members"),
+    "schedules": ("c/test_ms_crash", "schedules", "ms_ring", "planted_faults"),
+    "power cuts": ("page_drop", "power", "compaction_crash"),
+    "failed calls": ("failed_sync", "queue_faults"),
+    "full disks": ("store_full", "queue_faults"),
+    "damage": ("torn_or_corrupt", "queue_damage", "hostile"),
+    "models": ("property/",),
+    "a second reader": ("test_inspect", "test_format"),
+    "golden stores": ("golden",),
 }
 
 
@@ -161,9 +200,10 @@ def holds(path: Path) -> str:
 
 def lines() -> Iterator[str]:
     """The rows of both tables."""
-    for promise, names in PROMISES.items():
+    for promise, names in {**PROMISES, **OF_THE_FORMAT}.items():
         tests = ", ".join(f"`tests/{path_of(name).relative_to(ROOT / 'tests')}`" for name in names)
-        yield f"| {promise} | {tests} |\n"
+        ways = [how for how, parts in HOW.items() if any(p in n for p in parts for n in names)]
+        yield f"| {promise} | {tests} | {', '.join(ways) or 'examples'} |\n"
     yield "\n## Every file of tests, in its own words\n\n| file | holds |\n| --- | --- |\n"
     for name in test_files():
         path = path_of(name)

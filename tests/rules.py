@@ -22,7 +22,10 @@ LEFTOVER = re.compile(r"\b(?:TO" "DO|FIX" r"ME)\b(?!\(#\d+\))")
 MACHINE = re.compile(r"/(?:home|root|Users|work)/\w")
 SLEEP = re.compile(r"\b(?:time|asyncio|gevent)\.sleep\((?!0\))|\bEvent\(\)\.wait\([0-9.]")
 SLEEPS = 38  # in tests, fewer with each change: those of coroutines and greenlets are counted, too
-REPLACED = re.compile(r"\b_?settl(?:e|ed|es|ing)\b|\bto be had\b|(?:^|[.:*#\"] )Who [a-z]+s [^?]*$")
+REPLACED = re.compile(
+    r"\b_?settl(?:e|ed|es|ing)\b|\bto be had\b|(?:^|[.:*#\"] )Who [a-z]+s [^?]*$"
+    r"|\b(?:un)?mark(?:ed|ing)\b|\bmarks? (?:un)?clean\b|\b(?:last|this|two) sessions?\b"
+)
 """What the list of words in docs/design.md has other words for, and "who" that is nobody."""
 EVIL = re.compile(r"\bpickle\.(?:loads?|Unpickler)\b|(?<![\w.])(?:eval|exec)\(")
 
@@ -383,6 +386,36 @@ def reaches() -> Iterator[tuple[str, int, str, str, str]]:
                 other = min(homes[node.attr], key=list(FLOORS).index)
             if other not in ("", own):
                 yield place, node.lineno, own, other, node.attr
+
+
+def constants() -> None:
+    """A constant has one home: no two modules give the same value the same name.
+
+    But for what reads the files a second time (`inspect`), which shares nothing with the rest.
+    """
+    homes: dict[str, list[str]] = {}
+    for path in files(".py", under="src/millstream"):
+        if path.is_relative_to(PACKAGE / "inspect"):
+            continue
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:
+            for name, value in assigned(node):
+                if name.isupper() and name != "TYPE_CHECKING":  # which saves an import of typing
+                    homes.setdefault(f"{name} = {ast.unparse(value)}", []).append(where(path))
+    fail_on([f"{', '.join(found)}: {said}" for said, found in homes.items() if len(found) > 1])
+
+
+def assigned(node: ast.stmt) -> Iterator[tuple[str, ast.expr]]:
+    """Yield the names that a statement of a module sets, each with its value."""
+    if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name) and node.value:
+        yield node.target.id, node.value
+    if not isinstance(node, ast.Assign):
+        return
+    for target in node.targets:
+        if isinstance(target, ast.Name):
+            yield target.id, node.value
+        elif isinstance(target, ast.Tuple) and isinstance(node.value, ast.Tuple):
+            for name, value in zip(target.elts, node.value.elts, strict=True):
+                yield ast.unparse(name), value
 
 
 def privates() -> None:

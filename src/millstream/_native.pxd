@@ -73,10 +73,10 @@ cdef extern from "ms_owner.h" nogil:
 cdef extern from "ms_format.h" nogil:
     enum:
         MS_BATCH_FIXED
-        MS_SEGMENT_COMPACTION_POSITION
+        MS_SEGMENT_COMPACTION_AT
         MS_INDEX_BLOCK_BYTES
-        MS_SEGMENT_INDEX_POSITION
-        MS_CONTROL_BLOCKS_POSITION
+        MS_SEGMENT_INDEX_AT
+        MS_CONTROL_BLOCKS_AT
         MS_KEY_BYTES_MAX
         MS_VALUE_BYTES_MAX
     ctypedef struct ms_control_header:
@@ -304,7 +304,7 @@ cdef extern from "ms_compact.h" nogil:
                               uint64_t limit, uint64_t bytes, ms_error *err)
     ms_status ms_compact_count(ms_segment *segment, uint64_t end, uint64_t *out_records,
                                ms_error *err)
-    ms_status ms_compact_mark(const ms_key_table *table, ms_segment *segment, bint drop,
+    ms_status ms_compact_select(const ms_key_table *table, ms_segment *segment, bint drop,
                               ms_survivors *survivors, ms_error *err)
     ms_status ms_compact_leave(ms_key_table *table, ms_segment *segment,
                                const ms_survivors *survivors, ms_error *err)

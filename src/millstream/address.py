@@ -47,9 +47,9 @@ def scheme_of(text: str) -> str | None:
     >>> scheme_of("Kafka://127.0.0.1:9092"), scheme_of("/var/lib/app"), scheme_of("./a://b")
     ('kafka', None, None)
     """
-    head, mark, _ = text.partition("://")
+    head, separator, _ = text.partition("://")
     head = head.lower()
-    if not mark or not LETTERS.issuperset(head[:1]) or not SCHEME_CHARACTERS.issuperset(head):
+    if not separator or not LETTERS.issuperset(head[:1]) or not SCHEME_CHARACTERS.issuperset(head):
         return None
     return head or None
 
@@ -60,8 +60,8 @@ def _squeezed(text: str) -> str | None:
     >>> _squeezed("kafka:/127.0.0.1:9092"), _squeezed("c:/data"), _squeezed("/a:/b")
     ('kafka', None, None)
     """
-    head, mark, rest = text.partition(":/")
-    scheme = scheme_of(f"{head}://{rest}") if mark else None
+    head, separator, rest = text.partition(":/")
+    scheme = scheme_of(f"{head}://{rest}") if separator else None
     return scheme if scheme and len(scheme) > 1 else None
 
 

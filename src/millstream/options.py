@@ -94,6 +94,12 @@ def boolean(what: str, value: object) -> bool:
     return value
 
 
+FOREVER = 1e9
+"""Seconds, more than 30 years: no wait is longer."""
+CENTURY = 100.0 * 365 * 86400
+"""Seconds: no delay and no time to live is longer."""
+
+
 def check_timeout(timeout: object) -> float | None:
     """Check a time-out that a caller gave: None, or seconds; more than 30 years are cut to that."""
     if timeout is None:
@@ -102,7 +108,7 @@ def check_timeout(timeout: object) -> float | None:
         raise InvalidType(f"timeout {timeout!r}: expected a number of seconds or None")
     if not timeout >= 0:
         raise InvalidArgument(f"timeout {timeout!r}: cannot be negative")
-    return float(min(timeout, 1e9))
+    return float(min(timeout, FOREVER))
 
 
 def parse_bytes(size: int | str) -> int:

@@ -100,7 +100,7 @@ static ms_status compact(log *log, bool drop, uint64_t capacity, struct log *tar
   if (status != MS_OK && status != MS_FULL) return status;
   MS_TRY(ms_compact_count(&log->segment, log->end.position, &survivors->room, NULL));
   if (survivors->room > SEGMENT_BYTES / 4) return MS_INVALID;
-  MS_TRY(ms_compact_mark(&table, &log->segment, drop, survivors, NULL));
+  MS_TRY(ms_compact_select(&table, &log->segment, drop, survivors, NULL));
   (void)!ms_compact_leave(&table, &log->segment, survivors, NULL);
   MS_TRY(ms_compact_measure(&log->segment, survivors, &bytes, NULL));
   make_log(target, 77 + next_random() % 1000);
@@ -248,7 +248,7 @@ static void test_what_would_not_be_smaller_is_refused(void) {
   uint64_t bytes;
   survivors = (ms_survivors){.bits = bits, .end = original.end.position};
   CHECK(ms_compact_count(&original.segment, original.end.position, &survivors.room, NULL) == MS_OK);
-  CHECK(ms_compact_mark(&table, &original.segment, true, &survivors, NULL) == MS_OK);
+  CHECK(ms_compact_select(&table, &original.segment, true, &survivors, NULL) == MS_OK);
   CHECK_EQ_U64(survivors.dead, 0);
   CHECK_EQ_U64(survivors.records, original.end.offset - 1000);
   ms_status status = ms_compact_measure(&original.segment, &survivors, &bytes, NULL);
@@ -269,10 +269,10 @@ static void test_segment_with_more_records_than_were_counted_is_refused(void) {
   ms_survivors survivors = {.bits = bits, .end = original.end.position};
   CHECK(scan(&table, &original.segment, original.end.position, &full) == MS_OK);
   CHECK(ms_compact_count(&original.segment, original.end.position, &survivors.room, NULL) == MS_OK);
-  CHECK(ms_compact_mark(&table, &original.segment, false, &survivors, NULL) == MS_OK);
+  CHECK(ms_compact_select(&table, &original.segment, false, &survivors, NULL) == MS_OK);
   survivors.room--;
   CHECK(ms_compact_measure(&original.segment, &survivors, &bytes, NULL) == MS_INVALID);
-  CHECK(ms_compact_mark(&table, &original.segment, false, &survivors, NULL) == MS_INVALID);
+  CHECK(ms_compact_select(&table, &original.segment, false, &survivors, NULL) == MS_INVALID);
   free(original.bytes);
 }
 
@@ -353,7 +353,7 @@ static void test_compaction_record_survives_only_whole(void) {
   CHECK(ms_compaction_load(&log.segment, &found));
   CHECK_EQ_U64(found.kept_bytes, 3);
   CHECK_EQ_U64(found.tombstones_end, 6);
-  log.bytes[MS_SEGMENT_COMPACTION_POSITION + 17] ^= 1;
+  log.bytes[MS_SEGMENT_COMPACTION_AT + 17] ^= 1;
   CHECK(!ms_compaction_load(&log.segment, &found));
   free(log.bytes);
 }

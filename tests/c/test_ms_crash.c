@@ -28,7 +28,7 @@ enum {
   SLOT_BYTES = 1 << 16,
   SEGMENT_BYTES = SLOT_BYTES,
   SMALL_BYTES = 12288 + 4096, /* a spare that is too small for a large batch */
-  CONTROL_BYTES = MS_CONTROL_BLOCKS_POSITION + 4096,
+  CONTROL_BYTES = MS_CONTROL_BLOCKS_AT + 4096,
   IMAGE_BYTES = CONTROL_BYTES + SLOTS * SLOT_BYTES,
   IMAGES_MAX = 4000,
   /* images of the first death from which a second one is tried, spread evenly */
@@ -54,7 +54,7 @@ typedef struct member {
 
 static ms_control_header *header_of(uint8_t *image) { return (ms_control_header *)(void *)image; }
 static ms_control_block *block_of(uint8_t *image) {
-  return (ms_control_block *)(void *)(image + MS_CONTROL_BLOCKS_POSITION);
+  return (ms_control_block *)(void *)(image + MS_CONTROL_BLOCKS_AT);
 }
 static uint8_t *slot(uint8_t *image, uint64_t number) {
   return image + CONTROL_BYTES + (number - 1) * SLOT_BYTES;
@@ -667,7 +667,7 @@ static void judge_recovered(uint8_t *bytes) {
 /* What an operation may change, without the bytes far from the tail: comparing all of it takes most
  * of the time. */
 static bool changed(const uint8_t *was, uint8_t *is) {
-  if (memcmp(was, is, MS_CONTROL_BLOCKS_POSITION + 256) != 0) return true;
+  if (memcmp(was, is, MS_CONTROL_BLOCKS_AT + 256) != 0) return true;
   for (uint64_t number = 1; number <= SLOTS; number++) {
     size_t at = (size_t)(slot(is, number) - is);
     if (memcmp(was + at, is + at, 4096 + 128) != 0 ||

@@ -1,4 +1,4 @@
-/* A consumer group on plain memory: shares, fences, positions, marks of transactions, bad bytes. */
+/* A consumer group on plain memory: shares, fences, positions, pending positions, bad bytes. */
 #include "ms_group.h"
 
 #include "check.h"
@@ -245,13 +245,13 @@ static void test_group_added_partitions_are_shared_out(void) {
 
 static void test_group_mark_of_a_transaction_is_applied_once_or_reverted(void) {
   ms_group group = made(PARTITIONS);
-  ms_group_position position, marks[2] = {{1, 10, 0}, {1, 20, 0}};
+  ms_group_position position, pending[2] = {{1, 10, 0}, {1, 20, 0}};
   uint64_t transaction, fence;
   member a = joined(&group);
   CHECK(look(&group, &a) == MS_OK);
   ms_group_claim claims[2] = {claim_of(&a, 4), claim_of(&a, 5)};
-  CHECK(ms_group_try_prepare(&group, 100, claims, marks, 2, &owner) == MS_OK);
-  CHECK(ms_group_try_prepare(&group, 101, claims, marks, 1, &owner) == MS_PENDING);
+  CHECK(ms_group_try_prepare(&group, 100, claims, pending, 2, &owner) == MS_OK);
+  CHECK(ms_group_try_prepare(&group, 101, claims, pending, 1, &owner) == MS_PENDING);
   CHECK(ms_group_try_commit(&group, &claims[0], 1, 10, false, &owner) == MS_PENDING);
   CHECK(ms_group_pending(&group, 5, &transaction, &fence, &position) == MS_OK);
   CHECK(transaction == 100 && fence == claims[1].fence && position.offset == 20);
@@ -271,12 +271,12 @@ static void test_group_mark_of_a_transaction_is_applied_once_or_reverted(void) {
 
 static void test_group_prepare_with_one_stale_claim_marks_nothing(void) {
   ms_group group = made(PARTITIONS);
-  ms_group_position position, marks[2] = {{1, 10, 0}, {1, 20, 0}};
+  ms_group_position position, pending[2] = {{1, 10, 0}, {1, 20, 0}};
   uint64_t transaction, fence;
   member a = joined(&group);
   CHECK(look(&group, &a) == MS_OK);
   ms_group_claim claims[2] = {claim_of(&a, 4), {a.slot, 5, a.fences[5] - 1}};
-  CHECK(ms_group_try_prepare(&group, 100, claims, marks, 2, &owner) == MS_FENCED);
+  CHECK(ms_group_try_prepare(&group, 100, claims, pending, 2, &owner) == MS_FENCED);
   CHECK(ms_group_pending(&group, 4, &transaction, &fence, &position) == MS_END);
 }
 

@@ -4,6 +4,7 @@ A file is copied up when somebody opens it to write. Maps that were made before 
 below; its device and inode are the same.
 """
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -45,10 +46,14 @@ def values(stream, **options):
     return [bytes(value) for batch in stream.read(**options) for value in batch.values]
 
 
+CASES = (
+    "before_all", "settings", "between_open_and_use", "before_the_append", "writer", "killed",
+    "dropped",
+)  # fmt: skip
+
+
 @pytest.mark.root
-@pytest.mark.parametrize(
-    "case", ["before_all", "between_open_and_use", "before_the_append", "writer", "killed"]
-)
+@pytest.mark.parametrize("case", CASES)
 def test_nobody_goes_stale_on_an_overlay(tmp_path, case):
     """A reader's log, groups and queues stood still for ever, without a word."""
     workers.need("unshare", "mount", root=True)
@@ -121,6 +126,39 @@ def before_all(path):
     print("seen", flush=True)
 
 
+def settings(path):
+    """Only settings change, and the number of partitions."""
+    path = layered(path)
+    with millstream.open(path, mode="r") as store:
+        stream, queue = store.stream("s"), store.queue("q")
+        partition_of_key = stream.partition_for(b"k")
+        worker = workers.start("test_layers.alter", path)
+        assert workers.line(worker) == "altered"
+        for call in (
+            lambda: stream.partitions, lambda: stream.retention, lambda: stream.segment_bytes,
+            lambda: stream.durability, lambda: stream.compaction,
+            lambda: stream.partition_for(b"k"), lambda: queue.lease, lambda: queue.retry,
+            lambda: queue.durability,
+        ):  # fmt: skip
+            refused(call)
+        assert "closed" in repr(stream)
+        assert partition_of_key == 0
+    with millstream.open(path, mode="r") as store:
+        assert (store.stream("s").partitions, store.queue("q").lease) == (5, 7.0)
+    assert workers.stop(worker) == 0
+    print("seen", flush=True)
+
+
+def alter(path):
+    """Another process that stays."""
+    with millstream.open(path) as store:
+        store.stream("s").alter(segment_bytes=1 << 20)
+        store.stream("s").add_partitions(4)
+        store.queue("q").alter(lease=7)
+        print("altered", flush=True)
+        sys.stdin.read()
+
+
 def between_open_and_use(path):
     """The reader came when the writer had the store open, but not the stream."""
     path = layered(path)
@@ -191,4 +229,87 @@ def killed(path):
         tell(worker, "append")
         assert list(next(following).values) == [b"new"] * 2
         assert workers.stop(worker) == 0
+    print("seen", flush=True)
+
+
+def dropped(path):
+    """A directory of the lower layer cannot be renamed: what was dropped stayed, unusable."""
+    path = layered(path)
+    with millstream.open(path) as store:
+        for make, drop in ((store.stream, store.drop_stream), (store.queue, store.drop_queue)):
+            name = "s" if drop == store.drop_stream else "q"
+            known = make(name)
+            for _ in range(2):
+                drop(name)
+                with pytest.raises(millstream.NotFound):
+                    make(name, create=False)
+                with pytest.raises(millstream.NotFound):
+                    drop(name)
+                with pytest.raises(millstream.Closed, match="dropped"):
+                    len(known) if name == "q" else known.append(b"x")
+                known = make(name, create=True)
+            known.put(b"new") if name == "q" else known.append(b"new")
+        assert (store.streams(), store.queues()) == (["s"], ["q"])
+    with millstream.open(path, mode="r") as store:
+        assert values(store.stream("s")) == [b"new"]
+        assert len(store.queue("q")) == 1
+    assert millstream.inspect.verify(path).ok
+    print("seen", flush=True)
+
+
+@pytest.mark.root
+@pytest.mark.parametrize("goes_on", ["another", "the next"])
+@pytest.mark.parametrize("removed", [0, 1, 3, 99])
+def test_drop_on_an_overlay_that_is_killed_leaves_all_or_nothing(tmp_path, removed, goes_on):
+    """It renames the configuration first, and removes that last."""
+    workers.need("unshare", "mount", root=True)
+    image(tmp_path)
+    where = "test_layers.drop_in_parts", str(tmp_path), str(removed), goes_on
+    assert "seen" in workers.run(*where, prefix=NAMESPACE)
+
+
+def drop_and_die(path, kind, removed):
+    """Die when so many files were removed."""
+    from millstream.disk import files
+
+    remove, count = files.remove, 0
+
+    def remove_some(name):
+        nonlocal count
+        if count == removed:
+            os._exit(9)
+        count += 1
+        remove(name)
+
+    store = millstream.open(path)
+    files.remove = remove_some
+    store.drop_stream("s") if kind == "stream" else store.drop_queue("q")
+    os._exit(9)
+
+
+def drop_in_parts(path, removed, goes_on):
+    """Others go on, or the next opener does: the name is free."""
+    path = layered(path)
+    with contextlib.ExitStack() as stack:
+        if goes_on == "another":
+            store = stack.enter_context(millstream.open(path))
+        for kind in ("stream", "queue"):
+            call = f"drop_and_die({path!r}, {kind!r}, {int(removed)})"
+            command = f"import test_layers; test_layers.{call}"
+            done = subprocess.run([sys.executable, "-c", command], cwd=os.path.dirname(__file__))
+            assert done.returncode == 9
+        if goes_on == "the next":
+            with millstream.open(path, mode="r") as reader:
+                for make in (lambda: reader.stream("s"), lambda: reader.queue("q")):
+                    with pytest.raises(millstream.NotFound):
+                        make()
+            store = stack.enter_context(millstream.open(path))
+            assert (store.streams(), store.queues()) == ([], [])
+        for make in (store.stream, store.queue):
+            with pytest.raises(millstream.NotFound):
+                make("s" if make == store.stream else "q", create=False)
+        assert store.stream("s", create=True).append(b"new").offset == 0
+        store.queue("q", create=True).put(b"new")
+        assert len(store.queue("q")) == 1
+    assert millstream.inspect.verify(path).ok
     print("seen", flush=True)

@@ -59,6 +59,43 @@ def open_on_odd_mounts(path):
 
 
 @pytest.mark.root
+def test_store_needs_no_proc(tmp_path):
+    """In a chroot without one each `open` raised a raw FileNotFoundError."""
+    workers.need("unshare", "mount", root=True)
+    assert "used" in workers.run("test_mounts.use_without_proc", str(tmp_path), prefix=NAMESPACE)
+
+
+def use_without_proc(path):
+    """All that a store has, with nothing in /proc; a kind of file system that is not known."""
+    unknown = os.path.join(path, "unknown")
+    os.mkdir(unknown)
+    mount("ramfs", unknown)
+    mount("tmpfs", "/proc")
+    assert os.listdir("/proc") == []
+    with pytest.raises(millstream.Unsupported, match="file system unknown"):
+        millstream.open(unknown)
+    where = os.path.join(path, "store")
+    with millstream.open(where) as store, millstream.open(where) as other:
+        stream, queue = store.stream("s", create=True), store.queue("q", create=True)
+        with store.transaction() as transaction:
+            transaction.append(stream, b"1", key=b"k")
+            transaction.put(queue, b"1")
+        stream.flush()
+        with stream.consumer(group="g") as consumer, stream.view() as view:
+            assert len(consumer.poll(30)) == len(view) == 1
+            consumer.commit()
+            (member,) = other.stream("s").group("g").members()
+            assert "another PID namespace" not in member.process
+        other.queue("q").get(timeout=30).ack()
+        store.backup(os.path.join(path, "copy"))
+        other.drop_stream("s")
+        with pytest.raises(millstream.Closed, match="dropped"):
+            stream.append(b"2")
+    assert inspect.verify(where).ok
+    print("used", flush=True)
+
+
+@pytest.mark.root
 def test_root_of_a_fresh_volume_is_an_empty_directory(tmp_path):
     """`lost+found` in it was a reason to refuse it."""
     workers.need("unshare", "mount", "mkfs.ext4", root=True)

@@ -25,7 +25,7 @@ typedef struct segment_file {
 
 static void mend(uint8_t *bytes, uint8_t flags) {
   ms_segment_header *header = (ms_segment_header *)(void *)bytes;
-  ms_activation *record = (ms_activation *)(void *)(bytes + MS_SEGMENT_ACTIVATION_POSITION);
+  ms_activation *record = (ms_activation *)(void *)(bytes + MS_SEGMENT_ACTIVATION_AT);
   if (flags & 1) {
     header->magic = MS_MAGIC_SEGMENT;
     header->version = MS_FORMAT_VERSION;
@@ -79,9 +79,9 @@ static void read_to(ms_segment *segment, const ms_control_block *block, uint64_t
 /* Nothing before the tail was changed; `tail` as it was before the call. */
 static void check_kept(const segment_file *file, const ms_segment *active, uint64_t tail) {
   const uint64_t data = file->segment.data_position;
-  const uint64_t from = MS_SEGMENT_ACTIVATION_POSITION, to = MS_SEGMENT_COMPACTION_POSITION;
+  const uint64_t from = MS_SEGMENT_ACTIVATION_AT, to = MS_SEGMENT_COMPACTION_AT;
   if (memcmp(file->bytes, file->before, from) != 0) abort();
-  if (memcmp(file->bytes + to, file->before + to, MS_SEGMENT_INDEX_POSITION - to) != 0) abort();
+  if (memcmp(file->bytes + to, file->before + to, MS_SEGMENT_INDEX_AT - to) != 0) abort();
   if (active != &file->segment) return;
   const uint64_t base = active->base_position;
   const bool within = tail >= base && tail - base <= FILE_BYTES - data;
@@ -163,7 +163,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
   uint8_t *bytes = zeros(CONTROL_BYTES + 2 * FILE_BYTES);
   while (piece(bytes, CONTROL_BYTES + 2 * FILE_BYTES, &data, &size)) {}
   ms_control_header *header = (ms_control_header *)(void *)bytes;
-  ms_control_block *block = (ms_control_block *)(void *)(bytes + MS_CONTROL_BLOCKS_POSITION);
+  ms_control_block *block = (ms_control_block *)(void *)(bytes + MS_CONTROL_BLOCKS_AT);
   if (header->generation == 0) header->generation = 1; /* it is the store's */
   if (flags & 4) {
     header->state = MS_CONTROL_LIVE;

@@ -16,8 +16,7 @@ static void mend(uint8_t *bytes, uint8_t flags) {
     header->members = MS_GROUP_MEMBERS;
     header->checksum = ms_xxh3_64(header, offsetof(ms_group_header, checksum), 0);
   }
-  ms_group_partition *partitions =
-      (ms_group_partition *)(void *)(bytes + MS_GROUP_PARTITIONS_POSITION);
+  ms_group_partition *partitions = (ms_group_partition *)(void *)(bytes + MS_GROUP_PARTITIONS_AT);
   for (uint32_t i = 0; flags & 2 && i < ROOM; i++)
     for (int copy = 0; copy < 2; copy++) {
       ms_group_copy *at = &partitions[i].copies[copy];

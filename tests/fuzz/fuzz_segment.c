@@ -33,7 +33,7 @@ static void mend_batches(uint8_t *bytes, uint32_t data_position, uint64_t salt,
 
 static void mend(uint8_t *bytes, uint8_t flags) {
   ms_segment_header *header = (ms_segment_header *)(void *)bytes;
-  ms_activation *record = (ms_activation *)(void *)(bytes + MS_SEGMENT_ACTIVATION_POSITION);
+  ms_activation *record = (ms_activation *)(void *)(bytes + MS_SEGMENT_ACTIVATION_AT);
   if (flags & 1) {
     header->size = FILE_BYTES;
     ms_segment_geometry(FILE_BYTES, &header->index_count, &header->data_position);
@@ -118,7 +118,7 @@ static void compact(ms_segment *segment, uint64_t end) {
   if (whole && ms_compact_count(segment, end, &records, &err) == MS_OK && records < 1 << 20) {
     ms_survivors survivors = {.room = records, .end = end};
     survivors.bits = zeros(records / 8 + 8);
-    if (ms_compact_mark(&table, segment, true, &survivors, &err) == MS_OK &&
+    if (ms_compact_select(&table, segment, true, &survivors, &err) == MS_OK &&
         ms_compact_measure(segment, &survivors, &bytes, &err) == MS_OK) {
       _Atomic uint32_t checked[8] = {0};
       uint8_t *copy = zeros(FILE_BYTES);

@@ -115,7 +115,7 @@ class ProducerMachine(RuleBasedStateMachine):
     def reopen(self, clean):
         for store in self.stores:
             if not clean:
-                store._mark_clean = lambda: None
+                store._set_clean = lambda: None
             store.close()
         self.stores = []
         self.open()

@@ -1,5 +1,6 @@
 """The capacity of a queue is raised while others put, take and wait; or while they are killed."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -392,3 +393,61 @@ def test_slot_that_is_free_again_at_once_does_not_break_the_order_of_its_former_
     print(f"{2 * count} messages")
     assert len(q) == 0
     q._check()
+
+
+# --- what is dropped beside it --------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", ["rw", "r"])
+def test_who_was_behind_when_it_was_dropped_says_so_and_uses_the_next_of_the_name(store, mode):
+    """Such a handle was kept for ever, and looked for the files of the dropped one."""
+    store.queue("q", capacity=1).put(b"1")
+    with millstream.open(store.path, mode=mode) as behind:
+        q = behind.queue("q")
+        assert len(q) == 1
+        store.queue("q").alter(capacity=3000)
+        store.drop_queue("q")
+        for call in (lambda: len(q), q.stats, lambda: q.put(b"x") if mode == "rw" else q.peek()):
+            with pytest.raises(millstream.Closed, match="dropped"):
+                call()
+        with pytest.raises(millstream.NotFound):
+            behind.queue("q", create=False)
+        store.queue("q", capacity=2).put(b"2")
+        assert [m.value for m in behind.queue("q").peek()] == [b"2"]
+
+
+def test_drop_by_who_is_behind_is_seen_by_all(store):
+    """It marked the hints that nobody used any more: what was put from then on was gone."""
+    store.queue("q", capacity=1).put(b"1")
+    with millstream.open(store.path) as other:
+        q = other.queue("q")
+        q.alter(capacity=3000)
+        q.put(b"2")
+        store.drop_queue("q")
+        with pytest.raises(millstream.Closed, match="dropped"):
+            q.put(b"3")
+
+
+def test_drop_waits_for_a_raise_that_is_under_way(store, monkeypatch):
+    """It would be undone where the new hints come."""
+    q = store.queue("q", capacity=1)
+    q.put(b"1")
+    dropping = []
+
+    def drop_meanwhile(self, temporary):
+        if not dropping:
+            dropping.append(threading.Thread(target=other.drop_queue, args=("q",)))
+            dropping[0].start()
+            dropping[0].join(0.05)  # it waits for the word by then; if not, this shows less
+        publish(self, temporary)
+
+    publish = slots.Files.publish_hints
+    with millstream.open(store.path) as other:
+        assert len(other.queue("q")) == 1
+        monkeypatch.setattr(slots.Files, "publish_hints", drop_meanwhile)
+        with contextlib.suppress(millstream.Closed):  # dropped at once
+            q.alter(capacity=3000)
+        dropping[0].join()
+        with pytest.raises(millstream.Closed, match="dropped"):
+            q.put(b"2")
+        assert store.queues() == []

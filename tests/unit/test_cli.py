@@ -465,6 +465,21 @@ def test_tail_follows_until_it_is_interrupted(tmp_path, partitions):
     assert (process.returncode, out, err) == (130, b"", b"")
 
 
+def test_tail_ends_when_nobody_reads_it_any_more(tmp_path):
+    """`tail -f STORE s | head -1` stayed until the next record, which may never come."""
+    path = tmp_path / "new"
+    with millstream.open(path) as opened:
+        opened.stream("s").append_many([b"1", b"2"])
+    process = start("tail", "-f", path, "s")
+    assert process.stdout.readline() == b"1\n"
+    process.stdout.close()
+    assert process.wait(600) == 141
+    assert process.stderr.read() == b""
+    process.stderr.close()
+    with millstream.open(path) as opened:
+        assert opened.session.clean  # it has closed the store
+
+
 # --- ls, info -----------------------------------------------------------------------------------
 
 

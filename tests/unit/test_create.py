@@ -3,6 +3,8 @@
 import asyncio
 import contextlib
 import os
+import subprocess
+import sys
 import threading
 import time
 import warnings
@@ -10,8 +12,10 @@ import warnings
 import pytest
 
 import millstream
-from millstream import Empty, MillstreamWarning, NotFound
-from millstream.streams import stream as stream_module
+from millstream import Empty, MillstreamWarning, NotFound, inspect
+from millstream.log import sequences, settings
+from millstream.queues import backup as queue_backup
+from millstream.store import backup
 
 
 @pytest.fixture
@@ -148,7 +152,7 @@ def consume(stream):
 
 @pytest.mark.parametrize("wait", [follow, lambda s: asyncio.run(afollow(s)), consume])
 def test_who_waits_is_told_after_a_second(store, monkeypatch, wait):
-    monkeypatch.setattr(stream_module, "SURPRISE_SECONDS", 0.0)
+    monkeypatch.setattr(settings, "SURPRISE_SECONDS", 0.0)
     stream = store.stream("s")
 
     def wake():
@@ -164,7 +168,7 @@ def test_who_waits_is_told_after_a_second(store, monkeypatch, wait):
 
 
 def test_who_gets_something_before_a_second_is_over_is_told_nothing(store, monkeypatch):
-    monkeypatch.setattr(stream_module, "SURPRISE_SECONDS", 3600.0)
+    monkeypatch.setattr(settings, "SURPRISE_SECONDS", 3600.0)
     stream = store.stream("s")
     late = threading.Timer(0.05, stream.append, (b"x",))
     late.start()
@@ -238,6 +242,72 @@ def test_dropping_and_looking_never_make_it_again(store, tmp_path):
         finally:
             dropping.join()
         assert store.streams() == store.queues() == []
+
+
+DROP_AND_DIE = """
+import os, sys
+import millstream
+from millstream.disk import files
+
+files.rename = lambda *paths: os._exit(9)
+store = millstream.open(sys.argv[1])
+getattr(store, f"drop_{sys.argv[2]}")("order")
+"""
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+@pytest.mark.parametrize("again", ["make", "look", "drop"])
+def test_drop_of_a_process_that_was_killed_in_it_is_finished(store, kind, again):
+    """The name stood for a handle that was closed, until everybody had left."""
+    make, drop = getattr(store, kind), getattr(store, f"drop_{kind}")
+    known = make("order", create=True)
+    command = [sys.executable, "-c", DROP_AND_DIE, store.path, kind]
+    assert subprocess.run(command, timeout=300).returncode == 9
+    if again == "make":
+        known = make("order", create=True)
+        assert known.append(b"x").offset == 0 if kind == "stream" else known.put(b"x") >= 0
+    else:
+        if again == "look":
+            with pytest.raises(NotFound):
+                make("order", create=False)
+        else:
+            drop("order")  # it was listed until now
+        assert store.streams() == store.queues() == []
+        with pytest.raises(NotFound):
+            drop("order")
+
+
+@pytest.mark.parametrize("place", ["groups", "logs", "copy", "queue"])
+@pytest.mark.parametrize("again", [False, True])
+def test_backup_leaves_out_what_is_dropped_meanwhile(store, tmp_path, monkeypatch, place, again):
+    """It ended with `Closed`, which is not among what it raises."""
+    for name in ("a", "b"):
+        store.stream(name, partitions=2).append(b"x")
+        store.queue(name).put(b"x")
+    module, what = {
+        "groups": (backup, "_groups"),
+        "logs": (sequences, "snapshot"),
+        "copy": (backup, "_copy_partition"),
+        "queue": (queue_backup, "copy"),
+    }[place]
+    real = getattr(module, what)
+
+    def drop_first(*arguments, **options):
+        monkeypatch.setattr(module, what, real)
+        with millstream.open(store.path) as other:
+            for make, drop in ((other.stream, other.drop_stream), (other.queue, other.drop_queue)):
+                drop("a")
+                if again:
+                    make("a", create=True)
+        return real(*arguments, **options)
+
+    monkeypatch.setattr(module, what, drop_first)
+    store.backup(tmp_path / "copy")
+    with millstream.open(tmp_path / "copy") as copy:
+        assert "b" in copy.streams()
+        assert "b" in copy.queues()
+        assert sum(map(len, copy.stream("b").read())) == len(copy.queue("b")) == 1
+    assert inspect.verify(tmp_path / "copy").ok
 
 
 def test_a_pickled_handle_makes_nothing(store):

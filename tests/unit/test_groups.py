@@ -239,10 +239,10 @@ def test_positions_of_a_transaction_are_applied_or_reverted(stream):
     with stream.consumer(group="g", delivery="exactly_once") as consumer:
         consumer.pause(2, 3)
         taken(consumer)
-        marked = consumer._member.prepare(7)
+        pending = consumer._member.prepare(7)
         group = consumer.group
-        assert [(p, e, o) for p, _, e, o in marked] == [(0, 1, 10), (1, 1, 10)]
-        assert group._pending(0) == (7, marked[0][1], 1, 10)
+        assert [(p, e, o) for p, _, e, o in pending] == [(0, 1, 10), (1, 1, 10)]
+        assert group._pending(0) == (7, pending[0][1], 1, 10)
         group._apply(0, 7, 1, 10)
         group._revert(1, 7)
         assert at(stream) == [10, 0, 0, 0]

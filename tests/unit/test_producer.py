@@ -199,7 +199,7 @@ def test_resends_are_known_after_restarts_and_retention_of_all_earlier_segments(
                 assert len(stream._log(partition).segments.current()) == 1
             assert [p.append(b"again", sequence=17) for p in producers] == [None] * 3
             if turn == 1:
-                store._mark_clean = lambda: None  # as after an unclean end
+                store._set_clean = lambda: None  # as after an unclean end
         assert not inspect.verify(path).problems
     with millstream.open(path) as store:
         stream = store.stream("s")

@@ -14,8 +14,16 @@ def test_each_promise_stands_in_the_readme():
 
 def test_each_test_that_holds_one_is_there():
     there = set(promises.test_files())
-    named = {name for names in promises.PROMISES.values() for name in names}
-    assert named - there == set()
+    named = {*promises.PROMISES.values(), *promises.OF_THE_FORMAT.values()}
+    assert {name for names in named for name in names} - there == set()
+
+
+def test_each_way_of_testing_is_told_and_used():
+    told = promises.PAGE.with_name("reliability.md").read_text(encoding="utf-8")
+    assert [how for how in promises.HOW if f"| {how} |" not in told] == []
+    files = promises.test_files()
+    for how, parts in promises.HOW.items():
+        assert [part for part in parts if not any(part in name for name in files)] == [], how
 
 
 def test_each_file_says_what_it_holds():

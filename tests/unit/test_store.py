@@ -5,6 +5,7 @@ import json
 import os
 import pickle
 import re
+import resource
 import stat
 import subprocess
 import sys
@@ -24,9 +25,12 @@ from millstream import (
     InvalidType,
     NotFound,
     StorageError,
+    StoreFull,
     Unsupported,
     VersionMismatch,
 )
+from millstream.disk import files
+from millstream.log import segment_file, settings
 
 
 def tree(path):
@@ -300,6 +304,93 @@ def test_names_are_text(store, name):
     for call in (store.stream, store.drop_stream):
         with pytest.raises(InvalidType):
             call(name)
+
+
+def test_a_limit_of_the_size_of_files_is_said(tmp_path):
+    """It said to free some room, of which there was enough."""
+    with millstream.open(tmp_path / "s") as store:
+        before = resource.getrlimit(resource.RLIMIT_FSIZE)
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, before[1]))
+            with pytest.raises(StoreFull, match=r"ulimit -f"):
+                store.queue("q")
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        assert store.queue("q", create=True).put(b"x") > 0
+
+
+def test_a_name_that_is_made_this_moment_is_not_the_one_that_was_meant():
+    error = settings.missing("store", "group", "g", ["f", "g"])
+    assert "There is 'f'." in str(error)
+
+
+@pytest.mark.parametrize("kind", ["stream", "queue"])
+def test_drop_ends_although_others_make_and_remove_files_in_it(store, kind, monkeypatch):
+    """An appender publishes a segment, say, and has not come to see that it was dropped."""
+    getattr(store, kind)("x", create=True)
+    if kind == "stream":
+        store.stream("x").append(b"1")
+    where = Path(store.path, f"{kind}s")
+    names, met = files.names, []
+
+    def beside(path):
+        found = names(path)
+        if ".dropped" in path and len(met) < 4 and found:
+            met.append(path)
+            other = os.path.join(path, found[0])
+            if not os.path.isdir(other):
+                os.unlink(other)
+            Path(path, f"late{len(met)}").write_bytes(b"")
+        return found
+
+    monkeypatch.setattr(files, "names", beside)
+    getattr(store, f"drop_{kind}")("x")
+    assert met
+    assert [name for name in os.listdir(where) if name.startswith(".")] == []
+
+
+@pytest.mark.parametrize("who", ["itself", "another"])
+def test_handle_of_what_was_dropped_says_so_each_time(store, who):
+    """The second call said to open the store again, which was open."""
+    stream, queue = store.stream("s", create=True), store.queue("q", create=True)
+    reading, position = stream.read(follow=True), stream.append(b"x", key=b"k")
+    next(reading)
+    with millstream.open(store.path) as other:
+        dropper = store if who == "itself" else other
+        dropper.drop_stream("s")
+        dropper.drop_queue("q")
+    for _ in range(2):
+        for call in (
+            lambda: stream.append(b"x"), lambda: stream.next_offset(0), lambda: next(reading),
+            stream.stats, stream.view, lambda: stream.consumer(group="g"),
+            lambda: stream.wait_durable(position), lambda: queue.put(b"x"), lambda: len(queue),
+            lambda: queue.get(timeout=0), queue.stats, queue.peek,
+        ):  # fmt: skip
+            with pytest.raises((Closed, StopIteration)) as raised:
+                call()
+            assert raised.type is StopIteration or "dropped" in str(raised.value)
+    store.close()
+    with pytest.raises(Closed, match="closed"):
+        store.stream("s")
+
+
+def test_append_that_meets_a_drop_says_that_it_was_dropped(store, monkeypatch):
+    """It said that a file of it was not there."""
+    with millstream.open(store.path) as other:
+        for durability in ("process", "sync"):
+            stream = store.stream("s", create=True)
+            assert stream.next_offset(0) == 0
+            make = segment_file.make
+
+            def drop_first(*arguments, make=make, **options):
+                monkeypatch.setattr(segment_file, "make", make)
+                other.drop_stream("s")
+                make(*arguments, **options)
+
+            monkeypatch.setattr(segment_file, "make", drop_first)
+            with pytest.raises(Closed, match="dropped"):
+                stream.append(b"x", durability=durability)
+            assert store.streams() == []
 
 
 def test_dropping_frees_the_space_here(tmp_path):

@@ -83,7 +83,7 @@ STEPS = {
 
 
 def pending_everywhere(store):
-    """A transaction of each effect: the journal, and the consumer whose position it marks."""
+    """A transaction of each effect: the journal, and the consumer whose position it commits."""
     s, q, source, jobs = (
         store.stream("s"),
         store.queue("q"),

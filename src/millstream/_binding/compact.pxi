@@ -84,7 +84,7 @@ cdef class Survivors:
         if self.c.bits == NULL:
             raise MemoryError
         with nogil:
-            status = ms_compact_mark(&table.c, &segment.c, drop, &self.c, &err)
+            status = ms_compact_select(&table.c, &segment.c, drop, &self.c, &err)
         if status < 0:
             fail(status, &err, segment.path)
 

@@ -405,7 +405,7 @@ cdef class GroupCore:
     # --- transactions -----------------------------------------------------------------------------
 
     def _pending(self, uint32_t partition):
-        """(transaction, fence, epoch, offset) that is marked there, or None."""
+        """(transaction, fence, epoch, offset) of the position that is pending there, or None."""
         cdef ms_group_position found
         cdef uint64_t transaction, fence
         if ms_group_pending(&self.c, partition, &transaction, &fence, &found) != MS_OK:
@@ -413,7 +413,7 @@ cdef class GroupCore:
         return transaction, fence, found.epoch, found.offset
 
     def _apply(self, uint32_t partition, uint64_t transaction, uint64_t epoch, uint64_t offset):
-        """The transaction is committed: set the position, once, and clear its mark."""
+        """The transaction is committed: set the position, once; it is not pending any more."""
         cdef uint32_t owner = 0
         cdef int64_t deadline = 0
         self.alive()
@@ -423,7 +423,7 @@ cdef class GroupCore:
         self.sync_change(ms_clock_monotonic_ns())
 
     def _revert(self, uint32_t partition, uint64_t transaction):
-        """The transaction is not committed: clear its mark."""
+        """The transaction is not committed: its position is not pending any more."""
         cdef uint32_t owner = 0
         cdef int64_t deadline = 0
         self.alive()

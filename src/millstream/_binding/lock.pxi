@@ -131,7 +131,7 @@ cdef class _Seat(_Taken):
     cdef uint32_t fork
     cdef uint32_t owner      # of a word: what it holds then; else 0
     cdef bint inherited      # of a word: from a dead owner
-    cdef public object session  # the `Members` of the open store that it, or its holder, is of
+    cdef public object members  # `Members` of the open store to which it, or its holder, belongs
     cdef PyObject *before    # in the list of what is held
     cdef PyObject *after
     cdef bint listed
@@ -202,7 +202,7 @@ cdef class _Seat(_Taken):
         return False
 
     cdef int check(self, uint32_t owner) except -1:
-        """Raise where to wait for it would never end."""
+        """Raise where waiting for it would never end."""
         if self.leads_here(owner):
             raise _errors.Reentered(
                 f"{self.name}: is held by the call of this thread that a signal handler, finalizer"
@@ -279,9 +279,9 @@ cdef class Lock(_Seat):
     cdef bint reentrant
     cdef bint is_loading
 
-    def __init__(self, str name, session=None, *, bint reentrant=False):
+    def __init__(self, str name, members=None, *, bint reentrant=False):
         self.name = name
-        self.session = session
+        self.members = members
         self.reentrant = reentrant
 
     cdef int take_it(self) except -1:
@@ -381,10 +381,9 @@ def lock_of(str name, *, bint reentrant=False):
     return seat_of(name, True, reentrant)
 
 
-def held(session=None):
-    """Names of the locks and words that this thread has, of a session or of all.
-
-    None in the middle of no call.
+def held(members=None):
+    """Names of the locks and words that this thread has: of one open store, by its `Members`, or
+    of all. Empty where no call is under way.
     """
     cdef PyObject *at = first_held
     cdef unsigned long me = caller()
@@ -392,7 +391,7 @@ def held(session=None):
     cdef list found = []
     while at != NULL:
         seat = <_Seat>at
-        if seat.holder == me and (session is None or seat.session is session):
+        if seat.holder == me and (members is None or seat.members is members):
             found.append(seat.name)
         at = seat.after
     return found

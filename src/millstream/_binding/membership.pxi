@@ -443,7 +443,7 @@ cdef class Membership:
         self.group.sync_change(self.now)
 
     def prepare(self, uint64_t transaction):
-        """Mark what was handed out as the positions of a transaction: all of it or none.
+        """Make what was handed out pending positions of a transaction: all of it or none.
 
         (partition, fence, epoch, offset) of each, for the journal. Raises Fenced.
         """
@@ -455,7 +455,7 @@ cdef class Membership:
         self.group.alive()
         if self.forfeited:
             self.fenced(self.forgive())
-        marked = self.handed_out()
+        pending = self.handed_out()
         try:
             claims = <ms_group_claim *>PyMem_Calloc(self.dirty_count + 1, sizeof(ms_group_claim))
             positions = <ms_group_position *>PyMem_Calloc(self.dirty_count + 1,
@@ -476,13 +476,13 @@ cdef class Membership:
             PyMem_Free(claims)
             PyMem_Free(positions)
         if status == MS_FENCED:
-            self.fenced([partition for partition, _, _, _ in marked])
+            self.fenced([partition for partition, _, _, _ in pending])
         if status != MS_OK:
-            self.refuse(status, marked[0][0], marked[0][3])
-        return marked
+            self.refuse(status, pending[0][0], pending[0][3])
+        return pending
 
-    def applied(self, list marked):
+    def applied(self, list pending):
         """What `prepare` gave was applied: it is not to be committed again."""
-        for partition, fence, epoch, offset in marked:
+        for partition, fence, epoch, offset in pending:
             if self.parts[partition].fence == fence and self.parts[partition].offset == offset:
                 self.clean(partition)

@@ -24,7 +24,7 @@ cdef class Word(_Taken):
     cdef public double timeout
 
     cdef inline void sit(self, uint32_t me, bint inherited) noexcept:
-        self.seat.session = self.members
+        self.seat.members = self.members
         self.seat.sit(me, inherited)
 
     cdef int take_it(self) except -1:

@@ -259,7 +259,7 @@ cdef class Partition:
     cdef int led(self, work, bint inherited, bint seated=False) except -1:
         """Holder of the sync word: sync, give it back, wake. A signal comes in `work` or never."""
         if not seated:
-            self.syncing.session = self.members
+            self.syncing.members = self.members
             self.syncing.sit(self.c.self, inherited)
         try:
             work(inherited)

@@ -1,5 +1,5 @@
-# ms_queue.h: the hot methods of a queue. What is not hot, or needs the file system, is
-# queues/handle.py's, through the hooks.
+# The hot methods of a queue: putting, taking, waiting (ms_queue.h). What is not hot, or needs the
+# file system, is in queues/handle.py, which these call through the hooks.
 from cpython.exc cimport PyErr_Clear
 
 cdef extern from "Python.h":
@@ -88,7 +88,7 @@ def _short(value):
 
 
 cdef int check_many(object items, str what, str single) except -1:
-    """What goes through one by one, but is one value, would be put in pieces."""
+    """Refuse one value where many are expected: a text, say, would be put in pieces."""
     if isinstance(items, (str, bytes, bytearray, memoryview, dict)):
         raise _errors.InvalidType(f"{what}: expected an iterable of values, found one "
                                   f"{type(items).__name__}; {single}() takes a single value")
@@ -502,7 +502,7 @@ cdef class QueueCore(_QueueFiles):
         cdef uint32_t owner = 0
         cdef ms_status status
         self.alive()
-        if slot >= ms_load32(&self.c.slots.slot_count):  # a journal says it, which is foreign
+        if slot >= ms_load32(&self.c.slots.slot_count):  # of a journal, which may be damaged
             return False
         while True:
             ms_now(&self.c, &now)
@@ -529,12 +529,12 @@ cdef class QueueCore(_QueueFiles):
         return "over" if ms_queue_had(&self.c, slot, id) else "never"
 
     def _wipe(self, uint32_t slot):
-        """A message that is torn is no message: to be synced, then forgotten."""
+        """Take the id from a torn message; next the caller syncs that, then calls `_forget`."""
         self.changes()
         ms_queue_wipe(&self.c, slot)
 
     def _forget(self, uint32_t slot):
-        """A message that was wiped never was."""
+        """Free the slot of a message that was wiped."""
         self.changes()
         cdef ms_instant now
         ms_now(&self.c, &now)
@@ -659,7 +659,7 @@ cdef class QueueCore(_QueueFiles):
                 ticket = ms_queue_announce(&self.c, MS_WAIT_MESSAGE)
             ms_now(&self.c, &now)
             m = None
-            if slept:  # what woke us comes before the upkeep, which asks the kernel for deaths
+            if slept:  # take what woke us before the upkeep, which asks the kernel for deaths
                 self.advance(&now)
                 m = self.next_one(&now)
             if m is None:
@@ -667,7 +667,7 @@ cdef class QueueCore(_QueueFiles):
                 m = self.next_one(&now)
             if m is not None:
                 if slept and self.next_due != INT64_MAX:
-                    # Those that sleep on may know of nothing that is due: somebody has to.
+                    # Somebody must wake for what is due next; those that sleep may not know of it.
                     ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
                 return m
             if self._surprise != 0:
@@ -675,7 +675,7 @@ cdef class QueueCore(_QueueFiles):
                 if now.mono_ns >= min(deadline, patient) or not waits:
                     self._point_out()
             if now.mono_ns >= deadline or not waits:
-                if slept:  # what woke us may be for those that sleep on
+                if slept:  # what woke us may be for those that still sleep
                     ms_queue_wake(&self.c, MS_WAIT_MESSAGE, 1)
                 return None
             self.rest(MS_WAIT_MESSAGE, ticket, self.slice(&now, deadline))
@@ -702,7 +702,7 @@ cdef class QueueCore(_QueueFiles):
         wanted = index_of("count", count)
         if wanted < 1:
             raise _errors.InvalidArgument(f"count {count}: expected at least 1")
-        most = min(wanted, 1 << 24)  # more slots there are not
+        most = min(wanted, 1 << 24)  # no queue has more slots
         self.alive()
         ms_now_near(&self.c, &now)
         if now.mono_ns - self.advanced_at >= <int64_t>ADVANCE_NS:
@@ -764,7 +764,7 @@ cdef class QueueCore(_QueueFiles):
                     m.outcome = "ack"
                 elif m.ended(status, "ack", False) and (m.was_lost or m.outcome != "ack"):
                     lost.append(m)
-        finally:  # those before one that fails are done
+        finally:  # those before the one that failed are acknowledged
             self.sync_change(&now)
         return lost
 

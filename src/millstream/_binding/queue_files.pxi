@@ -1,6 +1,7 @@
-# ms_queue.h but for putting and taking: the files of a queue as this process has mapped them.
+# The files of a queue as this process has mapped them: all of ms_queue.h but putting and taking,
+# which is in queue.pxi.
 cdef enum:
-    SURPRISE_NS = 1000000000  # who waits for so long in a queue that a name has made is told
+    SURPRISE_NS = 1000000000  # a reader that waits for so long is told how the queue came to be
     OUTWAIT_PAUSE_NS = 50000000
     OUTWAIT_NS = 500000000  # no thread of this process has a short word for so long
 
@@ -11,7 +12,7 @@ cdef class _QueueFiles:
     leased. Base of `QueueCore`, which puts and takes.
 
     Hooks of the subclass: ``_grow_slots(count)``, ``_follow_dedup()``, ``_changed()``,
-    ``_make_durable()``, ``_leave_to_background()``, ``_check_live()``, ``_check_writable()``,
+    ``_make_durable()``, ``_leave_to_background()``, ``_keep_up()``, ``_check_writable()``,
     ``_check_undecided()``.
     """
     cdef ms_queue c
@@ -27,7 +28,7 @@ cdef class _QueueFiles:
     cdef int64_t unsynced_before
     cdef uint32_t fork
     cdef public uint32_t _config_seen  # number of the settings that were read last
-    cdef public double _surprise  # when who finds nothing here is told so; 0: never
+    cdef public double _surprise  # from when on a reader is told that nothing is here; 0: never
     cdef int level
     cdef int64_t lease_ms
     cdef int64_t ttl_us
@@ -97,7 +98,7 @@ cdef class _QueueFiles:
     def _move_hints(self, slots, blocks, hints, dict numbers):
         """Fill new hints, which nobody else has yet, from those in use. Holder of maintenance.
 
-        The words that it took and keeps, for `_give_back_hints` where they are not published.
+        Returns the words that it took and keeps: for `_give_back_hints`, if they are not published.
         """
         cdef ms_queue to
         cdef ms_instant now
@@ -294,7 +295,7 @@ cdef class _QueueFiles:
 
     @property
     def _is_overdue(self):
-        """Does a change, of whatever process, wait for a sync for longer than it should?"""
+        """Has a change, of any process, waited for a sync for longer than it should?"""
         cdef int64_t since = <int64_t>ms_load64(&self.c.hints.unsynced_at)
         cdef int64_t now = ms_clock_monotonic_ns()
         return (since != 0 and now - since > <int64_t>LATE_NS) or (
@@ -389,7 +390,7 @@ cdef class _QueueFiles:
         if not self.writable or self.is_closed or self.fork != ms_fork_count() or \
                 ms_load32(&self.c.hints.state) != 1 or \
                 ms_load32(&self.c.slots.config) != self._config_seen:
-            self._check_live()
+            self._keep_up()
         return 0
 
     cdef inline int sync_change(self, const ms_instant *now) except -1:
@@ -402,7 +403,7 @@ cdef class _QueueFiles:
         return 0
 
     cdef int report_change(self, const ms_instant *now) except -1:
-        self.mark_changed(now)
+        self.set_changed(now)
         try:
             self._changed()
         except BaseException as error:
@@ -416,7 +417,7 @@ cdef class _QueueFiles:
             raise self.uncertain(error)
         return 0
 
-    cdef void mark_changed(self, const ms_instant *now) noexcept:
+    cdef void set_changed(self, const ms_instant *now) noexcept:
         self.changed = True
         if self.unsynced_ns == 0:
             self.unsynced_ns = now.mono_ns
@@ -424,10 +425,10 @@ cdef class _QueueFiles:
             ms_store64(&self.c.hints.unsynced_at, <uint64_t>now.mono_ns)
 
     cdef object uncertain(self, object error):
-        """What to raise where `error` came behind a change."""
+        """What to raise where `error` came after a change was stored."""
         cdef ms_instant now
         ms_now(&self.c, &now)
-        self.mark_changed(&now)
+        self.set_changed(&now)
         self._leave_to_background()
         self.changed = False  # the next change is reported again
         return _errors.indeterminate(
@@ -436,14 +437,14 @@ cdef class _QueueFiles:
     cdef inline int change_in_journal(self, const ms_instant *now) except -1:
         """A transaction has changed something, and what it syncs is its journal."""
         if not self.changed:
-            self.mark_changed(now)
+            self.set_changed(now)
             self._leave_to_background()
         return 0
 
     # --- what time and deaths bring ---------------------------------------------------------------
 
     cdef int advance(self, const ms_instant *now) except -1:
-        """Ready what is due."""
+        """Make ready what is due."""
         self.advanced_at = now.mono_ns
         ms_queue_try_advance(&self.c, now, &self.next_due)
         return 0
@@ -457,7 +458,7 @@ cdef class _QueueFiles:
         if ms_queue_claim_watch(&self.c, now, UPKEEP_NS):
             self.watch(now)
         if self.dedup is not None and not self.dedup.is_live:
-            self._follow_dedup()  # or what expires here could not be finished
+            self._follow_dedup()  # else what expires in the sweep could not be finished
         if ms_queue_sweep_due(&self.c, now):
             c = self.c  # which another thread may replace meanwhile
             with nogil:

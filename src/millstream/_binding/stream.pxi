@@ -1,5 +1,5 @@
-# The hot methods of a stream. What is not hot, or needs the file system, is log/handle.py's,
-# through the hooks.
+# The hot methods of a stream: appending, choosing partitions, waiting. What is not hot, or needs
+# the file system, is in log/handle.py, which these call through the hooks.
 
 @cython.final
 @cython.freelist(64)
@@ -125,7 +125,7 @@ cdef class StreamCore:
     deadline)``,
     ``_after_append(log, events, end, level, timeout)``, ``_leave_to_background(log)``,
     ``_make_durable(index, end, timeout)``, ``_deadline(timeout)``, ``_timestamp(value)``,
-    ``_timestamps(values, count)``, ``_refresh()``, ``_check_live()``, ``_where(index)``,
+    ``_timestamps(values, count)``, ``_refresh()``, ``_keep_up()``, ``_where(index)``,
     ``_where_producer(index)``.
     """
     cdef object map
@@ -140,6 +140,7 @@ cdef class StreamCore:
     cdef int level
     cdef public uint32_t _config_seen  # number of the configuration that was read last
     cdef bint is_closed
+    cdef bint layered
     cdef list natives
     cdef object opening
 
@@ -163,7 +164,7 @@ cdef class StreamCore:
         if was_mapped:  # last: unmapping lets other threads run, which read the header
             PyBuffer_Release(&before)
         cdef uint32_t room = <uint32_t>(
-            (buffer.len - MS_CONTROL_BLOCKS_POSITION) // sizeof(ms_control_block))
+            (buffer.len - MS_CONTROL_BLOCKS_AT) // sizeof(ms_control_block))
         self.count = min(ms_load32(&self.header.partitions), room)
         if self.opened is None:
             self.opened = []
@@ -187,7 +188,7 @@ cdef class StreamCore:
         partition.writable = not keep.buffer.readonly
         partition.c.header = <ms_control_header *>keep.buffer.buf
         partition.c.block = index + <ms_control_block *>(
-            <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_POSITION)
+            <uint8_t *>keep.buffer.buf + MS_CONTROL_BLOCKS_AT)
         partition.c.generation = generation
         partition.c.late_us = UINT64_MAX
         partition.c.self = members.word
@@ -236,7 +237,7 @@ cdef class StreamCore:
         reads is a copy of the header."""
         cdef Py_buffer buffer
         copy = private_memory(PyBytes_FromStringAndSize(
-            <const char *>self.control.buf, MS_CONTROL_BLOCKS_POSITION))
+            <const char *>self.control.buf, MS_CONTROL_BLOCKS_AT))
         PyObject_GetBuffer(copy, &buffer, PyBUF_SIMPLE)
         cdef Py_buffer before = self.control
         self.control = buffer
@@ -245,17 +246,22 @@ cdef class StreamCore:
         PyBuffer_Release(&before)  # last, as in _attach
         return 0
 
+    def _set_layered(self, bint layered):
+        """Can what is mapped be left behind, on a lower layer?"""
+        self.layered = layered
+
     def _set_level(self, str durability):
         self.level = LEVELS[durability]
 
     cdef int alive(self) except -1:
         if self.is_closed:
+            self._check_live()  # which says why
             raise _errors.Closed("the stream is closed; open the store again")
         if self.fork != ms_fork_count():
             raise _errors.Closed(
                 "the stream was inherited through a fork; open the store again in the child")
         if ms_load32(&self.header.config) != self._config_seen:
-            self._check_live()
+            self._keep_up()
         return 0
 
     @property
@@ -266,6 +272,8 @@ cdef class StreamCore:
     @property
     def partitions(self):
         """How many partitions the stream has."""
+        if self.layered and not self.is_closed:  # the header may be one that nobody writes to
+            self._check_live()
         if not self.is_closed and ms_load32(&self.header.partitions) != self.count:
             self._refresh()
         return self.count
@@ -279,7 +287,7 @@ cdef class StreamCore:
         return ms_load32(&self.header.config)
 
     cdef int changes(self) except -1:
-        """Before each store into the control file: in a map to read it would kill the process."""
+        """Called before each store into the control file: in a read-only map it would kill us."""
         if not self.writable:
             self.session.check_writable()
         return 0
@@ -352,8 +360,9 @@ cdef class StreamCore:
         """
         if not PyObject_CheckBuffer(key):
             raise _errors.InvalidType(f"key: expected bytes-like, found {type(key).__name__}")
+        cdef uint64_t count = self.partitions
         try:
-            return xxh3_64(key) % <uint64_t>self.partitions
+            return xxh3_64(key) % count
         except (BufferError, ValueError) as error:
             raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
 
@@ -388,7 +397,7 @@ cdef class StreamCore:
                 self._partition(index)
             partition = <Partition>self.natives[index]
             if level == 2 and not partition.can_sync():
-                self._partition(index).prepare_sync()  # what it cannot get, it says before
+                self._partition(index).prepare_sync()  # raises before anything is stored
             status = ms_partition_try_append(
                 &partition.c, records, shape, producer, sequence, out, &err)
             events |= out.events
@@ -427,7 +436,7 @@ cdef class StreamCore:
             self.leave_to_background(partition.index)
             if _errors.is_ours(error) and (
                     level == 0 or ms_load64(&partition.c.block.durable) >= end):
-                return 0  # it is what was asked for: say, who closed the store has synced it
+                return 0  # as durable as was asked for: whoever closed the store synced it, say
             raise _errors.indeterminate(
                 error, "the record is stored, but whether it survives a power cut is not known",
                 self._where(partition.index),
@@ -436,7 +445,7 @@ cdef class StreamCore:
         return 0
 
     cdef int make_durable(self, Partition partition, uint64_t end, object timeout) except -1:
-        """Group commit. Where another syncs for this record, no Python runs: all need the GIL."""
+        """Group commit. Where the sync of another covers this record, no Python runs here."""
         cdef cbool lead = False
         log = self.opened[partition.index]  # before: another thread may close the store meanwhile
         if timeout is None and log is not None:
@@ -758,7 +767,7 @@ cdef class StreamCore:
                     status = ms_batch_measure(records, &shapes[p], &err)
                     if status < 0:
                         fail(status, &err, None)
-            # What can fail before the first share is there, fails before it.
+            # Whatever can fail is done before the first share is stored.
             for p in range(parts):
                 self.choose(records, rows, ends, p)
                 if records.count:
@@ -766,7 +775,7 @@ cdef class StreamCore:
             for p in range(parts):
                 self.choose(records, rows, ends, p)
                 if records.count:
-                    # At "sync" all are awaited when all are there, so that their syncs are shared.
+                    # At "sync" wait when all are stored, so that they share their syncs.
                     share = share_in(shares, spans)
                     self.publish(p, records, &shapes[p], 0 if level == 2 else level, timeout, &out)
                     share.store(p, &out, records.count)
@@ -790,7 +799,7 @@ cdef class StreamCore:
         return 0
 
     cdef int make_all_durable(self, list shares, object timeout) except -1:
-        """Return when all these are durable; what fails does not keep the others."""
+        """Return when all these are durable; where one fails, the others are synced as well."""
         cdef _Share share
         failed = None
         for share in shares:
@@ -810,7 +819,7 @@ cdef class StreamCore:
         """
         cdef list durable = [], uncertain = []
         cdef _Share share
-        cdef bint waits = _errors.is_ours(error)  # else it is a signal's, and not to be held up
+        cdef bint waits = _errors.is_ours(error)  # else a signal raised it, and must not wait
         shares = [share for share in shares if share.is_stored]
         if level == 2:
             for share in shares:
@@ -836,10 +845,10 @@ cdef class StreamCore:
         return error
 
     cdef int leave_to_background(self, uint32_t index) except -1:
-        """Who stored something that is not synced comes to its end before that is."""
+        """A call ends before what it stored is synced: the background syncs it."""
         log = self.opened[index]
         if log is not None:
-            (<Partition>log.native).c.written = False  # the next append is news again
+            (<Partition>log.native).c.written = False  # so that the next append reports again
             self._leave_to_background(log)
         return 0
 
@@ -901,7 +910,7 @@ cdef class StreamCore:
             error.appended = tuple(spans) + tuple(getattr(error, "appended", ()))
             raise
         except MemoryError as error:
-            appended = (*spans, *made)  # the last are there, and no room was left to note them
+            appended = (*spans, *made)  # the last are stored, and no memory was left to list them
             if not appended:
                 raise
             failed = _errors.indeterminate(
@@ -921,7 +930,7 @@ cdef inline void place_span(Span span, uint32_t partition, const ms_appended *ou
 
 @cython.final
 cdef class _Share:
-    """What one partition gets of a call: made before it is stored, for nothing may fail behind."""
+    """One partition's part of a call: made before anything is stored, as nothing may fail later."""
     cdef Span span
     cdef uint64_t end
     cdef bint is_stored
@@ -974,7 +983,7 @@ cdef _ControlBuffer hold_control(object map):
 
 
 cdef int must_write(bint writable, object where) except -1:
-    """Before a store into a map: in one that is open to read it would kill the process."""
+    """Called before a store into a map: in a read-only one it would kill the process."""
     if not writable:
         raise _errors.Unsupported(f"{where}: the store was opened read-only (mode='r')")
     return 0

@@ -7,7 +7,7 @@ import dataclasses
 
 from millstream.cli.bench import size_argument
 from millstream.cli.output import Output
-from millstream.cli.stores import opened
+from millstream.cli.stores import add_names, opened
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -17,7 +17,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="search for common mistakes in how streams and queues are used",
         description="Search for common mistakes in how streams and queues are used. Read only.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     parser.add_argument(
         "--large",
         type=size_argument,

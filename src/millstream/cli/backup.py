@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 
 from millstream.cli.output import Output
-from millstream.cli.stores import opened
+from millstream.cli.stores import add_names, opened
 
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
@@ -16,7 +16,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Make a consistent copy of a store in TARGET, which must not exist, while "
         "other processes go on writing.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     parser.add_argument("target", metavar="TARGET", help="directory to make")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

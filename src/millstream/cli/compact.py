@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from millstream.cli.output import Output, count_text, plural, size_text
 from millstream.cli.records import count_argument
-from millstream.cli.stores import existing, opened
+from millstream.cli.stores import add_names, existing, opened
 
 if TYPE_CHECKING:
     from millstream import CompactionProgress
@@ -22,8 +22,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Remove records that later ones of the same key supersede, while others read "
         "and write. Offsets do not change. The segment that is appended to stays as it is.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    add_names(parser, "store", "stream")
     parser.add_argument(
         "-p", "--partition", type=count_argument, help="only this partition (default: all)"
     )

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.cli.bench import positive, size_argument
 from millstream.cli.output import Output, plural, text_of
 from millstream.cli.records import count_argument, seconds_argument
-from millstream.cli.stores import existing, existing_queue, opened
+from millstream.cli.stores import add_names, existing, existing_queue, opened
 
 if TYPE_CHECKING:
     from millstream import Compaction, Queue, Retention, RetryPolicy, Store, Stream
@@ -125,7 +125,7 @@ def add(
 ) -> argparse.ArgumentParser:
     """Add one verb with what all of them take."""
     parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     parser.add_argument(what, metavar=what.upper(), help=f"name of the {what}")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)

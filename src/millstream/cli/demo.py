@@ -30,7 +30,6 @@ STREAM = "departures"
 PARTITIONS = 8
 BATCH = 10_000
 FLUSH = "flush: all of it on disk"
-BAR = 36
 BUSIEST, WORST = 6, 8  # rows shown
 
 Result = TypeVar("Result")
@@ -234,17 +233,14 @@ def report(output: Output, stream: Stream, source: Source, found: Found, work: W
             Column("", style="cyan"),
         ],
         [
-            (number, count_text(count), count_text(aircraft), output.bar(count / most, BAR))
+            (number, count_text(count), count_text(aircraft), output.bar(count / most))
             for number, (count, aircraft) in enumerate(counts)
         ],
     )
     busiest = busiest_aircraft(found)[:BUSIEST]
     output.table(
         [Column("Busiest aircraft"), Column("Departures", right=True), Column("", style="green")],
-        [
-            (name, count_text(count), output.bar(count / busiest[0][1], BAR))
-            for name, count in busiest
-        ],
+        [(name, count_text(count), output.bar(count / busiest[0][1])) for name, count in busiest],
     )
     worst = mean_delays(found)[:WORST]
     output.table(
@@ -257,7 +253,7 @@ def report(output: Output, stream: Stream, source: Source, found: Found, work: W
             (
                 source.totals.airlines.get(carrier, carrier),
                 f"{mean:.1f}",
-                output.bar(mean / worst[0][1], BAR),
+                output.bar(mean / worst[0][1]),
             )
             for carrier, mean in worst
         ],

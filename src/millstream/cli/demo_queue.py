@@ -34,7 +34,6 @@ AT_ONCE = 1_000  # jobs a call
 KILL_AFTER = 0.25  # of all jobs
 JOB_SECONDS = 0.0005  # what a job takes, as if it asked somebody
 PATIENCE_SECONDS = 120.0
-BAR = 36
 JOB = struct.Struct("<Ii2s")  # number, minutes late, carrier
 NOTE = struct.Struct("<IiIII2s2x")  # number, minutes late, priority, attempt, worker, carrier
 
@@ -256,7 +255,7 @@ def report(
             (
                 f"{number} killed" if number == 0 and outcome.victim else number,
                 count_text(by_worker[number]),
-                output.bar(by_worker[number] / most, BAR),
+                output.bar(by_worker[number] / most),
             )
             for number in range(WORKERS)
         ],
@@ -265,7 +264,7 @@ def report(
     output.table(
         [Column("Carrier"), Column("Late flights", right=True), Column("", style="red")],
         [
-            (name, count_text(jobs), output.bar(jobs / by_carrier[0][1], BAR))
+            (name, count_text(jobs), output.bar(jobs / by_carrier[0][1]))
             for name, jobs in by_carrier
         ],
     )

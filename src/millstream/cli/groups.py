@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.cli.formats import timestamp_text
 from millstream.cli.output import Column, Output, count_text, plural
 from millstream.cli.records import count_argument, start_argument
-from millstream.cli.stores import existing, opened, unknown
+from millstream.cli.stores import add_names, existing, opened, unknown
 
 if TYPE_CHECKING:
     from millstream import Group, GroupMember, GroupPartition, Store, Stream
@@ -56,10 +56,9 @@ def add(
 ) -> argparse.ArgumentParser:
     """Add one verb with what all of them take."""
     parser = verbs.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     if group:
-        parser.add_argument("stream", metavar="STREAM", help="name of the stream")
-        parser.add_argument("group", metavar="GROUP", help="name of the group")
+        add_names(parser, "stream", "group")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser

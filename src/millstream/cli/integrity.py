@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.cli.output import Output, plural, size_text
 from millstream.cli.records import count_argument
-from millstream.cli.stores import find_store, unknown
+from millstream.cli.stores import add_names, find_store, unknown
 
 if TYPE_CHECKING:
     from millstream.inspect import Note
@@ -27,7 +27,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Read every batch and message of a store with a reader of its own and report "
         "what is not as it was written. Changes nothing; ends with 1 if there are problems.",
     )
-    add_store(parser)
+    add_parts(parser)
     parser.set_defaults(run=run_verify)
     parser = verbs.add_parser(
         "repair",
@@ -35,7 +35,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         description="Make a damaged store usable again. No other process may have it open. What "
         "cannot be kept is set aside, not deleted. Ends with 1 if something cannot be repaired.",
     )
-    add_store(parser)
+    add_parts(parser)
     parser.add_argument("--dry-run", action="store_true", help="say what would be done, do nothing")
     parser.set_defaults(run=run_repair)
     parser = verbs.add_parser(
@@ -43,16 +43,16 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="print what the files hold: segments, batches, messages",
         description="Print what the files of a store hold, as the second reader sees it.",
     )
-    add_store(parser)
+    add_parts(parser)
     parser.add_argument(
         "-p", "--partition", type=count_argument, help="only this partition (default: all)"
     )
     parser.set_defaults(run=run_dump)
 
 
-def add_store(parser: argparse.ArgumentParser) -> None:
+def add_parts(parser: argparse.ArgumentParser) -> None:
     """Add what all three take."""
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     one = parser.add_mutually_exclusive_group()
     one.add_argument("stream", metavar="STREAM", nargs="?", help="only this stream, no queue")
     one.add_argument("--queue", metavar="QUEUE", help="only this queue, no stream (default: all)")

@@ -132,7 +132,7 @@ class Output:
         for line in rows_of(columns, cells, widths, rule=can_paint(sys.stdout)):
             self.print(line)
 
-    def bar(self, share: float, width: int) -> str:
+    def bar(self, share: float, width: int = 36) -> str:
         """Return a bar of up to `width` characters for a share from 0 to 1."""
         share = min(max(share, 0.0), 1.0)
         if not self.blocks:

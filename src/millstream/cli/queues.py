@@ -16,14 +16,14 @@ from millstream.cli import configure, queue_bench
 from millstream.cli.output import Column, Output, count_text, plural, text_of, text_or_base64
 from millstream.cli.records import (
     add_create,
+    add_headers,
     count_argument,
-    header_argument,
     ready_lines,
     say_that_it_reads,
     seconds_argument,
     warn_similar,
 )
-from millstream.cli.stores import Mode, existing_queue, find_store, opened
+from millstream.cli.stores import Mode, add_names, existing_queue, find_store, opened
 
 if TYPE_CHECKING:
     from millstream import Put, Queue, QueueStats
@@ -83,9 +83,9 @@ def add(
     """Add one verb with what all of them take."""
     description = f"{text[0].upper()}{text[1:]}."
     parser = verbs.add_parser(name, help=text, description=description)
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     if queue:
-        parser.add_argument("queue", metavar="QUEUE", help="name of the queue")
+        add_names(parser, "queue")
     parser.add_argument("--json", action="store_true", help="print JSON")
     parser.set_defaults(run=run)
     return parser
@@ -119,14 +119,7 @@ def register_put(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> 
         help="drop it after that time (default: none; then the queue's)",
     )
     parser.add_argument("--dedup-id", metavar="ID", help="of the one VALUE, within the window")
-    parser.add_argument(
-        "--header",
-        metavar="NAME=VALUE",
-        type=header_argument,
-        action="append",
-        default=[],
-        help="a header of every message; may be given again",
-    )
+    add_headers(parser, "message")
     parser.add_argument(
         "--timeout",
         type=seconds_argument,

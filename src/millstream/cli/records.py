@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import _thread
 import argparse
 import contextlib
+import errno
 import heapq
 import os
 import select
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
@@ -21,7 +24,7 @@ from millstream.cli.formats import (
     records_of,
 )
 from millstream.cli.output import Output, plural
-from millstream.cli.stores import closest, existing, find_store, opened, parse_start
+from millstream.cli.stores import add_names, closest, existing, find_store, opened, parse_start
 
 if TYPE_CHECKING:
     from millstream import Batch, Span, Stream
@@ -96,8 +99,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         "soon as stdin has no more ready. Store and stream are made if they do not exist, unless "
         "--no-create forbids it.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    add_names(parser, "store", "stream")
     keys = parser.add_mutually_exclusive_group()
     keys.add_argument(
         "-k",
@@ -126,14 +128,7 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
         choices=("process", "interval", "sync"),
         help="what a record has survived when it counts as appended (default: as stored)",
     )
-    parser.add_argument(
-        "--header",
-        metavar="NAME=VALUE",
-        type=header_argument,
-        action="append",
-        default=[],
-        help="a header of every record; may be given again",
-    )
+    add_headers(parser, "record")
     parser.add_argument(
         "--producer",
         metavar="ID",
@@ -154,6 +149,18 @@ def register_append(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) 
     parser.set_defaults(run=run_append)
 
 
+def add_headers(parser: argparse.ArgumentParser, what: str) -> None:
+    """Add the option for headers of all that is written."""
+    parser.add_argument(
+        "--header",
+        metavar="NAME=VALUE",
+        type=header_argument,
+        action="append",
+        default=[],
+        help=f"a header of every {what}; may be given again",
+    )
+
+
 def add_create(parser: argparse.ArgumentParser) -> None:
     """Add whether what is not there is made: a typo, where it should not be."""
     parser.add_argument(
@@ -172,8 +179,7 @@ def warn_similar(output: Output, what: str, name: str, names: Sequence[str]) -> 
 
 def add_reading(parser: argparse.ArgumentParser, on_lost: str, *format_options: str) -> None:
     """Add what `cat` and `tail` share; -f means what it does in kcat and in tail(1)."""
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
-    parser.add_argument("stream", metavar="STREAM", help="name of the stream")
+    add_names(parser, "store", "stream")
     parser.add_argument(
         "-p", "--partition", type=count_argument, help="only this partition (default: all)"
     )
@@ -426,12 +432,34 @@ def run_tail(args: argparse.Namespace) -> int:
         sink.records(source.merged(source.last(ends, args.lines), ends))
         sink.flush()
         if args.follow:
-            for batch in source.noticed(reader, dict(ends)):
-                seen = ends.get(batch.partition, 0) - batch.first_offset
-                if seen < len(batch):
-                    sink.batch(batch[seen:] if seen > 0 else batch)
-                    sink.flush()
+            with while_somebody_reads():
+                for batch in source.noticed(reader, dict(ends)):
+                    seen = ends.get(batch.partition, 0) - batch.first_offset
+                    if seen < len(batch):
+                        sink.batch(batch[seen:] if seen > 0 else batch)
+                        sink.flush()
     return 0
+
+
+@contextlib.contextmanager
+def while_somebody_reads() -> Iterator[None]:
+    """Raise BrokenPipeError in the block when the reader of stdout leaves, also between writes."""
+
+    def leave(*_: object) -> None:
+        raise BrokenPipeError(errno.EPIPE, "nobody reads stdout any more")
+
+    def watch() -> None:
+        poll = select.poll()
+        poll.register(sys.stdout.fileno(), 0)  # errors are told without being asked for
+        poll.poll()
+        _thread.interrupt_main(signal.SIGPIPE)
+
+    before = signal.signal(signal.SIGPIPE, leave)
+    try:
+        threading.Thread(target=watch, daemon=True).start()
+        yield
+    finally:
+        signal.signal(signal.SIGPIPE, before)
 
 
 class Sink:

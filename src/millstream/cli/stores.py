@@ -1,4 +1,4 @@
-"""Opening stores and streams for the verbs that do not create them, and reading offsets."""
+"""Names that verbs are told: asking for them, opening what has them, saying which there are."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Literal
 
 if TYPE_CHECKING:
+    import argparse
     from collections.abc import Iterable, Iterator, Sequence
 
     from millstream import NotFound, Queue, Store, Stream
@@ -18,6 +19,18 @@ if TYPE_CHECKING:
 Mode = Literal["r", "rw"]
 PARTS = {"members", "queues", "store.json", "streams"}
 SHOWN = 8  # names, where one is not among them
+NAMES = {
+    "store": "directory of the store",
+    "stream": "name of the stream",
+    "queue": "name of the queue",
+    "group": "name of the group",
+}
+
+
+def add_names(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Add what a verb must be told: some of NAMES, in that order."""
+    for name in names:
+        parser.add_argument(name, metavar=name.upper(), help=NAMES[name])
 
 
 def find_store(path: str) -> None:

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from millstream.cli.formats import timestamp_text
 from millstream.cli.output import Column, Output, age_text, count_text, size_text
-from millstream.cli.stores import existing, opened
+from millstream.cli.stores import add_names, existing, opened
 
 if TYPE_CHECKING:
     from millstream import PartitionStats, Stream
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verbs."""
     parser = verbs.add_parser("ls", help="list streams", description="List the streams of a store.")
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     parser.add_argument("--json", action="store_true", help="print a JSON list")
     parser.set_defaults(run=run_ls)
     parser = verbs.add_parser(
@@ -27,7 +27,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
         help="show a stream, or every stream, in detail",
         description="Show how streams are configured and what each of their partitions holds.",
     )
-    parser.add_argument("store", metavar="STORE", help="directory of the store")
+    add_names(parser, "store")
     parser.add_argument("stream", metavar="STREAM", nargs="?", help="only this stream")
     parser.add_argument("--json", action="store_true", help="print a JSON object")
     parser.set_defaults(run=run_info)

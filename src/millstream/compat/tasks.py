@@ -36,19 +36,19 @@ class Tasks:
         self._lock = _native.Lock(f"{name}: counting tasks", reentrant=True)
         self.gate = _native.Lock(f"{name}: putting", reentrant=True)
         self._count = 0
-        self._mark: Message | None = None
+        self._token: Message | None = None
 
     def begin(self) -> None:
         """One more."""
         with self._lock:
-            mark = None if self._count else self._take_mark()
+            token = None if self._count else self._take_token()
             if self._count == 0:
-                self._mark, mark = mark, None
+                self._token, token = token, None
             self._count += 1
-            if mark is not None:  # a handler has come between
-                mark.ack()
+            if token is not None:  # a handler has come between
+                token.ack()
 
-    def _take_mark(self) -> Message:
+    def _take_token(self) -> Message:
         while True:
             self.queue.put(b"")
             with contextlib.suppress(queue.Empty):  # unless another process took this one
@@ -65,10 +65,10 @@ class Tasks:
             if self._count == 0:
                 raise ValueError("task_done() called too many times")
             self._count -= 1
-            if self._count == 0 and self._mark is not None:
-                mark, self._mark = self._mark, None
+            if self._count == 0 and self._token is not None:
+                token, self._token = self._token, None
                 with contextlib.suppress(LeaseLost):
-                    mark.ack()
+                    token.ack()
 
     def join(self) -> None:
         """Wait until no process has any."""

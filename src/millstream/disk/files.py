@@ -43,8 +43,16 @@ FULL = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 # l_type, l_whence, l_start, l_len, l_pid; pid must be 0 for OFD locks
 FLOCK = struct.Struct("hhqqi4x")
 FORMAT = 1
+PAGE = 4096
+LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
+"""State of what processes share: in use; removed; another file has its place; hints of a queue for
+which its capacity is too large by now."""
+LEFT = "dropped"
+"""What the configuration of a stream or queue is called where the rest is being removed."""
+DELETED = " (deleted)"  # how /proc ends the path of what has none any more
 LOST_AND_FOUND = "lost+found"  # what a fresh ext file system has at its root
 
+REMOVALS_MOST = 100  # passes over a directory in which others make files
 PROBE_BYTES = 1 << 16  # the largest block of XFS: what shares blocks shares whole ones
 
 LOCAL = ("ext4", "f2fs", "overlay", "tmpfs", "xfs")
@@ -71,6 +79,8 @@ def storage_error(error: OSError, path: str, doing: str) -> StorageError:
     """Raise an OSError as ours, with the file, what was tried, and what to do."""
     kind = StoreFull if error.errno in FULL else StorageError
     advice = "; free some room and try again, nothing stored is lost" if kind is StoreFull else ""
+    if error.errno == errno.EFBIG:
+        advice = "; raise the limit of a file's size (ulimit -f) and try again"
     if error.errno == errno.EMFILE:
         advice = "; raise the limit of open files (ulimit -n) or open fewer stores"
     text = f"{doing} failed: {os.strerror(error.errno or 0)}{advice}"
@@ -95,6 +105,8 @@ class reporting:
 
     def __exit__(self, kind: object, error: BaseException | None, traceback: object) -> None:
         if isinstance(error, OSError) and not isinstance(error, StorageError):
+            if error.errno == errno.ENOENT:
+                _refuse_dropped(self.path)
             raise storage_error(error, self.path, self.doing) from error
 
 
@@ -115,6 +127,7 @@ class Directory:
 
     def __init__(self, path: str, *, follow: bool = False) -> None:
         self.text = str(path)
+        self._within = isinstance(path, Path)
         flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC | (0 if follow else os.O_NOFOLLOW)
         with reporting(path, "opening the directory"):
             below, held = _where(path)
@@ -140,9 +153,29 @@ class Directory:
             raise Closed(f"{self.text}: is closed; open the store again")
         return held
 
+    @property
+    def was_dropped(self) -> bool:
+        """Was it a stream's or a queue's, which was dropped meanwhile?"""
+        held = self._held
+        if held is None or not self._within:
+            return False
+        with contextlib.suppress(OSError):
+            now = os.path.basename(os.readlink(f"/proc/self/fd/{held.number}"))
+            if now.endswith(DELETED) or (now.startswith(".") and now.endswith(".dropped")):
+                return True
+            os.stat(LEFT, dir_fd=held.number)
+            return True
+        return False
+
     def close(self) -> None:
         """Let go of the directory: whoever still has a `Path` below it gets `Closed`."""
         self._held = None
+
+
+def _refuse_dropped(path: str) -> None:
+    """Raise `Closed` where a file is missing because its stream or queue was dropped."""
+    if isinstance(path, Path) and path.directory.was_dropped:
+        raise Closed(f"{path.directory.text}: was dropped")
 
 
 class Spare:
@@ -164,7 +197,7 @@ class Spare:
 
     @property
     def is_lent(self) -> bool:
-        """Are there none left but these, if at all?"""
+        """Were they given away, because no others were left?"""
         return not self._held
 
     def __enter__(self) -> None:
@@ -175,7 +208,7 @@ class Spare:
         self._held = self._held or self._more()
 
     def close(self) -> None:
-        """Keep none any more."""
+        """Close them."""
         self._held = []
 
 
@@ -215,7 +248,7 @@ class Path(str):
 
 
 def _where(path: str) -> tuple[str, Held]:
-    """The name for the kernel, and from where; keep the second until the call has returned."""
+    """(name, directory) for the kernel; keep the directory until the call has returned."""
     if isinstance(path, Path):
         return path.below, path.directory.held()
     return path, ANYWHERE
@@ -281,7 +314,7 @@ def make_directories(path: str) -> None:
 
 
 def make_target(path: str) -> bool:
-    """Create a directory that a caller asks for, in one that is there, 0700. Was it missing?"""
+    """Create one directory that a caller asks for, 0700; False: it was there."""
     made = _make_directory(path)
     _sync_directory(os.path.dirname(path))
     return made
@@ -299,7 +332,7 @@ def lies_in(path: str, directory: Directory) -> bool:
 
 
 def require_directory(path: Path) -> None:
-    """Refuse what was planted where a directory of ours should be, a link say; none is fine."""
+    """Refuse what is no directory where ours should be, a link for instance; nothing is fine."""
     with reporting(path, "searching for the directory"), contextlib.suppress(FileNotFoundError):
         if not stat.S_ISDIR(_stat(path).st_mode):
             raise StorageError(
@@ -352,23 +385,21 @@ def names(path: Path) -> list[str]:
             os.close(descriptor)
 
 
-def names_with(path: str, mark: str) -> list[str]:
-    """Names in a user's directory in which there is a `mark`; none where it may not be read."""
+def names_with(path: str, file: str) -> list[str]:
+    """Names in a user's directory in which there is a `file`; none where it may not be read."""
     try:
-        return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{mark}"))
+        return sorted(one for one in os.listdir(path) if os.path.lexists(f"{path}/{one}/{file}"))
     except OSError:
         return []
 
 
 def exists(path: Path) -> bool:
     """Is there anything of that name?"""
-    try:
-        with reporting(path, "searching for it"):
+    with reporting(path, "searching for it"):
+        try:
             _stat(path)
-    except StorageError as error:
-        if error.errno in (errno.ENOENT, errno.ENOTDIR):
+        except (FileNotFoundError, NotADirectoryError):
             return False
-        raise
     return True
 
 
@@ -387,36 +418,59 @@ def rename(path: Path, target: Path) -> None:
 
 
 def remove_tree(path: Path) -> None:
-    """Remove a directory and all below it, without following links."""
-    with reporting(path, "removing the directory"):
+    """Remove a directory and all below it, without following links.
+
+    Others, who have it open, may remove files of it meanwhile, or make a few.
+    """
+    below, held = _where(path)
+    for left in reversed(range(REMOVALS_MOST)):
         _empty(path)
-        below, held = _where(path)
-        os.rmdir(below, dir_fd=held.number)
+        with reporting(path, "removing the directory"), contextlib.suppress(FileNotFoundError):
+            try:
+                os.rmdir(below, dir_fd=held.number)
+            except OSError as error:
+                if error.errno != errno.ENOTEMPTY or left == 0:
+                    raise
+                continue
+        return
 
 
-def remove_whole(directory: Directory) -> None:
-    """Remove a directory that is held open, and all in it; what has its name meanwhile stays."""
+def remove_whole(directory: Directory, name: str = "", *, last: str = "") -> None:
+    """Remove a directory that is held open, and all in it; what has its name meanwhile stays.
+
+    `name` is a path of it, if it has another than it was opened by; `last` the file that goes after
+    all others.
+    """
+    _empty(directory.path, but=last)
     _empty(directory.path)
-    with (
-        reporting(directory.text, "removing the directory"),
-        contextlib.suppress(FileNotFoundError),
-    ):
-        found = os.lstat(directory.text)
-        if (found.st_dev, found.st_ino) == directory.identity:
-            os.rmdir(directory.text)
+    path = name or directory.text
+    with reporting(path, "removing the directory"), contextlib.suppress(FileNotFoundError):
+        if is_at(directory, path):
+            below, held = _where(path)
+            os.rmdir(below, dir_fd=held.number)
+
+
+def is_at(directory: Directory, path: str) -> bool:
+    """Has the directory that is held open this name now?"""
+    with reporting(path, "searching for it"), contextlib.suppress(FileNotFoundError):
+        found = _stat(path)
+        return (found.st_dev, found.st_ino) == directory.identity
+    return False
 
 
 def remove_any(path: Path) -> None:
-    """Remove a file, or a directory and all below it."""
-    if stat.S_ISDIR(mode(path)):
-        remove_tree(path)
-    else:
-        remove(path)
+    """Remove a file, or a directory and all below it; what is gone already is fine."""
+    with reporting(path, "searching for it"), contextlib.suppress(FileNotFoundError):
+        if stat.S_ISDIR(_stat(path).st_mode):
+            remove_tree(path)
+        else:
+            remove(path)
 
 
-def _empty(path: Path) -> None:
+def _empty(path: Path, *, but: str = "") -> None:
     for name in names(path):
-        remove_any(path / name)
+        if name != but:
+            remove_any(path / name)
 
 
 def file_system(path: str) -> str:
@@ -439,13 +493,14 @@ def _mounted_as(descriptor: int) -> str:
 
     The table is bytes: names in it may be in any encoding, or none.
     """
-    with open(f"/proc/self/fdinfo/{descriptor}", "rb") as facts:
-        numbers = [line.split()[1] for line in facts if line.startswith(b"mnt_id:")]
-    with open("/proc/self/mountinfo", "rb") as table:
-        for line in table:
-            before, _, after = line.partition(b" - ")
-            if before.split()[:1] == numbers:
-                return after.split()[0].decode("ascii", "backslashreplace")
+    with contextlib.suppress(FileNotFoundError):  # no /proc here
+        with open(f"/proc/self/fdinfo/{descriptor}", "rb") as facts:
+            numbers = [line.split()[1] for line in facts if line.startswith(b"mnt_id:")]
+        with open("/proc/self/mountinfo", "rb") as table:
+            for line in table:
+                before, _, after = line.partition(b" - ")
+                if before.split()[:1] == numbers:
+                    return after.split()[0].decode("ascii", "backslashreplace")
     return "unknown"
 
 
@@ -502,6 +557,7 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
         try:
             descriptor = os.open(below, flags, 0o600, dir_fd=held.number)
         except FileNotFoundError as error:
+            _refuse_dropped(path)
             raise NotFound(f"{path}: there is no such file", path=str(path)) from error
     try:
         with reporting(path, "opening the file"):
@@ -510,7 +566,11 @@ def open_file(path: Path, *, write: bool, create: bool = False) -> int:
                 raise StorageError(
                     errno.EINVAL, "expected a regular file; remove what was put there", path
                 )
-            ours = (os.geteuid(), 0, _stat(_parent(path)).st_uid)
+            try:
+                ours = (os.geteuid(), 0, _stat(_parent(path)).st_uid)
+            except FileNotFoundError as error:  # both went meanwhile
+                _refuse_dropped(path)
+                raise NotFound(f"{path}: there is no such file", path=str(path)) from error
             if found.st_uid not in ours:
                 raise StorageError(
                     errno.EPERM,
@@ -584,6 +644,14 @@ def boot() -> str:
         open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file,
     ):
         return file.read().strip()
+
+
+def pid_namespace() -> int:
+    """Number of the namespace that the ids of processes are of; 0: not known, without /proc."""
+    try:
+        return os.stat("/proc/self/ns/pid").st_ino
+    except OSError:
+        return 0
 
 
 def free_bytes(path: Path) -> int:
@@ -695,7 +763,7 @@ def write(descriptor: int, data: bytes | memoryview, position: int, path: str) -
 def sync(descriptor: int, path: str) -> None:
     """Make the content of a file survive a power cut.
 
-    Never retry it when it failed: the pages are marked clean.
+    Never retry it when it failed: the kernel calls the pages clean by then.
     """
     with reporting(path, "syncing the file"):
         os.fdatasync(descriptor)

@@ -120,7 +120,7 @@ class Members:
         except BaseException:
             gate.release()
             raise
-        gate.session = self
+        gate.members = self
         self._gate = gate
 
     def leave_gate(self) -> None:
@@ -170,7 +170,7 @@ class Members:
             if files.is_locked(self._probe, at) or not files.try_lock(self._lock, at):
                 continue
             incarnation = self._incarnation(index) + 1 & 0xFFFFFFFF
-            namespace = os.stat("/proc/self/ns/pid").st_ino
+            namespace = files.pid_namespace()
             now = int(time.time() * 1e6)
             files.write(
                 self._probe, ENTRY.pack(incarnation, os.getpid(), now, namespace), at, self.path
@@ -246,9 +246,8 @@ class Members:
             return f"an unknown member ({index})"
         data = files.read(self._probe, ENTRY.size, _entry(index), self.path)
         _, pid, _, namespace = ENTRY.unpack(data)
-        where = (
-            "" if namespace == os.stat("/proc/self/ns/pid").st_ino else " of another PID namespace"
-        )
+        same = namespace in (0, files.pid_namespace())
+        where = "" if same else " of another PID namespace"
         return f"process {pid}{where} (member {index})"
 
     def close(self) -> None:

@@ -68,5 +68,5 @@ class Undecided(Protocol):
         ...
 
     def decide_position(self, group: Any, partition: int, /) -> None:
-        """A position is marked: is the transaction that did so committed?"""
+        """A position is pending: is its transaction committed?"""
         ...

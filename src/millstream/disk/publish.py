@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from millstream.disk import files
 from millstream.errors import NotFound, StorageError
@@ -21,6 +22,7 @@ def published(parent: files.Path, name: str, configuration: str) -> Iterator[fil
     files.make_directory(making)
     try:
         yield making
+        finish_drop(parent / name)
         try:
             files.rename(making, parent / name)
         except StorageError:
@@ -33,21 +35,49 @@ def published(parent: files.Path, name: str, configuration: str) -> Iterator[fil
 
 
 @contextlib.contextmanager
-def withdrawn(parent: files.Path, name: str) -> Iterator[None]:
+def withdrawn(
+    parent: files.Path, name: str, configuration: str, directory: files.Directory
+) -> Iterator[None]:
     """Rename a directory so that nobody opens it, durably; after the block, remove it.
 
     The block gives up what is mapped of it. Killed on the way it is there whole, or the next first
-    opener removes it.
+    opener removes it. A directory that an overlay has in a lower layer cannot be renamed, but its
+    configuration can, and it is removed where it is.
+
+    `directory` is what a handle of it holds open: another of its name stays.
 
     Raises: NotFound where another process was faster.
     """
-    gone = parent / f".{name}-{os.urandom(4).hex()}.dropped"
+    path, gone = parent / name, parent / f".{name}-{os.urandom(4).hex()}.dropped"
+    remove: Callable[[files.Path], object] = files.remove_tree
+    if not files.is_at(directory, path):
+        raise NotFound(f"{parent}: another process dropped {name!r}")
     try:
-        files.rename(parent / name, gone)
+        files.rename(path, gone)
     except StorageError as error:
-        if files.exists(parent / name):
+        if error.errno == errno.EXDEV:
+            gone, remove = path, finish_drop
+            files.rename(gone / configuration, gone / files.LEFT)
+            files.sync_directory(gone)
+        elif files.exists(path):
             raise
-        raise NotFound(f"{parent}: another process dropped {name!r}") from error
+        else:
+            raise NotFound(f"{parent}: another process dropped {name!r}") from error
     files.sync_directory(parent)
     yield
-    files.remove_tree(gone)
+    remove(gone)
+
+
+def finish_drop(path: files.Path) -> bool:
+    """Remove a directory that was dropped where it is, maybe beside others; False: it was not."""
+    found = False
+    while files.exists(path / files.LEFT):
+        found = True
+        try:
+            files.remove_whole(files.Directory(path), path, last=files.LEFT)
+        except NotFound:
+            continue
+        except StorageError as error:
+            if error.errno != errno.ENOENT:
+                raise
+    return found

@@ -90,7 +90,7 @@ class Assignment:
     def _tend(self) -> None:
         """Do what is due in the group, and follow what became of our partitions."""
         group, member, stream = self.group, self._member, self.stream
-        stream._check_live()
+        stream._keep_up()
         if not member.joined:
             self._join()
         if group._watch(False):
@@ -202,7 +202,7 @@ class Assignment:
     def _check_open(self) -> None:
         if self._closed:
             raise Closed(f"{self.group.path}: the consumer is closed; join the group with another")
-        self.group._check_live()
+        self.group._keep_up()
 
     def _refresh(self) -> None:
         """Take up what was assigned, without asking for a batch."""

@@ -12,7 +12,7 @@ from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Uns
 from millstream.groups.assignment import Assignment
 from millstream.groups.group import Group, check_start, position_at
 from millstream.log.reader import KEEP_MAPS, UNLIMITED, sleepers
-from millstream.options import as_index, boolean, check_timeout, integer, number
+from millstream.options import FOREVER, as_index, boolean, check_timeout, integer, number
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -27,7 +27,6 @@ if TYPE_CHECKING:
 __all__ = ["Consumer"]
 
 DELIVERIES = ("at_least_once", "at_most_once", "exactly_once")
-FOREVER = 1e9
 SECONDS_MOST = 1e8  # three years
 
 
@@ -305,7 +304,7 @@ class Consumer(Assignment):
 
     def lag(self, partition: int | None = None) -> int:
         """Records that are not committed: of one partition, or of all that are assigned."""
-        self.group._check_live()
+        self.group._keep_up()
         which: Iterable[int] = self.assignment if partition is None else [partition]
         return sum(self.group._lag(index) for index in which)
 

@@ -10,6 +10,7 @@ import time
 from millstream import _native
 from millstream._native import Position
 from millstream.disk import files
+from millstream.disk.files import LIVE
 from millstream.disk.session import LATE_SECONDS, LOCK_SECONDS
 from millstream.errors import (
     Closed,
@@ -37,7 +38,6 @@ __all__ = ["Group"]
 
 DIRECTORY = "groups"
 SUFFIX = ".group"
-LIVE = 1
 
 
 def path_of(stream: StreamHandle, name: str) -> files.Path:
@@ -63,7 +63,7 @@ def epoch_at(stream: StreamHandle, partition: int, offset: int) -> int:
 
 
 def position_at(stream: StreamHandle, partition: int, start: Any) -> Position:
-    """What `read` would begin at, checked: raises OffsetOutOfRange."""
+    """The position at which `read` would begin. Raises OffsetOutOfRange."""
     log = stream._log(partition)
     if isinstance(start, Position):
         if start.partition != partition:
@@ -85,9 +85,9 @@ def first_positions(stream: StreamHandle, start: Any) -> list[Position]:
         others = {int(one.partition): one for one in first_positions(stream, "earliest")}
         return list({**others, **given}.values())
     if isinstance(start, str) and start == "earliest":
-        # What retention removes from now on is lost to the group, and it has to hear of that.
-        trimmed = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
-        return [position_at(stream, index, start) for index in trimmed]
+        # A position, so that the group is told where retention removes records from now on.
+        retired = [i for i in range(stream.partitions) if stream._log(i).first_offset > 0]
+        return [position_at(stream, index, start) for index in retired]
     if as_index(start) is not None and stream.partitions > 1:
         raise InvalidArgument(
             f"start {start!r}: an offset is of one partition, and there are {stream.partitions};"
@@ -152,7 +152,7 @@ class Group(_native.GroupCore):
         self.name = name
         self.path = path_of(stream, name)
         self._decide: Callable[[Group, int], None] | None = None
-        """Called for a partition whose position a transaction has marked: apply or revert it."""
+        """Called for a partition that has a pending position: apply or revert it."""
         write = stream.session.writable
         try:
             self._descriptor = files.open_file(self.path, write=write)
@@ -214,7 +214,7 @@ class Group(_native.GroupCore):
     def _tune(self) -> None:
         """Follow the level of the stream."""
         self._configure_level(self.stream.durability)
-        self._take_changed()  # the next commit is news again
+        self._take_changed()  # so that the next commit reports again
 
     def _void_earlier(self) -> None:
         """As the first of this generation: no member of an earlier one lives."""
@@ -245,7 +245,13 @@ class Group(_native.GroupCore):
         elif self._room < self._partitions:
             self._map()
 
+    def _keep_up(self) -> None:
+        """As a call begins: check, and do what others left to whoever comes."""
+        self.stream._keep_up()
+        self._check_live()
+
     def _check_live(self) -> None:
+        """Raise `Closed` where the group is not there any more, or not for this handle."""
         self.stream._check_live()
         if self.stream.session.layered:
             self.stream.session.check_layer(self.path, self._is_behind)
@@ -258,7 +264,7 @@ class Group(_native.GroupCore):
             raise Closed(f"{self.path}: the group is closed; open the store again")
 
     def _check_writable(self) -> None:
-        self._check_live()
+        self._keep_up()
         self.stream.session.check_writable()
         if self._poison:
             raise Poisoned(
@@ -292,7 +298,7 @@ class Group(_native.GroupCore):
                 self.stream.session.notices.runs()
 
     def _await_log(self, partition: int, offset: int) -> None:
-        """Return when a power cut cannot take records that a position is to be behind of."""
+        """Return when the records before a position survive a power cut."""
         log = self.stream._log(partition)
         if log.native.durable_offset < offset:
             log.wait_durable(log.native.tail, time.monotonic() + LOCK_SECONDS)
@@ -333,7 +339,7 @@ class Group(_native.GroupCore):
             return
         try:
             for log in self.stream._opened():
-                log.sync()  # first: a position should not outlive what it is behind of
+                log.sync()  # first: a position must not survive without the records before it
             self._make_durable()
         except BaseException:
             self._give_back_changed()
@@ -350,7 +356,7 @@ class Group(_native.GroupCore):
         committed at level "interval" has waited for more than 3 s, "background failing" that what
         syncs it does not get on.
         """
-        self._check_live()
+        self._keep_up()
         if self._poison:
             return "sync failed"
         if self.stream._durability == "interval" and self._unsynced_seconds > LATE_SECONDS:
@@ -362,7 +368,7 @@ class Group(_native.GroupCore):
 
         Raises: CorruptBatch where a power cut left no copy of a position.
         """
-        self._check_live()
+        self._keep_up()
         self._follow()
         return {index: self._committed(index) for index in range(self.stream.partitions)}
 
@@ -400,7 +406,7 @@ class Group(_native.GroupCore):
         1
         """
         which = range(self.stream.partitions) if partition is None else [partition]
-        self._check_live()
+        self._keep_up()
         self._follow()
         return sum(self._lag(index) for index in which)
 
@@ -414,7 +420,7 @@ class Group(_native.GroupCore):
         """The members that read for the group now, and what of it."""
         with _native.loading:
             from millstream.groups.stats import GroupMember
-        self._check_live()
+        self._keep_up()
         self._follow()
         shares: dict[int, list[int]] = {}
         for index in range(min(self._partitions, self._room)):
@@ -439,7 +445,7 @@ class Group(_native.GroupCore):
         """Position, end, lag and owner of each partition, as of now."""
         with _native.loading:
             from millstream.groups.stats import GroupPartition
-        self._check_live()
+        self._keep_up()
         self._follow()
         found = []
         living = {member[0] for member in self._living()}

@@ -54,9 +54,9 @@ class Groups:
         with _native.loading:
             from millstream.groups import group
         stream = self.stream
-        stream._check_live()
+        stream._keep_up()
         known: Group | None = self._handles.get(settings.check_name(name))
-        if known is not None and not known.closed and known._state == group.LIVE:
+        if known is not None and not known.closed and known._state == files.LIVE:
             known._follow()
             return known
         if known is not None:

@@ -18,6 +18,7 @@ from millstream.inspect.layout import (
     ACTIVATION,
     JOURNAL,
     JSON_BYTES_MAX,
+    LEFT,
     MEMBERS,
     NAME,
     SEGMENT,
@@ -186,7 +187,8 @@ def stream_paths(path: Path, only: str | None) -> list[Path]:
         if not is_stream(only) or not (top / only).is_dir():
             raise NotFound(f"no stream {only!r} in {path}")
         return [top / only]
-    return [entry for entry in listing(top) if entry.is_dir() and is_stream(entry.name)]
+    found = [entry for entry in listing(top) if entry.is_dir() and is_stream(entry.name)]
+    return [entry for entry in found if not (entry / LEFT).exists()]
 
 
 def is_stream(name: str) -> bool:

@@ -29,6 +29,7 @@ INDEX_BLOCK_BYTES = 32768
 WINDOW_BYTES = 1 << 18
 LOW = 0xFFFF_FFFF
 JOURNAL = "@journal"  # the stream of what transactions do
+LEFT = "dropped"  # what the configuration is called of what was dropped and has not gone yet
 NAME = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}")
 
 Path_: TypeAlias = str | bytes | os.PathLike[str] | os.PathLike[bytes]

@@ -2,7 +2,7 @@
 
 Rules: (1) no damaged byte is deleted: a file is changed by putting a changed copy in its place, and
 stays beside it as `.corrupt`. (2) A name is never without the old or the new file behind it.
-(3) The store is marked unclean last, and only when no problem is left: that a store is clean may
+(3) The store is set unclean last, and only when no problem is left: that a store is clean may
 be all that tells damage at a tail from a torn one, which the next open would cut off.
 Crash: after a kill at any instruction run it again; at worst a `.tmp` copy lies about.
 
@@ -218,11 +218,11 @@ class Repair:
             self.queue(store, where)
         every = stream is None and queue is None
         if self.changed and store.clean and self.all_sound(every, stream):
-            text = "marked unclean, so that the next open walks it"
+            text = "set unclean, so that the next open walks it"
             self.actions.append(Action("unclean", self.path / "store.json", None, text))
             if not self.dry_run:
                 self.place.check()
-                mark_unclean(self.place)
+                set_unclean(self.place)
         return self.actions
 
     def all_sound(self, every: bool, stream: str | None) -> bool:
@@ -530,7 +530,7 @@ def open_new(folder: int, name: str) -> int:
     return os.open(name, flags, 0o600, dir_fd=folder)
 
 
-def mark_unclean(place: Held) -> None:
+def set_unclean(place: Held) -> None:
     """Replace `store.json` by one that says unclean."""
     path = place.path / "store.json"
     body = {**read_json(path, STORE_JSON), "clean": False}

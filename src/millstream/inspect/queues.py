@@ -24,6 +24,7 @@ from millstream.inspect import dedup
 from millstream.inspect.catalog import StoreInfo, listing, read_json, unreadable
 from millstream.inspect.layout import (
     KEY_BYTES_MAX,
+    LEFT,
     NAME,
     Array,
     File,
@@ -90,7 +91,9 @@ def queue_paths(path: Path, only: str | None = None) -> list[Path]:
             raise NotFound(f"no queue {only!r} in {path}")
         return [top / only]
     found = [entry for entry in listing(top) if entry.is_dir() and NAME.fullmatch(entry.name)]
-    return [entry for entry in found if not entry.name.endswith(".tmp")]
+    return [
+        entry for entry in found if not entry.name.endswith(".tmp") and not (entry / LEFT).exists()
+    ]
 
 
 def open_queue(path: Path) -> QueueInfo:
@@ -201,7 +204,7 @@ class Queue:
                 self.findings.append(Note(entry.suffix[1:], entry, None, "set aside, never read"))
             elif entry.name not in known:
                 self.findings.append(Note("foreign", entry, None, "not a file of a store"))
-        try:  # none between two sessions
+        try:  # none while nobody has the store open
             with File(path / "hints") as file:
                 raw = file.read(0, HINTS.size).tobytes()
             check(HINTS.read(raw.ljust(HINTS.size, b"\0")), self._identity(b"MSQHINT1"))

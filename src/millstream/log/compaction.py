@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 SCAN_BYTES = 8 << 20
 MEMORY_BYTES = 64 << 20
-HEADER_BYTES = 64
+BATCH_HEADER_BYTES = 64
 FILLER_ROOM = 192  # around the place where a further filler may begin
 
 
@@ -103,7 +103,7 @@ def compact(
 def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     """(number, end) of the segments that may be compacted.
 
-    They are sealed and old enough, and so synced that also their successor is.
+    They are sealed, old enough, and synced, and so are their successors' activation records.
     """
     found: list[tuple[int, int]] = []
     durable, clock = log.native.durable, log.session.clock
@@ -281,7 +281,7 @@ class Run:
         return None
 
     def _search_elsewhere(self, table: _native.KeyTable, found: list[tuple[int, int]]) -> None:
-        """Where a key that belongs here now was before, its record may be: its tombstone stays."""
+        """Keep the tombstones of keys of which an earlier partition may still have a record."""
         if not any(self._drops(self._segment(number)) for number, _ in found):
             return
         try:
@@ -360,7 +360,7 @@ class Run:
     ) -> None:
         log, segment = self.log, survivors.segment
         data = segment.size - segment.data_bytes
-        used = min(data + kept + HEADER_BYTES + 4095 & ~4095, segment.size)
+        used = min(data + kept + BATCH_HEADER_BYTES + 4095 & ~4095, segment.size)
         reserve.lend(log.session.root, files.allocate, descriptor, used, made)
         place = (log.index, log.session.id, log.stream._stream_id, segment.number)
         files.write(descriptor, segment_file.header(place, segment.size), 0, made)

@@ -26,7 +26,10 @@ CHECKSUM = 56  # its place in the header
 MAGIC = b"MSCNTRL1"
 BLOCKS = 4096
 BLOCK_BYTES = 256
-LIVE, DROPPED, REPLACED = 1, 2, 3
+POISON_SYNC, POISON_CORRUPT = 1, 2
+Mark = tuple[int, int, int, int]
+NOWHERE: Mark = (0, 0, 0, -(1 << 63))
+"""The mark at which an empty log ends."""
 POSITION_MAX = 1 << 62  # above: no position of a log
 
 
@@ -58,7 +61,7 @@ def fresh(config: dict[str, Any], store_id: bytes, generation: int) -> bytes:
 def _file(config: dict[str, Any], store_id: bytes, generation: int, blocks: list[bytes]) -> bytes:
     header = HEADER.pack(
         MAGIC, files.FORMAT, len(blocks), store_id, int(config["stream_id"], 16), generation,
-        LIVE, 1, 0, 0,
+        files.LIVE, 1, 0, 0,
     )  # fmt: skip
     return header.ljust(BLOCKS, b"\0") + b"".join(blocks)
 
@@ -90,12 +93,12 @@ def rebuilt(directory: files.Path, store_id: bytes, generation: int, *, clean: b
 
     The new one keeps the durable marks of the old one: what lies before a mark was synced, so it is
     damage where it is not there. In a store that was closed cleanly it keeps the oldest segment,
-    too. It keeps nothing of a file that is not as the last to close left it.
+    too. It keeps nothing of a file that is not as the last process to close left it.
     """
     files.require_directory(directory)
     config = files.read_json(directory / "stream.json")
     old = _content(directory)
-    if old[:8] != MAGIC or old[16:32] != store_id or (clean and not _has_seal(old)):
+    if old[:8] != MAGIC or old[16:32] != store_id or (clean and not _checksum_fits(old)):
         old = b""
     blocks = [
         _rebuilt_block(old[BLOCKS + index * BLOCK_BYTES :][:BLOCK_BYTES], clean)
@@ -129,7 +132,7 @@ def rebuild(directory: files.Path, store_id: bytes, generation: int, clean: bool
         descriptor = files.open_file(path, write=True)
         try:
             if files.size(descriptor) >= BLOCKS:
-                files.write(descriptor, struct.pack("<I", REPLACED), 48, path)
+                files.write(descriptor, struct.pack("<I", files.REPLACED), 48, path)
         finally:
             files.close(descriptor)
     files.replace(path, data, length=len(data))
@@ -182,7 +185,7 @@ def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:
         return True  # it was dropped
     generation, state, config = struct.unpack_from("<QII", stored, 40)
     shown_generation, shown_state, shown_config = struct.unpack_from("<QII", mapped, 40)
-    if generation > shown_generation or (state != LIVE and shown_state == LIVE):
+    if generation > shown_generation or (state != files.LIVE and shown_state == files.LIVE):
         return True
     if 0 < (config - shown_config & 0xFFFFFFFF) < 1 << 31:
         return True
@@ -210,7 +213,7 @@ def grow(directory: files.Path, partitions: int) -> None:
         files.close(descriptor)
 
 
-def seal(directory: files.Path) -> None:
+def add_checksum(directory: files.Path) -> None:
     """As the last to close: put a checksum over the file, and make it survive a power cut."""
     path = directory / "control"
     descriptor = files.open_file(path, write=True)
@@ -227,12 +230,12 @@ def _checksum(data: bytes) -> int:
     return _native.xxh3_64(data[:CHECKSUM] + data[BLOCKS:])
 
 
-def is_sealed(directory: files.Path) -> bool:
+def has_checksum(directory: files.Path) -> bool:
     """Is the file, byte for byte, what the last to close left?"""
-    return _has_seal(_content(directory))
+    return _checksum_fits(_content(directory))
 
 
-def _has_seal(data: bytes) -> bool:
+def _checksum_fits(data: bytes) -> bool:
     return len(data) >= BLOCKS and data[CHECKSUM : CHECKSUM + 8] == struct.pack(
         "<Q", _checksum(data)
     )
@@ -248,7 +251,7 @@ def is_sound(directory: files.Path, store_id: bytes, generation: int) -> bool:
         return False
     *found, _, state, _, _, _ = HEADER.unpack_from(data)
     stream_id = int(config["stream_id"], 16)
-    if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, LIVE]:
+    if [*found, state] != [MAGIC, files.FORMAT, count, store_id, stream_id, files.LIVE]:
         return False
     return all(_block_is_sound(directory, data, index, generation) for index in range(count))
 

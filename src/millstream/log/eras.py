@@ -16,7 +16,8 @@ if TYPE_CHECKING:
     from millstream.log.handle import StreamHandle
 
 
-LATE_SECONDS = 60.0  # a writer that has chosen a partition waits for it for half of that at most
+LATE_WRITER_SECONDS = 60.0
+"""A writer that has chosen a partition waits for it for half of that at most."""
 
 
 class Era:
@@ -98,5 +99,5 @@ def left_elsewhere(stream: StreamHandle, partition: int) -> list[tuple[int, int,
     eras = up_to(stream, stream.partitions)
     if len(eras) < 2:
         return []
-    last, late = eras[-2], stream._eras[-1].since + int(LATE_SECONDS * 1e6)
+    last, late = eras[-2], stream._eras[-1].since + int(LATE_WRITER_SECONDS * 1e6)
     return [(one, last.end(one), late) for one in range(last.partitions) if one != partition]

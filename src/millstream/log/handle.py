@@ -31,6 +31,7 @@ __all__ = ["StreamHandle"]
 UNSYNCED, WANT_SYNC = _native.EVENTS["unsynced"], _native.EVENTS["want_sync"]
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 UNSYNCED_BYTES = 256 << 20
+"""Of a partition, at level "interval": with more than that not synced, appends wait."""
 INTERVAL = _native.LEVELS["interval"]
 
 
@@ -61,6 +62,7 @@ class StreamHandle(_native.StreamCore):
         self._override = durability
         self._durability: Durability = "interval"
         self._producer_ids: ProducerIds | None = None
+        self._was_dropped = False
         self._is_surprise = False
         """It was made by its name alone, in this process, and nobody has read it yet."""
         try:
@@ -75,6 +77,7 @@ class StreamHandle(_native.StreamCore):
     def _map_control(self) -> None:
         session, mapped = self.session, control.map_for(self.session, self.path)
         self._below = mapped if session.follows_layers and not session.private else None
+        self._set_layered(self._below is not None)
         # Processes begin their turns at different partitions, so that they spread.
         turn = os.getpid() & 0xFFFF
         writable = session.writable or session.private
@@ -109,7 +112,14 @@ class StreamHandle(_native.StreamCore):
         self._map_control()
         self._reload()
 
+    def _keep_up(self) -> None:
+        """As a call begins, or has met the end: check, and do what others left to whoever comes."""
+        self._check_live()
+        self._follow()
+        self.session.notices.watch_journal()
+
     def _check_live(self) -> None:
+        """Raise `Closed` where the stream is not there any more, or not for this handle."""
         if self._state != 1:
             self._let_go()
             why = (
@@ -119,11 +129,10 @@ class StreamHandle(_native.StreamCore):
             )
             raise Closed(f"{self.path}: the stream was {why}")
         if self.closed:
-            raise Closed(f"{self.path}: the stream is closed; open the store again")
+            what = "was dropped" if self._was_dropped else "is closed; open the store again"
+            raise Closed(f"{self.path}: the stream {what}")
         if self.session.layered:
             self.session.check_layer(self.path, self._is_behind)
-        self._follow()
-        self.session.notices.watch_journal()
 
     def _is_behind(self) -> bool:
         return self._below is not None and control.is_behind(self.path, self._below)
@@ -147,7 +156,8 @@ class StreamHandle(_native.StreamCore):
 
     def _current(self) -> StreamHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
-        if not self.closed and self._state == control.LIVE:
+        if not self.closed and self._state == files.LIVE:
+            self.session.check_layer(self.path, self._is_behind)
             self._follow()
         return self
 
@@ -250,7 +260,7 @@ class StreamHandle(_native.StreamCore):
 
     def _log(self, partition: int) -> PartitionLog:
         log: PartitionLog = self._partition(partition)
-        self._check_live()
+        self._keep_up()
         log.ensure_walked()
         if log.private:
             reader.extend_private(log)
@@ -372,7 +382,7 @@ class StreamHandle(_native.StreamCore):
     def _alter(self, asked: dict[str, Any]) -> None:
         """Have settings stored, and partitions added up to the number that is asked for."""
         self.session.check_writable()
-        self._check_live()
+        self._keep_up()
         partitions = asked.pop("partitions", None)
         if partitions is not None:
             settings.require_more(self.name, self.partitions, partitions)
@@ -385,7 +395,7 @@ class StreamHandle(_native.StreamCore):
                     reserve.lend(self.session.root, files.write_json, path, config)
         if partitions is not None:
             self._grow(lambda before: partitions)
-        self._check_live()
+        self._follow()
 
     def _grow(self, wanted: Callable[[int], int]) -> int:
         """Have as many partitions as `wanted` makes of how many there are; how many it is."""
@@ -401,6 +411,7 @@ class StreamHandle(_native.StreamCore):
 
     def _dispose(self) -> None:
         """Give up this handle; batches that were made from it stay valid."""
+        self._was_dropped = self._was_dropped or self._state == files.DROPPED
         self._let_go()
         for log in self._opened():
             log.sequences = None  # which has the log: the two would wait for the collector

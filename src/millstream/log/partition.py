@@ -22,6 +22,7 @@ from millstream.errors import (
     StorageError,
 )
 from millstream.log import control, recovery, segment_file, sequences
+from millstream.log.control import NOWHERE, POISON_SYNC, Mark
 from millstream.log.segments import Segments
 
 TYPE_CHECKING = False
@@ -29,11 +30,6 @@ if TYPE_CHECKING:
     from millstream.disk.session import Session
     from millstream.log.handle import StreamHandle
     from millstream.log.sequences import PartitionSequences
-
-POISON_SYNC, POISON_CORRUPT = 1, 2
-
-Mark = tuple[int, int, int, int]
-NOWHERE: Mark = (0, 0, 0, -(1 << 63))
 
 
 class PartitionLog:
@@ -166,7 +162,7 @@ class PartitionLog:
 
     def provide_next(self, need_bytes: int = 0) -> None:
         """Have a successor mapped that has room for `need_bytes`; make one where there is none."""
-        with self._making:  # what the other thread makes and drops again is room that we may need
+        with self._making:  # another thread may make and drop one in the room that we need
             self._provide_next(need_bytes)
 
     def _provide_next(self, need_bytes: int) -> None:
@@ -332,11 +328,11 @@ class PartitionLog:
 
     @property
     def is_overdue(self) -> bool:
-        """Waits something for a sync for longer than level "interval" lets it?"""
+        """Has something waited for a sync for longer than level "interval" allows?"""
         return self.native.unsynced_seconds > LATE_SECONDS
 
     def _sync_names(self) -> None:
-        """Sync the directory: who published a segment may not have come to it, or may be dead."""
+        """Sync the directory: whoever published a segment may not have done it, or be dead."""
         files.sync_directory(self.path)
         if not self._names_synced:
             files.sync_directory(self.stream.path)

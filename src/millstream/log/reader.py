@@ -8,9 +8,10 @@ from collections.abc import AsyncIterator, Iterator
 
 from millstream import _native, timestamps
 from millstream._native import Batch, Cursor, Position
-from millstream.errors import Closed, InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
+from millstream.errors import InvalidArgument, InvalidType, NotFound, OffsetOutOfRange
 from millstream.log import recovery
-from millstream.options import as_index, boolean, check_timeout, integer
+from millstream.log.control import POISON_CORRUPT
+from millstream.options import FOREVER, as_index, boolean, check_timeout, integer
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -25,7 +26,6 @@ if TYPE_CHECKING:
 
 UNLIMITED = 1 << 62
 KEEP_MAPS = 16
-CORRUPT = 2
 
 
 def extend_private(log: PartitionLog) -> None:
@@ -77,7 +77,7 @@ def epoch_end(log: PartitionLog, epoch: int) -> int | None:
 
 
 def is_held(log: PartitionLog, epoch: int, offset: int) -> bool:
-    """Has the log still all that lay before an offset of an epoch, or retention had its way?"""
+    """Does the log of an epoch reach to an offset? Else a power cut took what lay before it."""
     end = epoch_end(log, epoch)
     return offset <= (log.next_offset if end is None else end)
 
@@ -150,14 +150,14 @@ class PartitionReader:
         return offset
 
     def _check_epoch(self, start: Position) -> None:
-        """An offset that a power cut took, and another record got, is not what was meant."""
+        """Refuse an offset that a power cut took, and that another record got."""
         check_epoch(self.log, start.epoch, start.offset)
 
     def _go_to(self, offset: int) -> None:
         log = self.log
         if not 0 <= offset < UNLIMITED or not log.native.holds(offset):
             first, following = log.first_offset, log.next_offset
-            if offset > following and log.native.poison == CORRUPT:
+            if offset > following and log.native.poison == POISON_CORRUPT:
                 raise log.corrupt()
             if not first <= offset <= following:
                 if self.on_lost != "earliest":
@@ -208,12 +208,12 @@ class PartitionReader:
         cursor, log = self.cursor, self.log
         while True:
             if log.stream.closed:
-                raise Closed(f"{log}: the stream is closed; open the store again")
+                log.stream._check_live()  # which says why
             limit = self.limit()
             position = cursor.position
             if position >= limit:
-                log.stream._check_live()
-                if log.native.poison == CORRUPT:
+                log.stream._keep_up()
+                if log.native.poison == POISON_CORRUPT:
                     raise log.corrupt()
                 return None
             segment = self._segment
@@ -304,7 +304,7 @@ class Rotation:
     def refresh(self) -> None:
         """Between waits: follow partitions that were added; raise where the stream was dropped."""
         stream = self.stream
-        stream._check_live()
+        stream._keep_up()
         stream._point_out(self.began)
         for one in self.readers:
             if one.log.private:
@@ -391,7 +391,7 @@ def _read(rotation: Rotation, left: int, follow: bool, timeout: float | None) ->
 
 
 def _quiet_until(timeout: float | None) -> float:
-    return time.monotonic() + (UNLIMITED if timeout is None else timeout)
+    return time.monotonic() + (FOREVER if timeout is None else timeout)
 
 
 async def aread(

@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from millstream.disk import files
 from millstream.errors import CorruptBatch, NotFound
+from millstream.log.control import NOWHERE, POISON_CORRUPT, Mark
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream import _native
-    from millstream.log.partition import Mark, PartitionLog
+    from millstream.log.partition import PartitionLog
 
-NOWHERE: Mark = (0, 0, 0, -(1 << 63))
-CORRUPT = 2
 EVERYTHING = (1 << 64) - 1
 
 
@@ -46,9 +45,9 @@ def _recover_owned(log: PartitionLog) -> None:
     readable = [segment for segment in rest if segment]
     doubtful = reason or any(segment.activated or _was_used(segment) for segment in readable)
     if None in rest or (doubtful and _synced_behind(chain[kept:], readable, mark[0], bool(chain))):
-        poison = CORRUPT
+        poison = POISON_CORRUPT
     if mark[0] < log.native.synced_to:
-        poison = CORRUPT  # it was synced, and its file is not there, or not whole
+        poison = POISON_CORRUPT  # it was synced, and its file is not there, or not whole
     if kept < len(chain) and poison == 0:
         readable = chain[kept + 1 :] + readable
         chain = chain[: kept + 1]
@@ -181,7 +180,7 @@ def _was_used(segment: _native.Segment) -> bool:
     """Is there something where the activation record or the first batch of a spare would be?"""
     segment.suppose(0)
     head = segment.contents(64)
-    return any(head[4096:4168]) or any(head[-64:])
+    return any(head[files.PAGE : files.PAGE + 72]) or any(head[-64:])
 
 
 def _synced_behind(
@@ -225,7 +224,7 @@ def _is_empty(path: files.Path) -> bool:
     """Nothing but zeros behind the header page?"""
     descriptor = files.open_file(path, write=False)
     try:
-        position, size = 4096, files.size(descriptor)
+        position, size = files.PAGE, files.size(descriptor)
         while position < size:
             data = files.read(descriptor, 1 << 20, position, path)
             if data.count(0) != len(data):

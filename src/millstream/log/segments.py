@@ -95,7 +95,7 @@ class Segments:
         return self.numbers
 
     def _has_rolled(self, active: int) -> bool:
-        """Did nothing happen but that the core went on to the next? A sync then lists nothing."""
+        """Has the core only gone on to the next segment? Then a sync need not list the files."""
         segment = self.native.active
         with self._lock:
             if self._structure != self.native.structure or segment is None or not self.numbers:
@@ -174,7 +174,7 @@ class Segments:
                 f"{segment.path}: its activation record is not valid; nothing was changed, see"
                 " `millstream verify`",
                 path=segment.path,
-                position=4096,
+                position=files.PAGE,
             )
         return segment
 

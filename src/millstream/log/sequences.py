@@ -104,7 +104,7 @@ def sealed_end(log: PartitionLog) -> tuple[int, int]:
 
 
 def keep(log: PartitionLog, position: int) -> int:
-    """Save what the headers before `position` say, unless it is; up to where it was saved.
+    """Save what the headers before `position` say, unless that was done; returns up to where.
 
     Called, by the holder of the maintenance word, before headers are taken away.
 
@@ -179,7 +179,7 @@ def _load(log: PartitionLog, table: _native.Sequences) -> tuple[int, int]:
 
 
 def _is_in_log(log: PartitionLog, position: int, before: int) -> bool:
-    """Does a segment of the log begin there, after the same batch, or the next one will?"""
+    """Does a segment of the log begin there, behind that batch, or will the next one?"""
     end = log.end()
     if position == end[0] and before & LOW == end[2] & LOW:
         return True

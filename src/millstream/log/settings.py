@@ -30,6 +30,9 @@ if TYPE_CHECKING:
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
 PARTITIONS_MAX = 4096
 SEGMENT_BYTES = 128 << 20
+SURPRISE_SECONDS = 1.0
+"""How long a reader, in short waits, finds nothing until it is told that a mistaken name may have
+made what it reads."""
 JOURNAL = "@journal"
 """Directory of the journal among the streams: no stream of a user can have that name."""
 
@@ -178,6 +181,8 @@ def is_missing(path: files.Path, what: str) -> bool:
             return False
         if directory == 0:
             return True
+        if files.exists(path.parent / files.LEFT):  # it was dropped, and goes
+            return True
         if files.inode(path.parent) == directory:
             raise CorruptBatch(
                 f"{path}: is missing, where the {what} is; restore it from a backup", path=path
@@ -185,8 +190,9 @@ def is_missing(path: files.Path, what: str) -> bool:
 
 
 def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:
-    """The error for a name that is not there."""
-    return NotFound(f"{where}: there is no {what} {name!r}. {others(name, there)}")
+    """The error for a name that is not there, whoever made it since."""
+    text = others(name, [one for one in there if one != name])
+    return NotFound(f"{where}: there is no {what} {name!r}. {text}")
 
 
 def given(

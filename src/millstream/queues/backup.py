@@ -11,7 +11,9 @@ import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream.disk import files
+from millstream.disk.files import PAGE
 from millstream.queues import slots
+from millstream.queues.slots import FREE, PREPARED, SPARE, WRITING
 
 if TYPE_CHECKING:
     import mmap
@@ -22,8 +24,6 @@ WORD = struct.Struct("<Q")
 LENGTHS_AT, SLOT_HEAD_BYTES, FAILURES_BYTES = 64, 96, 512
 LENGTHS = struct.Struct("<IIII")
 """Lengths in a slot: bytes of payload, key and headers, and its first block + 1."""
-FREE, WRITING, SPARE, PREPARED = 0, 3, 12, 17
-PAGE = slots.PAGE
 ATTEMPTS = 100
 GATHERED_BYTES = 4 << 20
 
@@ -51,7 +51,7 @@ class _Places(NamedTuple):
         return start + (8 + self.slot_bytes) * slots.EXTENT_SLOTS + FAILURES_BYTES * index
 
     def block(self, block: int) -> tuple[int, int]:
-        """Positions of the word and of the data."""
+        """File positions of the word and of the data."""
         extent, index = divmod(block, slots.EXTENT_BLOCKS)
         start = PAGE + extent * slots.EXTENT_BLOCKS * (8 + slots.BLOCK_BYTES)
         return start + 8 * index, start + 8 * slots.EXTENT_BLOCKS + slots.BLOCK_BYTES * index
@@ -108,7 +108,7 @@ def copy(queue: Queue, target: files.Path) -> None:
     if queue._config["dedup_window"]:
         _copy_dedup(queue, target / "dedup")
     config = files.read_json(queue.path / "queue.json")
-    queue._check_live()  # as large as the configuration says, or larger
+    queue._keep_up()  # as large as the configuration says, or larger
     config["capacity"] = queue.capacity
     files.write_json(target / "queue.json", config)
     copying = _Copy(queue)

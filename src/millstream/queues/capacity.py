@@ -37,11 +37,11 @@ def raise_to(queue: QueueHandle, config: dict[str, Any]) -> None:
     try:
         hints, temporary = queue_files.make_hints()
         try:
-            queue._set_state(slots.OUTGROWN)
+            queue._set_state(files.OUTGROWN)
             try:
                 files.write_json(queue.path / "queue.json", config)
             except BaseException:
-                queue._set_state(slots.LIVE)
+                queue._set_state(files.LIVE)
                 raise
             _publish(queue, queue_files, config, hints, temporary)
         except BaseException:
@@ -88,7 +88,7 @@ def follow(queue: QueueHandle) -> None:
         return
     before = queue._hints_at
     with queue._word("maintenance", f"{queue.path}: capacity", LOCK_SECONDS):
-        if queue._hints_at != before or queue._state != slots.OUTGROWN:
+        if queue._hints_at != before or queue._state != files.OUTGROWN:
             return  # another thread has done it, or it was given up
         queue_files, config, hints = _newest(queue)
         if hints is not None and queue_files.hints_inode != queue._files.hints_inode:
@@ -130,7 +130,7 @@ def _follow_reading(queue: QueueHandle) -> None:
     deadline = time.monotonic() + LOCK_SECONDS
     while True:
         queue_files, config, hints = _newest(queue)
-        if hints is not None and slots.state_of(hints) != slots.OUTGROWN:
+        if hints is not None and slots.state_of(hints) != files.OUTGROWN:
             _use(queue, queue_files, config, hints)
             return
         queue_files.close()

@@ -37,7 +37,7 @@ def open_table(queue_files: Files) -> _DedupTable:
 
 
 def open_first(queue: QueueHandle) -> None:
-    """As the first of a session, alone: what the messages say counts."""
+    """As the first to open the queue, alone: what the messages say counts."""
     queue_files = queue._files
     path = queue_files.path("dedup")
     for name in files.names(queue_files.directory):

@@ -34,16 +34,36 @@ COUNTER_BITS = 40
 class QueueHandle(_native.QueueCore):
     """What this process has of a queue: its files, opened, grown and synced; its configuration."""
 
-    session: Session
-    name: str
-    path: files.Path
-    _override: Durability | None
-    _codec: object
-    _config: dict[str, Any]
-    _files: slots.Files
-    _directory: files.Directory
-    _waiters: list[Sleepers]
-    _random: Callable[[], float] | None
+    def __init__(
+        self,
+        session: Session,
+        name: str,
+        config: dict[str, Any],
+        durability: Durability | None,
+        codec: object,
+    ) -> None:
+        self.session = session
+        self.name = name
+        self._directory = files.Directory(session.queue_path(name))
+        """Held open: a queue of the same name that is made later is another one."""
+        self.path = self._directory.path
+        self._override = durability
+        self._codec = codec
+        self._config = config
+        self._waiters: list[Sleepers] = []
+        self._was_dropped = False
+        """Why it is closed: not with the store."""
+        self._random: Callable[[], float] | None = None
+        try:
+            self._files = slots.Files(self.path, config, session.id, write=session.writable)
+            try:
+                self._open()
+            except BaseException:
+                self._files.close()
+                raise
+        except BaseException:
+            self._directory.close()
+            raise
 
     # --- opening ----------------------------------------------------------------------------------
 
@@ -101,7 +121,7 @@ class QueueHandle(_native.QueueCore):
         self._configure()
 
     def _make_hints(self) -> None:
-        """As the first of this session, alone: recover the queue into new hints."""
+        """As the first to open it, alone: recover the queue into new hints."""
         hints, temporary = self._files.make_hints()
         try:
             slot_count, block_count = self._files.counts()
@@ -178,8 +198,8 @@ class QueueHandle(_native.QueueCore):
 
     def _current(self) -> QueueHandle:
         """Itself, with the settings as they are stored now; a closed one keeps what it had."""
-        if not self.closed and self._state in (slots.LIVE, slots.OUTGROWN):
-            self._check_live()
+        if not self.closed and self._state in (files.LIVE, files.OUTGROWN):
+            self._keep_up()
         return self
 
     @property
@@ -204,16 +224,23 @@ class QueueHandle(_native.QueueCore):
 
     # --- hooks of the core ------------------------------------------------------------------------
 
-    def _check_live(self) -> None:
+    def _keep_up(self) -> None:
+        """Check that it is there, and follow a raised capacity and changed settings."""
         self.session.check_open()
         if self.closed:
-            raise Closed(f"{self.path}: the queue is closed; open the store again")
-        if self._state == slots.DROPPED:
+            what = "was dropped" if self._was_dropped else "is closed; open the store again"
+            raise Closed(f"{self.path}: the queue {what}")
+        if self._state == files.DROPPED:
             self._dispose()
             raise Closed(f"{self.path}: the queue was dropped")
-        while self._state == slots.OUTGROWN:
-            capacity.follow(self)
-        if self._state == slots.REPLACED:
+        while self._state == files.OUTGROWN:
+            try:
+                capacity.follow(self)
+            except Closed:
+                self._was_dropped = self._directory.was_dropped
+                self._dispose()
+                raise
+        if self._state == files.REPLACED:
             self._dispose()
             raise Closed(f"{self.path}: recovered by another process; open the store again")
         if self.session.layered:
@@ -225,7 +252,7 @@ class QueueHandle(_native.QueueCore):
         return files.inode(self._files.path("hints")) != self._files.hints_inode
 
     def _check_writable(self) -> None:
-        self._check_live()
+        self._keep_up()
         self.session.check_writable()
         if self._poison:
             raise Poisoned(
@@ -248,16 +275,24 @@ class QueueHandle(_native.QueueCore):
         return made
 
     @contextlib.contextmanager
-    def _maintaining(self, what: str) -> Iterator[None]:
+    def _maintaining(self, what: str, *, sound: bool = True) -> Iterator[None]:
         """Hold the maintenance word of the hints in use."""
         while True:
-            self._check_writable()
+            self._keep_up()
+            if sound:
+                self._check_writable()
             before = self._hints_at
             with self._word("maintenance", f"{self.path}: {what}", LOCK_SECONDS):
                 # Another thread may have gone on to other hints, whose word this is not.
-                if self._hints_at == before and self._state == slots.LIVE:
+                if self._hints_at == before and self._state == files.LIVE:
                     yield
                     return
+
+    def _drop(self) -> None:
+        """Say to all who have it open that it was dropped: in the hints that they all use."""
+        with self._maintaining("dropping", sound=False):
+            self._set_state(files.DROPPED)
+        self._wake_all()
 
     def _grow_slots(self, seen: int) -> None:
         with self._maintaining("growing"):
@@ -356,7 +391,7 @@ class QueueHandle(_native.QueueCore):
 
     def _sync_in_background(self) -> None:
         """Sync what this process changed; by whoever changes something, where it is overdue."""
-        if not self._take_changed() or self.closed or self._state != slots.LIVE or self._poison:
+        if not self._take_changed() or self.closed or self._state != files.LIVE or self._poison:
             return
         try:
             self._make_durable()
@@ -386,7 +421,7 @@ class QueueHandle(_native.QueueCore):
     def _sync_at_close(self) -> Exception | None:
         """Sync what this process wrote; what failed."""
         try:
-            if not self.closed and self._state == slots.LIVE and not self._poison:
+            if not self.closed and self._state == files.LIVE and not self._poison:
                 self._make_durable()
         except (StorageError, MillstreamError) as error:
             return error
@@ -395,6 +430,7 @@ class QueueHandle(_native.QueueCore):
     def _dispose(self) -> None:
         """Give up this handle; messages that were taken through it keep their bytes."""
         if not self.closed:
+            self._was_dropped = self._was_dropped or self._state == files.DROPPED
             self._close()
             self._wake_all()  # those who wait here, of all processes, check again
             self._files.close()

@@ -24,7 +24,7 @@ from millstream.errors import (
     Retry,
     Snooze,
 )
-from millstream.options import integer, number
+from millstream.options import FOREVER, integer, number
 
 if TYPE_CHECKING:
     from millstream._native import Message
@@ -103,7 +103,7 @@ def check_options(
     return Options(
         integer("concurrency", concurrency, 1, 1024),
         "thread" if mode == "thread" else "process",
-        number("time_limit", time_limit, 0.001, 1e9),
+        number("time_limit", time_limit, 0.001, FOREVER),
         None if batch is None else integer("batch", batch, 1, 10_000),
         number("linger", linger, 0.0, 3600.0),
     )

@@ -22,9 +22,9 @@ from millstream.errors import (
     WaitTimeout,
 )
 from millstream.log import settings
-from millstream.options import Durability, RetryPolicy, check_timeout, integer
+from millstream.options import FOREVER, Durability, RetryPolicy, check_timeout, integer
 from millstream.queues import capacity as capacity_of_queue
-from millstream.queues import dedup, slots
+from millstream.queues import dedup
 from millstream.queues import settings as queue_settings
 from millstream.queues.dead_letters import DeadLetters, message_id
 from millstream.queues.handle import QueueHandle
@@ -32,12 +32,10 @@ from millstream.queues.handle import QueueHandle
 if TYPE_CHECKING:
     from millstream.disk.open_store import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
-    from millstream.sleepers import Calls, Sleepers
+    from millstream.sleepers import Calls
 
 __all__ = ["Queue"]
 
-FOREVER = 1e9
-SURPRISE_SECONDS = 1.0
 SETTINGS = (
     *("priorities", "lease", "ordering", "ttl", "dedup_window", "dead_limit", "on_dead", "ageing"),
     *("slot_bytes", "payload_bytes", "payload_max"),
@@ -68,31 +66,10 @@ class Queue(QueueHandle):
         codec: object,
     ) -> None:
         self.store = store
-        self.session = store.session
-        self.name = name
-        self._directory = files.Directory(self.session.queue_path(name))
-        """Held open: a queue of the same name that is made later is another one."""
-        self.path = self._directory.path
-        self._override = durability
-        self._codec = codec
         self._workers: list[Any] = []
-        self._waiters: list[Sleepers] = []
-        self._surprise_id = 0
         self._callers: list[Calls] = []
-        self._random: Callable[[], float] | None = None
-        self._config = config
-        try:
-            self._files = slots.Files(
-                self.path, config, self.session.id, write=self.session.writable
-            )
-            try:
-                self._open()
-            except BaseException:
-                self._files.close()
-                raise
-        except BaseException:
-            self._directory.close()
-            raise
+        self._surprise_id = 0
+        super().__init__(store.session, name, config, durability, codec)
 
     def __repr__(self) -> str:
         state = "closed"
@@ -200,14 +177,14 @@ class Queue(QueueHandle):
         return Getting(self, check_timeout(timeout))
 
     def _expect(self) -> None:
-        """It was made by its name alone, just now: who finds nothing in it is told so."""
+        """It was made by its name alone, just now: a reader that finds nothing is told so."""
         self._surprise_id = self._next_id
         self._surprise = time.monotonic()
 
     def _wait_patiently(self) -> None:
-        """Somebody waits in short calls: find it strange after a second only."""
+        """Somebody waits in short calls: warn of an empty queue after a second only."""
         if self._surprise:
-            self._surprise = time.monotonic() + SURPRISE_SECONDS
+            self._surprise = time.monotonic() + settings.SURPRISE_SECONDS
 
     def _point_out(self) -> None:
         """Warn, once, where a queue that was not there before it was named has nothing."""
@@ -358,7 +335,7 @@ class Queue(QueueHandle):
     @property
     def paused(self) -> bool:
         """Is nothing leased until `resume`?"""
-        self._check_live()
+        self._keep_up()
         return bool(self._paused)
 
     def purge(self) -> int:
@@ -451,7 +428,7 @@ class Queue(QueueHandle):
                         files.write_json(path, config)
                     else:
                         capacity_of_queue.raise_to(self, config)
-        self._check_live()
+        self._keep_up()
 
     # --- working ----------------------------------------------------------------------------------
 

@@ -43,11 +43,11 @@ class QueueStats:
         by_priority: the ready ones.
         unfinished: all but the dead: what `capacity` bounds. Where a message's last lease ended
             with its holder it counts, as in `len(queue)`, until a writer makes it a dead letter.
-        redelivered: leases of this session that ended without their holder.
-        expired, evicted, corrupt: messages of this session that outlived their time, dead letters
-            that gave way to newer ones, messages found damaged.
-        refused: puts of this session that found the queue full, and waited or gave up (of `aput`
-            each try).
+        redelivered: leases that ended without their holder. This, `expired`, `evicted`, `corrupt`
+            and `refused` count from the last time that a process opened the store as its only one.
+        expired, evicted, corrupt: messages that outlived their time, dead letters that gave way to
+            newer ones, messages found damaged.
+        refused: puts that found the queue full, and waited or gave up (of `aput` each try).
         priorities, lease, ordering, retry, ttl, dedup_window, dead_limit, on_dead, ageing,
         slot_bytes, payload_bytes, payload_max: settings, as `Store.queue` explains them.
     """

@@ -8,9 +8,8 @@ from typing import Any
 from millstream.disk.files import FORMAT
 from millstream.errors import ConfigMismatch, InvalidArgument, InvalidType
 from millstream.log.settings import check_durability
-from millstream.options import RetryPolicy, integer, number, parse_bytes
+from millstream.options import CENTURY, RetryPolicy, integer, number, parse_bytes
 
-LONG = 100.0 * 365 * 86400
 PAYLOAD_MAX = 16 << 20
 FIXED = ("priorities", "slot_bytes", "payload_bytes", "ordering", "dead_limit", "on_dead")
 """What `alter` cannot change: the files are laid out for it, or messages lie as it says."""
@@ -60,8 +59,8 @@ CHECKS: dict[str, Any] = {
     "lease": lambda value: number("lease", value, 0.001, 30 * 86400.0),
     "ordering": lambda value: _choice("ordering", value, None, "key"),
     "retry": _retry,
-    "ttl": lambda value: None if value is None else number("ttl", value, 0.0, LONG),
-    "dedup_window": lambda value: number("dedup_window", value, 0.0, LONG),
+    "ttl": lambda value: None if value is None else number("ttl", value, 0.0, CENTURY),
+    "dedup_window": lambda value: number("dedup_window", value, 0.0, CENTURY),
     "dead_limit": lambda value: integer("dead_limit", value, 0, 1 << 23),
     "on_dead": lambda value: _choice("on_dead", value, "skip", "stop"),
     "ageing": lambda value: _choice("ageing", value, False, True),

@@ -2,8 +2,8 @@
 
 `slots` and `blocks` are the truth. They are as long as they may ever become, and sparse behind
 what is in use: only what has blocks of the file system behind it is published to the core.
-`hints` is made by whoever opens the queue first in a session; that of an earlier session goes when
-a store is opened by its first process (docs/format.md).
+`hints` is made by the first process to open the queue while the store is open; the first opener of
+the store removes those of before (docs/format.md).
 """
 
 from __future__ import annotations
@@ -16,22 +16,22 @@ from typing import Any, NamedTuple, NoReturn
 
 from millstream import _native
 from millstream.disk import files
+from millstream.disk.files import PAGE
 from millstream.disk.publish import published
-from millstream.errors import CorruptBatch, NotFound, VersionMismatch
+from millstream.errors import Closed, CorruptBatch, NotFound, VersionMismatch
 from millstream.queues import dedup
 
 SLOTS = struct.Struct("<8sII16sQQQ")
 BLOCKS = struct.Struct("<8sII16sQQ")
 HINTS = struct.Struct("<8sII16sQIIII")
 SLOTS_MAGIC, BLOCKS_MAGIC, HINTS_MAGIC = b"MSQSLOT1", b"MSQBLCK1", b"MSQHINT1"
-PAGE = 4096
 COUNT_AT, POISON_AT, NEXT_ID_AT = 128, 136, 192
 STATE_AT = 52
 EXTENT_SLOTS, EXTENT_BLOCKS = 1024, 512
 BLOCK_BYTES = 4096
-LIVE, DROPPED, REPLACED, OUTGROWN = 1, 2, 3, 4
-PREPARED, ACKING = 17, 18
-LOCK_SECONDS = 60.0
+FREE, WRITING, SPARE, PREPARED, ACKING = 0, 3, 12, 17, 18
+MAKING_SECONDS = 60.0
+"""How long the making of hints may take: whoever makes them reads all messages."""
 
 
 class Sizes(NamedTuple):
@@ -79,7 +79,7 @@ def fitting(config: dict[str, Any], other: OtherSize) -> dict[str, Any]:
     return config
 
 
-def _sealed(header: bytes) -> bytes:
+def _with_checksum(header: bytes) -> bytes:
     """A header with its checksum behind it."""
     return header + struct.pack("<Q", _native.xxh3_64(header))
 
@@ -93,9 +93,9 @@ def create(parent: files.Path, name: str, config: dict[str, Any], store_id: byte
     blocks = BLOCKS.pack(BLOCKS_MAGIC, files.FORMAT, sizes.block_max, store_id, queue_id, 0)
     with published(parent, name, "queue.json") as making:
         files.write_json(making / "queue.json", config)
-        _make(making / "slots", _sealed(slots[:-8]), slots_bytes)
+        _make(making / "slots", _with_checksum(slots[:-8]), slots_bytes)
         if sizes.block_max:
-            _make(making / "blocks", _sealed(blocks[:-8]), blocks_bytes)
+            _make(making / "blocks", _with_checksum(blocks[:-8]), blocks_bytes)
         if config["dedup_window"]:
             dedup.create(making / "dedup", store_id, queue_id)
         files.sync_directory(making)
@@ -190,9 +190,15 @@ class Files:
         if former is not None:  # a sync may be under way on it
             self._descriptors[f"{name} {len(self._descriptors)}"] = former
 
+    def _descriptor(self, name: str) -> int:
+        found = self._descriptors.get(name)
+        if found is None:
+            raise Closed(f"{self.directory}: is closed, or was dropped")
+        return found
+
     def sync_one(self, name: str) -> None:
         """Make what is in one file survive a power cut."""
-        files.sync(self._descriptors[name], self.path(name))
+        files.sync(self._descriptor(name), self.path(name))
 
     def _refuse(self, path: files.Path, what: str, expected: object, found: object) -> NoReturn:
         raise CorruptBatch(
@@ -216,12 +222,12 @@ class Files:
     def allocate_slots(self, count: int) -> None:
         """Put blocks of the file system behind the first `count` slots."""
         length, _, _ = self.sizes.bytes_of(count, 0)
-        files.allocate(self._descriptors["slots"], length, self.path("slots"))
+        files.allocate(self._descriptor("slots"), length, self.path("slots"))
 
     def allocate_blocks(self, count: int) -> None:
         """The same for blocks."""
         _, length, _ = self.sizes.bytes_of(0, count)
-        files.allocate(self._descriptors["blocks"], length, self.path("blocks"))
+        files.allocate(self._descriptor("blocks"), length, self.path("blocks"))
 
     def sync(self) -> None:
         """Make all that is in the files survive a power cut: contents before what names them."""
@@ -259,7 +265,7 @@ class Files:
         """Make the file of slots as long as a configuration asks for."""
         sizes = sizes_of(config)
         length, _, _ = sizes.bytes_of(sizes.slot_max, sizes.block_max)
-        descriptor = self._descriptors["slots"]
+        descriptor = self._descriptor("slots")
         if files.size(descriptor) < length:
             files.extend(descriptor, length, self.path("slots"))
             files.sync(descriptor, self.path("slots"))
@@ -274,11 +280,11 @@ class Files:
             bits += 1
         return HINTS.pack(
             HINTS_MAGIC, files.FORMAT, slot_max, self.store_id, self.queue_id,
-            self.sizes.lanes, bits, int(self.sizes.ordered), LIVE,
+            self.sizes.lanes, bits, int(self.sizes.ordered), files.LIVE,
         )  # fmt: skip
 
     def map_hints(self) -> mmap.mmap | None:
-        """The hints of this session, or None: nobody has made them yet. Raises OtherSize."""
+        """The hints in use, or None: nobody has made them yet. Raises OtherSize."""
         path = self.path("hints")
         try:
             descriptor = files.open_file(path, write=self.write)
@@ -314,7 +320,7 @@ class Files:
         with _native.lock_of(f"{path}: making hints"):
             descriptor = files.open_file(path, write=True)
             try:
-                files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+                files.lock(descriptor, 0, path, timeout=MAKING_SECONDS)
                 try:
                     yield
                 finally:  # a child that was forked meanwhile has it open as well
@@ -347,7 +353,7 @@ class Files:
 
 
 def state_of(hints: mmap.mmap) -> int:
-    """LIVE, or what else its state says."""
+    """`files.LIVE`, or what else its state says."""
     return int.from_bytes(hints[STATE_AT : STATE_AT + 4], "little")
 
 
@@ -355,13 +361,13 @@ def state_of(hints: mmap.mmap) -> int:
 
 
 def forget_hints(directory: files.Path) -> None:
-    """As the first opener: those of the last session are over, also for readers who kept them."""
+    """As the first opener: those of before are over, also for readers who kept them."""
     path = directory / "hints"
     if files.exists(path):
         descriptor = files.open_file(path, write=True)
         try:
             if files.size(descriptor) >= PAGE:
-                files.write(descriptor, struct.pack("<I", REPLACED), STATE_AT, path)
+                files.write(descriptor, struct.pack("<I", files.REPLACED), STATE_AT, path)
         finally:
             files.close(descriptor)
         files.remove(path)

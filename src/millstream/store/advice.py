@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING, Literal, TypeAlias
 
 from millstream import _native
+from millstream.disk.clock import DAY
 from millstream.errors import Closed, NotFound
 from millstream.options import Retention
 from millstream.streams import growth
@@ -34,7 +35,6 @@ Kind: TypeAlias = Literal[
     "back-pressure ignored",
 ]
 
-DAY_US = 86_400_000_000
 SAMPLE = 100  # records of a partition, messages of a queue
 SAMPLE_PARTITIONS = 32
 FEW = 10  # of so few nothing is concluded
@@ -214,13 +214,13 @@ def _stored(queue: Queue, where: str, stats: QueueStats) -> Iterator[Advice]:
         return
     _, _, _, _, put_at, due, *_ = found
     waited = _native.wall_us() - max(put_at, due)
-    if waited >= DAY_US:
+    if waited >= DAY:
         text = (
-            f"a message waits for {waited / DAY_US:.1f} days, and {waiting[0]:,} of"
+            f"a message waits for {waited / DAY:.1f} days, and {waiting[0]:,} of"
             f" {stats.capacity:,} that there is room for were never taken. If nobody is to take"
             " them, a stream keeps history, and any number of readers read it"
         )
-        yield Advice("queue for everything", where, text, waited / DAY_US)
+        yield Advice("queue for everything", where, text, waited / DAY)
 
 
 def _keys_without_order(queue: Queue, where: str, sample: list[Sampled]) -> Iterator[Advice]:

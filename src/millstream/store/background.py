@@ -1,7 +1,7 @@
 """The work that nobody waits for, in one thread a store and process.
 
-Syncing by interval, spare segments, populated pages, sealed ends, retention, transactions whose
-committer died; compaction has a thread of its own (`store/compactor.py`).
+Syncing by interval, spare segments, populated pages, the unused ends of sealed segments, retention,
+transactions whose committer died; compaction has a thread of its own (`store/compactor.py`).
 
 The thread starts with the first append, stream with a retention, or stream of a store that has
 transactions, and sleeps while nothing is due. What it fails at is not lost: the next call that
@@ -24,6 +24,7 @@ from itertools import pairwise
 from millstream import _native
 from millstream.disk.session import LATE_SECONDS
 from millstream.errors import Closed, MillstreamError, MillstreamWarning, NotFound, is_ours
+from millstream.log.handle import UNSYNCED_BYTES
 from millstream.options import Retention
 from millstream.streams import growth
 
@@ -46,7 +47,6 @@ JOURNAL_SECONDS = 0.3  # a committer at "sync" takes less, so what waits for lon
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
-UNSYNCED_BYTES = 256 << 20
 WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
 NEVER_LATE = (1 << 64) - 1
 AGAIN_SECONDS = 1.0
@@ -106,7 +106,7 @@ class Background:
         self._journal_seen = -1
         self._compactor: Compactor | None = None
         self._tried: set[tuple[Stream, int]] = set()
-        self._sealed: dict[PartitionLog, int] = {}
+        self._trimmed: dict[PartitionLog, int] = {}
         self._pace: dict[PartitionLog, tuple[float, int]] = {}
 
     def adopt(self, log: PartitionLog) -> None:
@@ -116,7 +116,7 @@ class Background:
 
     def tune(self, log: PartitionLog) -> None:
         """Have the core report what the level of the stream needs."""
-        log.native.take_written()  # the next append is an event again
+        log.native.take_written()  # so that the next append reports again
         # A populated page is a dirty page: where syncs follow, it would be written twice.
         populate = POPULATE_LOW if log.stream._durability == "process" else 0
         if log.stream._durability == "interval":
@@ -131,7 +131,7 @@ class Background:
         for log in gone:
             for some in (self._wrote, self._unsynced, self._sealed_unsynced):
                 some.discard(log)
-            for counted in (self._asked, self._again, self._sealed):
+            for counted in (self._asked, self._again, self._trimmed):
                 counted.pop(log, None)
             self._pace.pop(log, None)
             for what, where in list(self._troubles):
@@ -228,7 +228,7 @@ class Background:
 
     @property
     def trouble(self) -> str:
-        """What keeps the threads from their work now; "": nothing."""
+        """What the threads fail at now; "": at nothing."""
         for (what, where), why in self._troubles.copy().items():
             return f"{where + ': ' if where else ''}{what}: {why}"
         return ""
@@ -300,7 +300,7 @@ class Background:
                 self._recover(error)
 
     def _await(self) -> None:
-        """Until it is rung for, or something is due. Rung before, it ends at once."""
+        """Sleep until somebody rings, or something is due; not at all where somebody has rung."""
         pause = self._pause()
         if self._wanted.rung == self._answered:
             if pause is None:
@@ -379,7 +379,7 @@ class Background:
 
     def _retain(self, stream: Stream) -> None:
         try:
-            stream._check_live()  # follows what others altered
+            stream._keep_up()
             for index in range(stream.partitions):
                 if (stream, index) not in self._tried:
                     self._tried.add((stream, index))
@@ -455,7 +455,7 @@ class Background:
         if events & SPARE and native.next is None:
             log.provide_next()
         if events & ROLLED:
-            self._seal(log)
+            self._trim(log)
         if events & POPULATE:
             self._populate(log)
 
@@ -487,17 +487,17 @@ class Background:
             self._pace[log] = (now, end)
             native.set_populated(end)
 
-    def _seal(self, log: PartitionLog) -> None:
+    def _trim(self, log: PartitionLog) -> None:
         """Punch out the unused ends of segments that have a successor."""
         numbers = log.segments.current()
-        done = self._sealed.get(log, 0)
+        done = self._trimmed.get(log, 0)
         for number, following in pairwise(numbers):
             if number > done:
                 with contextlib.suppress(NotFound):  # retired meanwhile
                     log.segments.segment(number, write=True).remove_behind(
                         log.segments.base(following)[0]
                     )
-                self._sealed[log] = number
+                self._trimmed[log] = number
 
     # --- syncing ----------------------------------------------------------------------------------
 
@@ -538,7 +538,7 @@ class Background:
             self._attempt("saving sequences", log, log.sequences.save_sealed)
 
     def sync_everything(self) -> tuple[bool, list[Exception]]:
-        """Sync what is not: did all of it go well, and what failed of what this process wrote."""
+        """Sync all; (whether all went well, what failed of what this process wrote)."""
         well = True
         failed: list[Exception] = []
         for log in self._logs:

@@ -8,11 +8,11 @@ from __future__ import annotations
 import contextlib
 import stat
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from millstream import _native
 from millstream.disk import files, members
-from millstream.errors import InvalidArgument, NotFound, StorageError
+from millstream.errors import Closed, InvalidArgument, NotFound, StorageError
 from millstream.groups import group
 from millstream.log import eras, sequences
 
@@ -73,8 +73,9 @@ def _copy(store: Store, target: files.Path) -> None:
         return
     for stream, tails, groups in moment:
         directory = target / "streams" / stream.name
-        _copy_stream(stream, tails, directory)
-        _copy_groups(groups, directory / "groups")
+        with _unless_dropped(store, store.stream, stream, directory):
+            _copy_stream(stream, tails, directory)
+            _copy_groups(groups, directory / "groups")
     body = files.read_json(store.session.config_path)
     body["clean"] = False
     body["clock"] = store.session.clock.state()
@@ -96,21 +97,26 @@ def _capture(
             _copy_as_it_lies(store.session.root, target)
             return None
         streams = list(_there(store.stream, store.streams()))
-        # Before the logs, so that no position is behind their ends.
-        groups = [_groups(stream) for stream in streams]
-        # One moment for all partitions: how far each log goes now.
-        ends = [
-            [sequences.snapshot(stream._log(index)) for index in range(stream.partitions)]
-            for stream in streams
-        ]
+        groups: dict[Stream, dict[str, bytes]] = {}
+        ends: dict[Stream, list[tuple[int, bytes]]] = {}
+        for stream in streams:  # before the logs, so that no position is behind their ends
+            with _unless_dropped(store, store.stream, stream):
+                groups[stream] = _groups(stream)
+        for stream in groups:  # one moment for all partitions: how far each log goes now
+            with _unless_dropped(store, store.stream, stream):
+                ends[stream] = [
+                    sequences.snapshot(stream._log(index)) for index in range(stream.partitions)
+                ]
         if store.queues():
             with _native.loading:
                 from millstream.queues import backup as queue_backup
             files.make_directory(target / "queues")
             for queue in _there(store.queue, store.queues()):
-                queue_backup.copy(queue, target / "queues" / queue.name)
+                directory = target / "queues" / queue.name
+                with _unless_dropped(store, store.queue, queue, directory):
+                    queue_backup.copy(queue, directory)
             files.sync_directory(target / "queues")
-    return list(zip(streams, ends, groups, strict=True))
+    return [(stream, end, groups[stream]) for stream, end in ends.items()]
 
 
 def _there(handle: Callable[..., Handle], names: list[str]) -> Iterator[Handle]:
@@ -118,6 +124,27 @@ def _there(handle: Callable[..., Handle], names: list[str]) -> Iterator[Handle]:
     for name in names:
         with contextlib.suppress(NotFound):
             yield handle(name, create=False)
+
+
+@contextlib.contextmanager
+def _unless_dropped(
+    store: Store, make: Callable[..., object], one: Any, copy: files.Path | None = None
+) -> Iterator[None]:
+    """Go on without what another process drops in the block, and without what was copied of it."""
+    try:
+        yield
+        if one.path.directory.was_dropped:  # so that what was not there is no part of it
+            raise NotFound(f"{one.path}: was dropped")
+    except (Closed, NotFound):
+        store.session.check_open()
+        try:
+            dropped = make(one.name, create=False) is not one
+        except NotFound:
+            dropped = True
+        if not dropped:
+            raise
+        if copy is not None and files.exists(copy):
+            files.remove_tree(copy)
 
 
 def _copy_as_it_lies(source: files.Path, target: files.Path) -> None:

@@ -11,9 +11,9 @@ import threading
 import time
 
 from millstream import _native
+from millstream.disk.files import LIVE
 from millstream.errors import Closed
 from millstream.log import compaction
-from millstream.log.control import LIVE
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Compactor:
         return stream.closed or stream._state != LIVE
 
     def _visit(self, stream: Stream) -> None:
-        stream._check_live()  # follows what others altered
+        stream._keep_up()
         for index in range(stream.partitions):
             if (stream, index) not in self._tried:  # also those that nobody used here
                 self._tried.add((stream, index))

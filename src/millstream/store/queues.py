@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from millstream import _native
 from millstream.disk import files
-from millstream.disk.publish import withdrawn
+from millstream.disk.publish import finish_drop, withdrawn
+from millstream.errors import Closed, NotFound
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -48,12 +51,30 @@ class Queues:
         on_mismatch: OnMismatch,
     ) -> Queue:
         """`Store.queue`."""
+        settings.check_name(name)
+        asked = name, options, codec, durability, create, on_mismatch
+        try:
+            return self._open(*asked)
+        except (Closed, NotFound):
+            self._session.check_open()
+            if not settings.is_missing(self._session.queue_path(name) / "queue.json", "queue"):
+                raise
+            return self._open(*asked)  # it was dropped in the middle of it
+
+    def _open(
+        self,
+        name: str,
+        options: dict[str, Any],
+        codec: object,
+        durability: Durability | None,
+        create: bool | None,
+        on_mismatch: OnMismatch,
+    ) -> Queue:
         with _native.loading:
             from millstream import codecs
             from millstream.queues import settings as queue_settings
             from millstream.queues import slots
             from millstream.queues.queue import Queue
-        settings.check_name(name)
         codecs.resolve(codec)
         settings.check_on_mismatch(on_mismatch)
         may_create = settings.check_create(create)
@@ -73,8 +94,7 @@ class Queues:
             level = None if made or alters else durability
             key = name, level, codec if hashable else id(codec)
             known = self._handles.get(key)
-            usable = slots.LIVE, slots.OUTGROWN
-            if known is not None and (known.closed or known._state not in usable):
+            if known is not None and not self._is_usable(known):
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -85,6 +105,9 @@ class Queues:
                 raise settings.mismatch(f"queue {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
+                if self._state_of(known) == files.DROPPED and self._session.writable:
+                    self._withdraw(name, known)  # who dropped it was killed, or is at it
+                    return self._open(name, options, codec, durability, create, on_mismatch)
             if made and create is None and not asked:
                 known._expect()
         if differing and alters:
@@ -93,15 +116,37 @@ class Queues:
 
     def drop(self, name: str) -> None:
         """`Store.drop_queue`."""
-        with _native.loading:
-            from millstream.queues import slots
         with self._lock:
             settings.check_name(name)
-            queue = self._store.queue(name, create=False)
-            queue._set_state(slots.DROPPED)
-            queue._wake_all()
-            with withdrawn(self._directory, name):
-                self._forget(name)
+            there = files.exists(self._directory / name)
+            try:
+                queue = self._store.queue(name, create=False)
+            except NotFound:
+                if not there:
+                    raise
+                return  # a drop had not ended, and opening what was left of it has ended it
+            queue._drop()
+            self._withdraw(name, queue)
+
+    def _withdraw(self, name: str, queue: Queue) -> None:
+        """Remove what somebody has dropped, unless another process was faster."""
+        held = queue.path.directory
+        with (
+            contextlib.suppress(NotFound),
+            withdrawn(self._directory, name, "queue.json", held),
+        ):
+            self._forget(name)
+
+    def _is_usable(self, queue: Queue) -> bool:
+        state = self._state_of(queue)
+        if state == files.OUTGROWN:  # what was dropped since says so elsewhere
+            held = queue.path.directory
+            return files.is_at(held, self._session.queue_path(queue.name)) and not held.was_dropped
+        return state == files.LIVE
+
+    @staticmethod
+    def _state_of(queue: Queue) -> int:
+        return 0 if queue.closed else queue._state
 
     def _forget(self, name: str) -> None:
         for key in [key for key in self._handles if key[0] == name]:
@@ -110,14 +155,14 @@ class Queues:
     # --- opening and closing ----------------------------------------------------------------------
 
     def open_first(self) -> None:
-        """Nobody else lives here: the hints of the last session are over."""
+        """Nobody else has the store open: the hints of before are over."""
         files.require_directory(self._directory)
         for name in files.names(self._directory):
             with _native.loading:
                 from millstream.queues import slots
             if name.startswith("."):
                 files.remove_tree(self._directory / name)  # it was not made, or was dropped
-            else:
+            elif not finish_drop(self._directory / name):
                 slots.forget_hints(self._directory / name)
 
     def sync(self) -> list[Exception]:

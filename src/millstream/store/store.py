@@ -93,13 +93,13 @@ class Store:
         self.needs_recovery = False
         """A read-only store was not closed cleanly, nor opened to write since."""
         session = Session(directory, durability or "interval", writable=self.writable)
-        self.session = session  # until it is open, there is nothing to close
+        self.session = session  # while it is not open, close() finds nothing to do
         try:
             self._check_place(create)
             session.layered = files.check_file_system(session.root, force=force) == "overlay"
             ours = (session.root / "members", session.config_path)
             if self.writable and not any(map(files.exists, ours)):
-                refuse_strangers(session.root, force=force)  # before a file of ours is among theirs
+                refuse_strangers(session.root, force=force)  # before we make one of ours
             if session.layered and self.writable and not force:
                 reserve.lend(session.root, files.check_upper_layer, session.root)
             session.members = Members(session.root, write=self.writable)
@@ -204,7 +204,7 @@ class Store:
         reserve.lend(self.session.root, files.write_json, self.session.config_path, body)
 
     def _open_first(self) -> None:
-        """Nobody else lives here: after an unclean end, begin a new generation."""
+        """Nobody else has the store open: after an unclean end, begin a new generation."""
         closed_cleanly = self.session.clean
         self.session.clean = closed_cleanly and self._streams.hold()
         if not self.session.clean:
@@ -228,7 +228,7 @@ class Store:
         Batches stay valid; calls on the handles raise `Closed`. Threads may be in calls of the
         store, and so may this one where it runs what a user gave: a function, a codec, an iterator.
 
-        The last process to close marks the store clean, so that the next open recovers nothing.
+        The last process to close sets the store clean, so that the next open recovers nothing.
 
         Raises: Reentered in a signal handler, finalizer or callback, where the call of this thread
         that it interrupted is at a place where it holds what closing needs; the error names it.
@@ -299,7 +299,7 @@ class Store:
             )
 
     def _sync_all(self, failed: list[Exception]) -> bool:
-        """Before leaving: did all go well? What failed is added. Reentered: it cannot be now."""
+        """Before leaving: sync. True: all went well; what failed is added. Reentered: not now."""
         if not self.writable or self.session.temporary:
             return True
         well, errors = self._background.sync_everything()
@@ -316,7 +316,7 @@ class Store:
         with contextlib.suppress(Reentered, StoreFull):
             self.session.members.enter_gate(self._gate_seconds)
             if well and not self.session.members.anyone():
-                self._mark_clean()
+                self._set_clean()
 
     def _leave_to_parent(self) -> None:
         """In a forked child: a map kept here would keep the space of what the parent removes."""
@@ -327,11 +327,11 @@ class Store:
         if self.writable and not self.session.inherited and not self.session.members.anyone():
             self._streams.recover_the_rest(self._handle)
 
-    def _mark_clean(self) -> None:
+    def _set_clean(self) -> None:
         """As the last: clean, if each partition is sound and synced."""
-        if not self._streams.hold(sealed=False):
+        if not self._streams.hold(checksums=False):
             return  # the next open begins a new generation, and recovers it
-        self._streams.seal()
+        self._streams.add_checksums()
         if (
             self._transactions.are_decided()
             and self._streams.sync_all()
@@ -686,7 +686,8 @@ class Store:
 
         The copy holds, of each partition, all up to one moment, and of each queue what was not
         finished, each message as of a moment of the copying; of a transaction all or nothing (they
-        wait while queues are copied). Its first open verifies it. It is synced when this returns.
+        wait while queues are copied). What another process drops meanwhile is left out. Its first
+        open verifies it. It is synced when this returns.
         Where it raises it leaves nothing of a copy; a process that is killed leaves no store.
 
         Raises: StorageError where the target is there and not empty; StoreFull; Unsupported where

@@ -6,8 +6,8 @@ import contextlib
 
 from millstream import _native
 from millstream.disk import files, reserve
-from millstream.disk.publish import withdrawn
-from millstream.errors import MillstreamError
+from millstream.disk.publish import finish_drop, withdrawn
+from millstream.errors import Closed, MillstreamError, NotFound
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.log.settings import JOURNAL
@@ -59,6 +59,23 @@ class Streams:
     ) -> Stream:
         """`Store.stream`."""
         settings.check_name(name)
+        asked = name, given, durability, create, on_mismatch
+        try:
+            return self._open(*asked)
+        except (Closed, NotFound):
+            self._session.check_open()
+            if not settings.is_missing(self._session.stream_path(name) / "stream.json", "stream"):
+                raise
+            return self._open(*asked)  # it was dropped in the middle of it
+
+    def _open(
+        self,
+        name: str,
+        given: dict[str, Any],
+        durability: Durability | None,
+        create: bool | None,
+        on_mismatch: OnMismatch,
+    ) -> Stream:
         settings.check_durability(durability)
         settings.check_on_mismatch(on_mismatch)
         may_create = settings.check_create(create)
@@ -73,7 +90,7 @@ class Streams:
                 config = settings.new(given, durability)
                 control.create(self._directory, name, config, session.id, session.generation)
             key = name, None if made or alters else durability
-            if (known := self._handles.get(key)) and (known.closed or known._state != control.LIVE):
+            if (known := self._handles.get(key)) and self._state_of(known) != files.LIVE:
                 self._forget(name)
                 known = None
             config = files.read_json(path)
@@ -84,6 +101,9 @@ class Streams:
                 raise settings.mismatch(f"stream {name!r}", config, differing)
             if known is None:
                 known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
+                if self._state_of(known) == files.DROPPED and self._session.writable:
+                    self._withdraw(name, known)  # who dropped it was killed, or is at it
+                    return self._open(name, given, durability, create, on_mismatch)
                 self._session.notices.watch(known)  # these the thread syncs and retains
             named = durability is not None or any(one is not None for one in given.values())
             known._is_surprise = made and create is None and not named
@@ -94,9 +114,28 @@ class Streams:
     def drop(self, name: str) -> None:
         """`Store.drop_stream`."""
         with self._lock:
-            self._store.stream(name, create=False)._set_state(control.DROPPED)
-            with withdrawn(self._directory, name):
-                self._forget(name)
+            there = files.exists(self._directory / name)
+            try:
+                stream = self._store.stream(name, create=False)
+            except NotFound:
+                if not there:
+                    raise
+                return  # a drop had not ended, and opening what was left of it has ended it
+            stream._set_state(files.DROPPED)
+            self._withdraw(name, stream)
+
+    def _withdraw(self, name: str, stream: Stream) -> None:
+        """Remove what somebody has dropped, unless another process was faster."""
+        held = stream.path.directory
+        with (
+            contextlib.suppress(NotFound),
+            withdrawn(self._directory, name, "stream.json", held),
+        ):
+            self._forget(name)
+
+    @staticmethod
+    def _state_of(stream: Stream) -> int:
+        return 0 if stream.closed else stream._state
 
     def _forget(self, name: str) -> None:
         """Give up the handles of a stream that was dropped."""
@@ -106,28 +145,28 @@ class Streams:
     # --- opening and closing ----------------------------------------------------------------------
 
     def open_first(self, *, closed_cleanly: bool) -> None:
-        """Nobody else lives here: control files of an unclean session are made anew."""
+        """Nobody else has the store open: after an unclean end make the control files anew."""
         session = self._session
         files.require_directory(self._directory)
         for name in files.names(self._directory):
             directory = self._directory / name
             if name.startswith("."):
                 files.remove_tree(directory)  # a creation or a drop that did not end
-            elif not session.clean:
+            elif not finish_drop(directory) and not session.clean:
                 known = directory, session.id, session.generation, closed_cleanly
                 reserve.lend(session.root, control.rebuild, *known)
 
-    def hold(self, *, sealed: bool = True) -> bool:
-        """Does the clean mark hold? A control file may have been damaged or lost since."""
+    def hold(self, *, checksums: bool = True) -> bool:
+        """Is it clean, as its file says? A control file may have been damaged or lost since."""
         session = self._session
         return all(
             control.is_sound(path, session.id, session.generation)
-            and (control.is_sealed(path) or not sealed)
+            and (control.has_checksum(path) or not checksums)
             for path in map(session.stream_path, self.names())
         )
 
     def recover_the_rest(self, handle: Callable[[str], Stream]) -> None:
-        """Walk what nobody used since an unclean end, so that the store can be marked clean.
+        """Walk what nobody used since an unclean end, so that the store can be set clean.
 
         `handle` opens a stream, or the journal, by its name.
         """
@@ -153,10 +192,10 @@ class Streams:
         synced = [group.sync_all(self._session.stream_path(name)) for name in self.names()]
         return all(synced)
 
-    def seal(self) -> None:
+    def add_checksums(self) -> None:
         """Say of each control file that it is what the last to close left."""
         for name in self.names():
-            control.seal(self._session.stream_path(name))
+            control.add_checksum(self._session.stream_path(name))
 
     def dispose(self) -> None:
         """Give up all handles."""

@@ -105,7 +105,7 @@ class Transactions:
         self.journal().decide_queue(queue)
 
     def decide_position(self, group: Group, partition: int) -> None:
-        """A transaction has marked the position of a partition: is it committed?"""
+        """The position of a partition is pending: is its transaction committed?"""
         self.journal().decide_position(group, partition)
 
     @contextlib.contextmanager

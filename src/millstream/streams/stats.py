@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal
 
 from millstream import _native
 from millstream.log import compacted
-from millstream.log.partition import POISON_SYNC
+from millstream.log.control import POISON_SYNC
 from millstream.log.producer_ids import ids_of
 from millstream.options import Compaction, Durability, Retention
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
 from functools import partial
 
 from millstream import _native
 from millstream._native import Position, Span
 from millstream.disk.session import LOCK_SECONDS
-from millstream.errors import InvalidType, NotFound, WaitTimeout, each_of
+from millstream.errors import InvalidType, MillstreamError, NotFound, WaitTimeout, each_of
 from millstream.groups.of_stream import Groups
 from millstream.log import reader, retiring, settings
 from millstream.log.handle import StreamHandle
@@ -33,8 +34,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Stream"]
 
-SURPRISE_SECONDS = 1.0
-
 
 class Stream(StreamHandle):
     """A stream of a store; made by `Store.stream`.
@@ -57,8 +56,11 @@ class Stream(StreamHandle):
         super().__init__(store.session, name, config, durability, cache)
 
     def __repr__(self) -> str:
-        many = "s" * (self.partitions != 1)
-        state = "closed" if self.closed else f"{self.partitions} partition{many}"
+        state = "closed"
+        with contextlib.suppress(MillstreamError):  # an overlay has left it behind
+            if not self.closed:
+                count = self.partitions
+                state = f"{count} partition{'s' * (count != 1)}"
         return f"<Stream {self.name!r} of {self.session.path!r}: {state}>"
 
     def __reduce__(self) -> tuple[Any, ...]:
@@ -96,7 +98,7 @@ class Stream(StreamHandle):
         """
         with _native.loading:
             from millstream.streams.view import View
-        self._check_live()
+        self._keep_up()
         self._point_out()
         return View(self)
 
@@ -106,7 +108,9 @@ class Stream(StreamHandle):
         Args:
             since: when the wait began; a second later it is time to say so.
         """
-        if not self._is_surprise or (since and time.monotonic() - since < SURPRISE_SECONDS):
+        if not self._is_surprise or (
+            since and time.monotonic() - since < settings.SURPRISE_SECONDS
+        ):
             return
         self._is_surprise = False
         if any(self._log(index).next_offset for index in range(self.partitions)):
@@ -363,7 +367,7 @@ class Stream(StreamHandle):
         Raises: Indeterminate, Poisoned, StoreFull; the partitions are as they were.
         """
         self.session.check_writable()
-        self._check_live()
+        self._keep_up()
         more = integer("count", count, 1)
         return self._grow(lambda before: settings.check_partitions(before + more))
 

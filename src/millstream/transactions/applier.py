@@ -8,16 +8,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from millstream.disk import files
 from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
 from millstream.groups import group
-from millstream.log import control
 from millstream.log.producer_ids import ids_of
-from millstream.queues import slots
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue
     from millstream.streams.stream import Stream
-    from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, Share
+    from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put, Share
     from millstream.transactions.holdings import Holdings
 
 __all__ = ["PRODUCER", "Applier"]
@@ -55,8 +54,8 @@ class Applier:
             self._show(places[put.place], put, replay)
         for ack in effects.acks:
             self._finish(places[ack.place], ack, replay)
-        for mark in effects.marks:
-            self._go_on(transaction, places[mark.place], mark)
+        for position in effects.positions:
+            self._go_on(transaction, places[position.place], position)
 
     def flush(self, places: set[Place]) -> None:
         """Have all that was done in some places survive a power cut; in streams their groups."""
@@ -75,7 +74,7 @@ class Applier:
     def stream(self, place: Place) -> Stream | None:
         """The stream of a place; None: it was dropped."""
         known = self._streams.get(place.name)
-        if known is None or known.closed or known._state != control.LIVE:
+        if known is None or known.closed or known._state != files.LIVE:
             if place.name not in self._holdings.stream_names():
                 return None
             try:
@@ -83,7 +82,7 @@ class Applier:
             except NotFound:  # just now
                 return None
             self._streams[place.name] = known
-            if known._state == control.DROPPED:
+            if known._state == files.DROPPED:
                 return None
         return known if known._stream_id == place.id else None
 
@@ -109,37 +108,37 @@ class Applier:
 
     # --- groups -----------------------------------------------------------------------------------
 
-    def _go_on(self, transaction: int, place: Place, mark: Mark) -> None:
-        one = self._group(place, mark)
+    def _go_on(self, transaction: int, place: Place, position: GroupPosition) -> None:
+        one = self._group(place, position)
         if one is None:
             return
         try:
-            one._apply(mark.partition, transaction, mark.epoch, mark.offset)
+            one._apply(position.partition, transaction, position.epoch, position.offset)
         except (Closed, NotFound):
-            if self._group(place, mark) is not None:
+            if self._group(place, position) is not None:
                 raise
 
-    def _group(self, place: Place, mark: Mark) -> group.Group | None:
+    def _group(self, place: Place, position: GroupPosition) -> group.Group | None:
         stream = self.stream(place)
         if stream is None:
             return None
-        key = place.name, mark.group
+        key = place.name, position.group
         one = self._groups.get(key)
-        if one is None or one.closed or one._state != group.LIVE or one.stream is not stream:
+        if one is None or one.closed or one._state != files.LIVE or one.stream is not stream:
             try:
-                one = group.Group(stream, mark.group)
+                one = group.Group(stream, position.group)
             except NotFound:
                 return None
             one._configure_level("process")  # the journal is what is synced
             self._groups[key] = one
-        return one if one._group_id == mark.group_id and one._state == group.LIVE else None
+        return one if one._group_id == position.group_id and one._state == files.LIVE else None
 
     # --- queues -----------------------------------------------------------------------------------
 
     def queue(self, place: Place) -> Queue | None:
         """The queue of a place; None: it was dropped."""
         for queue in self._holdings.open_queues():
-            if queue.name == place.name and not queue.closed and queue._state == slots.LIVE:
+            if queue.name == place.name and not queue.closed and queue._state == files.LIVE:
                 return queue if queue._queue_id == place.id else None
         if place.name not in self._holdings.queue_names():
             return None
@@ -147,7 +146,7 @@ class Applier:
             queue = self._holdings.queue(place.name)
         except NotFound:  # just now
             return None
-        return queue if queue._queue_id == place.id and queue._state != slots.DROPPED else None
+        return queue if queue._queue_id == place.id and queue._state != files.DROPPED else None
 
     def _show(self, place: Place, put: Put, replay: bool) -> None:
         queue = self.queue(place)
@@ -163,7 +162,7 @@ class Applier:
                 raise
 
     def _put_again(self, queue: Queue, put: Put) -> None:
-        """Where the message is, whole or over, it is only decided. Alone in the store."""
+        """Put a message that was lost or is torn; only decide a whole one. Alone in the store."""
         slot, fate = put.slot, queue._fate_of(put.slot, put.id, put.word)
         if fate == "never" and (found := queue._find(put.id)) is not None:
             # In another slot, by an earlier replay.
@@ -174,7 +173,7 @@ class Applier:
             return
         if fate == "torn":
             queue._wipe(slot)
-            queue.flush()  # or a free word over the old id would say that it is over
+            queue.flush()  # else a free word over the old id would say that it is over
             queue._forget(slot)
         if 0 < put.expires <= self.session.clock.now():
             return
@@ -190,7 +189,7 @@ class Applier:
             if made is None:
                 continue
             if made[1] != put.slot:
-                # Its own slot will not tell that it was there: a later one must not come first.
+                # Its own slot does not show that it was there: make it durable before the next one.
                 queue.flush()
             return
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 import errno
 from typing import TYPE_CHECKING, Any
 
+from millstream.disk.files import LIVE
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
-from millstream.log.control import LIVE
 from millstream.log.handle import StreamHandle
-from millstream.transactions.effects import Ack, Effects, Mark, Place, Put, length_of
+from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put, length_of
 
 if TYPE_CHECKING:
     from millstream.groups.consumer import Consumer
@@ -26,7 +26,7 @@ class Commit:
         self.transaction = transaction
         self.journal = journal
         self.is_recorded = self.survives = False
-        self.marked: list[tuple[Consumer, list[Any]]] = []
+        self.pending: list[tuple[Consumer, list[Any]]] = []
         self.places: dict[Place, int] = {}
         self.undo: list[Any] = []
 
@@ -41,7 +41,7 @@ class Commit:
             if not self.is_recorded:
                 raise
             self.journal.is_stuck = True  # until it is applied: the next commit begins there
-            self._recorded()  # again, where it was that which was cut short
+            self._recorded()  # again, since it may be what was cut short
             if not is_ours(error):
                 raise
             raise self._uncertain(error) from error
@@ -55,7 +55,7 @@ class Commit:
             self._await_sources()
         with journal.holding():
             if not waits or decided or journal.is_stuck:
-                journal.apply_pending()  # or say why it cannot be
+                journal.apply_pending()  # or raise why it cannot be
             self.survives = not waits
             offset, effects = self._record(waits)
             self._recorded()
@@ -80,8 +80,8 @@ class Commit:
         """From here on it is committed, whatever happens."""
         for message in self.transaction._messages.values():
             message.queue._acked(message)
-        for consumer, marked in self.marked:
-            consumer._member.applied(marked)
+        for consumer, pending in self.pending:
+            consumer._member.applied(pending)
 
     def _uncertain(self, error: BaseException) -> Indeterminate:
         """What to raise where `error` came behind the record."""
@@ -174,22 +174,24 @@ class Commit:
             content = [asked[name] for name in ("value", "key", "headers")]
             place = self._place(queue)
             puts.append(Put._make((place, slot, word, number_, *fields, *content)))
-        marks = []
+        positions = []
         for consumer in tx._consumers:
             if consumer.closed:
                 raise Aborted(f"{consumer!r} is closed, so nothing of the transaction is done")
             group = consumer.group
             try:
-                found_marks = consumer._member.prepare(transaction)
+                pending = consumer._member.prepare(transaction)
             except Fenced as error:
                 raise Aborted(
                     f"{error}; nothing of the transaction is done, another member reads it again"
                 ) from error
-            for partition, _, epoch, offset in found_marks:
+            for partition, _, epoch, offset in pending:
                 self.undo.append(lambda g=group, p=partition: g._revert(p, transaction))
                 place = self._place(consumer.stream)
-                marks.append(Mark(place, group.name, group._group_id, partition, epoch, offset))
-            self.marked.append((consumer, found_marks))
+                positions.append(
+                    GroupPosition(place, group.name, group._group_id, partition, epoch, offset)
+                )
+            self.pending.append((consumer, pending))
         for stream, _ in tx._shares:
             if stream.closed or stream._state != LIVE:
                 stream._check_live()
@@ -198,4 +200,4 @@ class Commit:
             for (stream, partition), share in tx._shares.items()
             if share.values  # what was cut short left none
         ]
-        return Effects(list(self.places), shares, puts, acks, marks)
+        return Effects(list(self.places), shares, puts, acks, positions)

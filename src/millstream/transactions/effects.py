@@ -6,7 +6,7 @@ import json
 from typing import Any, NamedTuple
 
 __all__ = [
-    "Ack", "Effects", "Mark", "Place", "Put", "Share", "check_count", "decode", "encode",
+    "Ack", "Effects", "GroupPosition", "Place", "Put", "Share", "check_count", "decode", "encode",
     "length_of",
 ]  # fmt: skip
 
@@ -59,7 +59,7 @@ class Ack(NamedTuple):
     id: int
 
 
-class Mark(NamedTuple):
+class GroupPosition(NamedTuple):
     """Where a group goes on in a partition of a stream."""
 
     place: int
@@ -77,7 +77,7 @@ class Effects(NamedTuple):
     shares: list[Share]
     puts: list[Put]
     acks: list[Ack]
-    marks: list[Mark]
+    positions: list[GroupPosition]
 
 
 def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | None]:
@@ -109,7 +109,7 @@ def encode(effects: Effects) -> tuple[list[Any], list[Any] | None, list[Any] | N
         if headers is not None:
             headers.append(put.headers)
     puts = [(*put[:8], int(put.absolute)) for put in effects.puts]
-    manifest = (len(values) - 1, effects.places, shares, puts, effects.acks, effects.marks)
+    manifest = (len(values) - 1, effects.places, shares, puts, effects.acks, effects.positions)
     values[0] = TO_JSON(manifest).encode()
     return values, keys, headers
 
@@ -158,7 +158,7 @@ def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: lis
     Raises:
         ValueError: it says what cannot be.
     """
-    _, place_rows, share_rows, put_rows, ack_rows, mark_rows = manifest
+    _, place_rows, share_rows, put_rows, ack_rows, position_rows = manifest
     places = []
     for name, number in _rows(place_rows, "places", 2):
         places.append(Place(_name(name, "a place"), _number(number, "its id", BITS_64)))
@@ -208,15 +208,16 @@ def decode(manifest: list[Any], values: list[Any], keys: list[Any], headers: lis
         _number(slot, "a slot", 1 << 32)
         _number(word, "a state word", BITS_64)
         acks.append(Ack(place, slot, word, _number(number, "the id of a message", BITS_64)))
-    marks = []
-    for place, group, group_id, partition, epoch, offset in _rows(mark_rows, "marks", 6):
+    positions = []
+    for place, group, group_id, partition, epoch, offset in _rows(position_rows, "positions", 6):
         _number(place, "a place", len(places))
         _number(partition, "a partition", 1 << 32)
         _number(epoch, "an epoch", BITS_64)
         _number(offset, "an offset", BITS_64)
         number = _number(group_id, "the id of a group", BITS_64)
-        marks.append(Mark(place, _name(group, "a group"), number, partition, epoch, offset))
-    return Effects(places, shares, puts, acks, marks)
+        name = _name(group, "a group")
+        positions.append(GroupPosition(place, name, number, partition, epoch, offset))
+    return Effects(places, shares, puts, acks, positions)
 
 
 def length_of(effects: Effects) -> int:

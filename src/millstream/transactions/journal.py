@@ -39,7 +39,6 @@ if TYPE_CHECKING:
 
 HEADER = struct.Struct("<8sII16sQ")
 MAGIC = b"MSJOURN1"
-PAGE = 4096
 CHECKPOINT_AT = 80
 OFFSET_BITS = 40
 DECIDE_SECONDS = 0.05
@@ -94,7 +93,7 @@ class Journal:
         head = HEADER.pack(MAGIC, files.FORMAT, 0, self.session.id, 0)[:-8]
         head += struct.pack("<Q", _native.xxh3_64(head))
         if not files.exists(self._page_path):
-            files.make(self._page_path, PAGE, head)
+            files.make(self._page_path, files.PAGE, head)
         descriptor = files.open_file(self._page_path, write=True)
         try:
             found = files.read(descriptor, HEADER.size, 0, self._page_path)
@@ -107,7 +106,7 @@ class Journal:
                     " all processes, the next open makes it anew",
                     path=self._page_path,
                 )
-            return files.map_file(descriptor, PAGE, self._page_path, write=True)
+            return files.map_file(descriptor, files.PAGE, self._page_path, write=True)
         finally:
             files.close(descriptor)
 
@@ -289,7 +288,7 @@ class Journal:
             queue._set_undecided(0)
 
     def decide_position(self, one: Group, partition: int) -> None:
-        """A transaction has marked the position of a partition: apply it, or undo the mark."""
+        """The position of a partition is pending: apply it, or undo it."""
         # Busy, maybe with a process that is stopped: at the next batch.
         with contextlib.suppress(LockTimeout), self.holding(DECIDE_SECONDS):
             self.apply_pending()
@@ -316,7 +315,7 @@ class Journal:
                 queue = None if self.applier.stream(place) else self.applier.queue(place)
                 if queue is not None:
                     queue._withdraw_undecided()
-            # What was put again has another slot: nothing tells that later, once it is over.
+            # A message that was put again has another slot: once it is over, nothing shows that.
             self.applier.flush(changed)
         self._page.set_applied(end)
         self._page.set_checkpoint(end)

@@ -18,7 +18,7 @@ from millstream.errors import (
     LimitExceeded,
     QueueFull,
 )
-from millstream.options import check_timeout, integer
+from millstream.options import FOREVER, check_timeout, integer
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 from millstream.transactions.transaction import Transaction
@@ -28,7 +28,6 @@ if TYPE_CHECKING:
 
 __all__ = ["Pipe", "Record"]
 
-FOREVER = 1e9
 SLICE_SECONDS = 0.2
 REFUSED = (InvalidArgument, InvalidType, LimitExceeded)
 """What a commit raises where it cannot store what it was given."""

@@ -12,7 +12,7 @@ from millstream import _native, timestamps
 from millstream._native import Message
 from millstream.errors import Closed, InvalidArgument, InvalidType, LeaseLost, LimitExceeded
 from millstream.groups.consumer import Consumer
-from millstream.options import integer, number, parse_bytes
+from millstream.options import CENTURY, integer, number, parse_bytes
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 from millstream.transactions.commit import Commit
@@ -28,7 +28,6 @@ __all__ = ["Transaction"]
 MAX_BYTES = 64 << 20
 RECORD_BYTES = 64
 """What a record counts beside its bytes."""
-DELAY_MOST = 100.0 * 365 * 86400
 
 
 class Transaction(_native.TransactionCore):
@@ -192,7 +191,7 @@ class Transaction(_native.TransactionCore):
         self._extend(before, stream, [(index, (rows, row_keys, row_headers, times))])
 
     def _extend(self, room: int, stream: Stream, parts: list[tuple[int, _Columns]]) -> None:
-        """Have partitions get these rows: all, or none where it is cut short, say for memory."""
+        """Add these rows to the partitions: all, or none where memory runs out, say."""
         begun: list[tuple[_Growing, int]] = []
         try:
             for index, columns in parts:
@@ -238,15 +237,13 @@ class Transaction(_native.TransactionCore):
             raise InvalidType("value: expected bytes-like, found None")
         now = self.session.clock.now()
         due = timestamps.microseconds(at) if at is not None else 0
-        waits = number("delay", delay, 0.0, DELAY_MOST)
+        waits = number("delay", delay, 0.0, CENTURY)
         if waits:
             if at is not None:
                 raise InvalidArgument("give a delay or a time, not both")
             due = now + round(waits * 1e6)
         lives = ttl if ttl is not None else queue._config["ttl"]
-        expires = (
-            now + round(number("ttl", lives, 0.0, DELAY_MOST) * 1e6) if lives is not None else 0
-        )
+        expires = now + round(number("ttl", lives, 0.0, CENTURY) * 1e6) if lives is not None else 0
         if dedup_id is not None and queue._dedup is None:
             raise InvalidArgument(
                 f"{queue.path}: the queue was made without a dedup_window, so that a dedup_id would"
