@@ -17,6 +17,8 @@ from millstream import compat, inspect
 @pytest.mark.parametrize("condition", every_call.CONDITIONS)
 def test_every_call_ends_as_documented(tmp_path, condition):
     env = dict(os.environ)
+    if condition == "memory" and "address" in env.get("MILLSTREAM_SANITIZE", ""):
+        pytest.skip("AddressSanitizer itself needs more address space than is left there")
     if condition == "allocations":  # without what counts lines in children: it needs memory itself
         env = {name: value for name, value in env.items() if "COVERAGE" not in name}
     ended = subprocess.run(

@@ -156,6 +156,8 @@ def test_activation_record_behind_a_damaged_segment_is_not_guessed(tmp_path):
     with millstream.open(path) as made:
         stream = made.stream("s", segment_bytes=1 << 16)
         for number in range(60):
+            if number == 5:
+                stream.flush()  # what comes next says that what lies before was synced
             stream.append(b"%d " % number + b"v" * 5000)
     one, two, *_ = sorted((path / "streams" / "s" / "00000").glob("*.seg"))
     with open(one, "r+b") as file:
