@@ -135,7 +135,7 @@ cdef class StreamCore:
     cdef ms_control_header *header
     cdef list opened
     cdef uint32_t count
-    cdef uint32_t turn
+    cdef uint32_t round_robin
     cdef uint32_t fork
     cdef int level
     cdef public uint32_t _config_seen  # number of the configuration that was read last
@@ -171,7 +171,7 @@ cdef class StreamCore:
             self.natives = []
             self.opening = Lock(f"{self.path}: opening a partition", self.session.members,
                                 reentrant=True)
-            self.advance = turn
+            self.round_robin = turn
         self.opened.extend([None] * (self.count - len(self.opened)))
         self.natives.extend([None] * (self.count - len(self.natives)))
         self.level = LEVELS[durability]
@@ -467,8 +467,8 @@ cdef class StreamCore:
         return self._timestamp(timestamp)
 
     cdef uint32_t next_turn(self):
-        cdef uint32_t index = self.advance % self.count
-        self.advance += 1
+        cdef uint32_t index = self.round_robin % self.count
+        self.round_robin += 1
         return index
 
     def append(self, value, *, key=None, headers=None, timestamp=None, partition=None,
