@@ -279,18 +279,23 @@ static uint64_t skip_checked(const ms_segment *segment, uint64_t position, uint6
   return segment->base_position + at;
 }
 
-ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
-                                 uint64_t *out_position, ms_error *err) {
+ms_status ms_segment_seek(ms_segment *segment, uint64_t offset, uint64_t limit,
+                          uint64_t *out_position, ms_view *out_view, ms_error *err) {
   uint64_t position = index_search(segment, limit, offset_is_before, &offset).position;
   if (position < limit) position = skip_checked(segment, position, limit, offset);
-  ms_view view;
   for (;;) {
-    MS_TRY(ms_segment_view(segment, position, limit, &view, err));
-    if (view.count > 0 && offset < view_next_offset(&view)) break;
-    position += view.length;
+    MS_TRY(ms_segment_view(segment, position, limit, out_view, err));
+    if (out_view->count > 0 && offset < view_next_offset(out_view)) break;
+    position += out_view->length;
   }
   *out_position = position;
   return MS_OK;
+}
+
+ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
+                                 uint64_t *out_position, ms_error *err) {
+  ms_view view;
+  return ms_segment_seek(segment, offset, limit, out_position, &view, err);
 }
 
 ms_status ms_segment_find_timestamp(ms_segment *segment, int64_t timestamp, uint64_t limit,

@@ -74,8 +74,11 @@ static inline uint64_t ms_segment_capacity_end(const ms_segment *segment) {
 MS_MUST_USE ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit,
                                       ms_view *out_view, ms_error *err);
 
-/* Position of the batch that holds `offset`, or of the first one behind it. MS_END: none below the
- * limit. */
+/* The batch that holds `offset`, or the first one behind it: its position, and itself. MS_END: none
+ * below the limit. */
+MS_MUST_USE ms_status ms_segment_seek(ms_segment *segment, uint64_t offset, uint64_t limit,
+                                      uint64_t *out_position, ms_view *out_view, ms_error *err);
+/* Its position alone. */
 MS_MUST_USE ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
                                              uint64_t *out_position, ms_error *err);
 

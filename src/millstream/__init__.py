@@ -22,7 +22,7 @@ b'to ann@example.org'
 Where to begin:
 
 - `open` and `temporary` give a `Store`; its `stream` and `queue` a `Stream` and a `Queue`.
-- `Stream.append`, `append_many`, `read`, `consumer` (groups that share the work), `view`.
+- `Stream.append`, `append_many`, `read`, `get`, `consumer` (groups that share the work), `view`.
 - `Queue.put`, `get`, `worker`; `run` works until SIGTERM, `Worker` until it is told to stop.
 - `Store.transaction` spans all of them; `Store.pipe` is the loop around one.
 - `MillstreamError` is the base of all errors; `errors` has their tree.
@@ -36,7 +36,7 @@ The command line is `millstream --help`.
 import sys
 
 from millstream import _native, errors
-from millstream._native import Batch, Message, Position, Put, Span
+from millstream._native import Batch, Message, Position, Put, Record, Span
 from millstream.errors import (
     Aborted,
     Closed,
@@ -97,7 +97,6 @@ if TYPE_CHECKING:
     from millstream.streams.stream import Stream as Stream
     from millstream.streams.view import View as View
     from millstream.transactions.pipe import Pipe as Pipe
-    from millstream.transactions.pipe import Record as Record
     from millstream.transactions.transaction import Transaction as Transaction
 
 __version__ = "0.1.0"
@@ -192,7 +191,7 @@ _HOMES = {
     "streams.stats": ("PartitionStats", "StreamStats"),
     "streams.stream": ("Stream",),
     "streams.view": ("View",),
-    "transactions.pipe": ("Pipe", "Record"),
+    "transactions.pipe": ("Pipe",),
     "transactions.transaction": ("Transaction",),
 }
 

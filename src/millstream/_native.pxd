@@ -217,6 +217,9 @@ cdef extern from "ms_batch.h" nogil:
         const uint8_t *header_values
     ctypedef struct ms_gather:
         uint32_t count
+    bint ms_gather_measure(ms_gather *gather, const ms_view *view, uint32_t first, uint32_t count)
+    void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view,
+                       uint32_t first, uint32_t count)
     ms_status ms_batch_measure(const ms_records *records, ms_shape *out_shape, ms_error *err)
     uint64_t ms_gather_bytes(const ms_gather *gather)
     void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view)
@@ -258,6 +261,8 @@ cdef extern from "ms_segment.h" nogil:
     uint64_t ms_segment_file_position(const ms_segment *segment, uint64_t position)
     ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit,
                               ms_view *out_view, ms_error *err)
+    ms_status ms_segment_seek(ms_segment *segment, uint64_t offset, uint64_t limit,
+                              uint64_t *out_position, ms_view *out_view, ms_error *err)
     ms_status ms_segment_find_offset(ms_segment *segment, uint64_t offset, uint64_t limit,
                                      uint64_t *out_position, ms_error *err)
     ms_status ms_segment_find_timestamp(ms_segment *segment, int64_t timestamp, uint64_t limit,

@@ -300,6 +300,8 @@ CALLS = {
     "Stream.group": lambda w: (w.group, lambda: w.stream.group("g"))[1],
     "Stream.groups": lambda w: w.stream.groups,
     "Stream.next_offset": lambda w: lambda: w.stream.next_offset(0),
+    "Stream.get": lambda w: lambda: w.stream.get(0, 0),
+    "Stream.get_many": lambda w: lambda: w.stream.get_many(0, [3, 0]),
     "Stream.offset_at": lambda w: lambda: w.stream.offset_at(0, 0),
     "Stream.partition_for": lambda w: lambda: w.stream.partition_for(b"k"),
     "Stream.producer": lambda w: lambda: w.stream.producer(id=f"p{w.next()}"),

@@ -188,6 +188,21 @@ cdef BytesColumn column_view(object owner, const int32_t *offsets, const uint8_t
     return self
 
 
+cdef dict headers_at(const ms_view *view, uint32_t row):
+    """The headers of one record."""
+    cdef int32_t h
+    cdef dict headers = {}
+    if view.header_offsets == NULL:
+        return headers
+    for h in range(view.header_offsets[row], view.header_offsets[row + 1]):
+        name = PyBytes_FromStringAndSize(<const char *>view.names + view.name_offsets[h],
+                                         view.name_offsets[h + 1] - view.name_offsets[h])
+        headers[name.decode("utf-8", "replace")] = PyBytes_FromStringAndSize(
+            <const char *>view.header_values + view.header_value_offsets[h],
+            view.header_value_offsets[h + 1] - view.header_value_offsets[h])
+    return headers
+
+
 @cython.final
 cdef class HeadersColumn:
     """A lazy sequence of dict (str to bytes), one a record; empty where there are none."""
@@ -198,8 +213,6 @@ cdef class HeadersColumn:
 
     def __getitem__(self, index):
         cdef Py_ssize_t i
-        cdef ms_view *view = &self.batch.view
-        cdef int32_t h
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(self.batch.count))]
         i = index
@@ -207,17 +220,7 @@ cdef class HeadersColumn:
             i += self.batch.count
         if i < 0 or i >= self.batch.count:
             raise IndexError(f"index {index} of a batch of {self.batch.count}")
-        headers = {}
-        if view.header_offsets == NULL:
-            return headers
-        i += self.batch.first
-        for h in range(view.header_offsets[i], view.header_offsets[i + 1]):
-            name = PyBytes_FromStringAndSize(<const char *>view.names + view.name_offsets[h],
-                                             view.name_offsets[h + 1] - view.name_offsets[h])
-            headers[name.decode("utf-8", "replace")] = PyBytes_FromStringAndSize(
-                <const char *>view.header_values + view.header_value_offsets[h],
-                view.header_value_offsets[h + 1] - view.header_value_offsets[h])
-        return headers
+        return headers_at(&self.batch.view, self.batch.first + <uint32_t>i)
 
     def __iter__(self):
         for i in range(self.batch.count):

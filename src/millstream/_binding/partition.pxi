@@ -16,6 +16,8 @@ cdef class Partition:
     cdef object sequences
     cdef _Seat syncing
     cdef int64_t sync_began
+    cdef list placed  # segments that `get` has read of, by rising offset
+    cdef uint32_t placed_structure
 
     cdef int changes(self) except -1:
         return must_write(self.writable, f"partition {self.index}")
@@ -31,6 +33,62 @@ cdef class Partition:
         """Has what is appended to, now or after a roll, the descriptor that its sync needs?"""
         return ((self.active is None or self.active.has_descriptor)
                 and (self.next is None or self.next.has_descriptor))
+
+    cdef Segment placed_for(self, uint64_t offset, uint64_t *limit):
+        """The segment that holds an offset, and where its batches end; None: ask for it."""
+        cdef Py_ssize_t low = 0, high
+        cdef Segment segment
+        # Acquire, in all of them: what lies below the tail is there, and the structure is no older.
+        cdef uint64_t tail = ms_load64(&self.c.block.tail)
+        if self.placed is None or offset < ms_load64(&self.c.block.first_offset):
+            return None
+        if ms_load32(&self.c.block.structure) != self.placed_structure:
+            self.placed = None  # retention or compaction came: what is there may be another file
+            return None
+        high = len(self.placed)
+        while low < high:
+            if (<Segment>self.placed[(low + high) >> 1]).c.base_offset <= offset:
+                low = ((low + high) >> 1) + 1
+            else:
+                high = (low + high) >> 1
+        if low == 0:
+            return None
+        segment = <Segment>self.placed[low - 1]
+        if segment.end_position:
+            limit[0] = segment.end_position
+            return segment if offset < segment.end_offset else None
+        limit[0] = tail
+        return segment if segment.c.number == ms_load64(&self.c.block.active) else None
+
+    def place(self, Segment segment not None, uint64_t end_position, uint32_t structure):
+        """Keep a segment for the next `get`.
+
+        Args:
+            end_position: where its successor begins; 0: it has none so far.
+            structure: as it was before the segment was looked for.
+        """
+        cdef ms_mark end
+        cdef ms_error err
+        cdef Py_ssize_t i, count
+        if structure != self.placed_structure or self.placed is None:
+            self.placed = []
+            self.placed_structure = structure
+        if end_position and not segment.end_position:
+            if ms_segment_mark_at(&segment.c, end_position, &end, &err) != MS_OK:
+                return  # damaged: whoever reads there says so
+            segment.end_offset = end.offset
+            segment.end_position = end_position
+        count = i = len(self.placed)
+        while i > 0 and (<Segment>self.placed[i - 1]).c.base_offset >= segment.c.base_offset:
+            i -= 1
+        if i < count and (<Segment>self.placed[i]).c.base_offset == segment.c.base_offset:
+            self.placed[i] = segment
+        else:
+            self.placed.insert(i, segment)
+
+    def displace(self):
+        """Keep none of them."""
+        self.placed = None
 
     def set_active(self, Segment segment):
         """Append to this segment (None: there is none yet)."""

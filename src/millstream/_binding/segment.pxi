@@ -23,6 +23,7 @@ cdef class Segment:
     cdef int descriptor
     cdef readonly bint has_descriptor  # for syncing, here or with the one that syncs
     cdef bint given_up
+    cdef uint64_t end_position, end_offset  # where its successor begins; 0: not known
 
     def __cinit__(self, map, bytes store_id, uint64_t stream_id, uint32_t partition,
             uint64_t number,
@@ -286,9 +287,7 @@ cdef class Cursor:
         cdef ms_view view
         cdef uint64_t position
         limit = segment.within(0, limit)
-        cdef ms_status status = ms_segment_find_offset(&segment.c, offset, limit, &position, &err)
-        if status == MS_OK:
-            status = ms_segment_view(&segment.c, position, limit, &view, &err)
+        cdef ms_status status = ms_segment_seek(&segment.c, offset, limit, &position, &view, &err)
         if status < 0:
             fail(status, &err, segment.path)
         self.skip = 0

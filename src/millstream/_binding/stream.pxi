@@ -1,111 +1,6 @@
 # The hot methods of a stream: appending, choosing partitions, waiting. What is not hot, or needs
 # the file system, is in log/handle.py, which these call through the hooks.
 
-@cython.final
-@cython.freelist(64)
-cdef class Position:
-    """Where a record is: its partition, the epoch it was written in, and its offset there.
-
-    Behaves as the tuple (partition, epoch, offset): unpacks, compares, hashes, pickles.
-
-    >>> Position(3, 1, 42)
-    Position(partition=3, epoch=1, offset=42)
-    """
-    cdef readonly int64_t partition
-    cdef readonly uint64_t epoch
-    cdef readonly uint64_t offset
-
-    def __init__(self, partition, epoch, offset):
-        self.partition = partition
-        self.epoch = epoch
-        self.offset = offset
-
-    def __iter__(self):
-        return iter((self.partition, self.epoch, self.offset))
-
-    def __getitem__(self, index):
-        return (self.partition, self.epoch, self.offset)[index]
-
-    def __len__(self):
-        return 3
-
-    def __eq__(self, other):
-        if not isinstance(other, (Position, tuple)):
-            return NotImplemented
-        return tuple(self) == tuple(other)
-
-    def __lt__(self, other):
-        if not isinstance(other, (Position, tuple)):
-            return NotImplemented
-        return tuple(self) < tuple(other)
-
-    def __le__(self, other):
-        if not isinstance(other, (Position, tuple)):
-            return NotImplemented
-        return tuple(self) <= tuple(other)
-
-    def __gt__(self, other):
-        if not isinstance(other, (Position, tuple)):
-            return NotImplemented
-        return tuple(self) > tuple(other)
-
-    def __ge__(self, other):
-        if not isinstance(other, (Position, tuple)):
-            return NotImplemented
-        return tuple(self) >= tuple(other)
-
-    def __hash__(self):
-        return hash((self.partition, self.epoch, self.offset))
-
-    def __repr__(self):
-        return f"Position(partition={self.partition}, epoch={self.epoch}, offset={self.offset})"
-
-    def __reduce__(self):
-        return Position, (self.partition, self.epoch, self.offset)
-
-
-@cython.final
-cdef class Span:
-    """Records that one call appended to one partition: offsets first_offset to first_offset +
-    count - 1.
-
-    Behaves as the tuple (partition, epoch, first_offset, count).
-    """
-    cdef readonly int64_t partition
-    cdef readonly uint64_t epoch
-    cdef readonly uint64_t first_offset
-    cdef readonly uint64_t count
-
-    def __init__(self, partition, epoch, first_offset, count):
-        self.partition = partition
-        self.epoch = epoch
-        self.first_offset = first_offset
-        self.count = count
-
-    def __iter__(self):
-        return iter((self.partition, self.epoch, self.first_offset, self.count))
-
-    def __getitem__(self, index):
-        return (self.partition, self.epoch, self.first_offset, self.count)[index]
-
-    def __len__(self):
-        return 4
-
-    def __eq__(self, other):
-        return tuple(self) == tuple(other) if isinstance(other, (Span, tuple)) else NotImplemented
-
-    def __hash__(self):
-        return hash((self.partition, self.epoch, self.first_offset, self.count))
-
-    def __repr__(self):
-        return (f"Span(partition={self.partition}, epoch={self.epoch}, "
-                f"first_offset={self.first_offset}, "
-                f"count={self.count})")
-
-    def __reduce__(self):
-        return Span, (self.partition, self.epoch, self.first_offset, self.count)
-
-
 cdef enum:
     EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of another level
 
@@ -124,6 +19,7 @@ cdef class StreamCore:
     Hooks of the subclass: ``_open_partition(index)``, ``_resolve(index, status, owner, need_bytes,
     deadline)``,
     ``_after_append(log, events, end, level, timeout)``, ``_leave_to_background(log)``,
+    ``_place(index, epoch, offset)``,
     ``_make_durable(index, end, timeout)``, ``_deadline(timeout)``, ``_timestamp(value)``,
     ``_timestamps(values, count)``, ``_refresh()``, ``_keep_up()``, ``_where(index)``,
     ``_where_producer(index)``.
@@ -365,6 +261,122 @@ cdef class StreamCore:
             return xxh3_64(key) % count
         except (BufferError, ValueError) as error:
             raise _errors.InvalidType(f"key: not contiguous bytes: {error}") from error
+
+    # --- one record ------------------------------------------------------------------------------
+
+    def get(self, partition, offset=None):
+        """One record, by its partition and offset, or by its `Position`.
+
+        Takes no lock and copies nothing until its value, key or headers are asked for. A batch is
+        checked the first time that this process reads of it.
+
+        Args:
+            partition: a partition, or a `Position`: then the record must be of its epoch.
+            offset: offset of the record in the partition; not with a `Position`.
+
+        Raises: OffsetOutOfRange where no such record is there yet, or any more; NotFound for one
+        that compaction removed; CorruptBatch, InvalidArgument, InvalidType, Closed.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s", partitions=2)
+        ...     position = stream.append(b"hello", key=b"k")
+        ...     stream.get(position).value, stream.get(position.partition, 0).key
+        (b'hello', b'k')
+        """
+        cdef Record record = Record.__new__(Record)
+        cdef uint64_t epoch = UINT64_MAX, position
+        cdef Partition native
+        if type(partition) is Position:
+            if offset is not None:
+                raise _errors.InvalidArgument(
+                    f"offset {offset!r}: {partition!r} says already where the record is")
+            epoch = (<Position>partition).epoch
+            offset = (<Position>partition).offset
+            partition = (<Position>partition).partition
+        elif offset is None:
+            raise _errors.InvalidType(
+                f"partition {partition!r}: expected a Position, or a partition and an offset")
+        native = self.native_to_read(partition)
+        record.owner = self.find(native, offset_of(offset), epoch, &position, &record.view,
+                                 &record.row)
+        record.partition = <int32_t>native.index
+        record.epoch = (<Segment>record.owner).c.epoch
+        return record
+
+    def get_many(self, partition, offsets):
+        """Records of one partition as one `Batch`, in the order of their offsets here.
+
+        They are copied into one piece of memory. Offsets that follow one another cost least.
+        `epoch` of the batch is that of its last record.
+
+        Args:
+            partition: one partition.
+            offsets: a list or NumPy array of them, at least one, in any order.
+
+        Raises: as `get`; LimitExceeded where they are more than 2 GiB, or 2**31 records.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     _ = stream.append_many([b"a", b"b", b"c"])
+        ...     list(stream.get_many(0, [2, 0]).values)
+        [b'c', b'a']
+        """
+        cdef Partition native = self.native_to_read(partition)
+        cdef _Runs runs = _Runs.__new__(_Runs)
+        cdef ms_view view
+        cdef uint64_t position, wanted
+        cdef uint32_t row
+        for offset in each_offset(offsets):
+            wanted = offset_of(offset)
+            if not runs.goes_on(wanted):
+                segment = self.find(native, wanted, UINT64_MAX, &position, &view, &row)
+                runs.add(segment, position, &view, row)
+        if runs.count == 0:
+            raise _errors.InvalidArgument("offsets: none, and a batch has at least one record")
+        return runs.gathered(native)
+
+    cdef Partition native_to_read(self, object partition):
+        cdef int overflow = 0
+        cdef long long index = -1
+        self.alive()
+        if ms_load32(&self.header.state) != 1:
+            self._check_live()  # raises
+        if type(partition) is int:
+            index = PyLong_AsLongLongAndOverflow(partition, &overflow)
+        if 0 <= index < self.count and self.natives[index] is not None:
+            return <Partition>self.natives[index]
+        return self._partition(partition).native
+
+    cdef Segment find(self, Partition native, uint64_t offset, uint64_t epoch,
+                      uint64_t *position, ms_view *view, uint32_t *row):
+        """The segment that has a record, with its batch and where it is in that."""
+        cdef ms_error err
+        cdef ms_status status
+        cdef uint64_t limit = 0
+        cdef bint asked = False
+        cdef Segment segment = native.placed_for(offset, &limit)
+        while True:
+            if segment is None or (epoch != UINT64_MAX and segment.c.epoch != epoch):
+                # Finds it, or raises; what it found is placed for the next.
+                segment, limit = self._place(
+                    native.index, None if epoch == UINT64_MAX else epoch, offset)
+                asked = True
+            status = ms_segment_seek(&segment.c, offset, segment.within(0, limit), position, view,
+                                     &err)
+            if status < 0:
+                fail(status, &err, segment.path)
+            if status == MS_OK or asked:
+                break
+            segment = None  # the log goes on in another, or ends here
+        if status == MS_OK:
+            row[0] = ms_view_find_offset(view, offset)
+            if offset == (<uint64_t>view.offsets[row[0]] if view.offsets != NULL
+                          else view.base_offset + row[0]):
+                return segment
+        raise _errors.NotFound(
+            f"{self._where(native.index)}: offset {offset}: compaction removed this record")
 
     # --- appending
     # -----------------------------------------------------------------------------------

@@ -266,6 +266,10 @@ class StreamHandle(_native.StreamCore):
             reader.extend_private(log)
         return log
 
+    def _place(self, index: int, epoch: int | None, offset: int) -> tuple[_native.Segment, int]:
+        """The segment that has a record, and where its batches end."""
+        return reader.place(self._log(index), epoch, offset)
+
     def first_offset(self, partition: int) -> int:
         """Offset of the oldest record that is kept (the next one, where there is none)."""
         return self._log(partition).first_offset

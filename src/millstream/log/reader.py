@@ -103,6 +103,36 @@ def check_record(log: PartitionLog, epoch: int, offset: int) -> None:
         )
 
 
+def place(log: PartitionLog, epoch: int | None, offset: int) -> tuple[_native.Segment, int]:
+    """The segment that has a record, and where its batches end; the next `get` finds it at once.
+
+    Raises: OffsetOutOfRange, CorruptBatch.
+    """
+    while True:
+        structure = log.native.structure
+        if not log.first_offset <= offset < log.next_offset:
+            if offset >= log.next_offset and log.native.poison == CORRUPT:
+                raise log.corrupt()
+            raise log.out_of_range(offset)
+        try:
+            if epoch is not None:
+                check_record(log, epoch, offset)
+            found = log.segments.locate_offset(offset)
+            if found is None:  # retention came between
+                continue
+            segment, end = found
+            # On an overlay it may have to be mapped anew.
+            if not log.session.layered:
+                numbers = log.segments.current()
+                at = bisect_right(numbers, segment.number)
+                sealed_at = log.segments.base(numbers[at])[0] if at < len(numbers) else 0
+                log.native.place(segment, sealed_at, structure)
+            return segment, end
+        except NotFound as error:
+            if not log.segments.not_found(error):
+                raise
+
+
 class PartitionReader:
     """One reader's place in one partition."""
 

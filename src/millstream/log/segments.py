@@ -159,6 +159,7 @@ class Segments:
             self.native.set_active(None)
         if self.native.next is segment:
             self.native.set_next(None)
+        self.native.displace()
         descriptor = segment.give_up()
         if descriptor >= 0:
             files.close(descriptor)

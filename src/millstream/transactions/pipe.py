@@ -6,9 +6,9 @@ import contextlib
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
-from millstream._native import Batch, Position, Put
+from millstream._native import Put, records_of
 from millstream.errors import (
     Aborted,
     Closed,
@@ -26,38 +26,11 @@ from millstream.transactions.transaction import Transaction
 if TYPE_CHECKING:
     from millstream.transactions.holdings import Holdings
 
-__all__ = ["Pipe", "Record"]
+__all__ = ["Pipe"]
 
 SLICE_SECONDS = 0.2
 REFUSED = (InvalidArgument, InvalidType, LimitExceeded)
 """What a commit raises where it cannot store what it was given."""
-
-
-class Record(NamedTuple):
-    """A record of a stream, as the function of a `Pipe` gets it."""
-
-    value: bytes | None
-    key: bytes | None
-    headers: Mapping[str, bytes]
-    timestamp: int
-    """Microseconds since 1970."""
-    position: Position
-
-
-def records_of(batch: Batch) -> list[Record]:
-    """The records of a batch, one by one."""
-    partition, epoch = batch.partition, batch.epoch
-    return [
-        Record(value, key, headers or {}, timestamp, Position(partition, epoch, offset))
-        for value, key, headers, timestamp, offset in zip(
-            batch.values,
-            batch.keys,
-            batch.headers,
-            batch.timestamps.tolist(),
-            batch.offsets.tolist(),
-            strict=True,
-        )
-    ]
 
 
 def _puts_of(tx: Transaction) -> Counter[Queue]:
@@ -307,4 +280,3 @@ class Pipe:
 
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
 Pipe.__module__ = "millstream"
-Record.__module__ = "millstream"
