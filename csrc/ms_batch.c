@@ -22,6 +22,55 @@ static uint64_t row_of(const ms_records *records, uint32_t i) {
   return records->rows != NULL ? records->rows[i] : i;
 }
 
+/* --- a single record: what an append of one is, in a body without ALIGN64 --- */
+
+enum {
+  SINGLE_BYTES_MAX = ALIGN64_BODY_BYTES - 32
+}; /* of key and value; the rest is offsets and gaps */
+
+static inline bool is_single(const ms_shape *shape) {
+  return shape->count == 1 && (shape->flags & ~(MS_BATCH_FIXED | MS_BATCH_KEYS)) == 0 &&
+         shape->key_bytes + shape->value_bytes < SINGLE_BYTES_MAX;
+}
+
+static inline uint64_t single_column_length(uint64_t bytes) {
+  return 2 * sizeof(int32_t) + align_up(bytes, 8);
+}
+
+/* As lay_out() has it, wherever it lies. */
+static inline uint64_t single_length(const ms_shape *shape) {
+  uint64_t keys = shape->flags & MS_BATCH_KEYS ? single_column_length(shape->key_bytes) : 0;
+  return sizeof(ms_batch_header) + keys + single_column_length(shape->value_bytes);
+}
+
+static inline bool measure_single(const ms_records *records, ms_shape *out_shape) {
+  if (records->count != 1 || records->rows != NULL || records->header_starts != NULL ||
+      records->timestamps != NULL)
+    return false;
+  int64_t value = records->values->size, key = records->keys != NULL ? records->keys->size : -1;
+  if (value < 0 || value > SINGLE_BYTES_MAX || key > SINGLE_BYTES_MAX) return false;
+  *out_shape = (ms_shape){
+      .key_bytes = key < 0 ? 0 : (uint64_t)key,
+      .value_bytes = (uint64_t)value,
+      .count = 1,
+      .flags = (uint16_t)(MS_BATCH_FIXED | (key < 0 ? 0 : MS_BATCH_KEYS)),
+      .timestamp_min = records->timestamp,
+      .timestamp_max = records->timestamp,
+  };
+  return is_single(out_shape);
+}
+
+/* Offsets, bytes, and zeros up to the next multiple of 8; the place behind it. */
+static inline uint8_t *encode_single_column(uint8_t *at, const ms_slice *slice) {
+  const int32_t offsets[2] = {0, (int32_t)slice->size};
+  const uint64_t nothing = 0;
+  uint8_t *end = at + single_column_length((uint64_t)slice->size);
+  memcpy(end - sizeof nothing, &nothing, sizeof nothing); /* first: the bytes may come over it */
+  memcpy(at, offsets, sizeof offsets);
+  if (slice->size > 0) memcpy(at + sizeof offsets, slice->data, (size_t)slice->size);
+  return end;
+}
+
 /* --- measure --- */
 
 static ms_status too_large(ms_error *err, const char *what, uint64_t row, uint64_t limit,
@@ -74,6 +123,7 @@ static void measure_timestamps(const ms_records *records, ms_shape *shape) {
 }
 
 ms_status ms_batch_measure(const ms_records *records, ms_shape *out_shape, ms_error *err) {
+  if (measure_single(records, out_shape)) return MS_OK;
   ms_shape shape = {.count = records->count};
   bool value_nulls = false, fixed = true;
   const int64_t size_first = records->values[row_of(records, 0)].size;
@@ -179,6 +229,7 @@ static batch_layout lay_out_best(const ms_shape *shape, uint64_t file_position, 
 
 uint64_t ms_batch_length(const ms_shape *shape, uint64_t file_position) {
   bool align64;
+  if (is_single(shape)) return single_length(shape);
   return lay_out_best(shape, file_position, &align64).end;
 }
 
@@ -270,12 +321,12 @@ static uint8_t *encode_headers(const ms_records *records, const batch_layout *la
   return end;
 }
 
-static void put_header(uint8_t *at, const ms_place *place, const ms_shape *shape,
-                       const batch_layout *layout, bool align64, int64_t timestamp_min,
-                       int64_t timestamp_max) {
+static inline void put_header(uint8_t *at, const ms_place *place, const ms_shape *shape,
+                              uint64_t length, bool align64, int64_t timestamp_min,
+                              int64_t timestamp_max) {
   uint64_t distance = (place->position - place->durable) / 8;
   ms_batch_header header = {
-      .length = (uint32_t)layout->end,
+      .length = (uint32_t)length,
       .format = MS_FORMAT_VERSION,
       .flags = (uint16_t)(shape->flags | (align64 ? MS_BATCH_ALIGN64 : 0)),
       .base_offset = place->base_offset,
@@ -290,12 +341,29 @@ static void put_header(uint8_t *at, const ms_place *place, const ms_shape *shape
   memcpy(at, &header, sizeof header);
 }
 
+static uint64_t put_hash(uint8_t *at, uint64_t length, uint64_t seed) {
+  uint64_t hash = ms_xxh3_64(at + 8, length - 8, seed);
+  memcpy(at, &hash, sizeof hash);
+  return hash;
+}
+
+static uint64_t encode_single(const ms_records *records, const ms_shape *shape,
+                              const ms_place *place, uint8_t *at) {
+  uint64_t row = row_of(records, 0), length = single_length(shape);
+  uint8_t *end = at + sizeof(ms_batch_header);
+  put_header(at, place, shape, length, false, shape->timestamp_min, shape->timestamp_max);
+  if (shape->flags & MS_BATCH_KEYS) end = encode_single_column(end, &records->keys[row]);
+  (void)encode_single_column(end, &records->values[row]);
+  return put_hash(at, length, place->seed);
+}
+
 uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const ms_place *place,
                          uint8_t *at) {
   bool align64;
+  if (is_single(shape)) return encode_single(records, shape, place, at);
   const batch_layout layout = lay_out_best(shape, place->file_position, &align64);
   const uint32_t count = records->count;
-  put_header(at, place, shape, &layout, align64, shape->timestamp_min, shape->timestamp_max);
+  put_header(at, place, shape, layout.end, align64, shape->timestamp_min, shape->timestamp_max);
   uint8_t *end = at + sizeof(ms_batch_header);
   if (shape->flags & MS_BATCH_TIMESTAMPS) {
     int64_t *timestamps = (int64_t *)(void *)pad_to(end, at + layout.timestamps);
@@ -316,9 +384,7 @@ uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape, const
   end = encode_rows(offsets, end, records->values, records);
   if (shape->flags & MS_BATCH_HEADERS) end = encode_headers(records, &layout, at, end);
   pad_to(end, at + layout.end);
-  uint64_t hash = ms_xxh3_64(at + 8, layout.end - 8, place->seed);
-  memcpy(at, &hash, sizeof hash);
-  return hash;
+  return put_hash(at, layout.end, place->seed);
 }
 
 /* --- view and check --- */
@@ -514,55 +580,183 @@ static uint64_t column_bytes(const int32_t *offsets, uint32_t first, uint32_t co
   return offsets == NULL ? 0 : (uint64_t)(offsets[first + count] - offsets[first]);
 }
 
-bool ms_gather_measure(ms_gather *gather, const ms_view *view, uint32_t first, uint32_t count) {
-  uint32_t headers = 0, header_first = 0;
-  if (view->header_offsets != NULL) {
-    header_first = (uint32_t)view->header_offsets[first];
-    headers = (uint32_t)view->header_offsets[first + count] - header_first;
-  }
-  uint64_t keys = gather->key_bytes + column_bytes(view->key_offsets, first, count);
-  uint64_t values = gather->value_bytes + column_bytes(view->value_offsets, first, count);
-  uint64_t names = gather->name_bytes + column_bytes(view->name_offsets, header_first, headers);
-  uint64_t header_values =
-      gather->header_bytes + column_bytes(view->header_value_offsets, header_first, headers);
+/* Records that may be added: what ms_gather_measure() and its like know of a run of them. */
+typedef struct gather_run {
+  uint64_t offset_first, offset_end;
+  uint64_t key_bytes, value_bytes, name_bytes, header_bytes;
+  int64_t timestamp_min, timestamp_max;
+  uint32_t count, header_count, flags;
+  int32_t value_size; /* of the first */
+} gather_run;
+
+MS_INLINE static inline bool gather_account(ms_gather *gather, const gather_run *run) {
+  uint64_t keys = gather->key_bytes + run->key_bytes;
+  uint64_t values = gather->value_bytes + run->value_bytes;
+  uint64_t names = gather->name_bytes + run->name_bytes;
+  uint64_t header_values = gather->header_bytes + run->header_bytes;
   if (keys > INT32_MAX || values > INT32_MAX || names > INT32_MAX || header_values > INT32_MAX ||
-      gather->count > INT32_MAX - count || gather->header_count > INT32_MAX - headers)
+      gather->count > INT32_MAX - run->count ||
+      gather->header_count > INT32_MAX - run->header_count)
     return false;
-  uint64_t offset_first = view->base_offset + first;
-  uint64_t offset_end = offset_first + count;
-  if (view->offsets != NULL) {
-    offset_first = (uint64_t)view->offsets[first];
-    offset_end = (uint64_t)view->offsets[first + count - 1] + 1;
-  }
-  int32_t value_size = view->value_offsets[first + 1] - view->value_offsets[first];
   bool is_first = gather->count == 0;
-  uint32_t flags = view->flags & (MS_BATCH_KEYS | MS_BATCH_KEY_NULLS | MS_BATCH_VALUE_NULLS |
-                                  MS_BATCH_HEADERS | MS_BATCH_OFFSETS | MS_BATCH_TIMESTAMPS);
-  bool fixed = (view->flags & MS_BATCH_FIXED) && (is_first || gather->value_size == value_size);
+  uint32_t flags = run->flags & (MS_BATCH_KEYS | MS_BATCH_KEY_NULLS | MS_BATCH_VALUE_NULLS |
+                                 MS_BATCH_HEADERS | MS_BATCH_OFFSETS | MS_BATCH_TIMESTAMPS);
+  bool fixed = (run->flags & MS_BATCH_FIXED) && (is_first || gather->value_size == run->value_size);
   if (is_first) {
     gather->flags = MS_BATCH_FIXED;
-    gather->base_offset = offset_first;
+    gather->base_offset = run->offset_first;
     gather->timestamp_min = INT64_MAX;
     gather->timestamp_max = INT64_MIN;
-    gather->value_size = value_size;
+    gather->value_size = run->value_size;
   } else {
-    if (offset_first != gather->next_offset) flags |= MS_BATCH_OFFSETS;
+    if (run->offset_first != gather->next_offset) flags |= MS_BATCH_OFFSETS;
     /* A batch without keys among batches with keys: its keys are null. */
     if ((flags ^ gather->flags) & MS_BATCH_KEYS) flags |= MS_BATCH_KEYS | MS_BATCH_KEY_NULLS;
   }
   if (!fixed) gather->flags &= ~(uint32_t)MS_BATCH_FIXED;
-  if (view->timestamp_min < gather->timestamp_min) gather->timestamp_min = view->timestamp_min;
-  if (view->timestamp_max > gather->timestamp_max) gather->timestamp_max = view->timestamp_max;
+  if (run->timestamp_min < gather->timestamp_min) gather->timestamp_min = run->timestamp_min;
+  if (run->timestamp_max > gather->timestamp_max) gather->timestamp_max = run->timestamp_max;
   if (gather->timestamp_min != gather->timestamp_max) flags |= MS_BATCH_TIMESTAMPS;
   gather->flags |= flags;
   gather->key_bytes = keys;
   gather->value_bytes = values;
   gather->name_bytes = names;
   gather->header_bytes = header_values;
-  gather->count += count;
-  gather->header_count += headers;
-  gather->next_offset = offset_end;
+  gather->count += run->count;
+  gather->header_count += run->header_count;
+  gather->next_offset = run->offset_end;
   return true;
+}
+
+bool ms_gather_measure(ms_gather *gather, const ms_view *view, uint32_t first, uint32_t count) {
+  uint32_t headers = 0, header_first = 0;
+  if (view->header_offsets != NULL) {
+    header_first = (uint32_t)view->header_offsets[first];
+    headers = (uint32_t)view->header_offsets[first + count] - header_first;
+  }
+  gather_run run = {
+      .offset_first = view->base_offset + first,
+      .offset_end = view->base_offset + first + count,
+      .key_bytes = column_bytes(view->key_offsets, first, count),
+      .value_bytes = column_bytes(view->value_offsets, first, count),
+      .name_bytes = column_bytes(view->name_offsets, header_first, headers),
+      .header_bytes = column_bytes(view->header_value_offsets, header_first, headers),
+      .timestamp_min = view->timestamp_min,
+      .timestamp_max = view->timestamp_max,
+      .count = count,
+      .header_count = headers,
+      .flags = view->flags,
+      .value_size = view->value_offsets[first + 1] - view->value_offsets[first],
+  };
+  if (view->offsets != NULL) {
+    run.offset_first = (uint64_t)view->offsets[first];
+    run.offset_end = (uint64_t)view->offsets[first + count - 1] + 1;
+  }
+  return gather_account(gather, &run);
+}
+
+/* A batch of a single record, as encode_single() makes it, in place. */
+typedef struct single {
+  uint64_t length, offset;
+  int64_t timestamp;
+  const uint8_t *key, *value; /* key NULL: there is none */
+  int32_t key_size, value_size;
+  uint32_t flags;
+} single;
+
+/* A column of one at `at`; the place behind it, NULL where it does not fit before `end`. */
+MS_INLINE static inline const uint8_t *take_single(const uint8_t *at, const uint8_t *end,
+                                                   const uint8_t **out_bytes, int32_t *out_size) {
+  int32_t size;
+  if (end - at < (ptrdiff_t)(2 * sizeof size)) return NULL;
+  memcpy(&size, at + sizeof size, sizeof size); /* once: others may write the file */
+  at += 2 * sizeof size;
+  if (size < 0 || (uint64_t)(end - at) < align_up((uint64_t)size, 8)) return NULL;
+  *out_bytes = at;
+  *out_size = size;
+  return at + align_up((uint64_t)size, 8);
+}
+
+/* Is it one, of a checked batch? */
+MS_INLINE static inline bool view_single(const uint8_t *bytes, uint64_t available, single *out) {
+  ms_batch_header header;
+  if (available < sizeof header) return false;
+  memcpy(&header, bytes, sizeof header);
+  if (header.count != 1 || (header.flags & ~(MS_BATCH_FIXED | MS_BATCH_KEYS)) != 0 ||
+      header.format != MS_FORMAT_VERSION || header.length > available ||
+      header.length < sizeof header)
+    return false;
+  const uint8_t *at = bytes + sizeof header, *end = bytes + header.length;
+  out->key = NULL;
+  out->key_size = 0;
+  if (header.flags & MS_BATCH_KEYS) at = take_single(at, end, &out->key, &out->key_size);
+  if (at == NULL || take_single(at, end, &out->value, &out->value_size) == NULL) return false;
+  out->length = header.length;
+  out->offset = header.base_offset;
+  out->timestamp = header.timestamp_min;
+  out->flags = header.flags;
+  return true;
+}
+
+/* More singles like the one before, which is in `gather`: nothing but sums changes. */
+static uint64_t measure_alike(ms_gather *gather, uint32_t flags, const uint8_t *bytes,
+                              uint64_t available, uint64_t records, uint64_t most) {
+  uint64_t at = 0, count = 0, values = gather->value_bytes, keys = gather->key_bytes;
+  uint64_t next_offset = gather->next_offset;
+  int64_t smallest = gather->timestamp_min, largest = gather->timestamp_max;
+  int32_t other_size = 0;
+  single one;
+  while (count < records && at < available && values + keys < most &&
+         view_single(bytes + at, available - at, &one) && one.flags == flags &&
+         one.offset == next_offset) {
+    other_size |= one.value_size ^ gather->value_size;
+    values += (uint64_t)one.value_size;
+    keys += (uint64_t)one.key_size;
+    if (one.timestamp < smallest) smallest = one.timestamp;
+    if (one.timestamp > largest) largest = one.timestamp;
+    at += one.length;
+    next_offset++;
+    count++;
+  }
+  if (other_size != 0) gather->flags &= ~(uint32_t)MS_BATCH_FIXED;
+  if (smallest != largest) gather->flags |= MS_BATCH_TIMESTAMPS;
+  gather->timestamp_min = smallest;
+  gather->timestamp_max = largest;
+  gather->value_bytes = values;
+  gather->key_bytes = keys;
+  gather->count += (uint32_t)count;
+  gather->next_offset = next_offset;
+  return at;
+}
+
+uint64_t ms_gather_measure_singles(ms_gather *gather, const uint8_t *bytes, uint64_t available,
+                                   uint64_t records, uint64_t most) {
+  uint64_t at = 0;
+  const uint32_t before = gather->count;
+  single one;
+  if (records > INT32_MAX - before) records = INT32_MAX - before;
+  while (gather->count - before < records && at < available &&
+         gather->value_bytes + gather->key_bytes < most &&
+         view_single(bytes + at, available - at, &one)) {
+    gather_run run = {
+        .offset_first = one.offset,
+        .offset_end = one.offset + 1,
+        .key_bytes = (uint64_t)one.key_size,
+        .value_bytes = (uint64_t)one.value_size,
+        .timestamp_min = one.timestamp,
+        .timestamp_max = one.timestamp,
+        .count = 1,
+        .flags = one.flags,
+        .value_size = one.value_size,
+    };
+    if (!gather_account(gather, &run)) break;
+    at += one.length;
+    /* It has keys, or none of those before it has: the next ones alike change no flag. */
+    if ((gather->flags & MS_BATCH_KEYS) == (one.flags & MS_BATCH_KEYS))
+      at += measure_alike(gather, one.flags, bytes + at, available - at,
+                          records - (gather->count - before), most);
+  }
+  return at;
 }
 
 static ms_shape shape_of(const ms_gather *gather) {
@@ -650,10 +844,8 @@ uint64_t ms_gather_finish(const ms_gather *gather, const ms_view *gathered, cons
       if (timestamp > largest) largest = timestamp;
     }
   }
-  put_header(at, place, &shape, &layout, align64, smallest, largest);
-  uint64_t hash = ms_xxh3_64(at + 8, layout.end - 8, place->seed);
-  memcpy(at, &hash, sizeof hash);
-  return hash;
+  put_header(at, place, &shape, layout.end, align64, smallest, largest);
+  return put_hash(at, layout.end, place->seed);
 }
 
 /* The view's pointers are const for its readers; while gathering we own the buffer behind them. */
@@ -725,4 +917,42 @@ void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *vi
   gathered->count += count;
   MS_ASSERT(gathered->count <= gather->count);
   (void)gather;
+}
+
+MS_INLINE static inline void add_single_column(const int32_t *to_offsets, const uint8_t *to_bytes,
+                                               uint32_t to, const uint8_t *bytes, int32_t size) {
+  int32_t *out = (int32_t *)(uintptr_t)to_offsets + to;
+  out[1] = out[0] + size;
+  if (size > 0) memcpy((uint8_t *)(uintptr_t)to_bytes + out[0], bytes, (size_t)size);
+}
+
+MS_INLINE static inline void set_bit(const uint8_t *bitmap, uint32_t i) {
+  uint8_t *out = (uint8_t *)(uintptr_t)bitmap;
+  out[i >> 3] = (uint8_t)(out[i >> 3] | 1u << (i & 7));
+}
+
+uint64_t ms_gather_add_singles(ms_view *gathered, const ms_gather *gather, const uint8_t *bytes,
+                               uint64_t available) {
+  uint64_t at = 0;
+  uint32_t to = gathered->count;
+  single one;
+  for (; to < gather->count && at < available; to++) {
+    if (!view_single(bytes + at, available - at, &one)) break;
+    if (gathered->timestamps != NULL)
+      ((int64_t *)(uintptr_t)gathered->timestamps)[to] = one.timestamp;
+    if (gathered->offsets != NULL)
+      ((int64_t *)(uintptr_t)gathered->offsets)[to] = (int64_t)one.offset;
+    if (gathered->key_validity != NULL && one.key != NULL) set_bit(gathered->key_validity, to);
+    if (gathered->key_offsets != NULL)
+      add_single_column(gathered->key_offsets, gathered->keys, to, one.key, one.key_size);
+    if (gathered->value_validity != NULL) set_bit(gathered->value_validity, to);
+    add_single_column(gathered->value_offsets, gathered->values, to, one.value, one.value_size);
+    if (gathered->header_offsets != NULL) {
+      int32_t *out = (int32_t *)(uintptr_t)gathered->header_offsets + to;
+      out[1] = out[0];
+    }
+    at += one.length;
+  }
+  gathered->count = to;
+  return at;
 }

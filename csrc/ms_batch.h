@@ -127,6 +127,14 @@ void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view
 void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view, uint32_t first,
                    uint32_t count);
 
+/* The same for batches of a single record, one behind the other, that were found valid: as many as
+ * are such, at most `records`, until `most` bytes of keys and values are measured, within
+ * `available` bytes. Returns how many bytes they take. What is added must have been measured. */
+uint64_t ms_gather_measure_singles(ms_gather *gather, const uint8_t *bytes, uint64_t available,
+                                   uint64_t records, uint64_t most);
+uint64_t ms_gather_add_singles(ms_view *gathered, const ms_gather *gather, const uint8_t *bytes,
+                               uint64_t available);
+
 /* The same into a segment: the length of the batch that what was measured becomes at a file
  * position; an empty one laid out at `at`, in zeroed memory; and, once all was added to it, its
  * header. Returns the hash. Timestamps of the header are those of the records that were added. */

@@ -219,6 +219,15 @@ static void note_checked(ms_segment *segment, uint64_t at, uint64_t length) {
                                             memory_order_relaxed, memory_order_relaxed);
 }
 
+/* How many bytes from `position` on are checked batches that begin in its block, below `limit`. */
+static uint64_t checked_from(const ms_segment *segment, uint64_t position, uint64_t limit) {
+  uint64_t at = position - segment->base_position, end = limit - segment->base_position;
+  uint64_t until =
+      atomic_load_explicit(&segment->checked[at / MS_INDEX_BLOCK_BYTES], memory_order_relaxed);
+  if (until > end) until = end;
+  return until > at ? until - at : 0;
+}
+
 ms_status ms_segment_view(ms_segment *segment, uint64_t position, uint64_t limit, ms_view *out_view,
                           ms_error *err) {
   uint64_t end = ms_segment_capacity_end(segment);
@@ -427,6 +436,16 @@ ms_status ms_segment_measure_run(ms_segment *segment, uint64_t *position, uint32
   uint32_t taken = *skip;
   while (at < limit && gather.count < records &&
          gather.value_bytes + gather.key_bytes + gather.header_bytes < GATHER_BYTES_MAX) {
+    uint64_t singles = 0;
+    if (taken == 0)
+      singles =
+          ms_gather_measure_singles(&gather, segment->bytes + ms_segment_file_position(segment, at),
+                                    checked_from(segment, at, limit), records - gather.count,
+                                    GATHER_BYTES_MAX - gather.header_bytes);
+    if (singles > 0) {
+      at += singles;
+      continue;
+    }
     ms_view view;
     ms_status status = ms_segment_view(segment, at, limit, &view, err);
     if (status == MS_END) break;
@@ -454,6 +473,15 @@ void ms_segment_gather_run(ms_segment *segment, uint64_t position, uint32_t skip
                            const ms_gather *gather, ms_view *gathered) {
   uint64_t limit = ms_segment_capacity_end(segment);
   while (gathered->count < gather->count) {
+    uint64_t singles = 0;
+    if (skip == 0)
+      singles = ms_gather_add_singles(gathered, gather,
+                                      segment->bytes + ms_segment_file_position(segment, position),
+                                      checked_from(segment, position, limit));
+    if (singles > 0) {
+      position += singles;
+      continue;
+    }
     ms_view view;
     if (view_unchecked(segment, position, limit, &view, NULL) != MS_OK)
       break; /* measured just now */
