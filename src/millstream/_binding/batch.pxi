@@ -99,7 +99,7 @@ cdef class BytesColumn:
         iterator.end = self.first + self.count
         return iterator
 
-    cdef object element(self, Py_ssize_t index):
+    cdef inline object element(self, Py_ssize_t index):
         cdef uint32_t i = self.first + <uint32_t>index
         if self.starts == NULL or (self.validity != NULL and not ms_bit(self.validity, i)):
             return None
@@ -109,17 +109,21 @@ cdef class BytesColumn:
     def __getitem__(self, index):
         cdef Py_ssize_t i
         if isinstance(index, slice):
-            start, stop, step = index.indices(self.count)
-            if step == 1:
-                return column_view(self.owner, self.starts, self.bytes, self.validity,
-                                   self.first + <uint32_t>start, <uint32_t>max(0, stop - start))
-            return [self.element(i) for i in range(start, stop, step)]
+            return self.cut(index)
         i = index
         if i < 0:
             i += self.count
         if i < 0 or i >= self.count:
             raise IndexError(f"index {index} of a column of {self.count}")
         return self.element(i)
+
+    cdef object cut(self, object wanted):
+        cdef Py_ssize_t i
+        start, stop, step = wanted.indices(self.count)
+        if step == 1:
+            return column_view(self.owner, self.starts, self.bytes, self.validity,
+                               self.first + <uint32_t>start, <uint32_t>max(0, stop - start))
+        return [self.element(i) for i in range(start, stop, step)]
 
     def __eq__(self, other):
         if isinstance(other, (list, tuple, BytesColumn)):
@@ -263,6 +267,7 @@ cdef class Batch:
     cdef readonly int32_t partition
     cdef readonly uint64_t epoch
     cdef object owner
+    cdef BytesColumn made_values, made_keys  # a loop asks for them again and again
 
     def __len__(self):
         return self.count
@@ -306,16 +311,18 @@ cdef class Batch:
     @property
     def keys(self):
         """The keys, a lazy sequence of bytes or None."""
-        return column_view(self.owner, self.view.key_offsets, self.view.keys,
-            self.view.key_validity,
-                           self.first, self.count)
+        if self.made_keys is None:
+            self.made_keys = column_view(self.owner, self.view.key_offsets, self.view.keys,
+                                         self.view.key_validity, self.first, self.count)
+        return self.made_keys
 
     @property
     def values(self):
         """The values, a lazy sequence of bytes or None (a tombstone)."""
-        return column_view(self.owner, self.view.value_offsets, self.view.values,
-            self.view.value_validity,
-                           self.first, self.count)
+        if self.made_values is None:
+            self.made_values = column_view(self.owner, self.view.value_offsets, self.view.values,
+                                           self.view.value_validity, self.first, self.count)
+        return self.made_values
 
     @property
     def headers(self):
