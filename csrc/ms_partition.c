@@ -152,7 +152,7 @@ static ms_status roll(ms_partition *partition, ms_error *err) {
   if (predecessor == 0) /* the oldest one: without its file the log is not whole */
     atomic_store_explicit(&partition->block->first_segment, next->number, memory_order_relaxed);
   partition->active = next;
-  partition->populated = 0;
+  partition->ready = 0;
   return MS_OK;
 }
 
@@ -227,12 +227,13 @@ static ms_status append_owned(ms_partition *partition, const ms_records *records
     partition->spare_wanted = true;
     out->events |= MS_EVENT_SPARE;
   }
-  if (partition->populate_low != 0 &&
-      end->position + partition->populate_low > partition->populated &&
-      partition->populated < ms_segment_capacity_end(segment)) {
-    out->events |= MS_EVENT_POPULATE;
-    partition->populated =
-        end->position + 2 * partition->populate_low; /* asked: not again at once */
+  /* The next batch may be as long as this one. */
+  if (partition->ready_low != 0 &&
+      end->position + length + partition->ready_low > partition->ready &&
+      partition->ready < ms_segment_capacity_end(segment)) {
+    out->events |= MS_EVENT_PREPARE;
+    partition->ready =
+        end->position + length + 2 * partition->ready_low; /* asked: not again at once */
   }
   if (partition->unsynced_max != 0 && end->position - place.durable > partition->unsynced_max)
     out->events |= MS_EVENT_UNSYNCED;
@@ -243,12 +244,21 @@ ms_status ms_partition_try_append(ms_partition *partition, const ms_records *rec
                                   const ms_shape *shape, uint32_t producer, uint64_t sequence,
                                   ms_appended *out, ms_error *err) {
   out->events = 0;
-  MS_TRY(refuse(partition, err));
   MS_TRY(ms_owner_try_take(&partition->block->append, partition->self, &out->owner));
   ms_status status = append_owned(partition, records, shape, producer, sequence, out, err);
   ms_owner_release(&partition->block->append);
   if (status == MS_OK) ms_stream_wake(partition->header);
   return status;
+}
+
+ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *segment,
+                                  uint64_t begin) {
+  ms_control_block *block = partition->block;
+  uint32_t owner;
+  MS_TRY(ms_owner_try_take(&block->append, partition->self, &owner));
+  if (load64(&block->active) == segment->number && load64(&block->tail) <= begin) return MS_OK;
+  ms_owner_release(&block->append);
+  return MS_END;
 }
 
 ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner) {

@@ -15,7 +15,7 @@ enum {
   MS_EVENT_WRITTEN = 1 << 0,  /* first append since `written` was cleared: a sync will be due */
   MS_EVENT_ROLLED = 1 << 1,   /* `active` is what was `next` */
   MS_EVENT_SPARE = 1 << 2,    /* half full without a successor: make one */
-  MS_EVENT_POPULATE = 1 << 3, /* the tail has come near `populated` */
+  MS_EVENT_PREPARE = 1 << 3,  /* the tail has come near `ready` */
   MS_EVENT_UNSYNCED = 1 << 4, /* more than `unsynced_max` bytes are not synced */
   MS_EVENT_LATE = 1 << 5      /* `written` was not cleared for `late_us` */
 };
@@ -33,10 +33,10 @@ typedef struct ms_partition {
   ms_segment *next;   /* mapped writable, not activated when it was mapped; NULL: none */
   ms_mark end;        /* as this process left it; valid while end.position is the tail */
   bool end_valid;
+  uint64_t ready; /* position up to which pages of `active` are ready; said by the caller */
   uint64_t
-      populated; /* position up to which pages of `active` were populated; said by the caller */
-  uint64_t populate_low; /* MS_EVENT_POPULATE when less than this is ahead of the tail; 0: never */
-  uint64_t unsynced_max; /* 0: no bound */
+      ready_low; /* MS_EVENT_PREPARE when less than this is ready ahead of the tail; 0: never */
+  uint64_t unsynced_max;   /* 0: no bound */
   int64_t clock_offset_us; /* of the store's clock, which segments are stamped with, to boot */
   ms_producers *producers; /* NULL: not known in this process, or being walked */
 } ms_partition;
@@ -62,6 +62,13 @@ typedef struct ms_appended {
 MS_MUST_USE ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                               const ms_shape *shape, uint32_t producer,
                                               uint64_t sequence, ms_appended *out, ms_error *err);
+
+/* Take the append word to write zeros to the file from position `begin` on, which nobody may store
+ * to meanwhile; ms_owner_release() gives it back. Killed in between, zeros lie behind the tail,
+ * where bytes mean nothing. MS_BUSY: somebody appends. MS_END: the tail is behind `begin` already,
+ * or `segment` is not the active one any more. */
+MS_MUST_USE ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *segment,
+                                              uint64_t begin);
 
 /* Take the append word from a dead owner and mend what it left: finish a roll whose record is
  * valid, else zero the header at the tail, so that no ghost of its batch can be walked into. The

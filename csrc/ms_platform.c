@@ -216,6 +216,18 @@ static int advise(void *start, size_t size, int advice) {
   return madvise(start, size, advice) == 0 ? 0 : errno;
 }
 
+int ms_file_fill(int descriptor, uint64_t position) {
+  /* Never stored to: all of it is the kernel's one page of zeros, which stays in the L1 cache. */
+  static uint8_t nothing[MS_FILL_BYTES];
+  size_t done = 0;
+  while (done < sizeof nothing) {
+    ssize_t written = pwrite(descriptor, nothing, sizeof nothing - done, (off_t)(position + done));
+    if (written < 0 && errno != EINTR) return errno;
+    if (written > 0) done += (size_t)written;
+  }
+  return 0;
+}
+
 int ms_pages_populate(void *start, size_t size, bool writable) {
   return advise(start, size, writable ? MADV_POPULATE_WRITE : MADV_POPULATE_READ);
 }
@@ -223,6 +235,8 @@ int ms_pages_populate(void *start, size_t size, bool writable) {
 int ms_pages_remove(void *start, size_t size) { return advise(start, size, MADV_REMOVE); }
 
 int ms_pages_random(void *start, size_t size) { return advise(start, size, MADV_RANDOM); }
+
+int ms_pages_normal(void *start, size_t size) { return advise(start, size, MADV_NORMAL); }
 
 int ms_pages_dontfork(void *start, size_t size) { return advise(start, size, MADV_DONTFORK); }
 

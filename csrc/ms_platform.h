@@ -90,13 +90,20 @@ int ms_unshare(int descriptor);
 bool ms_can_share(int descriptor, uint64_t block);
 bool ms_can_unshare(int descriptor, uint64_t block);
 
+/* Write MS_FILL_BYTES zeros to an allocated part of a file, in one call: where the file system can,
+ * the page cache then has one folio for all of it. Returns 0 or an errno. Call without the GIL. */
+#define MS_FILL_BYTES (512u << 10)
+int ms_file_fill(int descriptor, uint64_t position);
+
 /* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
  * pages in, writable or not, without touching their bytes; EFAULT where a store would raise
- * SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead.
+ * SIGBUS. remove: give the blocks back to the file system, the size stays. random: no read-ahead;
+ * normal: as at first.
  */
 int ms_pages_populate(void *start, size_t size, bool writable);
 int ms_pages_remove(void *start, size_t size);
 int ms_pages_random(void *start, size_t size);
+int ms_pages_normal(void *start, size_t size);
 int ms_pages_dontfork(void *start, size_t size);
 
 /* Memory for much that is looked up at random, in pages of 2 MiB where the kernel has them: a walk

@@ -78,7 +78,7 @@ ONLY = {
 PARTS = {
     "groups.consumer": ("of_stream", "sql_position"),
     "log.handle": ("eras", "partition", "producer_ids", "reader", "sequences"),
-    "log.partition": ("recovery", "sequences"),
+    "log.partition": ("ahead", "recovery", "sequences"),
     "log.segments": ("cache",),
     "queues.handle": ("capacity", "dedup"),
     "queues.queue": ("dead_letters", "loops", "worker", "worker_processes"),
@@ -97,7 +97,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "log._check_live": 2,
         "log._compaction": 3,
         "log._dispose": 6,
-        "log._durability": 6,
+        "log._durability": 5,
         "log._groups": 1,
         "log._is_surprise": 3,
         "log._keep_up": 5,

@@ -15,8 +15,12 @@ cdef extern from "ms_platform.h" nogil:
     int32_t ms_futex_wake(const void *word, int32_t count)
     int ms_futex_wait_class(const void *word, uint32_t expected, uint32_t bits, int64_t timeout_ns)
     int ms_pages_populate(void *start, size_t size, bint writable)
+    enum:
+        MS_FILL_BYTES
+    int ms_file_fill(int descriptor, uint64_t position)
     int ms_pages_remove(void *start, size_t size)
     int ms_pages_random(void *start, size_t size)
+    int ms_pages_normal(void *start, size_t size)
     void ms_pages_dirty(void *start, size_t size)
     int ms_fork_guard(int descriptor)
     void ms_fork_release(int descriptor)
@@ -368,7 +372,7 @@ cdef extern from "ms_partition.h" nogil:
         MS_EVENT_WRITTEN
         MS_EVENT_ROLLED
         MS_EVENT_SPARE
-        MS_EVENT_POPULATE
+        MS_EVENT_PREPARE
         MS_EVENT_UNSYNCED
         MS_EVENT_LATE
     ctypedef struct ms_partition:
@@ -382,8 +386,8 @@ cdef extern from "ms_partition.h" nogil:
         ms_segment *active
         ms_segment *next
         bint end_valid
-        uint64_t populated
-        uint64_t populate_low
+        uint64_t ready
+        uint64_t ready_low
         uint64_t unsynced_max
         int64_t clock_offset_us
         ms_producers *producers
@@ -398,6 +402,8 @@ cdef extern from "ms_partition.h" nogil:
     ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                       const ms_shape *shape, uint32_t producer, uint64_t sequence,
                                       ms_appended *out, ms_error *err)
+    ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *segment,
+                                      uint64_t begin)
     ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner)
     ms_status ms_partition_try_end(const ms_control_block *block, ms_mark *out_end)
     void ms_partition_begin_sync(ms_control_block *block, uint64_t target)

@@ -187,7 +187,7 @@ int LLVMFuzzerTestOneInput(const uint8_t *data, size_t size) {
                             .self = 1u | 7u << 15,
                             .late_us = 1,
                             .active = active != NULL ? &active->segment : NULL,
-                            .populate_low = 4096,
+                            .ready_low = 4096,
                             .unsynced_max = 4096,
                             .producers = &producers};
   if (files[1].valid && active != &files[1]) partition.next = &files[1].segment;

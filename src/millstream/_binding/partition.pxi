@@ -97,7 +97,7 @@ cdef class Partition:
         self.c.active = NULL if segment is None else &segment.c
         self.active = segment
         self.c.end_valid = False
-        self.c.populated = 0
+        self.c.ready = 0
         if self.next is not None and segment is not None and self.next.c.number <= segment.c.number:
             self.set_next(None)
 
@@ -114,17 +114,46 @@ cdef class Partition:
         self.c.producers = NULL if sequences is None else &sequences.c
         self.sequences = sequences
 
-    def configure(self, uint64_t populate_low, uint64_t unsynced_max, uint64_t late_us):
-        self.c.populate_low = populate_low
+    def configure(self, uint64_t ready_low, uint64_t unsynced_max, uint64_t late_us):
+        self.c.ready_low = ready_low
         self.c.unsynced_max = unsynced_max
         self.c.late_us = late_us
 
-    def set_populated(self, uint64_t position):
-        self.c.populated = position
+    def set_ready(self, uint64_t position):
+        """Pages are ready up to a position, so that this is said again when the tail comes near."""
+        self.c.ready = position
+
+    def fill(self, Segment segment not None, uint64_t begin, uint64_t end):
+        """Write zeros to what lies of [begin, end) in a segment, in steps of FILL_BYTES of the file
+        that the tail has not come to: the position of the next step, or -errno."""
+        self.changes()
+        cdef uint64_t at = ms_segment_file_position(&segment.c, begin) + MS_FILL_BYTES - 1
+        cdef uint64_t last = ms_segment_file_position(&segment.c, segment.within(0, end))
+        cdef uint64_t position
+        cdef ms_status status
+        cdef int error = 0, descriptor = segment.filler
+        # Nobody closes it meanwhile: its number would soon be that of another file.
+        segment.filler = -1
+        if descriptor < 0:
+            return begin
+        at -= at % MS_FILL_BYTES
+        with nogil:
+            while error == 0 and at + MS_FILL_BYTES <= last:
+                position = segment.c.base_position + at - segment.c.data_position
+                status = ms_partition_begin_fill(&self.c, &segment.c, position)
+                if status == MS_BUSY:
+                    break
+                if status == MS_OK:
+                    error = ms_file_fill(descriptor, at)
+                    ms_owner_release(&self.c.block.append)
+                at += MS_FILL_BYTES
+        segment.fill_with(descriptor)
+        return -error if error else segment.within(
+            0, segment.c.base_position + at - segment.c.data_position)
 
     @property
-    def populated(self):
-        return self.c.populated
+    def ready(self):
+        return self.c.ready
 
     def take_written(self):
         """Did this process append since the last call?"""

@@ -36,6 +36,9 @@ def xxh3_64(data, uint64_t seed=0):
         PyBuffer_Release(&view)
 
 
+FILL_BYTES = MS_FILL_BYTES
+
+
 def fork_guard(int descriptor):
     """Close the descriptor in forked children."""
     cdef int error = ms_fork_guard(descriptor)

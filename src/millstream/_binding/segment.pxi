@@ -21,6 +21,7 @@ cdef class Segment:
     cdef readonly object path
     cdef readonly uint32_t partition
     cdef int descriptor
+    cdef int filler  # descriptor to write zeros with
     cdef readonly bint has_descriptor  # for syncing, here or with the one that syncs
     cdef bint given_up
     cdef uint64_t end_position, end_offset  # where its successor begins; 0: not known
@@ -33,7 +34,7 @@ cdef class Segment:
         cdef uint32_t count = 0, data = 0
         self.path = path
         self.partition = partition
-        self.descriptor = -1
+        self.descriptor = self.filler = -1
         PyObject_GetBuffer(map, &self.buffer, PyBUF_WRITABLE if writable else PyBUF_SIMPLE)
         self.mapped = True
         ms_segment_geometry(<uint64_t>self.buffer.len, &count, &data)
@@ -44,6 +45,10 @@ cdef class Segment:
         identity.stream_id = stream_id
         identity.partition = partition
         identity.number = number
+        if writable:
+            # It will be stored to, page after page. Where the kernel reads ahead, there are small
+            # folios in the cache before `Partition.fill` comes to them.
+            ms_pages_random(self.buffer.buf, <size_t>self.buffer.len)
         cdef void *checked = self.c.checked
         cdef ms_status status = ms_segment_open(&self.c, self.buffer.buf, <uint64_t>self.buffer.len,
                                                 writable, &identity, checked, &err)
@@ -52,6 +57,7 @@ cdef class Segment:
             fail(status, &err, path)
 
     def __dealloc__(self):
+        self.close_filler()
         PyMem_Free(self.c.checked)
         if self.mapped:
             PyBuffer_Release(&self.buffer)
@@ -70,9 +76,28 @@ cdef class Segment:
         self.has_descriptor = True
         return True
 
+    @property
+    def can_fill(self):
+        """Has it a descriptor to write zeros with?"""
+        return self.filler >= 0
+
+    def fill_with(self, int descriptor):
+        """Write zeros with this descriptor, and close it when the segment is given up."""
+        self.close_filler()
+        self.filler = descriptor
+        if self.given_up:
+            self.close_filler()
+
+    cdef int close_filler(self) noexcept:
+        if self.filler >= 0:
+            close_descriptor(self.filler)
+            self.filler = -1
+        return 0
+
     def give_up(self):
-        """Keep no descriptor any more; the one that was kept, or -1."""
+        """Keep no descriptor any more; the one that was kept for syncing, or -1."""
         self.given_up = True
+        self.close_filler()
         return self.take_descriptor()
 
     @property
@@ -245,6 +270,7 @@ cdef class Segment:
         cdef uint64_t first = (ms_segment_file_position(&self.c, position) + 4095) & ~<uint64_t>4095
         cdef uint64_t size = self.c.size & ~<uint64_t>4095
         cdef int error = 0
+        ms_pages_normal(self.c.bytes, <size_t>self.c.size)  # from now on it is read alone
         if first < size and self.c.writable:
             with nogil:
                 error = ms_pages_remove(self.c.bytes + first, <size_t>(size - first))

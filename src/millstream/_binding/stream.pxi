@@ -5,7 +5,7 @@ cdef enum:
     EVENT_WANT_SYNC = 1 << 8  # "interval" asked for on a handle of another level
 
 EVENTS = {"written": MS_EVENT_WRITTEN, "rolled": MS_EVENT_ROLLED, "spare": MS_EVENT_SPARE,
-          "populate": MS_EVENT_POPULATE, "unsynced": MS_EVENT_UNSYNCED, "late": MS_EVENT_LATE,
+          "prepare": MS_EVENT_PREPARE, "unsynced": MS_EVENT_UNSYNCED, "late": MS_EVENT_LATE,
           "want_sync": EVENT_WANT_SYNC}
 LEVELS = {"process": 0, "interval": 1, "sync": 2}
 

@@ -28,7 +28,9 @@ if TYPE_CHECKING:
 
 __all__ = ["StreamHandle"]
 
-UNSYNCED, WANT_SYNC = _native.EVENTS["unsynced"], _native.EVENTS["want_sync"]
+PREPARE, UNSYNCED, WANT_SYNC = (
+    _native.EVENTS[name] for name in ("prepare", "unsynced", "want_sync")
+)
 STATUS = {value: name for name, (value, _, _) in _native.status_table().items()}
 UNSYNCED_BYTES = 256 << 20
 """Of a partition, at level "interval": with more than that not synced, appends wait."""
@@ -235,6 +237,10 @@ class StreamHandle(_native.StreamCore):
         with contextlib.suppress(MillstreamError):  # the next call raises the same
             self._follow()
         background = self.session.notices
+        if events & PREPARE and self._prepares(log):
+            events &= ~PREPARE
+            if not events:
+                return
         background.notice(log, events)
         late = not background.runs() or log.is_overdue
         if late:
@@ -243,6 +249,16 @@ class StreamHandle(_native.StreamCore):
             log.wait_durable(end, self._deadline(timeout))
         elif events & UNSYNCED and level and self._durability == "interval":
             log.wait_durable(end - UNSYNCED_BYTES // 2, self._deadline(timeout))
+
+    def _prepares(self, log: PartitionLog) -> bool:
+        """Make pages ready ahead of the tail; False: it is the background that does."""
+        try:
+            if log.ahead.go_on(log, self._durability):
+                return True
+        except MillstreamError:  # it is slower without; a sync says what is wrong with the disk
+            return True
+        self.session.notices.tune(log)
+        return False
 
     def _leave_to_background(self, log: PartitionLog) -> None:
         """An append ends before what it stored is as durable as it should be."""

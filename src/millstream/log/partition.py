@@ -22,6 +22,7 @@ from millstream.errors import (
     StorageError,
 )
 from millstream.log import control, recovery, segment_file, sequences
+from millstream.log.ahead import Ahead
 from millstream.log.control import NOWHERE, POISON_SYNC, Mark
 from millstream.log.segments import Segments
 
@@ -60,6 +61,7 @@ class PartitionLog:
         self.opening_sequences = _native.Lock(f"{self}: opening sequences", members, reentrant=True)
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining: _native.Word = self.native.word("maintenance", str(self), 30.0)
+        self.ahead = Ahead()
         self.ensure_walked()
 
     def __str__(self) -> str:

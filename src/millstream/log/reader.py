@@ -111,7 +111,7 @@ def place(log: PartitionLog, epoch: int | None, offset: int) -> tuple[_native.Se
     while True:
         structure = log.native.structure
         if not log.first_offset <= offset < log.next_offset:
-            if offset >= log.next_offset and log.native.poison == CORRUPT:
+            if offset >= log.next_offset and log.native.poison == POISON_CORRUPT:
                 raise log.corrupt()
             raise log.out_of_range(offset)
         try:

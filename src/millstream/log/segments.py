@@ -131,6 +131,10 @@ class Segments:
             return self.segment(number, write=write)
         return segment
 
+    def is_mapped(self, segment: _native.Segment, descriptor: int) -> bool:
+        """Is an open file the one that a segment is a map of?"""
+        return self._inodes.get(segment.number) == files.inode(descriptor)
+
     def _may_be_copied_up(self, number: int) -> bool:
         """On an overlay: may a map of it have been made before somebody opened it to append?
 

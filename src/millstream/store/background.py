@@ -24,6 +24,7 @@ from itertools import pairwise
 from millstream import _native
 from millstream.disk.session import LATE_SECONDS
 from millstream.errors import Closed, MillstreamError, MillstreamWarning, NotFound, is_ours
+from millstream.log.ahead import WARM_BYTES
 from millstream.log.handle import UNSYNCED_BYTES
 from millstream.options import Retention
 from millstream.streams import growth
@@ -47,15 +48,14 @@ JOURNAL_SECONDS = 0.3  # a committer at "sync" takes less, so what waits for lon
 POPULATE_BYTES = 48 << 20
 POPULATE_LOW = 33 << 20  # so that a burst of 32 MiB after a pause finds its pages
 LATELY_SECONDS = 1.0
-WARM_BYTES = 4 << 20  # a log that grows by so much in LATELY_SECONDS is worth populating ahead
 NEVER_LATE = (1 << 64) - 1
 AGAIN_SECONDS = 1.0
 PAUSE_SECONDS = 0.1
 """After a round that raised what it should not."""
 
-WRITTEN, ROLLED, SPARE, POPULATE, UNSYNCED, LATE, WANT_SYNC = (
+WRITTEN, ROLLED, SPARE, PREPARE, UNSYNCED, LATE, WANT_SYNC = (
     _native.EVENTS[name]
-    for name in ("written", "rolled", "spare", "populate", "unsynced", "late", "want_sync")
+    for name in ("written", "rolled", "spare", "prepare", "unsynced", "late", "want_sync")
 )
 TO_SYNC = WRITTEN | ROLLED | UNSYNCED | LATE | WANT_SYNC
 
@@ -117,12 +117,15 @@ class Background:
     def tune(self, log: PartitionLog) -> None:
         """Have the core report what the level of the stream needs."""
         log.native.take_written()  # so that the next append reports again
-        # A populated page is a dirty page: where syncs follow, it would be written twice.
-        populate = POPULATE_LOW if log.stream._durability == "process" else 0
-        if log.stream._durability == "interval":
-            log.native.configure(populate, UNSYNCED_BYTES, int(LATE_SECONDS * 1e6))
+        level = log.stream._durability
+        low = log.ahead.low(level)
+        if log.ahead.folios is False and level == "process":
+            # A populated page is a dirty page: where syncs follow, it would be written twice.
+            low = POPULATE_LOW
+        if level == "interval":
+            log.native.configure(low, UNSYNCED_BYTES, int(LATE_SECONDS * 1e6))
         else:
-            log.native.configure(populate, 0, NEVER_LATE)
+            log.native.configure(low, 0, NEVER_LATE)
 
     def forget(self, stream: Stream) -> None:
         """A stream was dropped or closed: hold nothing of it."""
@@ -456,7 +459,7 @@ class Background:
             log.provide_next()
         if events & ROLLED:
             self._trim(log)
-        if events & POPULATE:
+        if events & PREPARE and log.ahead.folios is False:
             self._populate(log)
 
     @staticmethod
@@ -474,7 +477,7 @@ class Background:
         if now - asked > LATELY_SECONDS:
             # Slow so far: a populated page is a dirty page, so wait for some more appends.
             self._pace[log] = (now, 0)
-            native.set_populated(tail + POPULATE_LOW + WARM_BYTES)
+            native.set_ready(tail + POPULATE_LOW + WARM_BYTES)
             return
         begin = max(tail, populated)
         end = min(tail + POPULATE_BYTES, segment.capacity_end)
@@ -485,7 +488,7 @@ class Background:
             begin = max(step, native.tail)
         if native.active is segment:
             self._pace[log] = (now, end)
-            native.set_populated(end)
+            native.set_ready(end)
 
     def _trim(self, log: PartitionLog) -> None:
         """Punch out the unused ends of segments that have a successor."""

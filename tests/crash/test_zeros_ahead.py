@@ -1,0 +1,219 @@
+"""Zeros written ahead of a fast log: no kill, power cut, full disk or other writer makes them data.
+
+The files here are small, so the pace at which it begins is lowered; what is done then is the same.
+"""
+
+import errno
+import itertools
+import os
+import random
+import shutil
+import signal
+import threading
+
+import crash_workers as workers
+import pytest
+from page_drop_disk import Disk
+from test_page_drop import Workload, judge
+
+import millstream
+from millstream import _native
+from millstream.log import ahead
+from millstream.store.background import Background
+
+STATES = 150
+BYTES = 16 << 20  # of a writer of the storm
+
+
+def begin_at_once(patch=None):
+    """Fill ahead of any log that grows at all; how often it was done is counted in a list."""
+    fills = []
+    original = ahead.Ahead.go_on
+
+    def go_on(self, log, level):
+        goes_on = original(self, log, level)
+        if log.native.ready > log.native.tail + _native.FILL_BYTES // 2:
+            fills.append(log.native.ready)
+        return goes_on
+
+    for name, value in (("WARM_BYTES", 0), ("_are_large", lambda *_: True)):
+        patch.setattr(ahead, name, value) if patch else setattr(ahead, name, value)
+    patch.setattr(ahead.Ahead, "go_on", go_on) if patch else setattr(ahead.Ahead, "go_on", go_on)
+    return fills
+
+
+class FastWorkload(Workload):
+    """Batches of which some ten go into what one fill makes ready."""
+
+    def __init__(self, store):
+        super().__init__(store, 1)
+        self.stream.alter(segment_bytes=4 << 20)
+
+    def step(self, letter):
+        if letter == "sync":
+            self.stream.flush()
+            self.durable = list(self.tried)
+        else:
+            count, size = {"small": (1, 50), "batch": (5, 9_000), "large": (3, 90_000)}[letter]
+            self.append(0, count, size, "process")
+
+
+def test_a_power_cut_over_zeroed_and_stored_pages_leaves_a_prefix(memory_directory, monkeypatch):
+    seed = workers.seed_of("zeros_ahead")
+    dice = random.Random(seed)
+    monkeypatch.setattr(Background, "notice", lambda *_: None)
+    fills = begin_at_once(monkeypatch)
+    states = lost = ops = 0
+    for run in itertools.count():
+        cuts = []
+        live = memory_directory / f"live{run}"
+        with monkeypatch.context() as patch:
+            live.mkdir()
+            disk = Disk(live, patch)
+            store = millstream.open(live, durability="process")
+            work = FastWorkload(store)
+            for _ in range(dice.randrange(10, 60)):
+                work.step(dice.choice(("small", "batch", "batch", "large", "sync")))
+                ops += 1
+                if dice.random() < 0.2:
+                    target = memory_directory / f"cut{run}-{len(cuts)}"
+                    disk.cut(target, dice)
+                    cuts.append((target, list(work.tried), list(work.durable)))
+            store.close()
+        for target, tried, durable in cuts:
+            kept = judge(target, tried, durable)
+            lost += sum(tried) - sum(kept)
+            shutil.rmtree(target)
+        states += len(cuts)
+        shutil.rmtree(live)
+        if states >= STATES:
+            break
+    assert lost > 0, "nothing was ever at stake"
+    assert len(fills) > STATES // 3, "hardly anything was filled"
+    workers.report(ops, states, seed)
+
+
+def append_fast(path, history, name, seed, options):
+    """Append BYTES, filling ahead or not as an older process would not; die where it is asked."""
+    dice = random.Random(f"{seed} {name}")
+    account = workers.History(history, name)
+    fills = begin_at_once() if options["fills"] else []
+    with millstream.open(path, durability=options["durability"]) as store:
+        stream = store.stream("s", segment_bytes=8 << 20)
+        if not options["fills"]:
+            stream._log(0).ahead.folios = False
+        print("open", flush=True)
+        number = done = 0
+        while done < BYTES:
+            count, size = dice.choice((1, 3)), dice.choice((10, 3_000, 60_000))
+            values = [b"%s:%d" % (name.encode(), number + i) for i in range(count)]
+            number += count
+            done += count * size
+            account.tried(*values)
+            (span,) = stream.append_many([value + b" " + b"x" * size for value in values])
+            account.acknowledged(span, *values)
+            if len(fills) == options.get("die_after"):
+                os.kill(os.getpid(), signal.SIGKILL)  # zeros lie ahead, nothing is in them
+
+
+@pytest.mark.parametrize("durability", ["process", "interval"])
+def test_writers_that_fill_and_that_do_not_are_killed(tmp_path, durability):
+    seed = workers.seed_of("fillers_killed")
+    dice = random.Random(seed)
+    store, history = str(tmp_path / "store"), tmp_path / "history"
+    history.mkdir()
+    kills, names = 0, iter(range(1000))
+
+    def writer():
+        options = {"durability": durability, "fills": dice.random() < 0.75}
+        if options["fills"] and dice.random() < 0.5:
+            options["die_after"] = dice.randrange(1, 12)
+        return workers.start(
+            "test_zeros_ahead.append_fast", store, str(history), f"w{next(names)}", seed, options
+        )
+
+    running = [writer() for _ in range(3)]
+    while kills < 20:
+        victim = running.pop(dice.randrange(len(running)))
+        if workers.line(victim) == "open" and dice.random() < 0.5:
+            before, more = size_of(history), dice.randrange(30_000)
+            workers.until(
+                lambda v=victim, b=before, m=more: v.poll() is not None
+                or size_of(history) >= b + m,
+                "progress",
+            )  # fmt: skip
+        workers.kill(victim)
+        kills += victim.returncode == -signal.SIGKILL
+        running.append(writer())
+    for one in running:
+        workers.line(one)
+        one.wait(workers.DEADLINE_S)
+        workers.kill(one)
+    records, _ = workers.judge(store, history)
+    workers.verified(store)
+    workers.report(records, kills, seed)
+
+
+def size_of(directory):
+    return sum(path.stat().st_size for path in directory.glob("*.history"))
+
+
+def test_a_disk_that_refuses_zeros_costs_nothing_but_speed(tmp_path, monkeypatch):
+    begin_at_once(monkeypatch)
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s")
+        log = stream._log(0)
+        refused = []
+
+        class Full:
+            """The partition of a log, on a disk where the zeros find no room."""
+
+            def __init__(self, native):
+                self.native = native
+
+            def __getattr__(self, name):
+                return getattr(self.native, name)
+
+            def fill(self, segment, begin, end):
+                refused.append(begin)
+                return -errno.ENOSPC
+
+        log.native = Full(log.native)
+        for number in range(100):
+            stream.append(b"%d" % number * 20_000)
+        assert len(refused) == 1
+        assert log.ahead.folios is False
+        values = [value for batch in stream.read() for value in batch.values]
+        assert values == [b"%d" % number * 20_000 for number in range(100)]
+
+
+def test_threads_of_one_process_fill_and_append_side_by_side(tmp_path, monkeypatch):
+    fills = begin_at_once(monkeypatch)
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", segment_bytes=4 << 20)
+
+        def work(name):
+            for number in range(150):
+                stream.append(b"%d:%d " % (name, number) + b"x" * 30_000)
+
+        threads = [threading.Thread(target=work, args=(name,)) for name in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        found = [bytes(v).split(b" ")[0] for batch in stream.read() for v in batch.values]
+    assert sorted(found) == sorted(b"%d:%d" % (a, b) for a in range(4) for b in range(150))
+    assert len(fills) > 20
+
+
+def test_the_descriptor_to_fill_with_is_closed_with_its_segment(tmp_path, monkeypatch):
+    begin_at_once(monkeypatch)
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", segment_bytes=1 << 20)
+        for _ in range(3):
+            stream.append(bytes(100_000))
+        before = len(os.listdir("/proc/self/fd"))
+        for _ in range(300):
+            stream.append(bytes(100_000))
+        stream.delete_before(stream.get(0, 300).position)
+        assert len(os.listdir("/proc/self/fd")) < before + 12
