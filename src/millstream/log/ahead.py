@@ -15,11 +15,11 @@ from __future__ import annotations
 import os
 import resource
 import time
-from typing import TYPE_CHECKING
 
 from millstream import _native
 from millstream.disk import files
 
+TYPE_CHECKING = False
 if TYPE_CHECKING:
     from millstream.log.partition import PartitionLog
 
