@@ -14,6 +14,15 @@ from millstream import RetryPolicy, _native
 from millstream.store.store import _all_open as open_stores
 from millstream.testing import clock
 
+SLOW = (
+    "crash", "property", "test_backup", "test_benchmarks_smoke", "test_c_programs", "test_capacity",
+    "test_cli_queue", "test_demo", "test_every_call", "test_examples", "test_fork", "test_fuzz",
+    "test_living", "test_planted_faults", "test_queue_corners", "test_queue_store", "test_reentry",
+    "test_refusals", "test_suite", "test_transaction_waits", "test_typing", "test_worker_processes",
+    "test_worker_runs",
+)  # fmt: skip
+"""Folders and files of more than five seconds: kills, power cuts, models, sweeps, children."""
+
 SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGCHLD, signal.SIGALRM, signal.SIGUSR1)
 
 
@@ -35,6 +44,13 @@ def pytest_configure(config):
     settings.register_profile("fixed", derandomize=True)
     if not os.environ.get("MILLSTREAM_SEED") and config.getoption("hypothesis_seed", None) is None:
         settings.load_profile("fixed")
+
+
+def pytest_collection_modifyitems(items):
+    """What `-m "not slow"` leaves out, so that a developer has an answer in three minutes."""
+    for item in items:
+        if item.path.stem in SLOW or item.path.parent.name in SLOW:
+            item.add_marker(pytest.mark.slow)
 
 
 @pytest.hookimpl(wrapper=True)

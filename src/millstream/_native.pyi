@@ -539,9 +539,9 @@ class Record:
         self,
         value: bytes | None,
         key: bytes | None,
-        headers: Mapping[str, bytes],
+        headers: Mapping[str, bytes] | None,
         timestamp: int,
-        position: Position,
+        position: Position | None,
     ) -> None: ...
     @property
     def value(self) -> bytes | None: ...

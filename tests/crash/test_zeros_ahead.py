@@ -187,6 +187,23 @@ def test_a_disk_that_refuses_zeros_costs_nothing_but_speed(tmp_path, monkeypatch
         assert values == [b"%d" % number * 20_000 for number in range(100)]
 
 
+def test_an_error_of_the_disk_is_told_apart_from_a_position(tmp_path, monkeypatch):
+    begin_at_once(monkeypatch)
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", segment_bytes=4 << 20)
+        for _ in range(40):
+            stream.append(bytes(100_000))
+        native = stream._log(0).native
+        descriptor = os.open(native.active.path, os.O_RDONLY)
+        native.active.fill_with(descriptor)
+        assert native.fill(native.active, native.tail, native.tail + (2 << 20)) == -errno.EBADF
+        assert native.active.can_fill  # it was put back
+        with pytest.raises(millstream.StorageError):
+            stream._log(0).ahead.go_on(stream._log(0), "process")
+        stream.append(b"last")
+        assert [batch.values[-1] for batch in stream.read()][-1] == b"last"
+
+
 def test_threads_of_one_process_fill_and_append_side_by_side(tmp_path, monkeypatch):
     fills = begin_at_once(monkeypatch)
     with millstream.open(tmp_path / "s", durability="process") as store:

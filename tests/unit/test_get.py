@@ -258,6 +258,12 @@ def test_a_record_is_a_value(store):
         assert one.headers == {"h": b"1"}
 
 
+def test_a_record_is_made_by_hand_to_try_a_function_with():
+    record = Record(b"v", None, None, 0, None)
+    assert tuple(record) == (b"v", None, {}, 0, None)
+    assert pickle.loads(pickle.dumps(record)) == record
+
+
 BAD = [
     ((0, 10), OffsetOutOfRange, "offset 10; there are offsets 0 to 9"),
     ((0, -1), OffsetOutOfRange, "there are offsets 0 to 9"),

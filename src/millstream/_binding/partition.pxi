@@ -148,8 +148,9 @@ cdef class Partition:
                     ms_owner_release(&self.c.block.append)
                 at += MS_FILL_BYTES
         segment.fill_with(descriptor)
-        return -error if error else segment.within(
-            0, segment.c.base_position + at - segment.c.data_position)
+        if error:
+            return -error
+        return segment.within(0, segment.c.base_position + at - segment.c.data_position)
 
     @property
     def ready(self):

@@ -135,8 +135,9 @@ offset=0))
     cdef tuple given
 
     def __init__(self, value, key, headers, timestamp, position):
-        self.given = (value, key, dict(headers), timestamp, position)
-        self.partition, self.epoch, self.view.base_offset = position
+        self.given = (value, key, dict(headers or ()), timestamp, position)
+        if position is not None:  # of one that is made by hand, to try a function with
+            self.partition, self.epoch, self.view.base_offset = position
 
     @property
     def value(self):
@@ -189,7 +190,10 @@ offset=0))
     @property
     def position(self):
         """Its `Position`."""
-        cdef Position position = Position.__new__(Position)
+        cdef Position position
+        if self.given is not None:
+            return self.given[4]
+        position = Position.__new__(Position)
         position.partition = self.partition
         position.epoch = self.epoch
         position.offset = self.offset
