@@ -313,3 +313,15 @@ def test_maps_go_with_the_last_view(tmp_path):
     del view
     gc.collect()
     assert mapped() == 0
+
+
+def test_a_batch_that_nobody_filled_is_empty():
+    """What `__new__` alone makes, as copying and unpickling by hand do."""
+    batch = millstream.Batch.__new__(millstream.Batch)
+    assert len(batch) == batch.nbytes == batch.first_offset == batch.next_offset == 0
+    assert list(batch.values) == list(batch.keys) == list(batch.headers) == []
+    assert len(batch.offsets) == len(batch.timestamps) == 0
+    with pytest.raises(millstream.InvalidArgument):
+        batch.values_as("<u2")
+    with pytest.raises(millstream.InvalidArgument):
+        batch[:1]

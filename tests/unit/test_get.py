@@ -262,6 +262,7 @@ def test_a_record_is_made_by_hand_to_try_a_function_with():
     record = Record(b"v", None, None, 0, None)
     assert tuple(record) == (b"v", None, {}, 0, None)
     assert pickle.loads(pickle.dumps(record)) == record
+    assert tuple(Record.__new__(Record)) == (None, None, {}, 0, Position(0, 0, 0))
 
 
 BAD = [

@@ -335,6 +335,8 @@ cdef class Batch:
     def nbytes(self):
         """Bytes of keys and values."""
         cdef uint32_t end = self.first + self.count
+        if self.count == 0:  # one that `__new__` alone has made
+            return 0
         cdef int64_t size = self.view.value_offsets[end] - self.view.value_offsets[self.first]
         if self.view.key_offsets != NULL:
             size += self.view.key_offsets[end] - self.view.key_offsets[self.first]
@@ -366,7 +368,7 @@ cdef class Batch:
         elif fits:
             for i in range(self.count):
                 fits = fits and offsets[i + 1] - offsets[i] == width
-        if not fits or width == 0 or dtype.hasobject:
+        if not fits or width == 0 or dtype.hasobject or self.count == 0:
             raise _errors.InvalidArgument(
                 f"values_as({dtype}): the values of this batch are not all {width} bytes long")
         return as_numpy(self.owner, self.view.values + offsets[0], self.count, dtype, width)

@@ -145,7 +145,8 @@ offset=0))
         cdef ms_view *view = &self.view
         if self.given is not None:
             return self.given[0]
-        if view.value_validity != NULL and not ms_bit(view.value_validity, self.row):
+        if view.value_offsets == NULL or (  # one that `__new__` alone has made
+                view.value_validity != NULL and not ms_bit(view.value_validity, self.row)):
             return None
         return PyBytes_FromStringAndSize(
             <const char *>view.values + view.value_offsets[self.row],
