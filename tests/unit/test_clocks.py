@@ -91,6 +91,13 @@ def machine(tmp_path):
     return Machine(tmp_path)
 
 
+def test_a_process_whose_clocks_are_ahead_sleeps_no_longer(machine):
+    """Else one that waits for another at its exit, for a millisecond, seems to hang there."""
+    machine.set(passed=2 * HOUR)
+    code = "import threading; time.sleep(0.01); threading.Event().wait(0.01); print('awake')"
+    assert machine.run(code) == "awake"
+
+
 # --- delays, and times of the wall clock, with real processes -------------------------------------
 
 

@@ -1,9 +1,11 @@
 /* For LD_PRELOAD: the clocks are ahead of the machine's by what the file named in WALL_CLOCK says
  * at this moment, two int64 of nanoseconds: CLOCK_REALTIME by both, CLOCK_BOOTTIME and
- * CLOCK_MONOTONIC by the second. */
+ * CLOCK_MONOTONIC by the second. A wait until an instant, which a caller has from these clocks, ends
+ * when the machine's come to as much before it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
+#include <semaphore.h>
 #include <stdint.h>
 #include <stdlib.h>
 #include <sys/mman.h>
@@ -21,18 +23,43 @@ __attribute__((constructor)) static void begin(void) {
   ahead = map;
 }
 
+static int64_t ahead_of(clockid_t which) {
+  if (!ahead) return 0;
+  if (which == CLOCK_REALTIME) return ahead[0] + ahead[1];
+  return which == CLOCK_BOOTTIME || which == CLOCK_MONOTONIC ? ahead[1] : 0;
+}
+
+static struct timespec later(const struct timespec *at, int64_t by) {
+  int64_t ns = (int64_t)at->tv_sec * 1000000000 + at->tv_nsec + by;
+  return (struct timespec){.tv_sec = ns / 1000000000, .tv_nsec = ns % 1000000000};
+}
+
 int clock_gettime(clockid_t which, struct timespec *out) {
   static int (*real)(clockid_t, struct timespec *);
   if (!real) real = (int (*)(clockid_t, struct timespec *))dlsym(RTLD_NEXT, "clock_gettime");
   int result = real(which, out);
-  int64_t by = 0;
-  if (ahead && which == CLOCK_REALTIME) by = ahead[0] + ahead[1];
-  if (ahead && (which == CLOCK_BOOTTIME || which == CLOCK_MONOTONIC)) by = ahead[1];
-  if (result != 0 || by == 0) return result;
-  int64_t ns = (int64_t)out->tv_sec * 1000000000 + out->tv_nsec + by;
-  out->tv_sec = ns / 1000000000;
-  out->tv_nsec = ns % 1000000000;
-  return 0;
+  if (result == 0) *out = later(out, ahead_of(which));
+  return result;
+}
+
+int clock_nanosleep(clockid_t which, int flags, const struct timespec *until,
+                    struct timespec *left) {
+  static int (*real)(clockid_t, int, const struct timespec *, struct timespec *);
+  if (!real)
+    real = (int (*)(clockid_t, int, const struct timespec *, struct timespec *))dlsym(
+        RTLD_NEXT, "clock_nanosleep");
+  if (!(flags & TIMER_ABSTIME)) return real(which, flags, until, left);
+  struct timespec at = later(until, -ahead_of(which));
+  return real(which, flags, &at, left);
+}
+
+int sem_clockwait(sem_t *restrict semaphore, clockid_t which,
+                  const struct timespec *restrict until) {
+  static int (*real)(sem_t *, clockid_t, const struct timespec *);
+  if (!real)
+    real = (int (*)(sem_t *, clockid_t, const struct timespec *))dlsym(RTLD_NEXT, "sem_clockwait");
+  struct timespec at = later(until, -ahead_of(which));
+  return real(semaphore, which, &at);
 }
 
 int gettimeofday(struct timeval *restrict out, void *restrict zone) {
