@@ -1,7 +1,7 @@
 /* For LD_PRELOAD: the clocks are ahead of the machine's by what the file named in WALL_CLOCK says
  * at this moment, two int64 of nanoseconds: CLOCK_REALTIME by both, CLOCK_BOOTTIME and
- * CLOCK_MONOTONIC by the second. A wait until an instant, which a caller has from these clocks, ends
- * when the machine's come to as much before it. */
+ * CLOCK_MONOTONIC by the second. A wait until an instant, which a caller has from these clocks,
+ * ends when those of the machine come to as much before it. */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <fcntl.h>
