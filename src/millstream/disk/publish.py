@@ -68,6 +68,18 @@ def withdrawn(
     remove(gone)
 
 
+def withdraw(
+    parent: files.Path,
+    name: str,
+    configuration: str,
+    directory: files.Directory,
+    give_up: Callable[[str], None],
+) -> None:
+    """Remove what somebody has dropped as `withdrawn` does, unless another process was faster."""
+    with contextlib.suppress(NotFound), withdrawn(parent, name, configuration, directory):
+        give_up(name)
+
+
 def finish_drop(path: files.Path) -> bool:
     """Remove a directory that was dropped where it is, maybe beside others; False: it was not."""
     found = False

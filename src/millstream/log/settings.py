@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 from collections.abc import Iterator
 
 from millstream import _native
 from millstream.disk import files
-from millstream.errors import ConfigMismatch, CorruptBatch, InvalidArgument, InvalidType, NotFound
+from millstream.errors import (
+    Closed,
+    ConfigMismatch,
+    CorruptBatch,
+    InvalidArgument,
+    InvalidType,
+    NotFound,
+)
 from millstream.options import DURABILITIES, Compaction, Retention, boolean, integer, parse_bytes
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from typing import Any, Literal, Protocol, TypeAlias
+    from collections.abc import Callable, Sequence
+    from typing import Any, Concatenate, Literal, ParamSpec, Protocol, TypeAlias, TypeVar
 
+    from millstream.disk.session import Session
     from millstream.options import Durability
 
     OnMismatch: TypeAlias = Literal["raise", "alter", "keep"]
@@ -25,6 +34,17 @@ if TYPE_CHECKING:
 
         def _begin_config(self) -> None: ...
         def _end_config(self) -> None: ...
+
+    class Handles(Protocol):
+        """The streams or the queues of a store."""
+
+        _session: Session
+        _directory: files.Path
+
+    Asked = ParamSpec("Asked")
+    Made = TypeVar("Made")
+    Some = TypeVar("Some", bound=Handles)
+    Opening: TypeAlias = Callable[Concatenate[Some, str, Asked], Made]
 
 
 NAME_CHARACTERS = frozenset("ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789._-")
@@ -187,6 +207,26 @@ def is_missing(path: files.Path, what: str) -> bool:
             raise CorruptBatch(
                 f"{path}: is missing, where the {what} is; restore it from a backup", path=path
             )
+
+
+def once_more(what: str) -> Callable[[Opening[Some, Asked, Made]], Opening[Some, Asked, Made]]:
+    """Open a stream or a queue again that another process dropped in the middle of it."""
+
+    def wrap(work: Opening[Some, Asked, Made]) -> Opening[Some, Asked, Made]:
+        @functools.wraps(work)
+        def opened(self: Some, name: str, /, *asked: Asked.args, **named: Asked.kwargs) -> Made:
+            check_name(name)
+            try:
+                return work(self, name, *asked, **named)
+            except (Closed, NotFound):
+                self._session.check_open()
+                if not is_missing(self._directory / name / f"{what}.json", what):
+                    raise
+                return work(self, name, *asked, **named)
+
+        return opened
+
+    return wrap
 
 
 def missing(where: str, what: str, name: str, there: Sequence[str]) -> NotFound:

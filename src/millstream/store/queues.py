@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import contextlib
-
 from millstream import _native
 from millstream.disk import files
-from millstream.disk.publish import finish_drop, withdrawn
-from millstream.errors import Closed, NotFound
+from millstream.disk.publish import finish_drop, withdraw
+from millstream.errors import NotFound
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -41,6 +39,7 @@ class Queues:
         files.require_directory(self._directory)
         return sorted(name for name in files.names(self._directory) if settings.is_name(name))
 
+    @settings.once_more("queue")
     def open(
         self,
         name: str,
@@ -51,25 +50,6 @@ class Queues:
         on_mismatch: OnMismatch,
     ) -> Queue:
         """`Store.queue`."""
-        settings.check_name(name)
-        asked = name, options, codec, durability, create, on_mismatch
-        try:
-            return self._open(*asked)
-        except (Closed, NotFound):
-            self._session.check_open()
-            if not settings.is_missing(self._session.queue_path(name) / "queue.json", "queue"):
-                raise
-            return self._open(*asked)  # it was dropped in the middle of it
-
-    def _open(
-        self,
-        name: str,
-        options: dict[str, Any],
-        codec: object,
-        durability: Durability | None,
-        create: bool | None,
-        on_mismatch: OnMismatch,
-    ) -> Queue:
         with _native.loading:
             from millstream import codecs
             from millstream.queues import settings as queue_settings
@@ -107,7 +87,7 @@ class Queues:
                 known = self._handles[key] = Queue(self._store, name, config, level, codec)
                 if self._state_of(known) == files.DROPPED and self._session.writable:
                     self._withdraw(name, known)  # who dropped it was killed, or is at it
-                    return self._open(name, options, codec, durability, create, on_mismatch)
+                    return self.open(name, options, codec, durability, create, on_mismatch)
             if made and create is None and not asked:
                 known._expect()
         if differing and alters:
@@ -129,13 +109,7 @@ class Queues:
             self._withdraw(name, queue)
 
     def _withdraw(self, name: str, queue: Queue) -> None:
-        """Remove what somebody has dropped, unless another process was faster."""
-        held = queue.path.directory
-        with (
-            contextlib.suppress(NotFound),
-            withdrawn(self._directory, name, "queue.json", held),
-        ):
-            self._forget(name)
+        withdraw(self._directory, name, "queue.json", queue.path.directory, self._forget)
 
     def _is_usable(self, queue: Queue) -> bool:
         state = self._state_of(queue)

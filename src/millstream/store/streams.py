@@ -6,8 +6,8 @@ import contextlib
 
 from millstream import _native
 from millstream.disk import files, reserve
-from millstream.disk.publish import finish_drop, withdrawn
-from millstream.errors import Closed, MillstreamError, NotFound
+from millstream.disk.publish import finish_drop, withdraw
+from millstream.errors import MillstreamError, NotFound
 from millstream.log import control, settings
 from millstream.log.cache import SegmentCache
 from millstream.log.settings import JOURNAL
@@ -49,6 +49,7 @@ class Streams:
         """Names of those that users made."""
         return [name for name in self.names() if name != JOURNAL]
 
+    @settings.once_more("stream")
     def open(
         self,
         name: str,
@@ -58,24 +59,6 @@ class Streams:
         on_mismatch: OnMismatch,
     ) -> Stream:
         """`Store.stream`."""
-        settings.check_name(name)
-        asked = name, given, durability, create, on_mismatch
-        try:
-            return self._open(*asked)
-        except (Closed, NotFound):
-            self._session.check_open()
-            if not settings.is_missing(self._session.stream_path(name) / "stream.json", "stream"):
-                raise
-            return self._open(*asked)  # it was dropped in the middle of it
-
-    def _open(
-        self,
-        name: str,
-        given: dict[str, Any],
-        durability: Durability | None,
-        create: bool | None,
-        on_mismatch: OnMismatch,
-    ) -> Stream:
         settings.check_durability(durability)
         settings.check_on_mismatch(on_mismatch)
         may_create = settings.check_create(create)
@@ -103,7 +86,7 @@ class Streams:
                 known = self._handles[key] = Stream(self._store, name, config, key[1], self.cache)
                 if self._state_of(known) == files.DROPPED and self._session.writable:
                     self._withdraw(name, known)  # who dropped it was killed, or is at it
-                    return self._open(name, given, durability, create, on_mismatch)
+                    return self.open(name, given, durability, create, on_mismatch)
                 self._session.notices.watch(known)  # these the thread syncs and retains
             named = durability is not None or any(one is not None for one in given.values())
             known._is_surprise = made and create is None and not named
@@ -125,13 +108,7 @@ class Streams:
             self._withdraw(name, stream)
 
     def _withdraw(self, name: str, stream: Stream) -> None:
-        """Remove what somebody has dropped, unless another process was faster."""
-        held = stream.path.directory
-        with (
-            contextlib.suppress(NotFound),
-            withdrawn(self._directory, name, "stream.json", held),
-        ):
-            self._forget(name)
+        withdraw(self._directory, name, "stream.json", stream.path.directory, self._forget)
 
     @staticmethod
     def _state_of(stream: Stream) -> int:
