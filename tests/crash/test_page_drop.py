@@ -89,23 +89,25 @@ def judge(path, tried, durable):
     return kept
 
 
-def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
-    seed = workers.seed_of("power_cut")
-    dice = random.Random(seed)
+def cut_and_judge(memory_directory, monkeypatch, dice, make, alphabet, steps, chance, wanted):
+    """Cut the power of workloads until there are as many states as wanted: (operations, states).
+
+    `make` makes one in a store; one takes as many of the steps as the dice say of two numbers, and
+    after each, and at calls to the disk, the power is cut by a chance.
+    """
     # What is synced when is up to the workload
     monkeypatch.setattr(Background, "notice", lambda *_: None)
     states = lost = ops = 0
     numbers = itertools.count()
-    while states < STATES:
+    while states < wanted:
         run = next(numbers)
         cuts = []
         live = memory_directory / f"live{run}"
-        partitions = dice.choice((1, 1, 2))
         with monkeypatch.context() as patch:
             live.mkdir()
             disk = Disk(live, patch)
             store = millstream.open(live, durability="process")
-            work = Workload(store, partitions)
+            work = make(store)
 
             def cut(chance, work=work, disk=disk, cuts=cuts, run=run):
                 if dice.random() < chance:
@@ -113,11 +115,11 @@ def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
                     disk.cut(target, dice)
                     cuts.append((target, list(work.tried), list(work.durable)))
 
-            disk.on_call = lambda cut=cut: cut(0.15)
-            for _ in range(dice.randrange(3, 14)):
-                work.step(dice.choice(ALPHABET), dice.randrange(partitions))
+            disk.on_call = lambda cut=cut: cut(chance / 5)
+            for _ in range(dice.randrange(*steps)):
+                work.step(dice.choice(alphabet), dice.randrange(len(work.tried)))
                 ops += 1
-                cut(0.7)
+                cut(chance)
             disk.on_call = lambda: None
             store.close()
         for target, tried, durable in cuts:
@@ -127,6 +129,22 @@ def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
         states += len(cuts)
         shutil.rmtree(live)
     assert lost > 0, "nothing was ever at stake"
+    return ops, states
+
+
+def test_power_cut_at_any_moment_leaves_a_prefix(memory_directory, monkeypatch):
+    seed = workers.seed_of("power_cut")
+    dice = random.Random(seed)
+    ops, states = cut_and_judge(
+        memory_directory,
+        monkeypatch,
+        dice,
+        lambda store: Workload(store, dice.choice((1, 1, 2))),
+        ALPHABET,
+        (3, 14),
+        0.7,
+        STATES,
+    )
     workers.report(ops, states, seed)
 
 

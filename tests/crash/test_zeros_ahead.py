@@ -4,22 +4,18 @@ The files here are small, so the pace at which it begins is lowered; what is don
 """
 
 import errno
-import itertools
 import os
 import random
-import shutil
 import signal
 import threading
 
 import crash_workers as workers
 import pytest
-from page_drop_disk import Disk
-from test_page_drop import Workload, judge
+from test_page_drop import Workload, cut_and_judge
 
 import millstream
 from millstream import _native
 from millstream.log import ahead
-from millstream.store.background import Background
 
 STATES = 150
 BYTES = 16 << 20  # of a writer of the storm
@@ -49,46 +45,23 @@ class FastWorkload(Workload):
         super().__init__(store, 1)
         self.stream.alter(segment_bytes=4 << 20)
 
-    def step(self, letter):
+    def step(self, letter, partition):
         if letter == "sync":
             self.stream.flush()
             self.durable = list(self.tried)
         else:
             count, size = {"small": (1, 50), "batch": (5, 9_000), "large": (3, 90_000)}[letter]
-            self.append(0, count, size, "process")
+            self.append(partition, count, size, "process")
 
 
 def test_a_power_cut_over_zeroed_and_stored_pages_leaves_a_prefix(memory_directory, monkeypatch):
     seed = workers.seed_of("zeros_ahead")
     dice = random.Random(seed)
-    monkeypatch.setattr(Background, "notice", lambda *_: None)
     fills = begin_at_once(monkeypatch)
-    states = lost = ops = 0
-    for run in itertools.count():
-        cuts = []
-        live = memory_directory / f"live{run}"
-        with monkeypatch.context() as patch:
-            live.mkdir()
-            disk = Disk(live, patch)
-            store = millstream.open(live, durability="process")
-            work = FastWorkload(store)
-            for _ in range(dice.randrange(10, 60)):
-                work.step(dice.choice(("small", "batch", "batch", "large", "sync")))
-                ops += 1
-                if dice.random() < 0.2:
-                    target = memory_directory / f"cut{run}-{len(cuts)}"
-                    disk.cut(target, dice)
-                    cuts.append((target, list(work.tried), list(work.durable)))
-            store.close()
-        for target, tried, durable in cuts:
-            kept = judge(target, tried, durable)
-            lost += sum(tried) - sum(kept)
-            shutil.rmtree(target)
-        states += len(cuts)
-        shutil.rmtree(live)
-        if states >= STATES:
-            break
-    assert lost > 0, "nothing was ever at stake"
+    letters = ("small", "batch", "batch", "large", "sync")
+    ops, states = cut_and_judge(
+        memory_directory, monkeypatch, dice, FastWorkload, letters, (10, 60), 0.2, STATES
+    )
     assert len(fills) > STATES // 3, "hardly anything was filled"
     workers.report(ops, states, seed)
 
