@@ -166,7 +166,7 @@ static void test_no_damage_leads_out_of_the_segment(void) {
     log.bytes[at] = sound[at];
   }
   CHECK(corrupt > MUTANTS / 2 && behind > 0);
-  /* A number that no registry gives, under a right hash */
+  /* A number that no file of ids gives, under a right hash */
   CHECK(put(&log, MS_PRODUCER_MAX + 1, 1));
   memset((void *)log.checked, 0, sizeof log.checked);
   ms_producer_entry entries[PRODUCERS] = {{0, 0}};

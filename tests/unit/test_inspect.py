@@ -757,7 +757,7 @@ def test_group_and_page_of_the_journal_that_cannot_be_read(tmp_path: Path) -> No
     assert report.records == 3
 
 
-def test_registry_and_sequences_of_producers_that_cannot_be_read(tmp_path: Path) -> None:
+def test_ids_and_sequences_of_producers_that_cannot_be_read(tmp_path: Path) -> None:
     path = tmp_path / "store"
     with millstream.open(path) as store:
         store.stream("s").producer("p").append_many([b"x"], first_sequence=0)

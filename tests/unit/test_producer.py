@@ -370,7 +370,7 @@ def test_the_table_is_saved_in_the_background_when_segments_are_sealed_and_synce
     assert (batch.producer, batch.sequence) == (1, 0)
 
 
-# --- the registry ---------------------------------------------------------------------------------
+# --- the file of ids ------------------------------------------------------------------------------
 
 
 def test_ids_keep_their_numbers_and_may_be_any_text(tmp_path):
@@ -662,10 +662,10 @@ def test_the_number_of_a_damaged_last_entry_is_not_given_again(tmp_path, how, sa
             for _ in range(4):
                 stream.append(b"v" * 40_000, partition=1)
             assert stream.delete_before(millstream.Position(1, 1, stream.next_offset(1) - 1)) > 2
-    registry = path / "streams" / "s" / "producers"
-    whole = registry.read_bytes()
-    registry.write_bytes(whole[:-24] if how == "cut off" else whole[:-3] + b"?" + whole[-2:])
-    damaged = registry.read_bytes()
+    ids = path / "streams" / "s" / "producers"
+    whole = ids.read_bytes()
+    ids.write_bytes(whole[:-24] if how == "cut off" else whole[:-3] + b"?" + whole[-2:])
+    damaged = ids.read_bytes()
     assert not inspect.verify(path).ok
     with millstream.open(path) as store:
         stream = store.stream("s")
@@ -675,8 +675,8 @@ def test_the_number_of_a_damaged_last_entry_is_not_given_again(tmp_path, how, sa
             assert caught.value.path.endswith("producers")
         assert stream.producer("first").append(b"again", sequence=7, partition=1) is None
         stream.append(b"plain", partition=1)
-    assert registry.read_bytes() == damaged
-    registry.write_bytes(whole)
+    assert ids.read_bytes() == damaged
+    ids.write_bytes(whole)
     with millstream.open(path) as store:
         stream = store.stream("s")
         assert stream.producer("last").append(b"again", sequence=7, partition=1) is None

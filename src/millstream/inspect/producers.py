@@ -171,7 +171,7 @@ def ids_or_findings(store: StoreInfo, stream: StreamInfo) -> tuple[list[str] | N
 
 
 def findings_of_ids(store: StoreInfo, stream: StreamInfo, highest: int) -> Iterator[Finding]:
-    """Yield what is wrong with a registry that must know producers up to the highest number."""
+    """Yield what is wrong with a file of ids that must know producers up to the highest number."""
     ids, findings = ids_or_findings(store, stream)
     yield from findings
     if ids is not None and len(ids) < highest:
@@ -180,7 +180,7 @@ def findings_of_ids(store: StoreInfo, stream: StreamInfo, highest: int) -> Itera
 
 
 def described_ids(store: StoreInfo, stream: StreamInfo) -> Iterator[dict[str, object]]:
-    """Yield what `dump` shows of a stream's registry."""
+    """Yield what `dump` shows of the ids of a stream's producers."""
     ids, findings = ids_or_findings(store, stream)
     for number, name in enumerate(ids or (), 1):
         yield {"item": "producer", "stream": stream.name, "number": number, "id": name}

@@ -1,4 +1,4 @@
-"""The registry of a stream's producers: each id has a number, for ever.
+"""The ids of a stream's producers: each id has a number, for ever.
 
 A file that is only appended to, under a lock on its first byte. An entry is synced before its
 number is used: a batch that survives a power cut never names a number that another id gets later.
@@ -188,7 +188,7 @@ class ProducerIds:
 
 
 def ids_of(stream: StreamHandle) -> ProducerIds:
-    """The registry of a stream, as this handle knows it."""
+    """The producers of a stream, as this handle knows them."""
     if stream._producer_ids is None:
         stream._producer_ids = ProducerIds(stream)
     return stream._producer_ids
