@@ -4,10 +4,12 @@ The files here are small, so the pace at which it begins is lowered; what is don
 """
 
 import errno
+import itertools
 import os
 import random
 import signal
 import threading
+import types
 
 import crash_workers as workers
 import pytest
@@ -175,6 +177,53 @@ def test_an_error_of_the_disk_is_told_apart_from_a_position(tmp_path, monkeypatc
             stream._log(0).ahead.go_on(stream._log(0), "process")
         stream.append(b"last")
         assert [batch.values[-1] for batch in stream.read()][-1] == b"last"
+
+
+def append_all(stream, count=60):
+    for number in range(count):
+        stream.append(b"%d" % number * 50_000)
+    found = [value for batch in stream.read() for value in batch.values]
+    assert found == [b"%d" % number * 50_000 for number in range(count)]
+
+
+@pytest.fixture
+def opened(monkeypatch):
+    """Numbers of the segments that were opened to write zeros to them."""
+    numbers, original = [], ahead._open
+    monkeypatch.setattr(
+        ahead, "_open", lambda log, one: (numbers.append(one.number), original(log, one))[1]
+    )
+    return numbers
+
+
+def test_a_slow_log_has_no_zeros_ahead(tmp_path, monkeypatch, opened):
+    hours = itertools.count(1, 3600)
+    monkeypatch.setattr(ahead, "time", types.SimpleNamespace(monotonic=lambda: next(hours)))
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        append_all(store.stream("s", segment_bytes=8 << 20), 200)
+    assert next(hours) > 3 * 3600, "it was never asked"
+    assert opened == []
+
+
+def test_a_log_at_sync_has_none(tmp_path, monkeypatch, opened):
+    begin_at_once(monkeypatch)
+    with millstream.open(tmp_path / "s", durability="sync") as store:
+        append_all(store.stream("s", segment_bytes=4 << 20))
+        store.stream("s").append(b"of another level", durability="process")
+    assert opened == []
+
+
+def test_where_folios_are_small_the_background_does_it(tmp_path, monkeypatch, opened):
+    begin_at_once(monkeypatch)
+    monkeypatch.setattr(ahead, "_are_large", lambda *_: False)
+    monkeypatch.setattr(ahead, "TRIES", 3)
+    with millstream.open(tmp_path / "s", durability="process") as store:
+        stream = store.stream("s", segment_bytes=4 << 20)
+        append_all(stream, 200)
+        found = stream._log(0).ahead
+        assert found.folios is False
+        assert (found.low("process"), found.low("interval")) == (0, 0)
+    assert 0 < len(opened) <= 3
 
 
 def test_threads_of_one_process_fill_and_append_side_by_side(tmp_path, monkeypatch):
