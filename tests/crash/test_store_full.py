@@ -262,20 +262,23 @@ def append_until_full(path):
         store.close()
 
 
-def test_thousand_partitions_at_1024_descriptors(tmp_path):
-    workers.run("test_store_full.thousand", str(tmp_path / "store"))
-    workers.report(3000, 0, 0)
+def test_two_thousand_partitions_at_1024_descriptors(tmp_path):
+    workers.run("test_store_full.two_thousand", str(tmp_path / "store"))
+    workers.report(6000, 0, 0)
 
 
-def thousand(path):
-    """Append to and read from a thousand partitions within 1,024 descriptors."""
+def two_thousand(path):
+    """Append to and read from two thousand partitions within 1,024 descriptors.
+
+    A batch of each is held at once, while the background syncs what was appended.
+    """
     resource.setrlimit(resource.RLIMIT_NOFILE, (1024, 1024))
     for opening in range(2):
         with millstream.open(path) as store:
-            stream = store.stream("s", partitions=1000, segment_bytes=1 << 16)
-            for i in range(1000):
+            stream = store.stream("s", partitions=2000, segment_bytes=1 << 16)
+            for i in range(2000):
                 assert stream.append(b"%d" % i, partition=i).offset == opening
-            assert sum(map(len, stream.read())) == 1000 * (opening + 1)
-            assert len(list(stream.read())) >= 1000
+            assert sum(map(len, stream.read())) == 2000 * (opening + 1)
+            assert len(list(stream.read())) >= 2000
             stream.flush()
-            assert stream.stats().records == 1000 * (opening + 1)
+            assert stream.stats().records == 2000 * (opening + 1)

@@ -451,3 +451,19 @@ def test_drop_waits_for_a_raise_that_is_under_way(store, monkeypatch):
         with pytest.raises(millstream.Closed, match="dropped"):
             q.put(b"2")
         assert store.queues() == []
+
+
+def test_raises_keep_no_descriptors(store):
+    q = store.queue("q", capacity=10, dedup_window=60.0, payload_max=1 << 20)
+    q.put(b"first", dedup_id="a")
+
+    def descriptors():
+        return len(os.listdir("/proc/self/fd"))
+
+    before = descriptors()
+    for more in (20, 40, 80):
+        q.alter(capacity=more)
+        q.put(b"x" * 100_000)
+    assert descriptors() == before
+    assert len(q) == 4
+    q.flush()  # by the descriptors of before

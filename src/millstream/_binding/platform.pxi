@@ -22,6 +22,18 @@ cdef extern from "<fcntl.h>" nogil:
 cdef extern from "<stdio.h>" nogil:
     enum:
         SEEK_SET
+cdef extern from "<string.h>" nogil:
+    char *strerror(int error)
+cdef extern from "<sys/mman.h>" nogil:
+    enum:
+        PROT_READ
+        PROT_WRITE
+        MAP_ANONYMOUS
+        MAP_PRIVATE
+        MAP_SHARED
+    void *MAP_FAILED
+    void *mmap(void *start, size_t length, int access, int kind, int descriptor, int64_t position)
+    int munmap(void *start, size_t length)
 cdef extern from "<unistd.h>" nogil:
     int close_descriptor "close"(int descriptor)
 
@@ -124,11 +136,51 @@ def virtual_clock():
     return _virtual_clock
 
 
-def private_memory(bytes data):
-    """Page-aligned memory of this process that begins with `data`: what a read-only opener has for
-    a control file."""
-    import mmap
-    copy = mmap.mmap(-1, len(data))
+@cython.final
+cdef class Map:
+    """Memory of a file, or of this process alone, until the last buffer of it is gone.
+
+    It keeps no descriptor, as `mmap.mmap` does: what has many files mapped would run out of them.
+    Nor does the collector of cycles know of it, as it does of a memoryview, which it would try to
+    release while there are buffers of it. A slice is a copy.
+    """
+    cdef void *start
+    cdef size_t length
+    cdef bint writable
+
+    def __cinit__(self, int descriptor, size_t length, bint writable):
+        cdef int access = PROT_READ | PROT_WRITE if writable else PROT_READ
+        cdef int kind = MAP_SHARED if descriptor >= 0 else MAP_PRIVATE | MAP_ANONYMOUS
+        cdef void *start = mmap(NULL, length, access, kind, descriptor, 0)
+        if start == MAP_FAILED:
+            raise OSError(errno, strerror(errno).decode())
+        self.start, self.length, self.writable = start, length, writable
+
+    def __dealloc__(self):
+        if self.start != NULL:
+            munmap(self.start, self.length)
+
+    def __getbuffer__(self, Py_buffer *view, int flags):
+        PyBuffer_FillInfo(view, self, self.start, <Py_ssize_t>self.length, not self.writable, flags)
+
+    def __len__(self):
+        return self.length
+
+    def __getitem__(self, where):
+        return memoryview(self)[where].tobytes()
+
+    def __setitem__(self, where, data):
+        memoryview(self)[where] = data
+
+
+def private_memory(size_t length):
+    """Page-aligned zeros of this process: what a read-only opener has for a file."""
+    return Map(-1, length, True)
+
+
+def private_copy(bytes data):
+    """Such memory with this content."""
+    copy = Map(-1, len(data), True)
     copy[:] = data
     return copy
 

@@ -132,7 +132,7 @@ cdef class StreamCore:
         """Give the map up, and with it a descriptor: a closed handle may live on. What it still
         reads is a copy of the header."""
         cdef Py_buffer buffer
-        copy = private_memory(PyBytes_FromStringAndSize(
+        copy = private_copy(PyBytes_FromStringAndSize(
             <const char *>self.control.buf, MS_CONTROL_BLOCKS_AT))
         PyObject_GetBuffer(copy, &buffer, PyBUF_SIMPLE)
         cdef Py_buffer before = self.control

@@ -15,7 +15,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
-import mmap
 import os
 import stat
 import struct
@@ -194,11 +193,6 @@ class Spare:
             number = self._directory.held().number
             return [Held(os.dup(number)) for _ in range(2)] if number is not None else []
         return []
-
-    @property
-    def is_lent(self) -> bool:
-        """Were they given away, because no others were left?"""
-        return not self._held
 
     def __enter__(self) -> None:
         if not self._more():
@@ -702,8 +696,8 @@ def data_end(path: Path) -> int:
         os.close(descriptor)
 
 
-def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mmap:
-    """Map a file shared. The map keeps its own duplicate of the descriptor.
+def map_file(descriptor: int, length: int, path: str, *, write: bool) -> _native.Map:
+    """Map a file shared. The map needs no descriptor.
 
     To write: blocks that it shares with a copy (a reflink: what `cp` makes on XFS) become its own.
     Each store into one would need another, and fail as SIGBUS where the disk is full.
@@ -726,8 +720,7 @@ def map_file(descriptor: int, length: int, path: str, *, write: bool) -> mmap.mm
                 path=path,
                 found=0,
             )
-        access = mmap.ACCESS_WRITE if write else mmap.ACCESS_READ
-        return mmap.mmap(descriptor, length, access=access)
+        return _native.Map(descriptor, length, write)
 
 
 def read(descriptor: int, length: int, position: int, path: str) -> bytes:

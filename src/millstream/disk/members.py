@@ -2,9 +2,8 @@
 
 The kernel keeps a byte locked as long as the open file description lives, across SIGKILL,
 containers and reused process ids. Three descriptors are needed: the one that holds the lock is
-never mapped from (`mmap` duplicates what it maps) and never asked about itself (it would answer
-"free"); the one that probes is another; the directory's is held with a shared ``flock``, so that a
-replaced ``members`` file is noticed while members live.
+never asked about itself (it would answer "free"); the one that probes is another; the directory's
+is held with a shared ``flock``, so that a replaced ``members`` file is noticed while members live.
 """
 
 from __future__ import annotations

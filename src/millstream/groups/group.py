@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import time
 
@@ -101,7 +100,7 @@ def create(stream: StreamHandle, name: str, start: Any) -> None:
     path = path_of(stream, name)
     session, count = stream.session, stream.partitions
     first = first_positions(stream, start)
-    memory = mmap.mmap(-1, _native.group_size(count))
+    memory = _native.private_memory(_native.group_size(count))
     group_id, salt = (int.from_bytes(os.urandom(8), "little") for _ in range(2))
     _native.group_init(
         memory, session.id, stream._stream_id, group_id, salt, session.generation, count
@@ -122,7 +121,7 @@ def _telling(content: bytes) -> bytes:
 class _Draft(_native.GroupCore):
     """A group in memory that is about to become a file."""
 
-    def __init__(self, path: files.Path, memory: mmap.mmap, stream: StreamHandle) -> None:
+    def __init__(self, path: files.Path, memory: _native.Map, stream: StreamHandle) -> None:
         self.path = path
         session = stream.session
         self._attach(
@@ -502,9 +501,10 @@ class Group(_native.GroupCore):
         self._watch(True)
         descriptor = files.open_file(self.path, write=True)  # another thread may let go of ours
         try:
-            if not self._drop():
-                who = ", ".join(member.process for member in self.members())
-                raise InvalidArgument(f"{self.path}: the group has members: {who}")
+            while not self._drop():
+                if who := ", ".join(member.process for member in self.members()):
+                    raise InvalidArgument(f"{self.path}: the group has members: {who}")
+                self._watch(True)  # they left or died meanwhile
             _unlink(descriptor, self.path)
         finally:
             files.close(descriptor)

@@ -16,12 +16,12 @@ if TYPE_CHECKING:
 class SegmentCache:
     """The maps of one store, bounded by the limit of open files.
 
-    A map takes one descriptor, syncing another.
+    A map takes none, but syncing it keeps one, and writing zeros ahead of its tail another.
     """
 
     def __init__(self, members: Members) -> None:
         limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-        self.most = max(16, min((min(limit, 1 << 16) - 100) // 3, 4096))
+        self.most = max(16, min((min(limit, 1 << 16) - 100) // 2, 4096))
         self._segments: OrderedDict[tuple[int, int], tuple[Segments, _native.Segment]] = (
             OrderedDict()
         )

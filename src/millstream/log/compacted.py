@@ -38,7 +38,7 @@ def gaps(log: PartitionLog, numbers: list[int]) -> tuple[int, int]:
 
 
 def _gap(log: PartitionLog, number: int, following: int) -> tuple[int, int]:
-    segment = log.segments.head(number)
+    segment = log.segments.activated(number)
     record = segment.compaction
     if record is None:
         return 0, 0

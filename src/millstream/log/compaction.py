@@ -109,7 +109,7 @@ def sealed(log: PartitionLog, keep: Compaction) -> list[tuple[int, int]]:
     durable, clock = log.native.durable, log.session.clock
     try:
         for number, following in pairwise(log.segments.current()):
-            after = log.segments.head(following)
+            after = log.segments.activated(following)
             young = clock.age(after.activated_at) < keep.min_age
             if after.base_position >= durable or young:
                 break
@@ -126,7 +126,7 @@ def dirt(log: PartitionLog, keep: Compaction, found: list[tuple[int, int]]) -> t
     dirty = total = 0
     for number, end in found:
         try:
-            segment = log.segments.head(number)
+            segment = log.segments.activated(number)
         except NotFound:
             continue
         record = segment.compaction
@@ -144,7 +144,7 @@ def dirty_part(log: PartitionLog, keep: Compaction) -> tuple[float, float | None
     ends = [0]
     for number, _ in found:
         with contextlib.suppress(NotFound):
-            record = log.segments.head(number).compaction
+            record = log.segments.activated(number).compaction
             ends.append(0 if record is None else record[1])
     last = max(ends)
     return dirty / total if total else 0.0, log.session.clock.to_wall(last) / 1e6 if last else None

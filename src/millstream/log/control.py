@@ -7,7 +7,6 @@ the records: after an unclean end it is rebuilt, and recovery fills it.
 from __future__ import annotations
 
 import errno
-import mmap
 import struct
 
 from millstream import _native
@@ -138,7 +137,7 @@ def rebuild(directory: files.Path, store_id: bytes, generation: int, clean: bool
     files.replace(path, data, length=len(data))
 
 
-def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> mmap.mmap:
+def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> _native.Map:
     """Map the file, which must be one of this store."""
     files.require_directory(directory)
     path = directory / "control"
@@ -157,20 +156,20 @@ def map_file(directory: files.Path, store_id: bytes, *, write: bool) -> mmap.mma
         files.close(descriptor)
 
 
-def private_map(session: Session, directory: files.Path) -> mmap.mmap:
+def private_map(session: Session, directory: files.Path) -> _native.Map:
     """What a recovery would make of the file, in memory of this process alone."""
     store_id, generation, clean = session.id, session.generation, session.clean
-    return _native.private_memory(rebuilt(directory, store_id, generation, clean=clean))
+    return _native.private_copy(rebuilt(directory, store_id, generation, clean=clean))
 
 
-def map_for(session: Session, directory: files.Path) -> mmap.mmap:
+def map_for(session: Session, directory: files.Path) -> _native.Map:
     """Map the file, for a reader of a store that needs recovery what is in its own memory."""
     if session.private:
         return private_map(session, directory)
     return map_file(directory, session.id, write=session.writable)
 
 
-def is_behind(directory: files.Path, mapped: mmap.mmap) -> bool:
+def is_behind(directory: files.Path, mapped: _native.Map) -> bool:
     """Does a reader's map miss what the file of that name says?
 
     On an overlay a file is copied up when somebody opens it to write, and maps that were made

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
 from bisect import bisect_right
 
 from millstream import _native
@@ -16,9 +15,6 @@ if TYPE_CHECKING:
     from millstream.log.cache import SegmentCache
 
 __all__ = ["Segments"]
-
-HEAD_BYTES = 8192
-"""What is before the index: who a segment is, where it begins, what compaction left of it."""
 
 
 class Segments:
@@ -183,32 +179,11 @@ class Segments:
             )
         return segment
 
-    def head(self, number: int) -> _native.Segment:
-        """A segment of the log for what its header says.
-
-        Where descriptors are short it is not mapped, which would keep one.
-        """
-        if not self.session.spare.is_lent:
-            return self.activated(number)
-        found = self._cache.get(self, number)
-        if found is not None:
-            return self._checked(found)
-        path = self.file(number)
-        descriptor = files.open_file(path, write=False)
-        try:
-            content = files.read(descriptor, HEAD_BYTES, 0, path)
-            memory = mmap.mmap(-1, max(files.size(descriptor), HEAD_BYTES))
-        finally:
-            files.close(descriptor)
-        memory[: len(content)] = content
-        known = self.session.id, self._stream_id, self._index, number
-        return self._checked(_native.Segment(memory, *known, False, path))
-
     def base(self, number: int) -> tuple[int, int]:
         """(base position, base offset) of a segment of the log; they never change."""
         found = self._bases.get(number)
         if found is None:
-            segment = self.head(number)
+            segment = self.activated(number)
             found = self._bases[number] = (segment.base_position, segment.base_offset)
         return found
 

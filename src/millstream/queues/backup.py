@@ -16,8 +16,7 @@ from millstream.queues import slots
 from millstream.queues.slots import FREE, PREPARED, SPARE, WRITING
 
 if TYPE_CHECKING:
-    import mmap
-
+    from millstream import _native
     from millstream.queues.queue import Queue
 
 WORD = struct.Struct("<Q")
@@ -129,8 +128,8 @@ class _Copy:
 
     def __init__(self, queue: Queue) -> None:
         self.count = queue._slot_count
-        self.live: mmap.mmap = queue._files.slots
-        self.live_blocks: mmap.mmap | None = queue._files.blocks
+        self.live: _native.Map = queue._files.slots
+        self.live_blocks: _native.Map | None = queue._files.blocks
         self.block_count = queue._block_count
         self.places = _Places(queue._files.sizes.slot_bytes)
         self.lengths = queue._files.sizes.bytes_of(

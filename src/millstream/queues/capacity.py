@@ -22,8 +22,7 @@ from millstream.errors import LockTimeout, StorageError
 from millstream.queues import slots
 
 if TYPE_CHECKING:
-    import mmap
-
+    from millstream import _native
     from millstream.queues.handle import QueueHandle
 
 
@@ -56,7 +55,7 @@ def _publish(
     queue: QueueHandle,
     queue_files: slots.Files,
     config: dict[str, Any],
-    hints: mmap.mmap,
+    hints: _native.Map,
     temporary: files.Path,
 ) -> None:
     numbers = queue._numbers(config, queue_files)
@@ -72,10 +71,9 @@ def _publish(
 
 
 def _use(
-    queue: QueueHandle, queue_files: slots.Files, config: dict[str, Any], hints: mmap.mmap
+    queue: QueueHandle, queue_files: slots.Files, config: dict[str, Any], hints: _native.Map
 ) -> None:
-    queue_files.former = queue._files
-    queue_files.adopt("dedup")  # before another thread may sync by them
+    queue_files.go_on_from(queue._files)
     queue._files = queue_files
     queue._config = config
     queue._use(hints)
@@ -113,7 +111,7 @@ def join(queue: QueueHandle) -> None:
     _use(queue, queue_files, config, queue_files.private_hints() if hints is None else hints)
 
 
-def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], mmap.mmap | None]:
+def _newest(queue: QueueHandle) -> tuple[slots.Files, dict[str, Any], _native.Map | None]:
     """The hints that are there, whatever their state, with what fits them."""
     path, session = queue.path / "queue.json", queue.session
     config = files.read_json(path)

@@ -370,8 +370,8 @@ class Queue(QueueHandle):
 
         Args:
             capacity: how many messages may be not finished: it can be raised, never lowered. Each
-                raise keeps the maps of before in every process that has the queue open, with five
-                descriptors, until that closes: raise it seldom, and far.
+                raise keeps the maps of before in every process that has the queue open, until that
+                closes: raise it seldom, and far.
             lease: seconds for which a message is leased from now on.
             retry: how often, and when.
             ttl: seconds after which a message is not delivered any more; None: never.

@@ -9,7 +9,6 @@ the store removes those of before (docs/format.md).
 from __future__ import annotations
 
 import contextlib
-import mmap
 import os
 import struct
 from typing import Any, NamedTuple, NoReturn
@@ -125,9 +124,6 @@ class Files:
         self.store_id = store_id
         self.queue_id = int(config["queue_id"], 16)
         self._descriptors: dict[str, int] = {}
-        self.former: Files | None = None
-        """Those of a smaller capacity, which threads of this process may still be syncing."""
-        self._adopted: list[str] = []
         self.hints_inode = 0
         """Inode of the hints that were mapped last: tells whether they were replaced since."""
         files.require_directory(directory)
@@ -147,7 +143,7 @@ class Files:
         """Path of one of the files."""
         return self.directory / name
 
-    def _map(self, name: str, layout: struct.Struct, magic: bytes, length: int) -> mmap.mmap:
+    def _map(self, name: str, layout: struct.Struct, magic: bytes, length: int) -> _native.Map:
         path = self.path(name)
         descriptor = self._descriptors[name] = files.open_file(path, write=self.write)
         head = files.read(descriptor, layout.size, 0, path)
@@ -166,13 +162,13 @@ class Files:
             self._refuse(path, "not a file of this queue", ours, theirs)
         return files.map_file(descriptor, length, path, write=self.write)
 
-    def map_again(self, name: str) -> mmap.mmap:
+    def map_again(self, name: str) -> _native.Map:
         """Map a file that is replaced by others, whole, and go on with it."""
         descriptor, memory = self.map_other(self.path(name))
         self.use(name, descriptor)
         return memory
 
-    def map_other(self, path: files.Path) -> tuple[int, mmap.mmap]:
+    def map_other(self, path: files.Path) -> tuple[int, _native.Map]:
         """Open and map a file that is to become one of these, whole."""
         descriptor = files.open_file(path, write=self.write)
         try:
@@ -214,10 +210,6 @@ class Files:
         """Close the descriptors; the maps live as long as somebody uses them."""
         while self._descriptors:
             files.close(self._descriptors.popitem()[1])
-        if self.former is not None:
-            for name in self._adopted:  # closed above
-                self.former._descriptors.pop(name, None)
-            self.former.close()
 
     def allocate_slots(self, count: int) -> None:
         """Put blocks of the file system behind the first `count` slots."""
@@ -235,11 +227,12 @@ class Files:
             if name in self._descriptors:
                 self.sync_one(name)
 
-    def adopt(self, name: str) -> None:
-        """Go on with a file of the former ones, as it is open there."""
-        if self.former is not None and name in self.former._descriptors:
-            self._descriptors[name] = self.former._descriptors[name]
-            self._adopted.append(name)
+    def go_on_from(self, former: Files) -> None:
+        """Sync by the descriptors of the files of a smaller capacity: threads may be doing so."""
+        ours, self._descriptors = self._descriptors, former._descriptors
+        for name, descriptor in ours.items():
+            if self._descriptors.setdefault(name, descriptor) != descriptor:
+                files.close(descriptor)
 
     def counts(self) -> tuple[int, int]:
         """Slots and blocks in use, as the files say."""
@@ -283,7 +276,7 @@ class Files:
             self.sizes.lanes, bits, int(self.sizes.ordered), files.LIVE,
         )  # fmt: skip
 
-    def map_hints(self) -> mmap.mmap | None:
+    def map_hints(self) -> _native.Map | None:
         """The hints in use, or None: nobody has made them yet. Raises OtherSize."""
         path = self.path("hints")
         try:
@@ -307,9 +300,9 @@ class Files:
         finally:
             files.close(descriptor)
 
-    def private_hints(self) -> mmap.mmap:
+    def private_hints(self) -> _native.Map:
         """Hints of this process alone, and empty: for a reader of the slots."""
-        memory = mmap.mmap(-1, self.sizes.bytes_of(0, 0)[2])
+        memory = _native.private_memory(self.sizes.bytes_of(0, 0)[2])
         memory[: HINTS.size] = self.hints_header()
         return memory
 
@@ -328,7 +321,7 @@ class Files:
             finally:
                 files.close(descriptor)
 
-    def make_hints(self) -> tuple[mmap.mmap, files.Path]:
+    def make_hints(self) -> tuple[_native.Map, files.Path]:
         """Zeros behind a header, mapped, under a name that nobody knows yet."""
         for name in files.names(self.directory):
             if name.startswith("hints."):  # of somebody who was killed while making them
@@ -352,7 +345,7 @@ class Files:
         files.rename(temporary, self.path("hints"))
 
 
-def state_of(hints: mmap.mmap) -> int:
+def state_of(hints: _native.Map) -> int:
     """`files.LIVE`, or what else its state says."""
     return int.from_bytes(hints[STATE_AT : STATE_AT + 4], "little")
 
