@@ -355,6 +355,25 @@ def test_a_slow_removal_leaves_the_group_that_was_made_anew_meanwhile(stream, mo
     assert stream.group("g").members() == []
 
 
+def test_a_call_in_the_middle_of_removing_the_same_group_is_refused_at_once(stream, monkeypatch):
+    """A signal handler, say, that flushes: it would wait for the lock that its own thread has."""
+    stream.consumer(group="g").close()
+    remove = millstream.disk.files.remove
+    refused = []
+
+    def interrupted(path):
+        monkeypatch.setattr(millstream.disk.files, "remove", remove)
+        with pytest.raises(millstream.Reentered, match="removing"):
+            stream.flush()
+        refused.append(path)
+        remove(path)
+
+    monkeypatch.setattr(millstream.disk.files, "remove", interrupted)
+    stream.group("g").remove()
+    assert len(refused) == 1
+    assert stream.groups() == []
+
+
 def test_a_group_that_was_removed_and_made_anew_is_another(stream):
     with stream.consumer(group="g") as consumer:
         taken(consumer)

@@ -516,12 +516,13 @@ def _unlink(descriptor: int, path: files.Path) -> None:
 
     Under its lock, and by its inode: somebody else may have done it, and made the group anew.
     """
-    files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
-    try:
-        if files.inode(descriptor) == files.inode(path):
-            files.remove(path)
-    finally:
-        files.unlock(descriptor, 0)
+    with _native.lock_of(f"{path}: removing"):
+        files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+        try:
+            if files.inode(descriptor) == files.inode(path):
+                files.remove(path)
+        finally:
+            files.unlock(descriptor, 0)
     files.sync_directory(path.parent)
 
 
