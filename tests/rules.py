@@ -245,7 +245,9 @@ def python_layers() -> None:
     within: dict[str, set[str]] = {}
     order = list(FLOORS)
     parts = {
-        (f"{whole.partition('.')[0]}.{part}", whole) for whole in PARTS for part in PARTS[whole]
+        (f"{whole.rpartition('.')[0]}.{part}".lstrip("."), whole)
+        for whole in PARTS
+        for part in PARTS[whole]
     }
     left = set(parts)
     for path, module in sources():

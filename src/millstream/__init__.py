@@ -42,7 +42,6 @@ from millstream.errors import (
     Closed,
     ConfigMismatch,
     CorruptBatch,
-    Empty,
     Fenced,
     Indeterminate,
     InvalidArgument,
@@ -55,7 +54,6 @@ from millstream.errors import (
     NotFound,
     OffsetOutOfRange,
     Poisoned,
-    QueueFull,
     Reentered,
     Reject,
     Retry,
@@ -82,6 +80,8 @@ if TYPE_CHECKING:
     from millstream.options import Durability
     from millstream.options import Retention as Retention
     from millstream.options import RetryPolicy as RetryPolicy
+    from millstream.queue_errors import Empty as Empty
+    from millstream.queue_errors import QueueFull as QueueFull
     from millstream.queues import worker as worker
     from millstream.queues.dead_letters import DeadLetters as DeadLetters
     from millstream.queues.queue import Queue as Queue
@@ -180,6 +180,7 @@ _HOMES = {
     "groups.group": ("Group",),
     "groups.stats": ("GroupMember", "GroupPartition"),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
+    "queue_errors": ("Empty", "QueueFull"),
     "options": ("Compaction", "Durability", "Retention", "RetryPolicy"),
     "queues.dead_letters": ("DeadLetters",),
     "queues.queue": ("Queue",),

@@ -32,15 +32,16 @@ MillstreamError
 from __future__ import annotations
 
 import errno
-import functools
 import os
-import queue
+import sys
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
 
     from millstream._native import Span
+    from millstream.queue_errors import Empty as Empty
+    from millstream.queue_errors import QueueFull as QueueFull
 
 __all__ = [
     "Aborted",
@@ -154,6 +155,11 @@ def each_of(calls: Iterable[Callable[[], object]]) -> None:
         raise failed
 
 
+def _again(kind: type[MillstreamError], message: str, given: dict[str, object]) -> object:
+    """What a pickle of an error makes."""
+    return kind(message, **given)
+
+
 class Poisoned(StorageError):
     """A sync of this partition failed earlier, so its page cache can no longer be trusted.
 
@@ -193,14 +199,13 @@ class CorruptBatch(StorageError):
         self.found = found
 
     def __reduce__(self) -> tuple[object, ...]:
-        again = functools.partial(
-            type(self),
-            path=self.path,
-            position=self.position,
-            expected=self.expected,
-            found=self.found,
-        )
-        return (again, (self.args[0],))
+        given = {
+            "path": self.path,
+            "position": self.position,
+            "expected": self.expected,
+            "found": self.found,
+        }
+        return _again, (type(self), self.args[0], given)
 
 
 class VersionMismatch(MillstreamError):
@@ -231,7 +236,7 @@ class NotFound(MillstreamError, LookupError):
         self.path = path
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (functools.partial(type(self), path=self.path), (self.args[0],))
+        return _again, (type(self), self.args[0], {"path": self.path})
 
 
 class InvalidArgument(MillstreamError, ValueError):
@@ -309,28 +314,8 @@ class OffsetOutOfRange(MillstreamError, IndexError):
         self.next = next
 
     def __reduce__(self) -> tuple[object, ...]:
-        again = functools.partial(
-            type(self), partition=self.partition, first=self.first, next=self.next
-        )
-        return (again, (self.args[0],))
-
-
-class QueueFull(MillstreamError, queue.Full):
-    """As many messages as the queue holds are not finished. Nothing was stored.
-
-    A ``queue.Full`` of the standard library.
-
-    What to do: put later or with a longer `timeout`, take more, or raise `capacity` with
-    `alter`.
-    """
-
-
-class Empty(MillstreamError, queue.Empty):
-    """No message was ready in time. A ``queue.Empty`` of the standard library.
-
-    What to do: get again; where it does not come by itself, see `stats()`: delayed, leased,
-    paused?
-    """
+        given = {"partition": self.partition, "first": self.first, "next": self.next}
+        return _again, (type(self), self.args[0], given)
 
 
 class Aborted(MillstreamError):
@@ -361,7 +346,7 @@ class Fenced(MillstreamError):
         self.partitions = partitions
 
     def __reduce__(self) -> tuple[object, ...]:
-        return (functools.partial(type(self), partitions=self.partitions), (self.args[0],))
+        return _again, (type(self), self.args[0], {"partitions": self.partitions})
 
 
 class LeaseLost(MillstreamError):
@@ -390,8 +375,7 @@ class WorkerError(MillstreamError):
         self.traceback = traceback
 
     def __reduce__(self) -> tuple[object, ...]:
-        again = functools.partial(type(self), kind=self.kind, traceback=self.traceback)
-        return (again, (self.args[0],))
+        return _again, (type(self), self.args[0], {"kind": self.kind, "traceback": self.traceback})
 
 
 def _delay(seconds: float) -> float:
@@ -458,7 +442,15 @@ class MillstreamWarning(UserWarning):
 
 
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
-MillstreamWarning.__module__ = "millstream"
-for _name in __all__:
-    globals()[_name].__module__ = "millstream"
-del _name
+for _one in [*globals().values()]:
+    if isinstance(_one, type):
+        _one.__module__ = "millstream"
+del _one
+
+
+def __getattr__(name: str) -> object:
+    """`QueueFull` and `Empty` are imported when they are asked for, as `millstream` has them."""
+    if name not in __all__:
+        raise AttributeError(f"module 'millstream.errors' has no attribute {name!r}")
+    globals()[name] = found = getattr(sys.modules["millstream"], name)
+    return found

@@ -9,7 +9,6 @@
 import errno as _errno
 import os as _os
 from _weakref import ref as _ref
-from functools import partial as _partial
 
 cdef extern from "pythread.h":
     unsigned long PyThread_get_thread_ident()
@@ -228,20 +227,28 @@ cdef int wait_ends(tuple before) except -1:
     return 0
 
 
-def _forget_seat(str name, gone):
-    if seats.get(name) is gone:
-        del seats[name]
+@cython.final
+cdef class _Forget:
+    """Called when the last handle of a seat is gone."""
+    cdef str name
+
+    def __call__(self, gone):
+        if seats.get(self.name) is gone:
+            del seats[self.name]
 
 
 cdef _Seat seat_of(str name, bint is_lock, bint reentrant):
     """The seat of a name: one in this process, however many handles there are."""
     cdef _Seat seat
+    cdef _Forget forget
     known = seats.get(name)
     seat = None if known is None else known()
     if seat is None:
         seat = Lock(name, reentrant=reentrant) if is_lock else _Seat.__new__(_Seat)
         seat.name = name
-        seats[name] = _ref(seat, _partial(_forget_seat, name))
+        forget = _Forget.__new__(_Forget)
+        forget.name = name
+        seats[name] = _ref(seat, forget)
     return seat
 
 

@@ -21,7 +21,9 @@ cdef dict _build_errors():
     table = {}
     while row.name != NULL:
         name = row.class_name.decode()
-        table[row.value] = getattr(_errors, name) if name else MemoryError
+        if name and name not in _errors.__all__:
+            raise ImportError(f"millstream.errors has no {name}")
+        table[row.value] = name
         row += 1
     return table
 
@@ -30,7 +32,8 @@ cdef dict ERRORS = _build_errors()
 
 
 cdef int fail(int status, const ms_error *err, object path) except -1:
-    cls = ERRORS[status]
+    name = ERRORS[status]
+    cls = getattr(_errors, name) if name else MemoryError
     cdef char *said = <char *>err.text
     text = said.decode("utf-8", "replace") if said[0] else "unknown status %d" % status
     if path:

@@ -7,8 +7,9 @@ from collections.abc import Iterable
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType, MillstreamError, NotFound, QueueFull
+from millstream.errors import InvalidArgument, InvalidType, MillstreamError, NotFound
 from millstream.options import as_index, integer
+from millstream.queue_errors import QueueFull
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue

@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any, Literal, NamedTuple, TypeVar
 from millstream import _native
 from millstream.errors import (
     Closed,
-    Empty,
     InvalidArgument,
     LeaseLost,
     MillstreamError,
@@ -25,6 +24,7 @@ from millstream.errors import (
     Snooze,
 )
 from millstream.options import FOREVER, integer, number
+from millstream.queue_errors import Empty
 
 if TYPE_CHECKING:
     from millstream._native import Message

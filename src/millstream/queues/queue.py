@@ -14,15 +14,14 @@ from millstream._native import Message
 from millstream.disk import files
 from millstream.errors import (
     ConfigMismatch,
-    Empty,
     InvalidArgument,
     MillstreamError,
     NotFound,
-    QueueFull,
     WaitTimeout,
 )
 from millstream.log import settings
 from millstream.options import FOREVER, Durability, RetryPolicy, check_timeout, integer
+from millstream.queue_errors import Empty, QueueFull
 from millstream.queues import capacity as capacity_of_queue
 from millstream.queues import dedup
 from millstream.queues import settings as queue_settings

@@ -9,9 +9,10 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from millstream.disk import files
-from millstream.errors import Closed, LockTimeout, NotFound, QueueFull
+from millstream.errors import Closed, LockTimeout, NotFound
 from millstream.groups import group
 from millstream.log.producer_ids import ids_of
+from millstream.queue_errors import QueueFull
 
 if TYPE_CHECKING:
     from millstream.queues.queue import Queue

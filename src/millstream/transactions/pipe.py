@@ -16,9 +16,9 @@ from millstream.errors import (
     InvalidType,
     LeaseLost,
     LimitExceeded,
-    QueueFull,
 )
 from millstream.options import FOREVER, check_timeout, integer
+from millstream.queue_errors import QueueFull
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 from millstream.transactions.transaction import Transaction
