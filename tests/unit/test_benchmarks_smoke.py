@@ -1,5 +1,7 @@
 """The benchmarks run: tiny, so that their figures mean nothing and are not looked at."""
 
+import importlib.machinery
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -7,6 +9,8 @@ import sys
 from pathlib import Path
 
 import pytest
+
+import millstream
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -53,3 +57,34 @@ def test_rival_does_its_work(name: str, work: str, tmp_path: Path) -> None:
     found = json.loads(run("benchmarks.worker", "benchmarks.rivals", "run", json.dumps(arguments)))
     assert "skipped" not in found
     assert found["rate"] is None or found["rate"] > 0
+
+
+def against():
+    """`benchmarks/against` as a module."""
+    loader = importlib.machinery.SourceFileLoader("against", str(ROOT / "benchmarks" / "against"))
+    spec = importlib.util.spec_from_loader("against", loader)
+    module = importlib.util.module_from_spec(spec)
+    loader.exec_module(module)
+    return module
+
+
+def test_against_says_by_how_much_this_tree_is_faster():
+    def row(unit, ours):
+        return {"question": "?", "unit": unit, "ours": ours}
+
+    this = {"rows": {"time": row("ns", [1.0, 2.0, 9.0]), "rate": row("M/s", [6.0])}}
+    other = {"rows": {"time": row("ns", [4.0]), "rate": row("M/s", [2.0])}}
+    gone = {"rows": {"time": row("ns", [4.0])}}
+    module = against()
+    rows = module.compare({"this": [this], "other": [other]})
+    assert [(one["work"], one["ratio"]) for one in rows] == [("time", 2.0), ("rate", 3.0)]
+    assert [one["work"] for one in module.compare({"this": [this], "other": [gone]})] == ["time"]
+    assert module.cells(rows[1])[-1] == "3.00x"
+
+
+def test_against_runs_a_build_beside_another(tmp_path):
+    found = against().run(
+        Path(millstream.__file__).parents[1], "transactions.whole", "tiny", str(tmp_path)
+    )
+    assert [*found] == ["rows"]
+    assert [*found["rows"]] == ["100 in, 100 out, position"]
