@@ -62,14 +62,17 @@ FLOORS = {
     "store": ("store",),
     "inspect": ("inspect",),
     "face": ("__init__", "testing", "worker", "compat"),
+    "contrib": ("contrib",),
     "cli": ("cli",),
 }
 
-# Who knows less than its place allows: the second reader shares nothing with what it checks, and
-# the command line is a user of the public face and its words, but for the name of a file system.
+# Who knows less than its place allows: the second reader shares nothing with what it checks, the
+# drop-ins for frameworks use the public face as anybody does, and the command line is a user of it
+# and its words, but for the name of a file system.
 ONLY = {
     "inspect": ("errors", "address"),
-    "cli": ("__init__", "errors", "address", "options", "inspect", "disk"),
+    "contrib": ("__init__", "testing"),
+    "cli": ("__init__", "errors", "address", "options", "inspect", "disk", "contrib"),
 }
 
 # Files of one floor whose functions and classes serve one object, and so name its class in their
