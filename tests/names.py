@@ -63,6 +63,7 @@ def homes(code: dict[Path, str]) -> dict[str, set[str]]:
         module = path.parent.name if path.stem == "__init__" else path.stem
         found.setdefault(module, set()).update(WORD.findall(text))
         found.setdefault(path.parent.name, set()).add(path.stem)
+        found.setdefault(path.parent.parent.name, set()).add(path.parent.name)
         for one in CLASS.finditer(text):
             found.setdefault(one[2], set()).update(WORD.findall(one[0]))
             bases.setdefault(one[2], set()).update(WORD.findall(one[3] or ""))

@@ -53,6 +53,8 @@ def store_of_compat():
 
 @pytest.mark.parametrize("name", MODULES)
 def test_examples_of_module(name):
+    if name.startswith("millstream.contrib."):
+        pytest.importorskip(name, exc_type=ImportError)  # its framework is not here
     run(Finder().find(importlib.import_module(name)))
 
 

@@ -11,7 +11,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BLOCK = re.compile(r"^( *)```python +run *\n(.*?)^ *```", re.M | re.S)
-OPTIONAL = ("duckdb", "numpy", "polars", "pyarrow")
+OPTIONAL = ("duckdb", "huey", "numpy", "polars", "pyarrow")
 
 
 def run(*words, cwd):
@@ -200,7 +200,7 @@ def blocks():
 @pytest.mark.parametrize("code", list(blocks()))
 def test_block_of_the_docs_runs(code, tmp_path):
     for name in OPTIONAL:
-        if re.search(rf"^ *import {name}\b", code, re.M):
+        if re.search(rf"^ *(import|from) {name}\b", code, re.M):
             pytest.importorskip(name)
     script = tmp_path / "block.py"
     script.write_text(code)

@@ -3,3 +3,27 @@
 A module stands on the public face of millstream alone, as any program of a user does, and is
 imported by whoever names it.
 """
+
+
+def require(package: str, extra: str, least: tuple[int, ...], below: tuple[int, ...]) -> None:
+    """Raise ImportError where a framework is not there, or too old or too new.
+
+    Args:
+        package: the name of the distribution.
+        extra: of millstream, that installs it.
+        least: versions from this one on,
+        below: and before this one.
+    """
+    import re
+    from importlib.metadata import PackageNotFoundError, version
+
+    wanted = f"{package} {'.'.join(map(str, least))} or later, before {'.'.join(map(str, below))}"
+    advice = f"pip install 'millstream[{extra}]'"
+    try:
+        found = version(package)
+    except PackageNotFoundError:
+        text = f"millstream.contrib: {wanted} is needed and {package} is not installed; {advice}"
+        raise ImportError(text) from None
+    numbers = tuple(map(int, re.findall(r"\d+", found)[: max(len(least), len(below))]))
+    if not least <= numbers < below:
+        raise ImportError(f"millstream.contrib: {wanted} is needed, found {found}; {advice}")
