@@ -647,11 +647,10 @@ cdef class StreamCore:
             records.header_values = header_column.values.slices
         records.first_sequence = sequence
         records.called_us = ms_clock_wall_us()
-        made = self._timestamps(timestamps, count)
-        if type(made) is int:
-            records.timestamp = made
+        if type(timestamps) is int:  # as the journal has it
+            records.timestamp = timestamps
         else:
-            PyObject_GetBuffer(made, &times, PyBUF_SIMPLE)
+            PyObject_GetBuffer(self._timestamps(timestamps, count), &times, PyBUF_SIMPLE)
             has_times = True
             records.timestamps = <const int64_t *>times.buf
         try:

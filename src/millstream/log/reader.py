@@ -248,13 +248,29 @@ class PartitionReader:
                 return None
             segment = self._segment
             if segment is None or not segment.base_position <= position < self._end:
-                if not self._enter(position):
+                if self._has_grown(position):
+                    self._end = limit
+                elif not self._enter(position):
                     continue
                 segment = self._segment
             batch: Batch | None = cursor.next(segment, min(self._end, limit), most)
             if batch is not None:
                 return batch
             # Nothing but fillers were left before the end.
+
+    def _has_grown(self, position: int) -> bool:
+        """Is the segment that was read last the active one still? Then it goes on to the limit.
+
+        The limit was read before: the core says which segment is active, then moves the tail into
+        it.
+        """
+        segment, log = self._segment, self.log
+        return (
+            segment is not None
+            and segment.number == log.native.active_number
+            and segment.base_position <= position
+            and not log.session.layered  # where the map may have to be another
+        )
 
     def _enter(self, position: int) -> bool:
         """Find the segment of the position; False where retention came first: the cursor moved."""

@@ -33,6 +33,7 @@ class Applier:
         self._holdings, self.session = holdings, holdings.session
         self._numbers: dict[int, int] = {}
         self._streams: dict[str, Stream] = {}
+        self._queues: dict[str, Queue] = {}
         self._groups: dict[tuple[str, str], group.Group] = {}
 
     def dispose(self) -> None:
@@ -138,9 +139,11 @@ class Applier:
 
     def queue(self, place: Place) -> Queue | None:
         """The queue of a place; None: it was dropped."""
-        for queue in self._holdings.open_queues():
-            if queue.name == place.name and not queue.closed and queue._state == files.LIVE:
-                return queue if queue._queue_id == place.id else None
+        queue = self._queues.get(place.name)
+        if queue is None or not _is_live(queue):
+            queue = self._opened(place.name)
+        if queue is not None:
+            return queue if queue._queue_id == place.id else None
         if place.name not in self._holdings.queue_names():
             return None
         try:
@@ -148,6 +151,14 @@ class Applier:
         except NotFound:  # just now
             return None
         return queue if queue._queue_id == place.id and queue._state != files.DROPPED else None
+
+    def _opened(self, name: str) -> Queue | None:
+        """A queue that this process has open."""
+        for queue in self._holdings.open_queues():
+            if queue.name == name and _is_live(queue):
+                self._queues[name] = queue
+                return queue
+        return None
 
     def _show(self, place: Place, put: Put, replay: bool) -> None:
         queue = self.queue(place)
@@ -214,3 +225,7 @@ class Applier:
         except (Closed, NotFound):
             if self.queue(place) is not None:
                 raise
+
+
+def _is_live(queue: Queue) -> bool:
+    return not queue.closed and queue._state == files.LIVE

@@ -130,7 +130,7 @@ class Journal:
     @property
     def end(self) -> int:
         """Offset of the next record."""
-        return int(self.stream.next_offset(0))
+        return self.log.next_offset
 
     def number_of(self, offset: int) -> int:
         """Number of a transaction: generation and offset, so it rises for ever."""
