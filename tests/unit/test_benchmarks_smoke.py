@@ -59,11 +59,10 @@ def test_rival_does_its_work(name: str, work: str, tmp_path: Path) -> None:
     assert found["rate"] is None or found["rate"] > 0
 
 
-def against():
-    """`benchmarks/against` as a module."""
-    loader = importlib.machinery.SourceFileLoader("against", str(ROOT / "benchmarks" / "against"))
-    spec = importlib.util.spec_from_loader("against", loader)
-    module = importlib.util.module_from_spec(spec)
+def loaded(name):
+    """A program of the benchmarks as a module."""
+    loader = importlib.machinery.SourceFileLoader(name, str(ROOT / "benchmarks" / name))
+    module = importlib.util.module_from_spec(importlib.util.spec_from_loader(name, loader))
     loader.exec_module(module)
     return module
 
@@ -75,7 +74,7 @@ def test_against_says_by_how_much_this_tree_is_faster():
     this = {"rows": {"time": row("ns", [1.0, 2.0, 9.0]), "rate": row("M/s", [6.0])}}
     other = {"rows": {"time": row("ns", [4.0]), "rate": row("M/s", [2.0])}}
     gone = {"rows": {"time": row("ns", [4.0])}}
-    module = against()
+    module = loaded("against")
     rows = module.compare({"this": [this], "other": [other]})
     assert [(one["work"], one["ratio"]) for one in rows] == [("time", 2.0), ("rate", 3.0)]
     assert [one["work"] for one in module.compare({"this": [this], "other": [gone]})] == ["time"]
@@ -83,8 +82,20 @@ def test_against_says_by_how_much_this_tree_is_faster():
 
 
 def test_against_runs_a_build_beside_another(tmp_path):
-    found = against().run(
+    found = loaded("against").run(
         Path(millstream.__file__).parents[1], "transactions.whole", "tiny", str(tmp_path)
     )
     assert [*found] == ["rows"]
     assert [*found["rows"]] == ["100 in, 100 out, position"]
+
+
+def test_instructions_are_held_within_two_percent_of_the_baseline():
+    judged = loaded("instructions.py").judged
+    baseline = {"append": 1_000, "get": 500, "gone": 7}
+    assert judged({"append": 1_019, "get": 491, "gone": 7}, baseline) == []
+    assert judged({"append": 1_021, "get": 489, "new": 1}, baseline) == [
+        "append: 1,021 instead of 1,000 (+2.1%)",
+        "get: 489 instead of 500 (-2.2%)",
+        "gone: was not counted",
+        "new: not in the baseline",
+    ]
