@@ -341,9 +341,9 @@ def recorded(path, told):
     def tail(store, consumer, paid, jobs, told, live, path):
         apply_own = journal.Journal.apply_own
 
-        def killed_here(self, offset, effects):
+        def killed_here(self, offset, end, effects):
             copy(live, path)
-            apply_own(self, offset, effects)
+            apply_own(self, offset, end, effects)
 
         journal.Journal.apply_own = killed_here
         try:

@@ -26,7 +26,7 @@ def pending(store, fill):
 
     commit, journal = Commit(tx, store._transactions.journal()), store._transactions.journal()
     with journal.holding():
-        offset, _ = commit._record(True)
+        offset, _, _ = commit._record(True)
         commit._recorded()
     journal.forget(offset)  # as if of another process
     assert not journal.is_applied

@@ -582,11 +582,9 @@ class Store:
         ...     len(jobs), done.next_offset(0)
         (0, 1)
         """
-        with _native.loading:
-            from millstream.transactions.transaction import Transaction
         self.session.check_open()
         level = settings.check_durability(durability)
-        return Transaction(self._transactions, level, max_bytes)
+        return self._transactions.new(level, max_bytes)
 
     def pipe(
         self,

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
 
     from millstream.disk.session import Session
     from millstream.groups.group import Group
+    from millstream.options import Durability
     from millstream.queues.handle import QueueHandle
     from millstream.queues.queue import Queue
     from millstream.store.store import Store
@@ -33,6 +34,15 @@ class Transactions:
         self._store, self.session, self._lock = store, session, lock
         self.under_way: set[Transaction] = set()
         self._journal: Journal | None = None
+        self._kind: type[Transaction] | None = None
+
+    def new(self, level: Durability | None, max_bytes: int | str) -> Transaction:
+        """One more of them."""
+        if self._kind is None:
+            with _native.loading:
+                from millstream.transactions.transaction import Transaction
+            self._kind = Transaction
+        return self._kind(self, level, max_bytes)
 
     # --- what transactions ask of the store -------------------------------------------------------
 

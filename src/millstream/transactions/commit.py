@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from millstream.disk.files import LIVE
 from millstream.errors import Aborted, Fenced, Indeterminate, MillstreamError, is_ours
 from millstream.log.handle import StreamHandle
-from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put, length_of
+from millstream.transactions.effects import Ack, Effects, GroupPosition, Place, Put
 
 if TYPE_CHECKING:
     from millstream.groups.consumer import Consumer
@@ -49,20 +49,18 @@ class Commit:
     def _run(self) -> None:
         tx, journal = self.transaction, self.journal
         waits = tx._level != "process"
-        # Of two puts with one dedup_id the second needs to know what became of the first.
-        decided = any(asked["dedup"] for _, asked in tx._puts)
         if waits:
             self._await_sources()
         with journal.holding():
-            if not waits or decided or journal.is_stuck:
+            # Of two puts with one dedup_id the second needs to know what became of the first.
+            if not waits or journal.is_stuck or any(asked.dedup for _, asked in tx._puts):
                 journal.apply_pending()  # or raise why it cannot be
             self.survives = not waits
-            offset, effects = self._record(waits)
+            offset, end, effects = self._record(waits)
             self._recorded()
             if not waits:
-                journal.apply_own(offset, effects)
+                journal.apply_own(offset, end, effects)
         if waits:
-            end = offset + length_of(effects)
             try:
                 journal.sync(end)
                 self.survives = True
@@ -96,15 +94,15 @@ class Commit:
         raised.committed = self.survives
         return raised
 
-    def _record(self, waits: bool) -> tuple[int, Effects]:
-        """Prepare, then append the record; or undo what was prepared."""
+    def _record(self, waits: bool) -> tuple[int, int, Effects]:
+        """Prepare, then append the record (its offset, and that behind it); or undo that."""
         log = self.journal.log
         tail, following = log.native.tail, log.next_offset
         try:
             effects = self._prepare(self.journal.number_of(following))
-            offset = self.journal.append(effects, wait=waits)
+            offset, end = self.journal.append(effects, wait=waits)
             self.is_recorded = True
-            return offset, effects
+            return offset, end, effects
         except BaseException as error:
             self.is_recorded = log.native.is_beyond(tail)  # which takes no memory
             if not self.is_recorded:
@@ -156,24 +154,21 @@ class Commit:
         puts = []
         claimed = set()
         for queue, asked in tx._puts:
-            if asked["dedup"] is not None:
-                claim = queue.path, asked["dedup"]
+            if asked.dedup is not None:
+                claim = queue.path, asked.dedup
                 if claim in claimed:
                     continue
                 claimed.add(claim)
             made = queue._prepare_put(
-                transaction, 0, asked["value"], priority=asked["priority"], due=asked["due"],
-                absolute=asked["absolute"], key=asked["key"], expires=asked["expires"],
-                dedup_id=asked["dedup"], headers=asked["headers"],
+                transaction, 0, asked.value, priority=asked.priority, due=asked.due,
+                absolute=asked.absolute, key=asked.key, expires=asked.expires,
+                dedup_id=asked.dedup, headers=asked.headers,
             )  # fmt: skip
             if made is None:
                 continue  # one with its dedup_id is there
             number_, slot, word = made
             self.undo.append(lambda q=queue, s=slot, w=word: q._decide(s, w, False))
-            fields = [asked[name] for name in ("priority", "due", "expires", "dedup", "absolute")]
-            content = [asked[name] for name in ("value", "key", "headers")]
-            place = self._place(queue)
-            puts.append(Put._make((place, slot, word, number_, *fields, *content)))
+            puts.append(Put(self._place(queue), slot, word, number_, *asked))
         positions = []
         for consumer in tx._consumers:
             if consumer.closed:

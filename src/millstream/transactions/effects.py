@@ -6,8 +6,8 @@ import json
 from typing import Any, NamedTuple
 
 __all__ = [
-    "Ack", "Effects", "GroupPosition", "Place", "Put", "Share", "check_count", "decode", "encode",
-    "length_of",
+    "Ack", "Asked", "Effects", "GroupPosition", "Place", "Put", "Share", "check_count", "decode",
+    "encode", "length_of",
 ]  # fmt: skip
 
 TO_JSON = json.JSONEncoder(separators=(",", ":"), check_circular=False).encode
@@ -42,6 +42,19 @@ class Put(NamedTuple):
     priority: int
     due: int
     """On the store's clock, unless `absolute`: on that of the wall. 0: at once."""
+    expires: int
+    dedup: tuple[int, int] | None
+    absolute: bool
+    value: bytes
+    key: bytes | None
+    headers: Any
+
+
+class Asked(NamedTuple):
+    """A message that a transaction is to put: the part of `Put` that is known before."""
+
+    priority: int
+    due: int
     expires: int
     dedup: tuple[int, int] | None
     absolute: bool

@@ -148,8 +148,8 @@ class Journal:
 
     # --- committing -------------------------------------------------------------------------------
 
-    def append(self, effects: Effects, *, wait: bool) -> int:
-        """The commit point: the record in the log. Its offset. Holder.
+    def append(self, effects: Effects, *, wait: bool) -> tuple[int, int]:
+        """The commit point: the record in the log. Its offset, and the one behind it. Holder.
 
         `wait`: its effects are applied when it is synced; until then this keeps them.
         """
@@ -157,7 +157,7 @@ class Journal:
         (span,) = self.stream.append_many(values, keys=keys, headers=headers, partition=0)
         if wait:
             self._waiting[span.first_offset] = effects
-        return int(span.first_offset)
+        return span.first_offset, span.first_offset + span.count
 
     def sync(self, end: int) -> None:
         """Return when the records before an offset survive a power cut: one sync for all."""
@@ -175,11 +175,10 @@ class Journal:
         """Its effects need not be kept any more; maybe another process has applied them."""
         self._waiting.pop(offset, None)
 
-    def apply_own(self, offset: int, effects: Effects) -> None:
+    def apply_own(self, offset: int, end: int, effects: Effects) -> None:
         """Apply what was appended just now, where all before it is applied. Holder."""
         self.applier.apply(self.number_of(offset), effects, synced=False)
-        following = offset + length_of(effects)
-        self._page.set_applied(following)
+        self._page.set_applied(end)
         self._check_size()
 
     def apply_pending(self) -> None:

@@ -16,7 +16,7 @@ from millstream.options import CENTURY, integer, number, parse_bytes
 from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 from millstream.transactions.commit import Commit
-from millstream.transactions.effects import Share
+from millstream.transactions.effects import Asked, Share
 
 if TYPE_CHECKING:
     from millstream.disk.session import Session
@@ -53,7 +53,7 @@ class Transaction(_native.TransactionCore):
         self._state = "new"
         self._shares: dict[tuple[Stream, int], _Growing] = {}
         self._routed: dict[Stream, int] = {}  # by key, and to how many partitions
-        self._puts: list[tuple[Queue, dict[str, Any]]] = []
+        self._puts: list[tuple[Queue, Asked]] = []
         self._messages: dict[int, Message] = {}
         """By identity."""
         self._consumers: list[Consumer] = []
@@ -77,11 +77,12 @@ class Transaction(_native.TransactionCore):
     def _check_alone(self) -> None:
         self.session.check_writable()
         self._user = _current_user()
-        if any(other._user == self._user for other in list(self._holdings.under_way)):
-            raise InvalidArgument(
-                f"{self.session.path}: a transaction is open in this thread or task; they do not"
-                " nest"
-            )
+        for other in [*self._holdings.under_way]:
+            if other._user == self._user:
+                raise InvalidArgument(
+                    f"{self.session.path}: a transaction is open in this thread or task; they do"
+                    " not nest"
+                )
 
     def _end(self, kind: Any) -> None:
         """End the block; `kind`: the class of its exception."""
@@ -255,16 +256,16 @@ class Transaction(_native.TransactionCore):
         self._puts.append(
             (
                 queue,
-                {
-                    "value": data,
-                    "priority": integer("priority", priority, 0, queue._config["priorities"] - 1),
-                    "due": due,
-                    "absolute": at is not None,
-                    "expires": expires,
-                    "key": kept_key,
-                    "dedup": None if dedup_id is None else queue._dedup_key(dedup_id),
-                    "headers": kept_headers,
-                },
+                Asked(
+                    integer("priority", priority, 0, queue._config["priorities"] - 1),
+                    due,
+                    expires,
+                    None if dedup_id is None else queue._dedup_key(dedup_id),
+                    at is not None,
+                    data,
+                    kept_key,
+                    kept_headers,
+                ),
             )
         )
 
@@ -367,13 +368,12 @@ def _kept(headers: Any) -> tuple[Any, int]:
 
 def _headers_of(given: Any, count: int) -> tuple[list[Any] | None, int]:
     """Those of each record as they are now, and their bytes."""
+    if given is None:
+        return None, 0
     if isinstance(given, Mapping):
         kept, size = _kept(given)
         return [kept] * count, size * count
-    rows = _rows_of("headers", given, count, Mapping)
-    if rows is None:
-        return None, 0
-    pairs = [_kept(row) for row in rows]
+    pairs = [_kept(row) for row in _rows_of("headers", given, count, Mapping)]
     return [kept for kept, _ in pairs], sum(size for _, size in pairs)
 
 
@@ -386,10 +386,8 @@ def _current_user() -> tuple[int, object]:
     return threading.get_ident(), asyncio.current_task() if has_loop else None
 
 
-def _rows_of(what: str, given: Any, count: int, one: type) -> list[Any] | None:
+def _rows_of(what: str, given: Any, count: int, one: type) -> list[Any]:
     """One for each record of what is given for all, or for each."""
-    if given is None:
-        return None
     found = [given] * count if isinstance(given, one) else list(given)
     if len(found) != count:
         raise InvalidArgument(f"{len(found)} {what} for {count} values")
