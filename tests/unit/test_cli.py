@@ -760,10 +760,23 @@ def test_timestamps_of_any_year_are_written():
 
 def test_format_with_a_lone_percent_or_backslash_is_refused():
     record = Record(0, 0, 0, None, b"v", {})
-    for text in ("%", "\\", r"\q", "%é"):
+    for text in ("%", "\\", r"\q", "%é", "%{open"):
         with pytest.raises(ValueError, match="unknown token"):
             compile_format(text, "s")
     assert compile_format("é%s", "s")(record) == "é".encode() + b"v"
+
+
+def test_format_of_a_field_of_a_value():
+    write = compile_format("%{a}|%{b}|%{none}", "s")
+    values = {
+        b'{"a": "\xc3\xa4", "b": [1, "\xc3\xa4"]}': 'ä|[1, "ä"]|'.encode(),
+        b"[1]": b"||",
+        b"no JSON": b"||",
+        b"": b"||",
+        None: b"||",
+    }
+    for value, written in values.items():
+        assert write(Record(0, 0, 0, None, value, {})) == written
 
 
 # --- what retention was faster than ---------------------------------------------------------------

@@ -369,6 +369,18 @@ def test_a_path_that_is_no_store_is_refused(tmp_path):
         MillstreamHuey("app", path=tmp_path / "full")
 
 
+def test_a_path_is_one_place_wherever_the_program_goes(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    huey = MillstreamHuey("app", path="store")
+    huey.storage.close()
+    monkeypatch.chdir("/")
+    huey.storage.enqueue(b"x")
+    same = MillstreamHuey("app", path=f"file://{tmp_path}/store")
+    assert same.storage.dequeue() == b"x"
+    huey.storage.close()
+    same.storage.close()
+
+
 @pytest.mark.parametrize("name", ["my app", "../up", "x" * 130])
 def test_a_name_that_is_none_is_refused(tmp_path, name):
     with pytest.raises(millstream.InvalidArgument, match="name"):

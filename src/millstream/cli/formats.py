@@ -2,6 +2,7 @@ r"""How `cat` and `tail` write a record: as it is, as JSON, or by a format like 
 
     %s value    %S its length   %k key    %K its length    %h headers (name=value,name=value)
     %o offset   %p partition    %t stream  %T timestamp in milliseconds            %% a percent
+    %{name} a field of a value that is a JSON object, nothing where there is none
     \n \t \r \0 \\ \xHH        as in C
 
 A null value or key is written as nothing, with the length -1; `--json` tells null from empty.
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from millstream.cli.output import text_or_base64, to_json
@@ -45,7 +47,7 @@ TOKENS: dict[str, Writer] = {
     ),
 }
 ESCAPES = {"n": b"\n", "t": b"\t", "r": b"\r", "0": b"\0", "\\": b"\\"}
-PIECE = re.compile(r"%(.)|\\x([0-9a-fA-F]{2})|\\(.)|([^%\\]+)|(.)", re.DOTALL)
+PIECE = re.compile(r"%(\{[^}]*\}|.)|\\x([0-9a-fA-F]{2})|\\(.)|([^%\\]+)|(.)", re.DOTALL)
 
 
 def length(data: bytes | None) -> bytes:
@@ -63,6 +65,8 @@ def compile_format(text: str, stream: str) -> Writer:
             pieces.append(stream.encode())
         elif token in TOKENS:
             pieces.append(TOKENS[token])
+        elif token[1:]:
+            pieces.append(partial(field, token[1:-1]))
         elif code:
             pieces.append(bytes.fromhex(code))
         elif escape in ESCAPES:
@@ -73,6 +77,18 @@ def compile_format(text: str, stream: str) -> Writer:
     return lambda record: b"".join(
         piece if isinstance(piece, bytes) else piece(record) for piece in pieces
     )
+
+
+def field(name: str, record: Record) -> bytes:
+    """Return a field of a JSON object: text as it is, all else as JSON."""
+    import json
+
+    try:
+        found = json.loads(record.value or b"").get(name, "")
+    except (ValueError, AttributeError):  # no JSON, or no object
+        return b""
+    text = found if isinstance(found, str) else json.dumps(found, ensure_ascii=False)
+    return text.encode("utf-8", "backslashreplace")
 
 
 def json_writer(stream: str) -> Writer:

@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
             return 0
         if args.listen is None:
             for line in generate_latest(registry).decode().splitlines():
-                output.line(line)
+                output.print([(line, "")])  # never folded
             return 0
         host, port = args.listen
         try:

@@ -305,7 +305,7 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
         super().__init__(name)
         if path is None:
             raise InvalidArgument(f"MillstreamHuey({name!r}): say path=, the directory of a store")
-        self.path = os.path.abspath(path)  # a consumer may be started elsewhere, or change it
+        self.path = path
         self.durability = durability
         self.capacity = capacity
         self.lease = lease
@@ -314,7 +314,7 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
         self.read_timeout = read_timeout
         self._process = 0
         self._now_open: Opened | None = None
-        self._open()
+        self.path = self._open().store.path  # absolute: the program may go elsewhere
 
     def _open(self) -> Opened:
         if self._process != os.getpid():  # what was open is our parent's, and so is a lock
