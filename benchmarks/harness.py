@@ -388,9 +388,10 @@ def disk() -> str:
 
 def file_system(path: str) -> str:
     """Return the type of the file system that a directory is on."""
-    command = ["stat", "--file-system", "--format=%T", path]
+    command = ["df", "--output=fstype", path]  # `stat` calls ext4 "ext2/ext3"
     try:
-        return subprocess.run(command, stdout=subprocess.PIPE, check=True).stdout.decode().strip()
+        done = subprocess.run(command, stdout=subprocess.PIPE, check=True)
+        return done.stdout.decode().split()[-1]
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
 

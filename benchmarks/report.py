@@ -22,6 +22,7 @@ if __name__ == "__main__":  # as `python benchmarks/report.py`
 
 from benchmarks import harness, rivals
 from benchmarks.harness import Bench, Row
+from benchmarks.rivals import queues
 
 MODULES = (
     "append", "read", "sync", "wake", "processes", "open", "memory", "groups", "compact", "queue",
@@ -125,6 +126,18 @@ def print_report(document: dict[str, Any], rows: list[Row]) -> None:
         skipped = [f"{one['name']} ({one['skipped']})" for one in found if one["skipped"]]
         if skipped:
             print("Not measured: " + "; ".join(skipped))
+    found = document["queues"]
+    if found:
+        print("\nAnd with the same messages? (a second; survives: what a message does)")
+        lines = [(one["name"], one["keeps"], "yes" if one["lease"] else "no",
+                  *map(rate, (one["rates"].get(work) for work in queues.WORKS)))
+                 for one in found if not one["skipped"]]  # fmt: skip
+        print_table(("Queue", "Survives", "Lease", *queues.WORKS), lines)
+        skipped = [f"{one['name']} ({one['skipped']})" for one in found if one["skipped"]]
+        skipped += [f"{one['name']}, {work} ({why})"
+                    for one in found for work, why in one["failed"].items()]  # fmt: skip
+        if skipped:
+            print("Not measured: " + "; ".join(skipped))
     for name, what in document["failures"].items():
         print(f"FAILED {name}: {what}")
     judged = [row.met for row in rows if row.met is not None]
@@ -165,6 +178,7 @@ def main(arguments: list[str] | None = None) -> int:
         document: dict[str, Any] = {"machine": harness.machine(str(bench.directory))}
         measure(bench, options.only, failures)
         found = rivals.measure(bench, say) if with_rivals else []
+        queued = queues.measure(bench, say) if with_rivals else []
     finally:
         bench.close()
     document.update(
@@ -172,6 +186,7 @@ def main(arguments: list[str] | None = None) -> int:
         seconds=time.monotonic() - began,
         rows=[row.as_dict() for row in bench.rows],
         rivals=found,
+        queues=queued,
         failures=failures,
     )
     if options.json:

@@ -99,3 +99,48 @@ def test_instructions_are_held_within_two_percent_of_the_baseline():
         "gone: was not counted",
         "new: not in the baseline",
     ]
+
+
+def test_tables_of_the_readme_are_made_from_a_report():
+    module = loaded("readme.py")
+    document = {
+        "machine": {
+            "date": "2026-01-02 03:04", "commit": "abc", "cores": 2, "cpu": "a CPU",
+            "memory_gib": 8, "file_system": "ext4", "kernel": "6.1-x", "python": "3.11.1",
+        },
+        "scale": "full",
+        "rivals": [
+            {"name": "ours", "rates": {"append 1": [2e6, 4e6, 3e6]}, "skipped": ""},
+            {"name": "theirs", "rates": {"append 1": [5e3]}, "skipped": ""},
+            {"name": "gone", "rates": {}, "skipped": "no module"},
+        ],
+        "queues": [
+            {
+                "name": "q", "rates": {"by 100": [1e6]}, "skipped": "", "keeps": "a kill",
+                "lease": True, "failed": {"1 and 1": "locked"},
+            }
+        ],
+    }  # fmt: skip
+    made = module.replaced(
+        f"before\n{module.BEGIN}\nold\n{module.END}\nafter\n", module.text_of(document)
+    )
+    assert made.startswith(f"before\n{module.BEGIN}\n2026-01-02, commit abc: 2 cores of a CPU")
+    assert made.endswith(f"Not measured: q, 1 and 1: locked.\n{module.END}\nafter\n")
+    assert "| ours | **3 M** | – |" in made
+    assert "| theirs | 5 k | – |" in made
+    assert "Not measured: gone: no module." in made
+    assert "| q | a kill | yes | – | **1 M** | – |" in made
+    with pytest.raises(SystemExit, match="expected"):
+        module.replaced("no comments", "text")
+
+
+@pytest.mark.parametrize("work", ["put, get, ack", "by 100", "1 and 1"])
+@pytest.mark.parametrize("rival", ["Millstream", "Multiprocessing"])
+def test_queue_does_its_work(tmp_path, rival, work):
+    program = (
+        "import sys; from benchmarks.rivals import queues;print(queues.run(*sys.argv[1:4], 0.01))"
+    )
+    command = [sys.executable, "-c", program, rival, work, str(tmp_path / "q")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+    none = rival == "Multiprocessing" and work == "by 100"
+    assert ("'rate': None" in done.stdout) == none, done.stdout
