@@ -479,6 +479,26 @@ def test_a_queue_that_was_dropped_and_made_again_is_another_one(connection):
     assert Inbox(connection, queue).drain() == [2]
 
 
+def test_what_comes_too_late_for_a_reader_makes_no_queue(connection, monkeypatch):
+    exchange = kombu.Exchange("replies", type="direct")
+    queue = kombu.Queue("reply", exchange=exchange, routing_key="r", auto_delete=True)
+    queue(connection.channel()).declare()
+    channel = connection.channel()
+    producer = kombu.Producer(channel, exchange=exchange)
+    producer.publish("x", routing_key="r")
+    with kombu.Connection(connection.hostname) as other:
+        found = channel._lookup
+
+        def late(*arguments):
+            queues = found(*arguments)
+            other.default_channel.queue_delete("reply")
+            return queues
+
+        monkeypatch.setattr(channel, "_lookup", late)
+        producer.publish("y", routing_key="r")
+    assert "reply" not in channel.broker.store.queues()
+
+
 def test_a_slow_reader_of_news_stops_nobody(connection, caplog):
     channel = connection.channel()
     exchange = kombu.Exchange("news", type="fanout")

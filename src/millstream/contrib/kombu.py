@@ -190,25 +190,36 @@ class Broker:
                 self._routes = Routes(self, store)
             return self._routes
 
-    def queue(self, name: str, durability: Any = None, **settings: Any) -> millstream.Queue:
+    def queue(
+        self, name: str, durability: Any = None, create: bool = True, **settings: Any
+    ) -> millstream.Queue:
         """The queue of that name, made with these settings where it is not there.
 
-        Raises ConfigMismatch where somebody made it with settings that kombu cannot work with.
+        Raises ConfigMismatch where somebody made it with settings that kombu cannot work with;
+        NotFound where it is not to be made.
         """
         store = self.store
         key = (name, durability)
         found = self._queues.get(key)
         if found is None or found.closed:
             with self._opening:
-                found = self._queues[key] = self._open(store, name, durability, settings)
+                found = self._queues[key] = self._open(store, name, durability, create, settings)
         return found
 
     def _open(
-        self, store: millstream.Store, name: str, durability: Any, settings: dict[str, Any]
+        self,
+        store: millstream.Store,
+        name: str,
+        durability: Any,
+        create: bool,
+        settings: dict[str, Any],
     ) -> millstream.Queue:
         needed = {"priorities": LANES, "lease": LEASE, "durability": durability}
-        with contextlib.suppress(NotFound):
+        try:
             return store.queue(_stored_name(name), create=False, **needed)
+        except NotFound:
+            if not create:
+                raise
         retry = RetryPolicy(max_attempts=62, backoff=0.0)
         made = {"capacity": 250_000, "slot_bytes": 2048, "retry": retry, **settings}
         return store.queue(_stored_name(name), **needed, **made, on_mismatch="keep")
@@ -313,9 +324,12 @@ class Routes:
             if told is None:  # another one of these was removed, and this one with it
                 continue
             try:
-                used = self._broker.queue(queue).stats().leased > 0
+                used = self._broker.queue(queue, create=False).stats().leased > 0
             except millstream.Closed:
                 self._broker.forget(queue)
+                continue
+            except NotFound:
+                self.unbind_all(queue)
                 continue
             if used and told["unused"] is not None:
                 self.say("", "", queue, value={**told, "unused": None})
@@ -518,19 +532,19 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Exchanges and bindings, as of now."""
         return self.broker.routes.catch_up()
 
-    def queue(self, name: str) -> millstream.Queue:
+    def queue(self, name: str, create: bool = True) -> millstream.Queue:
         """The store's queue, made where it is not there."""
-        return self.broker.queue(name, self._durability, capacity=self._capacity)
+        return self.broker.queue(name, self._durability, create, capacity=self._capacity)
 
-    def _at(self, name: str, call: Callable[[millstream.Queue], T]) -> T:
+    def _at(self, name: str, call: Callable[[millstream.Queue], T], create: bool = True) -> T:
         """Call something of a queue, of the new one where it was dropped and made again."""
         try:
-            return call(self.queue(name))
+            return call(self.queue(name, create))
         except millstream.Closed:
             if self.broker.store.closed:
                 raise
             self.broker.forget(name)
-            return call(self.queue(name))
+            return call(self.queue(name, create))
 
     # --- declaring --------------------------------------------------------------------------------
 
@@ -694,11 +708,14 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                     ttl=ttl,
                     timeout=0 if transient else self._put_timeout,
                 ),
+                create=not properties["delivery_info"].get("exchange"),
             )
         except QueueFull:
             if not transient:
                 raise
             self.broker.routes.lose(queue)
+        except NotFound:  # what is bound can go: its reader left while this was on its way
+            self.broker.routes.unbind_all(queue)
 
     # --- consuming --------------------------------------------------------------------------------
 
