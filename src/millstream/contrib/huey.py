@@ -22,6 +22,7 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
 import os
 import secrets
 import struct
@@ -66,7 +67,7 @@ BLOCKS_MAX = 32
 PUT_SECONDS = 10.0
 CLAIM_SECONDS = 60.0
 LOOK_SECONDS = 0.02
-"""Between two looks of an idle worker, where there is more than one queue."""
+"""Between two looks of an idle worker, where there is more than one queue, and for new ones."""
 STALE_SECONDS = 3600.0
 """A table that was not brought up to date for so long is read anew: tombstones may be gone."""
 EXPIRY = struct.Struct("<d")
@@ -93,22 +94,29 @@ class Table:
             space: {} for space in (RESULTS, COUNTERS, SCHEDULE, BLOCKS)
         }
         self.next = 0
-        self._seen = time.monotonic()
+        self._seen = -math.inf
 
     def rows(self, space: bytes) -> dict[bytes, bytes]:
         """The rows of a space as they are now, to read under no change: a copy."""
         with self._lock:
             return self._current()[space].copy()
 
-    def get(self, space: bytes, key: bytes) -> bytes | None:
-        """The value of a key as it is now."""
+    def get_many(self, space: bytes, keys: list[bytes]) -> list[bytes | None]:
+        """The values of some keys, as they are at one moment."""
         with self._lock:
-            return self._current()[space].get(key)
+            rows = self._current()[space]
+            return [rows.get(key) for key in keys]
+
+    def count(self, space: bytes, age: float) -> int:
+        """How many rows a space has, or had some seconds ago."""
+        with self._lock:
+            late = time.monotonic() - self._seen > age
+            return len((self._current() if late else self._rows)[space])
 
     def _current(self) -> dict[bytes, dict[bytes, bytes]]:
         """Apply what was appended since."""
         end, now = self._stream.next_offset(0), time.monotonic()
-        if now - self._seen > STALE_SECONDS:
+        if now - self._seen > STALE_SECONDS and self.next:
             self._begin_anew()
         while self.next < end:
             try:
@@ -178,17 +186,16 @@ class Renewal:
         self._starting = threading.Lock()
         self._thread: threading.Thread | None = None
 
-    @contextlib.contextmanager
-    def of(self, message: Message) -> Iterator[None]:
-        """Renew it within the block."""
+    def begin(self, message: Message) -> None:
+        """Renew it from now on."""
         if self._thread is None:
             with self._starting:
                 self._start()
         self._messages[id(message)] = message
-        try:
-            yield
-        finally:
-            self._messages.pop(id(message), None)
+
+    def leave(self, message: Message) -> None:
+        """Renew it no more."""
+        self._messages.pop(id(message), None)
 
     def _start(self) -> None:
         if self._thread is None:
@@ -227,6 +234,7 @@ class Opened:
         self._name = storage.name
         try:
             self.queues = {0: self._queue(0)}
+            self._ordered, self._seen = [self.queues[0]], 0
             self.table = Table(self.store, f"huey.{self._name}")
         except BaseException:
             self.store.close()
@@ -252,10 +260,14 @@ class Opened:
 
     def by_urgency(self) -> list[Queue]:
         """All queues, the most urgent first."""
-        for key in self.table.rows(BLOCKS):
-            if int(key) not in self.queues:
-                self.queues[int(key)] = self._queue(int(key))
-        return [self.queues[block] for block in sorted(self.queues, reverse=True)]
+        count = self.table.count(BLOCKS, LOOK_SECONDS)
+        if count != self._seen:
+            for key in self.table.rows(BLOCKS):
+                if int(key) not in self.queues:
+                    self.queues[int(key)] = self._queue(int(key))
+            self._ordered = [self.queues[block] for block in sorted(self.queues, reverse=True)]
+            self._seen = count
+        return self._ordered
 
     def close(self) -> None:
         """Close the store."""
@@ -376,9 +388,10 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
         message.ack()
         return message.data
 
-    def renewing(self, message: Message) -> contextlib.AbstractContextManager[None]:
-        """Renew a lease within the block."""
-        return self._open().renewal.of(message)
+    @property
+    def renewal(self) -> Renewal:
+        """What renews the leases of this process."""
+        return self._open().renewal
 
     def queue_size(self) -> int:
         """How many tasks wait."""
@@ -464,7 +477,13 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
 
     def peek_data(self, key: str | bytes) -> Any:
         """The value of a key, or EmptyData."""
-        return _value(self._open().table.get(RESULTS, _bytes(key)))
+        return _value(*self._open().table.get_many(RESULTS, [_bytes(key)]))
+
+    def peek_many(self, keys: list[Any]) -> dict[Any, bytes]:
+        """The values of those keys that have one."""
+        rows = self._open().table.get_many(RESULTS, [_bytes(key) for key in keys])
+        found = {key: _value(row) for key, row in zip(keys, rows, strict=True)}
+        return {key: value for key, value in found.items() if value is not EmptyData}
 
     def pop_data(self, key: str | bytes) -> Any:
         """Remove a key, and return its value, or EmptyData."""
@@ -588,9 +607,10 @@ class MillstreamHuey(Huey):  # type: ignore[misc]
             outcome = super().execute(task, timestamp)
             self._moved(task)
             return outcome
+        renewal = self.storage.renewal
+        renewal.begin(message)
         try:
-            with self.storage.renewing(message):
-                outcome = super().execute(task, timestamp)
+            outcome = super().execute(task, timestamp)
         except Exception:  # not the task's: it could not be kept what became of it
             if not message.finished:
                 message.nack()
@@ -599,6 +619,7 @@ class MillstreamHuey(Huey):  # type: ignore[misc]
             _give_back(SIGNAL_INTERRUPTED, task)
             raise
         finally:
+            renewal.leave(message)
             task.millstream_lease = None
         if not message.finished:
             message.ack()
