@@ -70,6 +70,8 @@ LOOK_SECONDS = 0.02
 """Between two looks of an idle worker, where there is more than one queue, and for new ones."""
 STALE_SECONDS = 3600.0
 """A table that was not brought up to date for so long is read anew: tombstones may be gone."""
+AGAIN_SECONDS_MAX = 300.0
+"""Until a task runs again whose outcome could not be kept, since the disk is full, say."""
 EXPIRY = struct.Struct("<d")
 SCHEDULED = struct.Struct("<dd")
 RESULTS, COUNTERS, SCHEDULE, BLOCKS = b"r", b"c", b"s", b"p"
@@ -613,7 +615,7 @@ class MillstreamHuey(Huey):  # type: ignore[misc]
             outcome = super().execute(task, timestamp)
         except Exception:  # not the task's: it could not be kept what became of it
             if not message.finished:
-                message.nack()
+                message.nack(delay=min(2.0 ** (message.attempt - 1), AGAIN_SECONDS_MAX))
             raise
         except BaseException:
             _give_back(SIGNAL_INTERRUPTED, task)
