@@ -91,14 +91,27 @@ def test_against_runs_a_build_beside_another(tmp_path):
 
 def test_instructions_are_held_within_two_percent_of_the_baseline():
     judged = loaded("instructions.py").judged
-    baseline = {"append": 1_000, "get": 500, "gone": 7}
-    assert judged({"append": 1_019, "get": 491, "gone": 7}, baseline) == []
-    assert judged({"append": 1_021, "get": 489, "new": 1}, baseline) == [
-        "append: 1,021 instead of 1,000 (+2.1%)",
-        "get: 489 instead of 500 (-2.2%)",
+
+    baseline = {"append": 2_000, "get": 1_000, "gone": 7, "get: atomic": 0, "append: atomic": 300}
+    same = {"append": 2_039, "get": 981, "gone": 7, "get: atomic": 20, "append: atomic": 320}
+    assert judged(same, baseline) == []
+    other = {"append": 2_041, "get": 979, "new": 1, "get: atomic": 100, "append: atomic": 400}
+    assert judged(other, baseline) == [
+        "append: 2,041 instead of 2,000 (+2.1%)",
+        "append: atomic: 400 instead of 300 (+33.3%)",
+        "get: 979 instead of 1,000 (-2.1%)",
+        "get: atomic: 100 instead of 0 (+9900.0%)",
         "gone: was not counted",
         "new: not in the baseline",
     ]
+
+
+def test_atomics_are_counted_by_address():
+    text = "\n".join([
+        "ob=/lib/_native.so", "fn=a", "0x10 3 5", "0x14 3 7", "calls=2 0x99", "0x10 3 900",
+        "ob=/lib/libc.so", "0x10 1 50", "ob=/lib/_native.so", "0x10 4 6",
+    ])  # fmt: skip
+    assert loaded("instructions.py").executed(text, {0x10}) == 11
 
 
 def test_tables_of_the_readme_are_made_from_a_report():
