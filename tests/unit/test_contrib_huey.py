@@ -45,6 +45,7 @@ def huey(make):
     return make()
 
 
+@pytest.mark.slow
 def test_its_own_suite_passes_with_our_storage():
     env = {**os.environ, "HUEY_SLOW_TESTS": "1"}
     command = [sys.executable, "-W", "error", HERE / "huey_suite.py"]
@@ -403,6 +404,17 @@ def test_other_settings_than_stored_are_refused(make):
 def test_a_framework_that_does_not_fit_is_refused(package, least, said):
     with pytest.raises(ImportError, match=rf"{said}.*pip install 'millstream\[huey\]'"):
         contrib.require(package, "huey", least, (100,))
+
+
+@pytest.mark.slow
+def test_its_benchmark_runs():
+    root = HERE.parents[1]
+    if not (root / "benchmarks").is_dir():
+        pytest.skip("benchmarks/ is not here")
+    command = [sys.executable, "-m", "benchmarks.contrib_huey", "50"]
+    done = subprocess.run(command, cwd=root, capture_output=True, text=True, timeout=300)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "ratio" in done.stdout
 
 
 def test_the_import_of_millstream_does_not_import_it():

@@ -28,6 +28,7 @@ import secrets
 import struct
 import threading
 import time
+import weakref
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import millstream
@@ -326,13 +327,16 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
         self.max_attempts = max_attempts
         self.blocking = blocking
         self.read_timeout = read_timeout
-        self._process = 0
-        self._now_open: Opened | None = None
+        self._forget()
         self.path = self._open().store.path  # absolute: the program may go elsewhere
+        STORAGES.add(self)
+
+    def _forget(self) -> None:
+        """In a forked process: what was open is the parent's, and so is a lock."""
+        self._now_open: Opened | None = None
+        self._lock = threading.Lock()
 
     def _open(self) -> Opened:
-        if self._process != os.getpid():  # what was open is our parent's, and so is a lock
-            self._process, self._now_open, self._lock = os.getpid(), None, threading.Lock()
         opened = self._now_open
         if opened is None:
             with self._lock:
@@ -342,7 +346,7 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
     def close(self) -> bool:
         """Close the store; the next call opens it again."""
         opened, self._now_open = self._now_open, None
-        if opened is None or self._process != os.getpid():
+        if opened is None:
             return False
         opened.close()
         return True
@@ -557,6 +561,17 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
     def flush_counters(self) -> None:
         """Remove all counters."""
         self._open().table.remove_all(COUNTERS)
+
+
+STORAGES: weakref.WeakSet[MillstreamStorage] = weakref.WeakSet()
+
+
+def _begin_anew() -> None:
+    for storage in list(STORAGES):
+        storage._forget()
+
+
+os.register_at_fork(after_in_child=_begin_anew)
 
 
 def _bytes(key: str | bytes) -> bytes:

@@ -44,6 +44,7 @@ __all__ = ["JsonFormatter", "StreamHandler"]
 RECORDS_AT_ONCE = 1_000
 FLUSH_SECONDS = 30.0
 LOOK_SECONDS = 0.05
+ENCODER = json.JSONEncoder(default=repr, ensure_ascii=False, skipkeys=True)
 OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; anything else came by `extra`."""
 
@@ -78,7 +79,7 @@ class JsonFormatter(logging.Formatter):
         if record.stack_info:
             fields["stack"] = self.formatStack(record.stack_info)
         extra = {name: value for name, value in vars(record).items() if name not in OWN}
-        return json.dumps({**extra, **fields}, default=repr, ensure_ascii=False, skipkeys=True)
+        return ENCODER.encode({**extra, **fields})
 
 
 class StreamHandler(logging.Handler):
