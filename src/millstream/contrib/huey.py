@@ -62,11 +62,12 @@ __all__ = ["MillstreamHuey", "MillstreamStorage"]
 
 LOGGER = logging.getLogger("millstream")
 Outcome = TypeVar("Outcome")
-LANES = 8
+PER_QUEUE = 8
 BLOCKS_MAX = 32
 """Of 8 neighbouring priorities each; each is a queue."""
 PUT_SECONDS = 10.0
 CLAIM_SECONDS = 60.0
+"""For which nobody else gets what was read off the schedule."""
 LOOK_SECONDS = 0.02
 """Between two looks of an idle worker, where there is more than one queue, and for new ones."""
 STALE_SECONDS = 3600.0
@@ -229,7 +230,7 @@ class Opened:
         self.store = millstream.open(storage.path, durability=storage.durability)
         self.renewal = Renewal(storage.lease)
         self._settings: dict[str, Any] = {
-            "priorities": LANES,
+            "priorities": PER_QUEUE,
             "capacity": storage.capacity,
             "lease": storage.lease,
             "retry": RetryPolicy(max_attempts=storage.max_attempts, backoff=0.0),
@@ -244,7 +245,7 @@ class Opened:
             raise
 
     def _queue(self, block: int) -> Queue:
-        of = "huey" if block == 0 else f"huey-from-{block * LANES}"
+        of = "huey" if block == 0 else f"huey-from-{block * PER_QUEUE}"
         return self.store.queue(f"{of}.{self._name}", **self._settings)
 
     def queue_of(self, block: int) -> Queue:
@@ -254,8 +255,8 @@ class Opened:
             key = b"%d" % block
             if key not in known and len(known) >= BLOCKS_MAX:
                 raise LimitExceeded(
-                    f"priority {block * LANES}: the tasks of {self._name!r} have priorities out of"
-                    f" {BLOCKS_MAX + 1} ranges of {LANES} already; use fewer"
+                    f"priority {block * PER_QUEUE}: the tasks of {self._name!r} have priorities out"
+                    f" of {BLOCKS_MAX + 1} ranges of {PER_QUEUE} already; use fewer"
                 )
             self.queues[block] = self._queue(block)
             self.table.change(BLOCKS, key, lambda _: (b"", None))
@@ -355,11 +356,11 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         """Put a task. Raises QueueFull; InvalidArgument where a priority is no whole number."""
-        block, rest = divmod(priority or 0, LANES)
+        block, rest = divmod(priority or 0, PER_QUEUE)
         if rest != int(rest):
             raise InvalidArgument(f"priority {priority!r}: millstream has whole numbers only")
         queue = self._open().queue_of(int(block))
-        queue.put(data, priority=LANES - 1 - int(rest), timeout=PUT_SECONDS)
+        queue.put(data, priority=PER_QUEUE - 1 - int(rest), timeout=PUT_SECONDS)
 
     def take(self) -> Message | None:
         """Lease the next task, or return None where there is none."""
