@@ -10,6 +10,8 @@ import subprocess
 import sys
 import textwrap
 import threading
+import time
+import weakref
 
 import pytest
 
@@ -175,6 +177,54 @@ def test_what_the_store_itself_logs_has_no_end_to_loop_in(path, monkeypatch):
     assert handler.dropped == 1
     assert len(stored(path)) == 1
     handler.close()
+
+
+def test_the_end_of_logging_does_not_wait_for_who_waits_for_it(path, monkeypatch):
+    """`logging.shutdown` held the lock of the handler, for which the thread waited to log."""
+    handler = StreamHandler(path)
+    log = logging.Logger("millstream")
+    log.addHandler(handler)
+    append = millstream.Stream.append_many
+    entered, go = threading.Event(), threading.Event()
+
+    def logging_append(*arguments, **options):
+        entered.set()
+        assert go.wait(60)
+        log.warning("appending")
+        return append(*arguments, **options)
+
+    monkeypatch.setattr(millstream.Stream, "append_many", logging_append)
+    log.warning("one")
+    assert entered.wait(60)
+    flush = handler.flush
+    monkeypatch.setattr(handler, "flush", lambda: (go.set(), flush(timeout=20))[1])
+    begun = time.monotonic()
+    logging.shutdown([weakref.ref(handler)])
+    assert time.monotonic() - begun < 15
+    assert len(stored(path)) == 1
+
+
+def test_threads_log_at_once(log, handler, path):
+    def work():
+        for number in range(500):
+            log.error("%d", number)
+
+    threads = [threading.Thread(target=work) for _ in range(8)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert handler.flush()
+    assert len(stored(path)) + handler.dropped == 4000
+    assert handler.dropped == 0
+
+
+def test_filters_are_asked(log, handler, path):
+    handler.addFilter(lambda record: record.getMessage() != "no")
+    log.error("no")
+    log.error("yes")
+    assert handler.flush()
+    assert [record["message"] for record in stored(path)] == ["yes"]
 
 
 def test_records_after_the_end_are_dropped(log, handler):
