@@ -142,15 +142,16 @@ class StreamHandler(logging.Handler):
 
     def _begin(self, stream: Stream | None) -> None:
         """As the handler of this process, which opens the store where it has no stream."""
-        self._process = os.getpid()
         self._stream = stream
         self._waiting: queue.SimpleQueue[Any] = queue.SimpleQueue()
+        self._counting = threading.RLock()
         self._refused = self._failed = 0
         self._thread = threading.Thread(target=self._run, name="millstream-logging", daemon=True)
         self._thread.start()
         processes = sys.modules.get("multiprocessing.util")
         if processes is not None:  # whose children leave without calling what atexit has
             processes.Finalize(None, _close, (weakref.ref(self),), exitpriority=0)
+        self._process = os.getpid()  # the last: from now on other threads use all this
 
     @property
     def dropped(self) -> int:
@@ -159,23 +160,43 @@ class StreamHandler(logging.Handler):
 
     # --- the program ------------------------------------------------------------------------------
 
+    def handle(self, record: logging.LogRecord) -> bool:
+        """Emit a record that the filters let pass.
+
+        Without the handler's lock, as others do: who ends logging holds it while the thread ends.
+        """
+        passed: Any = self.filter(record)
+        if passed:  # since Python 3.12 it may be another record
+            self.emit(passed if isinstance(passed, logging.LogRecord) else record)
+        return bool(passed)
+
     def emit(self, record: logging.LogRecord) -> None:
         """Put a record where the thread takes it; never waits, never raises."""
         try:
             if self._process != os.getpid():
-                self._mine = None
-                self._begin(None)
+                self._begin_in_child()
             # What the thread itself logs, or the store in it, would have no end.
             mine = threading.current_thread() is self._thread
             if mine or self._closed or self._waiting.qsize() >= self._capacity:
-                self._refused += 1
+                self._refuse()
                 return
             value = self.format(record).encode("utf-8", "backslashreplace")
             key = str(record.name).encode("utf-8", "backslashreplace")
             self._waiting.put((value, key, int(record.created * 1e6)))
         except Exception:  # as the other handlers: on stderr, where logging.raiseExceptions is set
-            self._refused += 1
+            self._refuse()
             self.handleError(record)
+
+    def _refuse(self) -> None:
+        with self._counting:
+            self._refused += 1
+
+    def _begin_in_child(self) -> None:
+        assert self.lock is not None
+        with self.lock:
+            if self._process != os.getpid():
+                self._mine = None
+                self._begin(None)
 
     def flush(self, timeout: float = FLUSH_SECONDS) -> bool:  # type: ignore[override]
         """Return when the thread has come to all that was logged before: True; False: not in time.
