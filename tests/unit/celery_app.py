@@ -15,6 +15,7 @@ def make(url, **settings):
         worker_send_task_events=True,
         task_send_sent_event=True,
         result_expires=3600,
+        result_chord_expires=3600,
         **settings,
     )
 

@@ -219,6 +219,22 @@ def test_a_message_is_leased_until_it_is_acknowledged(connection):
         assert len(connection.default_channel.queue("long")) == 0
 
 
+def options(**given):
+    return given
+
+
+def test_options_of_redis_are_pointed_out(url, caplog):
+    given = options(visibility_timeout=1, priority_steps=[0], queue_order_strategy="sorted")
+    with clock() as virtual, kombu.Connection(url, transport_options=given) as connection:
+        queue = kombu.Queue("visible", routing_key="visible")
+        publish(connection.channel(), 1, queue)
+        message = connection.default_channel.basic_get("visible")
+        virtual.advance(60)
+        assert connection.channel().basic_get("visible") is None
+        message.ack()
+    assert "visibility_timeout: no option of millstream" in caplog.text
+
+
 def test_without_acknowledgement_nothing_is_held(connection):
     queue = kombu.Queue("noack", routing_key="noack")
     for body in range(3):

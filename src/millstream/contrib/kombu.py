@@ -66,6 +66,7 @@ LOOK_SECONDS = 1.0  # between two looks whether a transient queue has consumers
 LOST_SECONDS = 10.0  # between two warnings of a queue that is full
 TURN_SECONDS = 1.0
 DELIVERED_MOST = 100  # by one call of drain_events
+OF_REDIS = ("priority_steps", "queue_order_strategy", "visibility_timeout")
 ARGUMENTS = {"x-expires", "x-message-ttl", "x-max-priority"}
 
 T = TypeVar("T")
@@ -867,6 +868,8 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 broker.leave()
                 raise
             self._broker = broker
+            if idle := [name for name in OF_REDIS if name in self.client.transport_options]:
+                logger.warning("%s: no option of millstream; see its guide", ", ".join(idle))
         return self._broker
 
     def establish_connection(self) -> Transport:
