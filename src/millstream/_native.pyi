@@ -727,6 +727,7 @@ _Stored: TypeAlias = tuple[
 
 @final
 class Message:
+    def __init__(self, *_: object, **__: object) -> NoReturn: ...
     @property
     def queue(self) -> Any: ...
     @property

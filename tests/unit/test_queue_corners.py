@@ -128,3 +128,8 @@ def test_message_that_came_back_waits_behind_those_that_waited_before(
     with millstream.open(tmp_path / "copy") as again:
         q = again.queue("q")
         assert [q.get(timeout=0).value for _ in range(2)] == [b"waited", b"came back"]
+
+
+def test_a_message_is_not_made_by_hand():
+    with pytest.raises(TypeError, match=r"Queue\.get"):
+        millstream.Message()

@@ -113,6 +113,9 @@ cdef class Message:
     cdef readonly uint32_t priority
     cdef readonly uint32_t attempt
 
+    def __init__(self, *_, **__):
+        raise TypeError("a Message is made by `Queue.get` and its like")
+
     @property
     def id(self):
         """Number of the message, never used again."""
