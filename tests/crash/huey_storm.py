@@ -11,6 +11,7 @@ import os
 import random
 import signal
 import sys
+import tempfile
 import threading
 import time
 from pathlib import Path
@@ -84,6 +85,14 @@ def lines(path):
     return [int(line) for line in path.read_bytes().split()] if path.exists() else []
 
 
+def import_all(directory):
+    """Before the forks, so that they begin to work at once."""
+    huey, work = open_huey(directory)
+    work(0)
+    huey.execute(huey.dequeue())
+    huey.storage.close()
+
+
 def main(directory, kills, seed):
     dice = random.Random(seed)
     running = {}
@@ -139,5 +148,7 @@ def main(directory, kills, seed):
 
 
 if __name__ == "__main__":
+    with tempfile.TemporaryDirectory() as scratch:
+        import_all(Path(scratch))
     with contextlib.suppress(KeyboardInterrupt):
         main(Path(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]))

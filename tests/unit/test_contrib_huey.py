@@ -211,6 +211,19 @@ def test_a_task_whose_outcome_cannot_be_kept_is_tried_again(huey, monkeypatch):
     assert result() == 1
 
 
+def test_a_task_whose_outcome_can_never_be_kept_is_a_dead_letter(huey):
+    @huey.task(priority=0.5)
+    def then(_):
+        pass
+
+    task = huey.task(name="one")(lambda: 1)
+    huey.enqueue(task.s().then(then))
+    with pytest.raises(millstream.InvalidArgument):
+        huey.execute(huey.dequeue())
+    stats = huey.storage._open().queues[0].stats()
+    assert (stats.unfinished, stats.dead) == (0, 1)
+
+
 def refuse(*_, **__):
     raise millstream.StoreFull(28, "no room")
 

@@ -629,7 +629,11 @@ class MillstreamHuey(Huey):  # type: ignore[misc]
         renewal.begin(message)
         try:
             outcome = super().execute(task, timestamp)
-        except Exception:  # not the task's: it could not be kept what became of it
+        except (InvalidArgument, LimitExceeded) as error:  # it can never be kept
+            if not message.finished:
+                message.reject(repr(error))
+            raise
+        except Exception:  # not the task's: what became of it could not be kept
             if not message.finished:
                 message.nack(delay=min(2.0 ** (message.attempt - 1), AGAIN_SECONDS_MAX))
             raise
