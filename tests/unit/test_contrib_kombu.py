@@ -515,6 +515,18 @@ def test_what_comes_too_late_for_a_reader_makes_no_queue(connection, monkeypatch
     assert "reply" not in channel.broker.store.queues()
 
 
+def test_what_others_put_into_a_queue_of_kombu_is_a_dead_letter(connection, caplog):
+    queue = kombu.Queue("mixed", routing_key="mixed")
+    queue(connection.channel()).declare()
+    stored = connection.default_channel.queue("mixed")
+    stored.put_many([b"ann@example.org", b"[]\n", b"{}\n"])
+    assert connection.default_channel.basic_get("mixed") is None
+    publish(connection.channel(), 1, queue)
+    assert Inbox(connection, queue).drain() == [1]
+    assert stored.stats().dead == 3
+    assert "kombu did not put it" in caplog.text
+
+
 def test_a_slow_reader_of_news_stops_nobody(connection, caplog):
     channel = connection.channel()
     exchange = kombu.Exchange("news", type="fanout")

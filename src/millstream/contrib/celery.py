@@ -192,6 +192,9 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
 
     def __init__(self, *args: Any, url: str | None = None, **options: Any) -> None:
         super().__init__(*args, url=url, **options)
+        asked = self.app.conf.get("result_chord_expires")
+        own = None if asked is None else self.prepare_expires(asked, type=int)
+        self._chord_seconds = self.expires if own is None else own
         self._broker = Broker.join(path_of(url or ""))
         weakref.finalize(self, self._broker.leave)
         self._broker.store.queues()  # a store that cannot be opened is said now
@@ -211,7 +214,7 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
 
     @property
     def _chords(self) -> Chords:
-        chords: Chords = self._log(CHORDS, Chords, self.chord_expires)
+        chords: Chords = self._log(CHORDS, Chords, self._chord_seconds)
         return chords
 
     # --- results ----------------------------------------------------------------------------------

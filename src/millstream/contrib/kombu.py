@@ -430,7 +430,9 @@ class _Consumer:
             return
         except Exception as error:  # the next drain_events raises it
             self._error = error
-            self._wake()
+            with self._lock:
+                if not self._over:
+                    self._wake()
 
     def _wait(self) -> None:
         try:
@@ -748,9 +750,9 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         """Take one message; None: there is none."""
         try:
             message = self._at(queue, lambda there: there.get(timeout=0))
-            return self._delivery(queue, message, no_ack)
         except Empty:
             return None
+        return self._delivery(queue, message, no_ack)
 
     def basic_qos(self, *args: Any, **options: Any) -> None:
         """Say how many messages may be not acknowledged."""
@@ -758,14 +760,22 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.connection.wake()
 
     def _delivery(self, queue: str, message: Message, no_ack: bool) -> Any:
-        head, _, body = message.value.partition(b"\n")
-        payload = json.loads(head)
         tag = next(self._tags)
-        payload["body"] = body
-        payload["properties"]["delivery_tag"] = tag
-        if message.attempt > 1:
-            payload["properties"]["delivery_info"]["redelivered"] = True
-        delivery = self.Message(payload, channel=self)
+        head, _, body = message.value.partition(b"\n")
+        try:
+            payload = json.loads(head)
+            payload["body"] = body
+            payload["properties"]["delivery_tag"] = tag
+            if message.attempt > 1:
+                payload["properties"]["delivery_info"]["redelivered"] = True
+            delivery = self.Message(payload, channel=self)
+        except (ValueError, TypeError, KeyError) as error:
+            reason = f"kombu did not put it: {error!r}"
+            logger.error(
+                "queue %r: message %d: %s; see its dead letters", queue, message.id, reason
+            )
+            message.reject(reason)
+            return None
         if no_ack:
             message.ack()
         else:
@@ -789,8 +799,10 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 message.ack()
             else:
                 empty = 0
-                delivered += 1
-                consumer.callback(self._delivery(consumer.queue, message, consumer.no_ack))
+                delivery = self._delivery(consumer.queue, message, consumer.no_ack)
+                if delivery is not None:
+                    delivered += 1
+                    consumer.callback(delivery)
         for consumer in self._turn:
             if consumer.no_ack or not self.starved:
                 consumer.arm()
@@ -839,6 +851,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().__init__(client, **options)
         self._broker: Broker | None = None
         self._bell = -1
+        self._bell_lock = threading.Lock()  # of its number, which another file may have soon
         self._loop: Any = None
 
     def driver_version(self) -> str:
@@ -885,17 +898,18 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().close_connection(connection)
         if self._loop is not None:
             self.unregister_from_event_loop(connection, self._loop)
-        bell, self._bell = self._bell, -1
-        if bell >= 0:
-            os.close(bell)
+        with self._bell_lock:
+            bell, self._bell = self._bell, -1
+            if bell >= 0:
+                os.close(bell)
         broker, self._broker = self._broker, None
         if broker is not None:
             broker.leave()
 
     def wake(self) -> None:
         """Have `drain_events`, or the event loop, look again; from any thread."""
-        if self._bell >= 0:
-            with contextlib.suppress(BlockingIOError, OSError):
+        with self._bell_lock:
+            if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
 
     def _drain(self) -> int:
