@@ -433,3 +433,34 @@ def test_its_benchmark_runs():
 def test_the_import_of_millstream_does_not_import_it():
     program = "import millstream, sys; sys.exit('millstream.contrib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program]).returncode == 0
+
+
+def test_greenlets_wait_for_tasks_and_results_side_by_side(tmp_path):
+    pytest.importorskip("gevent")
+    program = """
+        from gevent import monkey; monkey.patch_all()
+        import sys, gevent
+        from millstream.contrib.huey import MillstreamHuey
+
+        huey = MillstreamHuey("app", path=sys.argv[1], durability="process")
+        running = 0
+
+        @huey.task()
+        def meet(number):
+            global running
+            running += 1
+            with gevent.Timeout(30):
+                while running < 5:  # so five must run at once
+                    gevent.sleep(0)
+            return number
+
+        results = [meet(number) for number in range(5)]
+        consumer = huey.create_consumer(workers=5, worker_type="greenlet")
+        consumer.start()
+        print([result(blocking=True, timeout=30) for result in results])
+        consumer.stop(graceful=True)
+        huey.storage.close()
+    """
+    command = [sys.executable, "-c", textwrap.dedent(program), tmp_path / "store"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    assert (done.stdout, done.returncode) == ("[0, 1, 2, 3, 4]\n", 0), done.stderr
