@@ -1,6 +1,7 @@
 """Celery over a store: real workers, of processes and of threads; results; killed workers."""
 
 import os
+import pickle
 import signal
 import subprocess
 import sys
@@ -401,6 +402,23 @@ def test_a_success_is_not_overwritten_by_a_lost_worker(own):
     own.backend.store_result("one", 2, "SUCCESS")
     own.backend.store_result("one", ValueError("lost"), "FAILURE")
     assert own.AsyncResult("one").get(timeout=1) == 2
+
+
+def test_a_pickled_backend_finds_its_store_again(own):
+    own.backend.store_result("one", 1, "SUCCESS")
+    own.set_current()
+    again = pickle.loads(pickle.dumps(own.backend))
+    assert again.get_state("one") == "SUCCESS"
+
+
+def test_results_that_retention_removed_are_gone(own):
+    results = own.backend._results
+    for number in range(5):
+        results.set(b"%d" % number, b"x")
+    assert results.get(b"4") == b"x"
+    stream = own.backend._broker.store.stream("celery.results")
+    results._prune(stream.next_offset(0) - 1)
+    assert list(results.at) == [b"4"]
 
 
 def test_other_processes_and_threads_see_results(own, tmp_path):

@@ -64,7 +64,7 @@ class Log:
             on_mismatch="alter",
         )
         self._expires = expires
-        self._next = 0
+        self._next = self._first = 0
         self._lock = threading.Lock()
 
     def catch_up(self) -> None:
@@ -75,7 +75,9 @@ class Log:
             for batch in self._stream.read(partition=0, start=self._next, on_lost="earliest"):
                 self._apply(batch)
                 self._next = batch.next_offset
-            self._prune(self._stream.first_offset(0))
+            if (first := self._stream.first_offset(0)) != self._first:
+                self._prune(first)
+                self._first = first
 
     def _apply(self, batch: millstream.Batch) -> None:
         raise NotImplementedError
@@ -199,6 +201,9 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
         weakref.finalize(self, self._broker.leave)
         self._broker.store.queues()  # a store that cannot be opened is said now
 
+    def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
+        return super().__reduce__(args, {**(kwargs or {}), "url": self.url})
+
     def _log(self, name: str, log: type[Results | Chords], expires: float | None) -> Any:
         broker = self._broker
         store = broker.store
@@ -283,11 +288,11 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
         results = self._results
         deadline = None if timeout is None else time.monotonic() + timeout
         waiting = {self.get_key_for_task(task_id): task_id for task_id in task_ids}
-        seen: dict[bytes, int] = {}
+        seen: dict[bytes, int | None] = {}
         while True:
             results.catch_up()
             for key in [key for key in waiting if results.at.get(key) != seen.get(key)]:
-                seen[key] = results.at.get(key, 0)
+                seen[key] = results.at.get(key)
                 meta = self.get_task_meta(waiting[key])
                 if meta["status"] in READY_STATES:
                     task_id = bytes_to_str(waiting.pop(key))
