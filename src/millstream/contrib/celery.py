@@ -21,30 +21,21 @@ from typing import Any
 
 import millstream
 from millstream import Retention
+from millstream.contrib import require
 
-try:
-    import celery
-    from celery import states
-    from celery.app.backends import BACKEND_ALIASES
-    from celery.backends.base import KeyValueStoreBackend
-    from celery.canvas import maybe_signature
-    from celery.exceptions import ChordError, TimeoutError
-    from celery.result import GroupResult, allow_join_result
-    from kombu.utils.encoding import bytes_to_str
-except ImportError as error:
-    raise ImportError(
-        "millstream.contrib.celery needs Celery: pip install 'millstream[celery]'"
-    ) from error
+require("celery", "celery", (5, 5), (6,))
 
-from millstream.contrib.kombu import Broker, path_of
+from celery import states  # noqa: E402
+from celery.app.backends import BACKEND_ALIASES  # noqa: E402
+from celery.backends.base import KeyValueStoreBackend  # noqa: E402
+from celery.canvas import maybe_signature  # noqa: E402
+from celery.exceptions import ChordError, TimeoutError  # noqa: E402
+from celery.result import GroupResult, allow_join_result  # noqa: E402
+from kombu.utils.encoding import bytes_to_str  # noqa: E402
+
+from millstream.contrib.kombu import Broker, path_of  # noqa: E402
 
 __all__ = ["Backend"]
-
-if not (5, 5) <= tuple(celery.VERSION[:2]) < (6, 0):
-    raise ImportError(
-        f"millstream.contrib.celery works with Celery 5.5 to 5.x, not {celery.__version__}:"
-        " pip install 'millstream[celery]'"
-    )
 
 BACKEND_ALIASES.setdefault("millstream", "millstream.contrib.celery:Backend")
 

@@ -37,23 +37,15 @@ from urllib.parse import unquote
 
 import millstream
 from millstream import Empty, LeaseLost, Message, NotFound, QueueFull, RetryPolicy
+from millstream.contrib import require
 
-try:
-    import kombu
-    from kombu.transport import TRANSPORT_ALIASES, virtual
-    from kombu.transport.base import to_rabbitmq_queue_arguments
-except ImportError as error:
-    raise ImportError(
-        "millstream.contrib.kombu needs kombu: pip install 'millstream[kombu]'"
-    ) from error
+require("kombu", "kombu", (5, 5), (6,))
+
+import kombu  # noqa: E402
+from kombu.transport import TRANSPORT_ALIASES, virtual  # noqa: E402
+from kombu.transport.base import to_rabbitmq_queue_arguments  # noqa: E402
 
 __all__ = ["Broker", "Channel", "Transport", "path_of"]
-
-if not (5, 5) <= tuple(kombu.VERSION[:2]) < (6, 0):
-    raise ImportError(
-        f"millstream.contrib.kombu works with kombu 5.5 to 5.x, not {kombu.__version__}:"
-        " pip install 'millstream[kombu]'"
-    )
 
 TRANSPORT_ALIASES.setdefault("millstream", "millstream.contrib.kombu:Transport")
 
