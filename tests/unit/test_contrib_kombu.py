@@ -536,6 +536,11 @@ def test_a_slow_reader_of_news_stops_nobody(connection, caplog):
     kombu.Producer(channel, exchange=exchange).publish("x")
     assert time.monotonic() - began < SOON
     assert "its reader too slow: 1 lost" in caplog.text
+    inbox = Inbox(connection, kombu.Queue("slow", exchange=exchange, auto_delete=True))
+    with inbox.consumer:  # begins anew
+        kombu.Producer(channel, exchange=exchange).publish("y")
+        connection.drain_events(timeout=SOON)
+    assert inbox.bodies == ["y"]
 
 
 def test_names_of_queues_in_the_store():

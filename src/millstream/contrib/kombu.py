@@ -372,7 +372,11 @@ class _Consumer:
         self._error: Exception | None = None
         self._token: Message | None = None
         if queue in channel.routes.transient:
-            self.handle.put(b"", priority=0)
+            try:
+                self.handle.put(b"", priority=0, timeout=0)
+            except QueueFull:  # nobody read it: what it has is old
+                self.handle.purge()
+                self.handle.put(b"", priority=0, timeout=10.0)
             self._token = self.handle.get(timeout=10.0)
         self._thread = threading.Thread(target=self._run, name=f"millstream-{tag}", daemon=True)
         self._thread.start()
