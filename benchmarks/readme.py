@@ -19,7 +19,7 @@ from benchmarks.report import rate
 from benchmarks.rivals import queues
 
 README = Path(__file__).resolve().parent.parent / "README.md"
-BEGIN, END = "<!-- made by benchmarks/readme.py -->", "<!-- end -->"
+BEGIN, END = "<!-- `python -m benchmarks.readme` replaces what follows -->", "<!-- end -->"
 
 
 def table(found: list[dict[str, Any]], works: tuple[str, ...], more: tuple[str, ...]) -> list[str]:

@@ -14,6 +14,10 @@ THREADS = 64
 
 _rooms: dict[int, Any] = {}
 
+current: Callable[[], object] = sys.modules["greenlet"].getcurrent
+"""The greenlet that runs in this thread. Asked where a lock is taken, so it is C throughout: in a
+function of Python another thread could take the lock as well, and a signal handler raise."""
+
 
 def room() -> Callable[..., object] | None:
     """What calls a function in a real thread; None: this thread may sleep itself."""
@@ -31,11 +35,6 @@ def room() -> Callable[..., object] | None:
         found = _rooms[id(hub)] = sys.modules["gevent.threadpool"].ThreadPool(THREADS, hub=hub)
     apply: Callable[..., object] = found.apply
     return apply
-
-
-def current() -> object:
-    """The greenlet that runs in this thread."""
-    return sys.modules["greenlet"].getcurrent()
 
 
 def pause(seconds: float) -> None:

@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+import textwrap
 from pathlib import Path
 
 import pytest
@@ -210,3 +211,50 @@ def test_hub_goes_on_while_something_waits(tmp_path, case):
     # On a slow machine a worker process that has not begun after five seconds is told.
     told = [line for line in done.stderr.splitlines() if "not begun to take messages" not in line]
     assert told == []
+
+
+def test_real_threads_beside_an_imported_gevent_share_locks_and_hear_signals():
+    """To ask who calls ran Python code while a lock was taken: another thread took it as well."""
+    program = """
+        import gevent.monkey, signal, sys, threading, time
+        from millstream import _native
+
+        _native.see_greenlets()
+        taken = [_native.Lock(f"of a test {number}") for number in range(3)]
+        counts, ends = [0] * 6, time.monotonic() + 2
+
+        def work(number):
+            while time.monotonic() < ends:
+                for lock in taken:
+                    with lock:
+                        counts[number] += 1
+                _native.held()
+
+        sys.setswitchinterval(1e-6)
+        threads = [threading.Thread(target=work, args=(number,)) for number in range(6)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert all(counts) and _native.held() == [], counts
+
+        signal.signal(signal.SIGALRM, signal.default_int_handler)
+        for _ in range(300):
+            try:
+                signal.setitimer(signal.ITIMER_REAL, 1e-4)
+                ends = time.monotonic() + 10
+                while time.monotonic() < ends:
+                    for _ in range(1000):
+                        with taken[0]:
+                            pass
+                raise SystemExit("a signal was lost")
+            except KeyboardInterrupt:
+                pass
+        assert _native.held() == []
+        print("ok")
+    """
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(program)],
+        capture_output=True, text=True, timeout=60, check=False,
+    )  # fmt: skip
+    assert (done.stdout, done.returncode) == ("ok\n", 0), done.stderr
