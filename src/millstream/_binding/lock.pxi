@@ -32,10 +32,13 @@ cdef PyObject *first_held = NULL  # of all that threads of this process have now
 
 
 def see_greenlets():
-    """Where gevent is imported by now, the callers are greenlets; not in the middle of a call."""
+    """Where gevent has patched threads by now, the callers are greenlets; not in the middle of a
+    call. That it is imported says nothing (huey does so): nobody switches greenlets in our calls.
+    """
     global greenlets, current_greenlet, pause_greenlet, greenlet_room
     import sys
-    if greenlets or held() or "gevent.monkey" not in sys.modules:
+    is_patched = getattr(sys.modules.get("gevent.monkey"), "is_module_patched", None)
+    if greenlets or held() or is_patched is None or not is_patched("threading"):
         return
     with loading:
         import gevent.threadpool
