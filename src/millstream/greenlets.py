@@ -14,10 +14,6 @@ THREADS = 64
 
 _rooms: dict[int, Any] = {}
 
-current: Callable[[], object] = sys.modules["greenlet"].getcurrent
-"""The greenlet that runs in this thread. Asked where a lock is taken, so it is C throughout: in a
-function of Python another thread could take the lock as well, and a signal handler raise."""
-
 
 def room() -> Callable[..., object] | None:
     """What calls a function in a real thread; None: this thread may sleep itself."""
@@ -26,7 +22,8 @@ def room() -> Callable[..., object] | None:
     hub = sys.modules["gevent._hub_local"].get_hub_if_exists()
     if hub is None or hub.dead:  # a real thread without greenlets
         return None
-    if current() is hub:  # a callback of its own, or a signal handler that came into one
+    # A callback of its own, or a signal handler that came into one.
+    if sys.modules["greenlet"].getcurrent() is hub:
         return None
     found = _rooms.get(id(hub))
     if found is None or found.hub is not hub:

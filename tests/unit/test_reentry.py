@@ -286,7 +286,7 @@ def test_imports_at_first_use_are_made_under_their_lock():
     package = Path(millstream.__file__).parent
     wrong = []
     for path in sorted(package.rglob("*.py")):
-        # A program, which has no handlers but its own; and what imports at once, with its framework.
+        # A program, which has no handlers but its own; and what is imported with its framework.
         if {package / "cli", package / "contrib"} & {*path.parents}:
             continue
         for line, names in late_imports(ast.parse(path.read_text())):
