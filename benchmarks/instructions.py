@@ -5,7 +5,7 @@ atomic instructions of the extension, so that no busy machine decides anything. 
 baseline beside (`instructions.json`): more than 2 % above it ends with 1, and so does more than 2 %
 below, until `--write` has made that the baseline. Five runs in a row differed by 0.7 % at most;
 what is beyond is counted once more before it is believed. Counts belong to a compiler, an
-interpreter and a valgrind; those of others are printed and not judged.
+interpreter, a valgrind and a CPU; those of others are printed and not judged.
 """
 
 from __future__ import annotations
@@ -149,8 +149,15 @@ def toolchain() -> str:
         return done.stdout.partition("\n")[0]
 
     compiler = first_line(*shlex.split(os.environ.get("CC", "cc")), "--version")
+    import millstream  # noqa: F401  # for the name of the Cython that it was built with
+
     python = f"{platform.python_implementation()} {platform.python_version()}"
-    return f"{python}, {compiler}, {first_line('valgrind', '--version')}, {platform.machine()}"
+    cython = " ".join(sorted(name for name in sys.modules if name.startswith("_cython_")))
+    cpu = ""  # libc chooses its functions by it
+    with contextlib.suppress(OSError), open("/proc/cpuinfo", encoding="utf-8") as lines:
+        cpu = next((line.partition(":")[2].strip() for line in lines if "model name" in line), "")
+    valgrind = first_line("valgrind", "--version")
+    return f"{python}, {cython}, {compiler}, {valgrind}, {platform.machine()} {cpu}"
 
 
 def count() -> dict[str, int]:
