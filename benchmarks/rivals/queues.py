@@ -18,6 +18,7 @@ import socket
 import subprocess
 import sys
 import time
+import traceback
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -402,7 +403,8 @@ def between(rival: Rival, seconds: float) -> float:
             while True:
                 for value in values:
                     rival.put(value)
-        except BaseException:
+        except BaseException:  # a fork of the benchmark: it must not go on with its parent's work
+            traceback.print_exc()
             os._exit(1)
     try:
         rival.begin(puts=False)

@@ -71,10 +71,10 @@ class Log:
                 self._first = first
 
     def _apply(self, batch: millstream.Batch) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # each log below knows its own records
 
     def _prune(self, first: int) -> None:
-        raise NotImplementedError
+        raise NotImplementedError  # and what of them it keeps in memory
 
     def wait(self, seconds: float) -> None:
         """Return when there is something that has not been read, or after these seconds."""
