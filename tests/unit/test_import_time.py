@@ -67,9 +67,12 @@ def test_opening_loads_few_modules(tmp_path):
 
 
 def loaded_by(tmp_path, program):
-    """Modules of ours and of others that a program loads, but for those of an interpreter."""
+    """Modules of ours and of others that a program loads, but for those of an interpreter.
+
+    Its `site` belongs to it: what `.pth` files of installed packages load is not the program's.
+    """
     show = "import sys; print(*sys.modules)"
-    bare = set(python(tmp_path, "-S", "-c", show).stdout.split())
+    bare = set(python(tmp_path, "-c", show).stdout.split())
     whole = set(python(tmp_path, "-c", f"{program}; {show}").stdout.split())
     ours = {name for name in whole if name.split(".")[0] == "millstream"}
     return ours, whole - bare - ours
