@@ -130,7 +130,7 @@ def main(directory, kills, seed):
         os.waitpid(pid, 0)
     began, ran = lines(directory / "began"), lines(directory / "ran")
     huey, _ = open_huey(directory)
-    queues = huey.storage._open().by_urgency()
+    queues = huey.storage._open().lanes.by_urgency()
     dead = sum(queue.stats().dead for queue in queues)
     results = {int(huey.serializer.deserialize(row)) for row in huey.all_results().values()}
     huey.storage.close()

@@ -393,7 +393,7 @@ def test_results_expire(own, monkeypatch):
     assert own.AsyncResult("one").state == "SUCCESS"
     own.backend._cache.clear()
     later = SimpleNamespace(time=lambda: time.time() + 3601)
-    monkeypatch.setattr("millstream.contrib.celery.time", later)
+    monkeypatch.setattr("millstream.contrib.results.time", later)
     assert own.AsyncResult("one").state == "PENDING"
 
 

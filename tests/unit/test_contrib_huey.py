@@ -67,14 +67,14 @@ def test_a_task_is_off_the_queue_when_it_has_ended(huey):
 
     @huey.task()
     def look():
-        seen.append(huey.storage._open().queues[0].stats().leased)
+        seen.append(huey.storage._open().lanes.queues[0].stats().leased)
 
     look()
     task = huey.dequeue()
     assert len(huey) == 0
     huey.execute(task)
     assert seen == [1]
-    assert huey.storage._open().queues[0].stats().unfinished == 0
+    assert huey.storage._open().lanes.queues[0].stats().unfinished == 0
 
 
 def test_a_task_that_fails_is_off_the_queue_and_tried_as_huey_says(huey):
@@ -184,14 +184,14 @@ def test_the_lease_of_a_long_task_is_renewed(make):
     leave.set()
     worker.join()
     assert result() == "done"
-    assert huey.storage._open().queues[0].stats().unfinished == 0
+    assert huey.storage._open().lanes.queues[0].stats().unfinished == 0
 
 
 def test_what_no_worker_can_read_is_a_dead_letter(huey):
     huey.storage.enqueue(b"not a task")
     with pytest.raises(Exception, match="invalid load key"):
         huey.dequeue()
-    (letter,) = huey.storage._open().queues[0].dead.list()
+    (letter,) = huey.storage._open().lanes.queues[0].dead.list()
     assert letter.value == b"not a task"
     assert "invalid load key" in letter.last_error
 
@@ -220,7 +220,7 @@ def test_a_task_whose_outcome_can_never_be_kept_is_a_dead_letter(huey):
     huey.enqueue(task.s().then(then))
     with pytest.raises(millstream.InvalidArgument):
         huey.execute(huey.dequeue())
-    stats = huey.storage._open().queues[0].stats()
+    stats = huey.storage._open().lanes.queues[0].stats()
     assert (stats.unfinished, stats.dead) == (0, 1)
 
 

@@ -21,7 +21,6 @@ is killed, another runs it. huey's own storages lose it then.
 from __future__ import annotations
 
 import contextlib
-import logging
 import math
 import os
 import secrets
@@ -36,13 +35,13 @@ from millstream import (
     Closed,
     Compaction,
     InvalidArgument,
-    LeaseLost,
     LimitExceeded,
-    MillstreamError,
     OffsetOutOfRange,
     RetryPolicy,
 )
 from millstream.contrib import require
+from millstream.contrib.lanes import Lanes, take
+from millstream.contrib.renewal import Renewal
 
 require("huey", "huey", (3, 5), (4,))
 
@@ -56,27 +55,24 @@ if TYPE_CHECKING:
     from datetime import datetime
     from typing import Literal
 
-    from millstream import Message, Queue, Store
+    from millstream import Message, Store
 
 __all__ = ["MillstreamHuey", "MillstreamStorage"]
 
-LOGGER = logging.getLogger("millstream")
+
 Outcome = TypeVar("Outcome")
-PER_QUEUE = 8
 BLOCKS_MAX = 32
 """Of 8 neighbouring priorities each; each is a queue."""
 PUT_SECONDS = 10.0
 CLAIM_SECONDS = 60.0
 """For which nobody else gets what was read off the schedule."""
-LOOK_SECONDS = 0.02
-"""Between two looks of an idle worker, where there is more than one queue, and for new ones."""
 STALE_SECONDS = 3600.0
 """A table that was not brought up to date for so long is read anew: tombstones may be gone."""
 AGAIN_SECONDS_MAX = 300.0
 """Until a task runs again whose outcome could not be kept, since the disk is full, say."""
 EXPIRY = struct.Struct("<d")
 SCHEDULED = struct.Struct("<dd")
-RESULTS, COUNTERS, SCHEDULE, BLOCKS = b"r", b"c", b"s", b"p"
+RESULTS, COUNTERS, SCHEDULE = b"r", b"c", b"s"
 
 
 class Table:
@@ -95,7 +91,7 @@ class Table:
 
     def _begin_anew(self) -> None:
         self._rows: dict[bytes, dict[bytes, bytes]] = {
-            space: {} for space in (RESULTS, COUNTERS, SCHEDULE, BLOCKS)
+            space: {} for space in (RESULTS, COUNTERS, SCHEDULE)
         }
         self.next = 0
         self._seen = -math.inf
@@ -110,12 +106,6 @@ class Table:
         with self._lock:
             rows = self._current()[space]
             return [rows.get(key) for key in keys]
-
-    def count(self, space: bytes, age: float) -> int:
-        """How many rows a space has, or had some seconds ago."""
-        with self._lock:
-            late = time.monotonic() - self._seen > age
-            return len((self._current() if late else self._rows)[space])
 
     def _current(self) -> dict[bytes, dict[bytes, bytes]]:
         """Apply what was appended since."""
@@ -180,98 +170,23 @@ class Table:
                 return
 
 
-class Renewal:
-    """The leases that this process holds, renewed by a thread until they end."""
-
-    def __init__(self, lease: float) -> None:
-        self._lease = lease
-        self._messages: dict[int, Message] = {}
-        self._over = threading.Event()
-        self._starting = threading.Lock()
-        self._thread: threading.Thread | None = None
-
-    def begin(self, message: Message) -> None:
-        """Renew it from now on."""
-        if self._thread is None:
-            with self._starting:
-                self._start()
-        self._messages[id(message)] = message
-
-    def leave(self, message: Message) -> None:
-        """Renew it no more."""
-        self._messages.pop(id(message), None)
-
-    def _start(self) -> None:
-        if self._thread is None:
-            name = "millstream-huey"
-            self._thread = threading.Thread(target=self._run, name=name, daemon=True)
-            self._thread.start()
-
-    def _run(self) -> None:
-        while not self._over.wait(self._lease / 3):
-            for message in list(self._messages.values()):
-                try:
-                    message.extend(self._lease)
-                except LeaseLost:  # or it has just ended; `execute` is told when it acknowledges
-                    self._messages.pop(id(message), None)
-                except MillstreamError:
-                    if not self._over.is_set():
-                        LOGGER.exception("the lease of %r is not renewed", message)
-
-    def end(self) -> None:
-        """Renew nothing more."""
-        self._over.set()
-
-
 class Opened:
     """What one process has open."""
 
     def __init__(self, storage: MillstreamStorage) -> None:
         self.store = millstream.open(storage.path, durability=storage.durability)
         self.renewal = Renewal(storage.lease)
-        self._settings: dict[str, Any] = {
-            "priorities": PER_QUEUE,
+        settings: dict[str, Any] = {
             "capacity": storage.capacity,
             "lease": storage.lease,
             "retry": RetryPolicy(max_attempts=storage.max_attempts, backoff=0.0),
         }
-        self._name = storage.name
         try:
-            self.queues = {0: self._queue(0)}
-            self._ordered, self._seen = [self.queues[0]], 0
-            self.table = Table(self.store, f"huey.{self._name}")
+            self.lanes = Lanes(self.store, "huey", storage.name, BLOCKS_MAX, settings)
+            self.table = Table(self.store, f"huey.{storage.name}")
         except BaseException:
             self.store.close()
             raise
-
-    def _queue(self, block: int) -> Queue:
-        of = "huey" if block == 0 else f"huey-from-{block * PER_QUEUE}"
-        return self.store.queue(f"{of}.{self._name}", **self._settings)
-
-    def queue_of(self, block: int) -> Queue:
-        """The queue of 8 priorities, which is made where it is not there."""
-        if block not in self.queues:
-            known = self.table.rows(BLOCKS)
-            key = b"%d" % block
-            if key not in known and len(known) >= BLOCKS_MAX:
-                raise LimitExceeded(
-                    f"priority {block * PER_QUEUE}: the tasks of {self._name!r} have priorities out"
-                    f" of {BLOCKS_MAX + 1} ranges of {PER_QUEUE} already; use fewer"
-                )
-            self.queues[block] = self._queue(block)
-            self.table.change(BLOCKS, key, lambda _: (b"", None))
-        return self.queues[block]
-
-    def by_urgency(self) -> list[Queue]:
-        """All queues, the most urgent first."""
-        count = self.table.count(BLOCKS, LOOK_SECONDS)
-        if count != self._seen:
-            for key in self.table.rows(BLOCKS):
-                if int(key) not in self.queues:
-                    self.queues[int(key)] = self._queue(int(key))
-            self._ordered = [self.queues[block] for block in sorted(self.queues, reverse=True)]
-            self._seen = count
-        return self._ordered
 
     def close(self) -> None:
         """Close the store."""
@@ -356,36 +271,19 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
 
     def enqueue(self, data: bytes, priority: float | None = None) -> None:
         """Put a task. Raises QueueFull; InvalidArgument where a priority is no whole number."""
-        block, rest = divmod(priority or 0, PER_QUEUE)
-        if rest != int(rest):
-            raise InvalidArgument(f"priority {priority!r}: millstream has whole numbers only")
-        queue = self._open().queue_of(int(block))
-        queue.put(data, priority=PER_QUEUE - 1 - int(rest), timeout=PUT_SECONDS)
+        queue, level = self._open().lanes.of(priority or 0)
+        queue.put(data, priority=level, timeout=PUT_SECONDS)
 
     def take(self) -> Message | None:
         """Lease the next task, or return None where there is none."""
         opened = self._open()
         try:
-            return self._take(opened)
+            return take([opened.lanes], self.read_timeout if self.blocking else 0.0)
         except Closed:
             if not opened.store.closed:
                 raise
             self._now_open = None  # by `close`, or since the process ends
             return None
-
-    def _take(self, opened: Opened) -> Message | None:
-        deadline = time.monotonic() + (self.read_timeout if self.blocking else 0.0)
-        while True:
-            queues = opened.by_urgency()
-            for queue in queues[:-1]:
-                for message in queue.get_many(1, timeout=0):
-                    return message
-            left = max(deadline - time.monotonic(), 0.0)
-            wait = left if len(queues) == 1 else min(left, LOOK_SECONDS)
-            for message in queues[-1].get_many(1, timeout=wait):
-                return message
-            if wait >= left:
-                return None
 
     def dequeue(self) -> bytes | None:
         """Take a task off for good, as other storages do; `MillstreamHuey` leases it instead."""
@@ -402,20 +300,20 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
 
     def queue_size(self) -> int:
         """How many tasks wait."""
-        every = [queue.stats() for queue in self._open().by_urgency()]
+        every = [queue.stats() for queue in self._open().lanes.by_urgency()]
         return sum(one.ready + one.delayed for one in every)
 
     def enqueued_items(self, limit: int | None = None) -> list[bytes]:
         """The next tasks."""
         found: list[bytes] = []
         left = self.queue_size() if limit is None else limit
-        for queue in self._open().by_urgency():
+        for queue in self._open().lanes.by_urgency():
             found += [one.value for one in queue.peek(left - len(found))]
         return found
 
     def flush_queue(self) -> None:
         """Remove the tasks that nobody runs."""
-        for queue in self._open().by_urgency():
+        for queue in self._open().lanes.by_urgency():
             queue.purge()
 
     # --- the schedule -----------------------------------------------------------------------------
