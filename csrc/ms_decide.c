@@ -66,6 +66,7 @@ static ms_status withdraw(ms_queue *queue, uint32_t slot, uint64_t word, const m
   bool moved = ms_bucket_leave(queue, key_hash, slot, word, to, now);
   ms_bucket_release(queue, key_hash);
   if (!moved) return MS_LOST;
+  ms_total(&queue->slots->withdrawn);
   ms_claim_end(queue, dedup, id, false, out_owner); /* busy: it is void, as nothing shows */
   ms_queue_say_freed(queue);
   return MS_OK;

@@ -29,9 +29,7 @@ static void take_part(ms_queue *queue, const ms_instant *now) {
 
 /* --- putting --- */
 
-void ms_queue_refuse(ms_queue *queue) {
-  atomic_fetch_add_explicit(&queue->hints->refused, 1, memory_order_relaxed);
-}
+void ms_queue_refuse(ms_queue *queue) { ms_total(&queue->slots->refused); }
 
 ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_instant *now,
                            ms_lease *out, uint32_t *out_owner, ms_error *err) {
@@ -71,6 +69,7 @@ ms_status ms_queue_try_put(ms_queue *queue, const ms_message *message, const ms_
     if (status != MS_OK && dedup) ms_claim_end(queue, message->dedup, id, false, out_owner);
   }
   if (status != MS_OK) {
+    if (!message->id) ms_total(&queue->slots->withdrawn);
     (void)ms_move(ms_word_at(queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
     ms_bucket_release(queue, message->key_hash);
     return status;
@@ -121,12 +120,12 @@ static bool lease_is_good(ms_queue *queue, const ms_lease *lease, const ms_insta
     static const char text[] = "its bytes are not what was put";
     if (ms_queue_try_reject(queue, lease, MS_FAILED_CORRUPT, text, sizeof(text) - 1, now, &owner) ==
         MS_OK)
-      atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
+      ms_total(&queue->slots->corrupt);
     return false;
   }
   if (MS_UNLIKELY(MS_PEEK(slot->expires)) && ms_slot_expiry(queue, slot, now) <= now->time_us) {
     if (ms_queue_finish(queue, lease->slot, lease->word, now, &owner) == MS_OK)
-      atomic_fetch_add_explicit(&queue->hints->expired, 1, memory_order_relaxed);
+      ms_total(&queue->slots->expired);
     return false;
   }
   return true;

@@ -72,6 +72,7 @@ bool ms_queue_failure(const ms_queue *queue, uint32_t slot, uint64_t id, ms_fail
 void ms_queue_note_failure(ms_queue *queue, uint32_t slot, uint64_t word, uint32_t kind,
                            const void *text, size_t length, const ms_instant *now) {
   ms_failure old, *out = ms_failures_at(queue, slot) + (ms_word_grant(word) & 1);
+  ms_total(&queue->slots->failed);
   uint64_t id = MS_PEEK(ms_slot_at(queue, slot)->id);
   bool again = ms_queue_failure(queue, slot, id, &old);
   ms_failure next = {0};
@@ -122,7 +123,7 @@ static bool evict_oldest_dead(ms_queue *queue, uint32_t count) {
   if (oldest == MS_NO_SLOT) return false;
   ms_now(queue, &now);
   if (ms_queue_finish(queue, oldest, oldest_word, &now, &owner) != MS_OK) return false;
-  atomic_fetch_add_explicit(&queue->hints->evicted, 1, memory_order_relaxed);
+  ms_total(&queue->slots->evicted);
   return true;
 }
 
@@ -168,6 +169,7 @@ ms_status ms_queue_try_cancel(ms_queue *queue, uint32_t slot, uint64_t word, con
       state != MS_MESSAGE_DEAD)
     return MS_LOST;
   MS_TRY(ms_queue_finish(queue, slot, word, now, out_owner));
+  ms_total(&queue->slots->cancelled);
   if (state == MS_MESSAGE_DEAD) ms_queue_balance(queue);
   return MS_OK;
 }

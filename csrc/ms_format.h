@@ -214,6 +214,17 @@ typedef struct ms_slots_header {
   uint64_t reserved3[5];
   _Atomic uint64_t next_id;
   uint64_t reserved2[7];
+  /* Totals since the queue was made. A line of their own: put, get and ack do not touch it. */
+  _Atomic uint64_t counted_from;
+  _Atomic uint64_t withdrawn;
+  _Atomic uint64_t expired;
+  _Atomic uint64_t evicted;
+  _Atomic uint64_t cancelled;
+  _Atomic uint64_t failed;
+  _Atomic uint64_t redelivered;
+  _Atomic uint64_t corrupt;
+  _Atomic uint64_t refused;
+  uint64_t reserved4[7];
 } ms_slots_header;
 
 #define MS_SLOT_ABSOLUTE 0x8000u /* of lane: `due` is a time of the wall clock */
@@ -312,13 +323,7 @@ typedef struct ms_hints_header {
   _Atomic uint64_t wheel_due;
   uint64_t reserved6[6];
   _Atomic uint64_t gets;
-  uint64_t reserved7[7];
-  _Atomic uint64_t expired;
-  _Atomic uint64_t evicted;
-  _Atomic uint64_t redelivered;
-  _Atomic uint64_t corrupt;
-  _Atomic uint64_t refused;
-  uint64_t reserved8[3];
+  uint64_t reserved7[15];
   _Atomic uint64_t noted_tail[MS_QUEUE_LANES_MAX];
   ms_lane_hints lane[MS_QUEUE_LANES_MAX];
 } ms_hints_header;
@@ -569,6 +574,15 @@ typedef struct ms_group_partition {
   XX(ms_slots_header, config, 140)           \
   XX(ms_slots_header, time_of_boot, 144)     \
   XX(ms_slots_header, next_id, 192)          \
+  XX(ms_slots_header, counted_from, 256)     \
+  XX(ms_slots_header, withdrawn, 264)        \
+  XX(ms_slots_header, expired, 272)          \
+  XX(ms_slots_header, evicted, 280)          \
+  XX(ms_slots_header, cancelled, 288)        \
+  XX(ms_slots_header, failed, 296)           \
+  XX(ms_slots_header, redelivered, 304)      \
+  XX(ms_slots_header, corrupt, 312)          \
+  XX(ms_slots_header, refused, 320)          \
   XX(ms_slot, hash, 0)                       \
   XX(ms_slot, id, 8)                         \
   XX(ms_slot, put_at, 16)                    \
@@ -636,11 +650,6 @@ typedef struct ms_group_partition {
   XX(ms_hints_header, maintenance, 388)      \
   XX(ms_hints_header, wheel_due, 392)        \
   XX(ms_hints_header, gets, 448)             \
-  XX(ms_hints_header, expired, 512)          \
-  XX(ms_hints_header, evicted, 520)          \
-  XX(ms_hints_header, redelivered, 528)      \
-  XX(ms_hints_header, corrupt, 536)          \
-  XX(ms_hints_header, refused, 544)          \
   XX(ms_hints_header, noted_tail, 576)       \
   XX(ms_hints_header, lane, 640)             \
   MS_FORMAT_GROUP_FIELDS(XX)
@@ -659,7 +668,7 @@ _Static_assert(sizeof(ms_activation) == 72, "activation record");
 _Static_assert(sizeof(ms_compaction) == 64, "compaction record");
 _Static_assert(sizeof(ms_index_entry) == 16, "index entry");
 _Static_assert(sizeof(ms_batch_header) == 64, "batch header");
-_Static_assert(sizeof(ms_slots_header) == 256, "slots header");
+_Static_assert(sizeof(ms_slots_header) == 384, "slots header: within its page");
 _Static_assert(sizeof(ms_slot) == 96, "slot header");
 _Static_assert(sizeof(ms_failure) == 256, "failure record");
 _Static_assert(sizeof(ms_blocks_header) == 192, "blocks header");

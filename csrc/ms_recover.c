@@ -86,7 +86,7 @@ static uint64_t recovered_word(ms_queue *queue, uint32_t slot, uint64_t word, bo
     static const char torn[] = "torn by a power cut, or damaged", ended[] = "all processes ended";
     ms_queue_note_failure(queue, slot, word, spent ? MS_FAILED_DEATH : MS_FAILED_CORRUPT,
                           spent ? ended : torn, spent ? sizeof(ended) - 1 : sizeof(torn) - 1, now);
-    if (!spent) atomic_fetch_add_explicit(&queue->hints->corrupt, 1, memory_order_relaxed);
+    if (!spent) ms_total(&queue->slots->corrupt);
     return ms_word_as(word, MS_MESSAGE_DEAD, tick);
   }
   bool waits = ms_word_state(word) == MS_MESSAGE_DELAYED || ms_word_state(word) == MS_MESSAGE_HELD;
@@ -96,6 +96,27 @@ static uint64_t recovered_word(ms_queue *queue, uint32_t slot, uint64_t word, bo
   if (left_us <= 0) return ms_word_as(word, MS_MESSAGE_READY, tick);
   ms_queue_note_wall(queue, content);
   return ms_word_as(word, MS_MESSAGE_DELAYED, ms_tick_after(now, left_us));
+}
+
+void ms_queue_begin_ids(ms_queue *queue, uint64_t least) {
+  uint64_t next = MS_PEEK(queue->slots->next_id), from = MS_PEEK(queue->slots->counted_from);
+  if (next >= least) return;
+  if (from) MS_POKE(queue->slots->counted_from, from + (least - next));
+  MS_POKE(queue->slots->next_id, least);
+}
+
+void ms_queue_begin_totals(ms_queue *queue) {
+  ms_slots_header *slots = queue->slots;
+  uint64_t next = MS_PEEK(slots->next_id), from = MS_PEEK(slots->counted_from), known = 0;
+  uint64_t ended = MS_PEEK(slots->withdrawn) + MS_PEEK(slots->expired) + MS_PEEK(slots->evicted) +
+                   MS_PEEK(slots->cancelled);
+  for (uint32_t slot = 0, count = ms_slot_count(queue); slot < count; slot++) {
+    uint32_t state =
+        ms_word_state(atomic_load_explicit(ms_word_at(queue, slot), memory_order_relaxed));
+    known += state != MS_MESSAGE_FREE && state != MS_MESSAGE_SPARE;
+  }
+  if (from == 0 || from > next || next - from < known + ended)
+    MS_POKE(slots->counted_from, next - (known + ended));
 }
 
 void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void *scratch) {
@@ -112,6 +133,8 @@ void ms_queue_recover(ms_queue *queue, bool verify, const ms_instant *now, void 
     uint64_t to = recovered_word(queue, slot, word, verify, now);
     const ms_slot *content = ms_slot_at(queue, slot);
     if (to != word) set_word(queue, slot, to);
+    if (ms_word_state(to) == MS_MESSAGE_FREE && ms_word_state(word) != MS_MESSAGE_FREE)
+      ms_total(&queue->slots->withdrawn); /* it had an id */
     if (ms_word_state(to) == MS_MESSAGE_DEAD) {
       if (queue->block_key && queue->buckets)
         all[standing_count++] = (standing){0, MS_PEEK(content->id), slot, 0};
@@ -201,11 +224,6 @@ ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms_instant *no
   ms_hints_header *hints = to->hints;
   MS_POKE(hints->wheel_due, ms_wheel_next(&to->wheel));
   MS_POKE(hints->gets, MS_PEEK(from->hints->gets));
-  MS_POKE(hints->expired, MS_PEEK(from->hints->expired));
-  MS_POKE(hints->evicted, MS_PEEK(from->hints->evicted));
-  MS_POKE(hints->redelivered, MS_PEEK(from->hints->redelivered));
-  MS_POKE(hints->corrupt, MS_PEEK(from->hints->corrupt));
-  MS_POKE(hints->refused, MS_PEEK(from->hints->refused));
   MS_POKE(hints->wall_offset, MS_PEEK(from->hints->wall_offset));
   MS_POKE(hints->absolute, MS_PEEK(from->hints->absolute));
   for (uint32_t i = 0; i < to->lanes; i++)

@@ -23,4 +23,10 @@ MS_MUST_USE ms_status ms_queue_move_hints(ms_queue *from, ms_queue *to, const ms
 /* It is given up: let go what was taken. */
 void ms_queue_give_back_hints(ms_queue *from, uint32_t taken);
 
+/* As the first opener, alone: ids go on from `least` at least, and put counts on over that. Then,
+ * after recovery, totals that cannot be (an earlier version, a power cut, damage) begin
+ * with what is there. */
+void ms_queue_begin_ids(ms_queue *queue, uint64_t least);
+void ms_queue_begin_totals(ms_queue *queue);
+
 #endif

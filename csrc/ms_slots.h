@@ -57,6 +57,11 @@ static inline uint32_t ms_slot_count(const ms_queue *queue) {
   return count < queue->slot_max ? count : queue->slot_max;
 }
 
+/* Another one of what a total counts (ms_slots_header). */
+static inline void ms_total(_Atomic uint64_t *total) {
+  atomic_fetch_add_explicit(total, 1, memory_order_relaxed);
+}
+
 static inline uint64_t ms_slot_seed(const ms_queue *queue, uint32_t slot, uint32_t reuse) {
   return queue->salt ^ ((uint64_t)slot << 10 | reuse);
 }

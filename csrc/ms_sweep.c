@@ -61,7 +61,7 @@ static void end_lease(pass *p, uint32_t slot, uint64_t word, uint32_t kind) {
   if (!ms_move(ms_word_at(queue, slot), mine, to)) return;
   ms_queue_lower_expiry(queue, slot);
   ms_queue_hint(queue, slot, to);
-  atomic_fetch_add_explicit(&queue->hints->redelivered, 1, memory_order_relaxed);
+  ms_total(&queue->slots->redelivered);
   p->ready++;
 }
 
@@ -120,8 +120,7 @@ static void sweep_expiry(pass *p, uint32_t slot, uint64_t word) {
   /* A damaged time ends no message: the next get makes it a dead letter, and says so. */
   if (!ms_queue_slot_valid(p->queue, slot, ms_word_reuse(word))) return;
   ms_status status = ms_queue_finish(p->queue, slot, word, p->now, &owner);
-  if (status == MS_OK)
-    atomic_fetch_add_explicit(&p->queue->hints->expired, 1, memory_order_relaxed);
+  if (status == MS_OK) ms_total(&p->queue->slots->expired);
   if (status == MS_BUSY) p->expiry_due = p->now->time_us;
 }
 
@@ -131,8 +130,9 @@ static void sweep_slot(pass *p, uint32_t slot, uint64_t word) {
       sweep_leased(p, slot, word);
       return;
     case MS_MESSAGE_WRITING:
-      if (p->dead_count && is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count))
-        (void)ms_move(ms_word_at(p->queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE));
+      if (p->dead_count && is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count) &&
+          ms_move(ms_word_at(p->queue, slot), word, ms_free_word(word, MS_MESSAGE_FREE)))
+        ms_total(&p->queue->slots->withdrawn); /* most die there with an id, all but a few ns */
       return;
     case MS_MESSAGE_DELAYED:
       if (p->expire) sweep_expiry(p, slot, word);

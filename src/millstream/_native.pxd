@@ -131,6 +131,13 @@ cdef extern from "ms_format.h" nogil:
         uint32_t poison
         uint32_t config
         uint64_t next_id
+        uint64_t expired
+        uint64_t evicted
+        uint64_t cancelled
+        uint64_t failed
+        uint64_t redelivered
+        uint64_t corrupt
+        uint64_t refused
     ctypedef struct ms_slot:
         uint64_t id
         int64_t put_at
@@ -167,11 +174,6 @@ cdef extern from "ms_format.h" nogil:
         int64_t unsynced_at
         uint32_t maintenance
         uint64_t gets
-        uint64_t expired
-        uint64_t evicted
-        uint64_t redelivered
-        uint64_t corrupt
-        uint64_t refused
     ctypedef struct ms_format_field:
         const char *type
         const char *field
@@ -461,6 +463,7 @@ cdef extern from "ms_queue.h" nogil:
         ms_blocks_header *blocks
         ms_hints_header *hints
         uint32_t *participants
+        uint64_t *owners
         void *buckets
         uint64_t salt
         uint32_t slot_bytes
@@ -586,6 +589,8 @@ cdef extern from "ms_decide.h" nogil:
 
 cdef extern from "ms_recover.h" nogil:
     size_t ms_queue_scratch_size(const ms_queue *queue)
+    void ms_queue_begin_ids(ms_queue *queue, uint64_t least)
+    void ms_queue_begin_totals(ms_queue *queue)
     void ms_queue_recover(ms_queue *queue, bint verify, const ms_instant *now, void *scratch)
     ms_status ms_queue_move_hints(ms_queue *source, ms_queue *to, const ms_instant *now,
                                   uint32_t *io_taken, void *scratch, uint32_t *out_owner)
@@ -595,6 +600,9 @@ cdef extern from "ms_count.h" nogil:
     ctypedef struct ms_queue_counts:
         uint32_t ready, delayed, held, leased, writing, dead, spare, free, prepared, acking, invalid
         uint32_t *by_lane
+        uint64_t put
+        uint64_t done
+        int64_t oldest_us
     uint32_t ms_queue_find(const ms_queue *queue, uint64_t id, uint64_t *out_word)
     void ms_queue_count(const ms_queue *queue, ms_queue_counts *out)
     uint32_t ms_queue_state_swept(const ms_queue *queue, uint32_t slot, uint64_t word,

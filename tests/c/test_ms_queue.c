@@ -219,7 +219,7 @@ static void test_attempts_end_in_dead_letters_and_come_back(void) {
   }
   ms_queue_counts counts;
   ms_queue_count(&queue, &counts);
-  CHECK(counts.dead == DEAD_LIMIT && queue.hints->evicted == 3 && counts.free == CAPACITY);
+  CHECK(counts.dead == DEAD_LIMIT && queue.slots->evicted == 3 && counts.free == CAPACITY);
   for (int i = 0; i < CAPACITY; i++) CHECK(put(&queue, "x", 1, 0, 0, &lease) == MS_OK);
   CHECK(put(&queue, "x", 0, 0, 0, &lease) == MS_FULL);
   sound(&queue);
@@ -448,7 +448,7 @@ static void test_what_time_ends_waits_for_the_bucket_of_its_key(void) {
   atomic_store(&queue.buckets[78].word, MS_OWNER_FREE);
   CHECK(ms_queue_sweep_due(&queue, &now));
   ms_queue_sweep(&queue, &now, NULL, 0);
-  CHECK(state_of(&queue, &expiring) == MS_MESSAGE_FREE && queue.hints->expired == 1);
+  CHECK(state_of(&queue, &expiring) == MS_MESSAGE_FREE && queue.slots->expired == 1);
   pass_ms(1020); /* the sweep itself has leased it, to write down why it failed */
   CHECK(ms_queue_sweep_due(&queue, &now));
   ms_queue_sweep(&queue, &now, NULL, 0);

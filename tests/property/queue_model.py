@@ -64,6 +64,7 @@ class QueueModel:
         self.messages, self.order = {}, {}
         self.now, self.step, self.last_id = 0, 0, 0
         self.counters = {"expired": 0, "evicted": 0}
+        self.puts = self.failures = 0
 
     def those(self, *states):
         return [m for m in self.messages.values() if m.state in states]
@@ -107,6 +108,7 @@ class QueueModel:
 
     def fail(self, m, error, reason):
         m.errors.append(error)
+        self.failures += 1
         if m.attempts >= ATTEMPTS:
             self.die(m, reason)
             return True
@@ -161,6 +163,7 @@ class QueueModel:
 
     def add(self, m, number):
         assert number > self.last_id
+        self.puts += 1
         m.id = self.last_id = number
         self.messages[number] = m
         line = self.line_of(m)
@@ -210,6 +213,7 @@ class QueueModel:
             self.wait(known, self.now + (350 if how == "release later" else 0))
         elif how == "reject":
             known.errors.append("bad")
+            self.failures += 1
             self.die(known, "bad")
         else:
             known.lease_end = self.now + 650
@@ -232,11 +236,11 @@ class QueueModel:
 
     def recover(self):
         """All processes ended, and one has opened the store again."""
-        self.counters = dict.fromkeys(self.counters, 0)
         self.step += 1
         for m in self.those("leased"):
             if m.attempts >= ATTEMPTS:
                 m.errors.append("all processes ended")
+                self.failures += 1
                 self.die(m, "its holder died")
         # What was leased comes first, then by when it was ready.
         for m in self.those("leased", "ready"):
@@ -271,7 +275,10 @@ class QueueModel:
         assert counts["free"] == unused - counts["spare"]
         assert len(q) == stats.unfinished == len(self.those(*UNFINISHED))
         assert (stats.expired, stats.evicted) == tuple(self.counters.values())
-        assert stats.corrupt == 0
+        assert (stats.corrupt, stats.put, stats.failed) == (0, self.puts, self.failures)
+        ended = self.puts - len(self.messages) - stats.expired - stats.evicted
+        assert stats.done + stats.cancelled == ended
+        assert (stats.oldest_age is None) is (not self.those("ready"))
         ready = sorted((m.lane, m.id) for m in self.those("ready"))
         waiting = sorted((m.lane, m.id) for m in self.those("held", "delayed"))
         found = q.peek(100)

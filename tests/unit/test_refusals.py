@@ -142,7 +142,7 @@ def test_what_only_reads_is_changed_by_nothing(tmp_path):
             with pytest.raises(Unsupported, match="read-only"):
                 call()
         with pytest.raises(Unsupported, match="read-only"):
-            queue._set_next_id(1 << 60)  # what others ask before, it asks as well
+            queue._begin_ids(1 << 60)  # what others ask before, it asks as well
         assert (stream.next_offset(0), len(queue)) == (1, 1)
 
 

@@ -39,6 +39,7 @@ cdef class _QueueFiles:
     cdef int64_t outwaits_since  # and since when, without a pause
     cdef int64_t next_due
     cdef int64_t shift_us    # of the wall clock to the store's
+    cdef uint64_t most_put, most_done  # that were told
 
     # --- what the subclass builds on --------------------------------------------------------------
 
@@ -157,6 +158,7 @@ cdef class _QueueFiles:
         try:
             with nogil:
                 ms_queue_recover(&self.c, verify, &now, scratch)
+                ms_queue_begin_totals(&self.c)
         finally:
             free(scratch)
 
@@ -164,10 +166,10 @@ cdef class _QueueFiles:
     def _next_id(self):
         return ms_load64(&self.c.slots.next_id)
 
-    def _set_next_id(self, uint64_t least):
+    def _begin_ids(self, uint64_t least):
+        """As the one who makes the hints: ids go on from `least`."""
         self.changes()
-        if ms_load64(&self.c.slots.next_id) < least:
-            ms_store64(&self.c.slots.next_id, least)
+        ms_queue_begin_ids(&self.c, least)
 
     cdef int changes(self) except -1:
         """Before each store into the files, where `alive` is not asked."""
@@ -360,14 +362,6 @@ cdef class _QueueFiles:
     def _syncs(self):
         """(syncs begun, the last that ended well)."""
         return ms_load64(&self.c.hints.sync_begun), ms_load64(&self.c.hints.sync_ended)
-
-    def _counters(self):
-        return {"gets": ms_load64(&self.c.hints.gets),
-                "expired": ms_load64(&self.c.hints.expired),
-                "evicted": ms_load64(&self.c.hints.evicted),
-                "redelivered": ms_load64(&self.c.hints.redelivered),
-                "corrupt": ms_load64(&self.c.hints.corrupt),
-                "refused": ms_load64(&self.c.hints.refused)}
 
     @property
     def closed(self):
@@ -571,29 +565,62 @@ cdef class _QueueFiles:
         return 0
 
     def _counts(self):
-        """How many messages are in which state; `by_lane` are the ready ones.
+        """How many messages are in which state, `by_lane` the ready ones; and the totals.
 
         A lease that is over, or whose holder is dead, is none, whether or not a sweep has been.
+        Of totals that are read beside others, put and done may be a few short: they never fall.
         """
         cdef ms_queue_counts counts
         cdef uint32_t living[DEAD_MOST]
         cdef ms_instant now
         self.visible()
         cdef ms_queue c = self.c
+        ms_now(&self.c, &now)
         with nogil:
-            ms_queue_count(&c, &counts)
+            ms_queue_count_swept(&c, &now, NULL, &counts)
         if counts.leased:
             self.find_living(living)
             ms_now(&self.c, &now)
             with nogil:
                 ms_queue_count_swept(&c, &now, living, &counts)
+        self.most_put = max(self.most_put, counts.put)
+        self.most_done = max(self.most_done, counts.done)
         return {
+            "put": self.most_put, "done": self.most_done,
+            "failed": ms_load64(&c.slots.failed), "expired": ms_load64(&c.slots.expired),
+            "cancelled": ms_load64(&c.slots.cancelled), "evicted": ms_load64(&c.slots.evicted),
+            "redelivered": ms_load64(&c.slots.redelivered),
+            "corrupt": ms_load64(&c.slots.corrupt), "refused": ms_load64(&c.slots.refused),
+            "oldest_age": None if counts.oldest_us < 0 else counts.oldest_us / 1e6,
             "ready": counts.ready, "delayed": counts.delayed, "held": counts.held,
             "leased": counts.leased, "writing": counts.writing, "dead": counts.dead,
             "spare": counts.spare, "free": counts.free, "prepared": counts.prepared,
             "acking": counts.acking, "invalid": counts.invalid,
             "by_lane": [counts.by_lane[i] for i in range(self.c.lanes)],
         }
+
+    def _holders(self):
+        """How many messages each process has leased, by owner word, if it is not proved dead."""
+        cdef uint32_t i, owner
+        cdef uint64_t word, found
+        cdef dict held = {}
+        self.visible()
+        for i in range(ms_load32(&self.c.slots.slot_count)):
+            word = ms_load64(ms_queue_word(&self.c, i))
+            if ms_word_state(word) != MS_MESSAGE_LEASED:
+                continue
+            found = ms_load64(&self.c.owners[i])
+            owner = <uint32_t>(found >> 16)
+            if owner and (found & 0xffff) == (word >> 34 & 0xffff):
+                held[owner] = held.get(owner, 0) + 1
+        return {word: count for word, count in held.items() if not self.members.is_dead(word)}
+
+    def _participants(self):
+        """Owner words of the processes that have put or taken here, if not proved dead."""
+        cdef uint32_t living[DEAD_MOST]
+        self.visible()
+        self.find_living(living)
+        return [living[i] for i in range(DEAD_MOST) if living[i]]
 
     def __len__(self):
         cdef ms_queue_counts counts

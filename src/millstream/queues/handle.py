@@ -130,7 +130,7 @@ class QueueHandle(_native.QueueCore):
             if block_count:
                 self._files.allocate_blocks(block_count)
             self._use(hints)
-            self._set_next_id(self.session.generation << COUNTER_BITS | 1)
+            self._begin_ids(self.session.generation << COUNTER_BITS | 1)
             self._recover(verify=bool(self._poison) or not self.session.clean)
             if self._config["dedup_window"]:
                 dedup.open_first(self)

@@ -40,7 +40,10 @@ SETTINGS = (
     *("slot_bytes", "payload_bytes", "payload_max"),
 )
 ALL = 0x7FFFFFFF
-COUNTERS = ("redelivered", "expired", "evicted", "corrupt", "refused")
+TOTALS = (
+    *("put", "done", "failed", "expired", "cancelled", "evicted", "redelivered", "corrupt"),
+    "refused",
+)
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
 
@@ -268,10 +271,10 @@ class Queue(QueueHandle):
         """The queue in numbers, as of now; also where no descriptor is left, see `Stream.stats`."""
         with self.session.spare, _native.loading:
             from millstream.queues.records import QueueStats
-        counts, counters = self._counts(), self._counters()
+        counts = self._counts()
         numbers: dict[str, Any] = {
             **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
-            **{name: counters[name] for name in COUNTERS},
+            **{name: counts[name] for name in TOTALS},
             **{name: self._config[name] for name in SETTINGS},
         }
         in_states = ("ready", "delayed", "held", "leased", "prepared", "acking")
@@ -281,6 +284,7 @@ class Queue(QueueHandle):
             capacity=self.capacity,
             unfinished=sum(counts[state] for state in in_states),
             by_priority=tuple(counts["by_lane"]),
+            oldest_age=counts["oldest_age"],
             paused=bool(self._paused),
             slots=self._slot_count,
             blocks=self._block_count,

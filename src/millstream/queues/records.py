@@ -41,12 +41,24 @@ class QueueStats:
             is ready, or dead after its last attempt, also for a reader. A delay that has ended is
             seen once a process that writes has met it.
         by_priority: the ready ones.
+        oldest_age: seconds for which the ready message waits that has waited longest: since it was
+            put or due, of one that failed since it was ready again. None: none is ready.
         unfinished: all but the dead: what `capacity` bounds. Where a message's last lease ended
             with its holder it counts, as in `len(queue)`, until a writer makes it a dead letter.
-        redelivered: leases that ended without their holder. This, `expired`, `evicted`, `corrupt`
-            and `refused` count from the last time that a process opened the store as its only one.
-        expired, evicted, corrupt: messages that outlived their time, dead letters that gave way to
-            newer ones, messages found damaged.
+        put, done: messages that were put, and that were acknowledged. These and the next are
+            totals since the queue was made (or first opened to write by a version that counts), of
+            all processes; they go on over restarts and copies of the store. They cost nothing where
+            messages are put and acknowledged: `put` is the ids given, `done` is what was put and
+            neither stands nor ended otherwise. Read beside others both may be a few short, and are
+            right once those pause; through one handle they never fall. A kill in the middle of a
+            put, an acknowledgement or a removal may move one message from one total to another, or
+            leave it out; after a power cut messages that were not synced are missing from `put`,
+            or count as `done`. `repair` of the header begins anew.
+        failed: attempts that failed: given back with an error, rejected, not decodable, a lease
+            that ran out or whose holder died. A message may fail often, and be done in the end.
+        expired, cancelled, evicted: messages that outlived their time; were cancelled or purged,
+            also when dead; dead letters that gave way to newer ones.
+        redelivered, corrupt: leases that ended without their holder; messages found damaged.
         refused: puts that found the queue full, and waited or gave up (of `aput` each try).
         priorities, lease, ordering, retry, ttl, dedup_window, dead_limit, on_dead, ageing,
         slot_bytes, payload_bytes, payload_max: settings, as `Store.queue` explains them.
@@ -62,10 +74,15 @@ class QueueStats:
     leased: int
     dead: int
     by_priority: tuple[int, ...]
+    oldest_age: float | None
     paused: bool
-    redelivered: int
+    put: int
+    done: int
+    failed: int
     expired: int
+    cancelled: int
     evicted: int
+    redelivered: int
     corrupt: int
     refused: int
     slots: int
