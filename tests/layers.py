@@ -49,6 +49,7 @@ FLOORS = {
         "address",
         "_native",
         "options",
+        "capabilities",
         "codecs",
         "timestamps",
         "sleepers",
@@ -62,15 +63,18 @@ FLOORS = {
     "store": ("store",),
     "inspect": ("inspect",),
     "face": ("__init__", "testing", "worker", "compat"),
+    "engines": ("engines",),
     "contrib": ("contrib",),
     "cli": ("cli",),
 }
 
 # Who knows less than its place allows: the second reader shares nothing with what it checks, the
-# drop-ins for frameworks use the public face as anybody does, and the command line is a user of it
-# and its words, but for the name of a file system.
+# drop-ins for frameworks use the public face as anybody does, the engines of servers add to it the
+# parts that belong to no engine (how a batch is built, a key hashed, an argument read), and the
+# command line is a user of it and its words, but for the name of a file system.
 ONLY = {
     "inspect": ("errors", "address"),
+    "engines": ("__init__", "_native", "errors", "capabilities", "options", "timestamps", "codecs"),
     "contrib": ("__init__", "testing"),
     "cli": ("__init__", "errors", "address", "options", "inspect", "disk", "contrib"),
 }

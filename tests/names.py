@@ -37,6 +37,7 @@ CLASS = re.compile(
     r"(?:\1[ \t]+[^\n]*\n|\n)+",
     re.M,
 )
+CAPABILITY = re.compile(r'^    "(\w+)\.(\w+)": "', re.M)
 OUTSIDE = {"callgrind", "journalctl", "rsync", "ulimit", "valgrind", "wc"}  # commands
 
 
@@ -67,6 +68,9 @@ def homes(code: dict[Path, str]) -> dict[str, set[str]]:
         for one in CLASS.finditer(text):
             found.setdefault(one[2], set()).update(WORD.findall(one[0]))
             bases.setdefault(one[2], set()).update(WORD.findall(one[3] or ""))
+        if module == "capabilities":  # its keys are names of another kind: `queue.delay`
+            for kind, name in CAPABILITY.findall(text):
+                found.setdefault(kind, set()).add(name)
     for _ in range(4):  # as deep as classes of ours inherit
         for name, above in bases.items():
             found[name].update(*(found.get(base, ()) for base in above))

@@ -29,6 +29,7 @@ Where to begin:
 - How much an append survives is the store's `durability`: "process", "interval" or "sync".
 - `codecs` for values that are not bytes, `compat` in place of `queue` and `multiprocessing`,
   `testing` for a clock to advance, `inspect` to verify and repair a store that nobody has open.
+- Past one machine: `open("nats://127.0.0.1:4222")`, see `engines`; `Store.capabilities`.
 
 The command line is `millstream --help`.
 """
@@ -72,6 +73,7 @@ if TYPE_CHECKING:
     from millstream import compat as compat
     from millstream import inspect as inspect
     from millstream import testing as testing
+    from millstream.capabilities import Capability as Capability
     from millstream.groups.consumer import Consumer as Consumer
     from millstream.groups.group import Group as Group
     from millstream.groups.stats import GroupMember, GroupPartition
@@ -105,6 +107,7 @@ __all__ = [
     "Aborted",
     "Advice",
     "Batch",
+    "Capability",
     "Closed",
     "Compaction",
     "CompactionProgress",
@@ -176,6 +179,7 @@ __all__ = [
 
 _MODULES = ("codecs", "compat", "inspect", "testing", "worker")
 _HOMES = {
+    "capabilities": ("Capability",),
     "groups.consumer": ("Consumer",),
     "groups.group": ("Group",),
     "groups.stats": ("GroupMember", "GroupPartition"),

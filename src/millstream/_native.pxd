@@ -199,6 +199,8 @@ cdef extern from "ms_batch.h" nogil:
         int64_t called_us
     ctypedef struct ms_shape:
         uint32_t count
+    ctypedef struct ms_place:
+        uint64_t base_offset
     ctypedef struct ms_view:
         const uint8_t *bytes
         uint32_t length
@@ -227,6 +229,11 @@ cdef extern from "ms_batch.h" nogil:
     void ms_gather_add(ms_view *gathered, const ms_gather *gather, const ms_view *view,
                        uint32_t first, uint32_t count)
     ms_status ms_batch_measure(const ms_records *records, ms_shape *out_shape, ms_error *err)
+    uint64_t ms_batch_length(const ms_shape *shape, uint64_t file_position)
+    uint64_t ms_batch_encode(const ms_records *records, const ms_shape *shape,
+                             const ms_place *place, uint8_t *at)
+    ms_status ms_batch_view(const uint8_t *bytes, uint64_t available, uint64_t file_position,
+                            ms_view *out_view, ms_error *err)
     uint64_t ms_gather_bytes(const ms_gather *gather)
     void ms_gather_begin(const ms_gather *gather, uint8_t *buffer, ms_view *out_view)
     bint ms_bit(const uint8_t *bitmap, uint64_t i)

@@ -495,6 +495,20 @@ class TimestampColumn:
 
 def arrow_timestamps(data: _Arrow) -> TimestampColumn: ...
 
+# foreign.pxi
+
+def batch_of(
+    partition: int,
+    epoch: int,
+    first_offset: int,
+    values: _Values,
+    *,
+    keys: _Values | None = None,
+    headers: _Headers | Sequence[_Headers | None] | None = None,
+    timestamps: int | Buffer = 0,
+    offsets: Buffer | None = None,
+) -> Batch: ...
+
 # record.pxi
 
 @final

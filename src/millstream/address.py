@@ -1,7 +1,8 @@
 """Where a store is, as users write it: a path, or an address with a scheme.
 
-Each scheme has a function that maps an address to what `millstream.open` works on. Other schemes
-are refused: as paths they would make a directory of that name.
+A scheme that names a directory has a function that maps the address to its path, one that names a
+server has an engine, imported when it is asked for. Other schemes are refused: as paths they would
+make a directory of that name.
 """
 
 from __future__ import annotations
@@ -10,9 +11,14 @@ import os
 from collections.abc import Callable
 
 from millstream import _native
-from millstream.errors import InvalidArgument, InvalidType
+from millstream.errors import InvalidArgument, InvalidType, Unsupported
 
-__all__ = ["SCHEMES", "directory"]
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from importlib.metadata import EntryPoint
+    from typing import Any
+
+__all__ = ["ENGINES", "SCHEMES", "directory", "opener"]
 
 LETTERS = frozenset("abcdefghijklmnopqrstuvwxyz")
 SCHEME_CHARACTERS = LETTERS | frozenset("0123456789+-.")
@@ -40,6 +46,11 @@ def _of_file(address: str) -> str:
 SCHEMES: dict[str, Callable[[str], str]] = {"file": _of_file}
 """By name, in small letters."""
 
+ENGINES: dict[str, tuple[str, str]] = {}
+"""By scheme: the module whose `open` opens a store of such a server, and the extra it needs."""
+GROUP = "millstream.engines"
+"""Entry points by which packages of others add engines: scheme = "module:function"."""
+
 
 def scheme_of(text: str) -> str | None:
     """The scheme of an address, in small letters; None: it is a path.
@@ -52,6 +63,54 @@ def scheme_of(text: str) -> str | None:
     if not separator or not LETTERS.issuperset(head[:1]) or not SCHEME_CHARACTERS.issuperset(head):
         return None
     return head or None
+
+
+def _entry_point(scheme: str) -> EntryPoint | None:
+    """The entry point of an engine of others, or None. For the holder of `loading`."""
+    from importlib.metadata import entry_points
+
+    return next(iter(entry_points(group=GROUP, name=scheme)), None)
+
+
+def _is_server(scheme: str) -> bool:
+    if scheme in ENGINES:
+        return True
+    with _native.loading:
+        return _entry_point(scheme) is not None
+
+
+def opener(address: object) -> Callable[..., Any] | None:
+    """What opens the store of a server at an address; None: it is none of a server.
+
+    Raises: Unsupported where what the engine needs is not installed.
+    """
+    if not isinstance(address, str | bytes):
+        return None
+    scheme = scheme_of(os.fsdecode(address))
+    if scheme is None or scheme in SCHEMES:
+        return None
+    module, extra = ENGINES.get(scheme, ("", ""))
+    failed: ImportError | None = None
+    with _native.loading:
+        from importlib import import_module
+
+        try:
+            if module:
+                found: Callable[..., Any] = import_module(module).open
+            elif (entry := _entry_point(scheme)) is not None:
+                found = entry.load()
+            else:
+                return None
+        except ImportError as error:
+            failed = error
+    if failed is None:
+        return found
+    need = f"; pip install 'millstream[{extra}]'" if extra else ""
+    raise Unsupported(
+        f"address {os.fsdecode(address)!r}: the engine of {scheme}:// cannot be imported:"
+        f" {failed}{need}",
+        engine=scheme,
+    ) from failed
 
 
 def _squeezed(text: str) -> str | None:
@@ -90,15 +149,22 @@ def directory(address: str | bytes | os.PathLike[str] | os.PathLike[bytes]) -> s
             f"path {text!r}: a path squeezes the // of {squeezed}://, so an address must be a"
             f" str; a directory of that name is {os.path.abspath(text)}"
         )
-    if meant in SCHEMES or squeezed in SCHEMES:
+    near = meant or squeezed or ""
+    if scheme is None and (near in SCHEMES or near in ENGINES):
+        right = f"{near}:///PATH" if near in SCHEMES else f"{near}://HOST:PORT"
         raise InvalidArgument(
             f"address {text!r}: begins with a blank, or has one slash where two belong; write it as"
-            f" {meant or squeezed}:///PATH; a directory of that name is ./{text}"
+            f" {right}; a directory of that name is ./{text}"
         )
-    if meant or squeezed:
-        known = ", ".join(f"{name}://" for name in sorted(SCHEMES))
+    if scheme is not None and _is_server(scheme):
         raise InvalidArgument(
-            f"address {text!r}: no scheme {meant or squeezed}:// is known, only {known} and plain"
+            f"address {text!r}: names a server, and this needs a directory; millstream.open opens"
+            " the server"
+        )
+    if near:
+        known = ", ".join(f"{name}://" for name in sorted({*SCHEMES, *ENGINES}))
+        raise InvalidArgument(
+            f"address {text!r}: no scheme {near}:// is known, only {known} and plain"
             f" paths; a directory of that name is ./{text}"
         )
     return text

@@ -26,7 +26,7 @@ MillstreamError
 ├── Retry                             raised by workers: count a failure, deliver again later
 ├── Snooze                            raised by workers: deliver again later, nothing failed
 ├── Reject                            raised by workers: to the dead letters
-└── Unsupported                       not possible on this file system or with these data
+└── Unsupported                       not possible on this file system, engine, or with these data
 """
 
 from __future__ import annotations
@@ -430,11 +430,34 @@ class Reject(MillstreamError):
 
 
 class Unsupported(MillstreamError):
-    """Not possible on this file system, on this machine, or with these data.
+    """Not possible on this file system or machine, with these data, or on this engine.
+
+    An engine raises it before it sends anything.
 
     What to do: use another directory or mode; `force=True` where the text offers it, at your
-    own risk.
+    own risk. Of an engine: as `instead` says.
+
+    Attributes:
+        capability: what an engine was asked for, as `Store.capabilities` names it; "": not of one.
+        engine: the engine and its version.
+        instead: what to do.
+
+    >>> str(Unsupported(capability="queue.release", engine="kafka 4.4.0", instead="use nack"))
+    'kafka 4.4.0: queue.release is not supported; use nack'
     """
+
+    def __init__(
+        self, message: str = "", *, capability: str = "", engine: str = "", instead: str = ""
+    ) -> None:
+        made = f"{engine}: {capability} is not supported" + (f"; {instead}" if instead else "")
+        super().__init__(message or made)
+        self.capability = capability
+        self.engine = engine
+        self.instead = instead
+
+    def __reduce__(self) -> tuple[object, ...]:
+        given = {"capability": self.capability, "engine": self.engine, "instead": self.instead}
+        return _again, (type(self), self.args[0], given)
 
 
 class MillstreamWarning(UserWarning):

@@ -5,12 +5,13 @@ import pickle
 from collections.abc import AsyncIterator, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, assert_type
+from typing import Any, Literal, assert_type
 
 import numpy as np
 import numpy.typing as npt
 
 import millstream
+import millstream.engines
 from millstream import (
     Batch,
     Consumer,
@@ -39,6 +40,25 @@ def stores() -> None:
     millstream.open(Path("data"), durability="sync", mode="r", timeout=5.0).close()
     millstream.open("data", durability="often")  # type: ignore[arg-type]
     millstream.open("data", mode="w")  # type: ignore[arg-type]
+
+
+def engines_of(store: Store, stream: Stream) -> None:
+    """A store in a directory is one of the engines: mypy compares each method with the protocol."""
+    one: millstream.engines.Store = store
+    log: millstream.engines.Stream = stream
+    queue: millstream.engines.Queue = store.queue("q")
+    producer: millstream.engines.Producer = stream.producer("p")
+    group: millstream.engines.Group = stream.group("g")
+    assert_type(one.stream("s"), millstream.engines.Stream)
+    assert_type(one.capabilities["queue.delay"].level, Literal["native", "emulated", "none"])
+    one.require("queue.delay", emulated=False)
+    for batch in log.consumer("g", timeout=1.0):
+        assert_type(batch, Batch)
+    with queue.get(timeout=1.0) as message:
+        assert_type(message.attempt, int)
+    producer.append_many([b"x"], first_sequence=1)
+    group.seek("earliest")
+    store.queue("q", emulate={"delay"})
 
 
 def producers(stream: Stream) -> None:

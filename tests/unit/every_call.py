@@ -276,6 +276,7 @@ CALLS = {
     "Store.pipe": lambda w: w.pipe,
     "Store.queue": lambda w: lambda: w.store.queue(f"q{w.next()}"),
     "Store.queues": lambda w: w.store.queues,
+    "Store.require": lambda w: lambda: w.store.require("queue.delay"),
     "Store.stream": lambda w: lambda: w.store.stream(f"s{w.next()}"),
     "Store.streams": lambda w: w.store.streams,
     "Store.transaction": lambda w: committed(w, lambda tx: None),

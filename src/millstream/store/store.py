@@ -40,9 +40,10 @@ from millstream.store.transactions import Transactions
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Collection
     from typing import Any, Literal, TypeAlias
 
+    from millstream.capabilities import Capabilities
     from millstream.log.settings import OnMismatch
     from millstream.options import Compaction, Durability, Retention, RetryPolicy
     from millstream.queues.queue import Queue
@@ -403,6 +404,47 @@ class Store:
         """Is the handle closed?"""
         return self.session.closed
 
+    @property
+    def engine(self) -> str:
+        """What keeps it: "file", or the name and version of a server."""
+        return self.capabilities.engine
+
+    @property
+    def capabilities(self) -> Capabilities:
+        """What the engine can do, by name: a `Capability` with level, note and limits.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     store.capabilities["queue.delay"].level
+        'native'
+        """
+        with _native.loading:
+            from millstream.store.capabilities import FILE
+        return FILE
+
+    def require(self, *names: str, emulated: bool = True) -> None:
+        """Raise `Unsupported` where the engine lacks one of these capabilities.
+
+        Called once at the start, so that a program fails then and not in the middle of its work.
+
+        Args:
+            names: as `capabilities` has them.
+            emulated: False: what millstream would have to emulate counts as lacking.
+
+        Raises: Unsupported, InvalidArgument for a name that is not known.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     store.require("queue.fenced_ack", "stream.transaction")
+        """
+        self.session.check_open()
+        self.capabilities.require(*names, emulated=emulated)
+
+    @property
+    def native(self) -> Any:
+        """The client below, for what is not covered here; of a directory the store itself."""
+        return self
+
     def stream(
         self,
         name: str,
@@ -414,6 +456,7 @@ class Store:
         compact: Compaction | None = None,
         create: bool | None = None,
         on_mismatch: OnMismatch = "raise",
+        emulate: Collection[str] = (),
     ) -> Stream:
         """Open a stream, creating it where it is not there.
 
@@ -434,6 +477,8 @@ class Store:
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` and `add_partitions` do (fewer partitions
                 still raise); "keep" what is stored.
+            emulate: capabilities, without their ``stream.``, that millstream may emulate where the
+                engine has them not; a directory has all.
 
         Raises: ConfigMismatch where the stream is there with other settings than given; NotFound
         when it is not there, with create=False or in a read-only store; InvalidArgument,
@@ -447,6 +492,8 @@ class Store:
         2592000.0
         """
         self.session.check_open()
+        if emulate:
+            self.capabilities.consent("stream", emulate)
         given = settings.given(partitions, retention, segment_bytes, compact)
         return self._streams.open(name, given, durability, create, on_mismatch)
 
@@ -485,6 +532,7 @@ class Store:
         durability: Durability | None = None,
         create: bool | None = None,
         on_mismatch: OnMismatch = "raise",
+        emulate: Collection[str] = (),
     ) -> Queue:
         """Open a queue, creating it where it is not there.
 
@@ -517,6 +565,8 @@ class Store:
             on_mismatch: where another setting is stored than named here: "raise" `ConfigMismatch`;
                 "alter" it, for every process, as `alter` does (what that cannot change still
                 raises); "keep" what is stored.
+            emulate: capabilities, without their ``queue.``, that millstream may emulate where the
+                engine has them not; a directory has all.
 
         Raises: ConfigMismatch where the queue is there with other settings than given; NotFound
         when it is not there, with create=False or in a read-only store; InvalidArgument,
@@ -531,6 +581,8 @@ class Store:
         b'hello'
         """
         self.session.check_open()
+        if emulate:
+            self.capabilities.consent("queue", emulate)
         options = {
             "capacity": capacity, "priorities": priorities, "slot_bytes": slot_bytes,
             "payload_bytes": payload_bytes, "payload_max": payload_max, "lease": lease,
@@ -743,12 +795,14 @@ def open(
     create: bool = True,
     timeout: float | None = None,
 ) -> Store:
-    """Open the store in a directory, creating it where there is none.
+    """Open the store in a directory, creating it where there is none; or that of a server.
 
     Any number of processes at once.
 
     Args:
-        path: the directory, also as ``file:///path``. Created 0700, its files 0600.
+        path: the directory, also as ``file:///path``. Created 0700, its files 0600. Or the address
+            of a server, such as ``nats://127.0.0.1:4222``: see `millstream.engines`, whose `Store`
+            it then is, with the capabilities that it says.
         durability: "process", "interval" or "sync": what an append has survived when it returns. A
             new store stores it, "interval" by default; for one that is there it holds for this
             handle.
@@ -759,7 +813,8 @@ def open(
 
     Raises: NotFound (no store, with mode "r" or create=False), Unsupported (file system),
     InvalidArgument (an address with a scheme that is not known), StorageError, LockTimeout,
-    CorruptBatch (a damaged configuration file), VersionMismatch.
+    CorruptBatch (a damaged configuration file), VersionMismatch. Of a server: StorageError where
+    it cannot be reached or refuses, Unsupported where it is too old or its client is not installed.
 
     >>> import millstream, tempfile
     >>> with tempfile.TemporaryDirectory() as directory, millstream.open(directory) as store:
@@ -772,6 +827,11 @@ def open(
     settings.check_durability(durability)
     checked = check_timeout(timeout)
     may_create = boolean("create", create)
+    opener = address.opener(path)
+    if opener is not None:
+        return cast_store(
+            opener(path, durability=durability, mode=mode, create=create, timeout=checked)
+        )
     directory = files.absolute(address.directory(path))
     if mode == "rw" and may_create:
         files.make_directories(directory)
@@ -781,6 +841,12 @@ def open(
     except NotFound as error:
         raise no_store(directory) from error
     return Store(held, mode, durability, force, seconds, may_create)
+
+
+def cast_store(found: Any) -> Store:
+    """The store of another engine, typed as that of a directory: programs change the address."""
+    store: Store = found
+    return store
 
 
 def shared(
