@@ -364,3 +364,51 @@ def test_run_without_workers_is_refused(queue):
 def test_counts_say_it_in_words():
     assert str(Counts(1, 2, 1, 3)) == "1 done, 2 failed (1 of them dead), 3 released"
     assert Counts(1) + Counts(0, 1) == Counts(1, 1)
+
+
+def test_a_failure_is_logged_with_what_when_and_what_next(store, caplog):
+    queue = store.queue("mail", retry=QUICK)
+    number = queue.put(b"x")
+
+    def broken(message):
+        raise ZeroDivisionError("in the function")
+
+    with Worker(queue, broken):
+        until(lambda: len(queue.dead) == 1)
+    first, second = caplog.messages
+    begin = f"mail: message {number}, attempt {{}} of 2: ZeroDivisionError('in the function')"
+    assert first.startswith(begin.format(1) + "; again in 0 s, at 20")
+    assert second == begin.format(2) + "; a dead letter now"
+    assert "in broken" in caplog.text
+    (letter,) = queue.dead.list()
+    assert letter.last_error == "ZeroDivisionError('in the function')"
+    assert letter.traceback.startswith("Traceback (most recent call last):")
+    assert letter.traceback.endswith("ZeroDivisionError: in the function\n")
+    assert "in broken" in queue.dead.peek(number).traceback
+
+
+def test_tracebacks_of_dead_letters_are_kept_and_bounded(tmp_path, monkeypatch):
+    monkeypatch.setattr("millstream.queues.tracebacks.FILE_MAX", 20_000)
+    with millstream.open(tmp_path / "store") as store:
+        queue = store.queue("mail", retry=millstream.RetryPolicy(max_attempts=1))
+        for index in range(12):
+            queue.put(b"x")
+            with pytest.raises(RuntimeError), queue.get(timeout=0):
+                raise RuntimeError(f"number {index} " + "x" * 5000)
+        queue.put(b"x")
+        with queue.get(timeout=0):
+            raise millstream.Reject("unwanted")
+        with open(tmp_path / "store/queues/mail/tracebacks", "ab") as file:
+            file.write(b'{"id": 1, "trace')  # somebody was killed there
+        store.queue("mail").put(b"y")
+        with pytest.raises(KeyError), queue.get(timeout=0):
+            raise KeyError("after it")
+        store.backup(tmp_path / "copy")
+    for name in ("store", "copy"):
+        with millstream.open(tmp_path / name, mode="r") as store:
+            texts = [letter.traceback for letter in store.queue("mail").dead.list()]
+            assert texts[-1].endswith("KeyError: 'after it'\n")
+            assert texts[-2].endswith("Reject: unwanted\n")
+            assert f"number {11}" in texts[11] and not texts[0]
+        kept = sum(path.stat().st_size for path in (tmp_path / name).rglob("tracebacks*"))
+        assert kept < 60_000

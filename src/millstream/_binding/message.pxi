@@ -355,9 +355,13 @@ cdef class Message:
             return True
         if isinstance(error, _errors.Reject):
             self.give_up(MS_FAILED_REJECTED, error.reason, True)
+            if self.outcome == "dead":
+                self.queue._keep_traceback(self.lease.id, error)
             return True
         if isinstance(error, Exception):
             self.fail(None, repr(error), False)
+            if self.outcome == "dead" and not self.was_lost:
+                self.queue._keep_traceback(self.lease.id, error)
         else:
             self.give_back(0, False)
         return False

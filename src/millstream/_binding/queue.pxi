@@ -104,6 +104,7 @@ cdef class QueueCore(_QueueFiles):
     """Base of `millstream.Queue`: putting and taking.
 
     Hooks of the subclass: ``_grow_blocks(count)``, ``_grow_dedup()``, ``_retry_delay(attempt)``,
+    ``_keep_traceback(id, error)``,
     ``_due(at)``, and those of its base.
     """
     # --- putting ----------------------------------------------------------------------------------

@@ -7,12 +7,14 @@ than its id in the copy, or gone, its slot still tells that it was there.
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from typing import TYPE_CHECKING, NamedTuple
 
 from millstream.disk import files
 from millstream.disk.files import PAGE
-from millstream.queues import slots
+from millstream.errors import NotFound
+from millstream.queues import slots, tracebacks
 from millstream.queues.slots import FREE, PREPARED, SPARE, WRITING
 
 if TYPE_CHECKING:
@@ -116,6 +118,9 @@ def copy(queue: Queue, target: files.Path) -> None:
         copying.run()
     finally:
         copying.close()
+    for name in (tracebacks.BEFORE, tracebacks.NAME):
+        with contextlib.suppress(NotFound):
+            files.replace(target / name, files.content(queue._files.path(name)))
     files.sync_directory(target)
 
 

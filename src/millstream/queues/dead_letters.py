@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 from millstream import _native
@@ -35,7 +35,17 @@ class DeadLetters:
     def __len__(self) -> int:
         return int(self._queue._counts()["dead"])
 
-    def _letter(self, slot: int, word: int) -> DeadLetter | None:
+    def _letters(self, found: Sequence[tuple[int, int, int]]) -> Iterator[DeadLetter]:
+        """Those at (id, slot, word) that are there still."""
+        with _native.loading:
+            from millstream.queues import tracebacks
+        kept = tracebacks.of_letters(self._queue.path, [number for number, _, _ in found])
+        for number, slot, word in found:
+            letter = self._letter(slot, word, kept.get(number, ""))
+            if letter is not None:
+                yield letter
+
+    def _letter(self, slot: int, word: int, traceback: str) -> DeadLetter | None:
         with _native.loading:
             from millstream.queues.records import REASONS, DeadLetter, moment
         queue = self._queue
@@ -66,6 +76,7 @@ class DeadLetters:
             headers,
             priority,
             moment(put_at),
+            traceback,
         )
 
     def list(self, count: int | None = None) -> list[DeadLetter]:
@@ -73,19 +84,16 @@ class DeadLetters:
         found = sorted((number, slot, word) for _, number, slot, word in self._scan())
         if count is not None:
             found = found[: integer("count", count, 0)]
-        letters = (self._letter(slot, word) for _, slot, word in found)
-        return [letter for letter in letters if letter is not None]
+        return list(self._letters(found))
 
     def peek(self, id: int) -> DeadLetter:
         """One dead letter.
 
         Raises: NotFound.
         """
-        for _, number, slot, word in self._scan():
-            if number == message_id(id):
-                letter = self._letter(slot, word)
-                if letter is not None:
-                    return letter
+        found = [(number, slot, word) for _, number, slot, word in self._scan()]
+        for letter in self._letters([one for one in found if one[0] == message_id(id)]):
+            return letter
         raise NotFound(f"{self._queue.path}: message {id} is no dead letter")
 
     def redrive(self, ids: int | Iterable[int] | None = None) -> int:

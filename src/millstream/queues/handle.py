@@ -329,6 +329,12 @@ class QueueHandle(_native.QueueCore):
             self._random = random
         return self._retry.delay(attempt, self._random())
 
+    def _keep_traceback(self, number: int, error: BaseException) -> None:
+        """A message is a dead letter since this error."""
+        with _native.loading:
+            from millstream.queues import tracebacks
+        tracebacks.keep(self.path, number, error)
+
     def _due(self, at: Any) -> int:
         return timestamps.microseconds(at)
 

@@ -238,20 +238,52 @@ class Loop:
         except Reject as reject:
             reason = reject.reason
             self._end_all(held, lambda message: message.reject(reason))
+            self._report(held, reject, f"rejected: {reason}")
         except Retry as retry:
-            after = retry.delay
-            self._end_all(held, lambda message: message.nack(after, "Retry"))
+            self._fail(held, "Retry", retry, retry.delay)
         except Exception as error:
-            text = repr(error)
-            LOG.warning("%s: %s", self.queue.name, text, exc_info=True)
-            self._end_all(held, lambda message: message.nack(None, text))
+            self._fail(held, repr(error), error)
         except SystemExit as left:
             if self.options.mode == "process":  # it is replaced, and would take them for ever
-                why = repr(left)
-                self._end_all(held, lambda message: message.nack(None, why))
+                self._fail(held, repr(left), left)
             raise
         else:
             self._end_all(held, lambda message: message.ack())
+
+    def _fail(
+        self, held: list[Held], text: str, error: BaseException, delay: float | None = None
+    ) -> None:
+        """Count a failure for each, and say when it is tried again."""
+        for each in held:
+            message = each.message
+            after = self.queue._retry_delay(message.attempt) if delay is None else delay
+            self._end(each, functools.partial(message.nack, after, text))
+            self._report([each], error, text, after)
+
+    def _report(
+        self, held: list[Held], error: BaseException, text: str, delay: float = 0.0
+    ) -> None:
+        """Log what became of messages whose function raised; the dead keep its traceback."""
+        attempts = self.queue.retry.max_attempts
+        for each in held:
+            message = each.message
+            if message.lost:
+                fate = "its lease was lost, so others have it"
+            elif message.finished == "dead":
+                fate = "a dead letter now"
+                self.queue._keep_traceback(message.id, error)
+            elif message.finished == "nack":
+                at = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(time.time() + delay))
+                fate = f"again in {delay:.3g} s, at {at}"
+            else:
+                fate = f"ended by the function itself: {message.finished}"
+            # Expected ones are told, and not as something that is wrong.
+            level = logging.INFO if isinstance(error, Retry) else logging.WARNING
+            LOG.log(
+                level, "%s: message %d, attempt %d of %d: %s; %s",
+                self.queue.name, message.id, message.attempt, attempts, text, fate,
+                exc_info=None if isinstance(error, Retry | Reject) else error,
+            )  # fmt: skip
 
     def _end_all(self, held: list[Held], end: Callable[[Message], object]) -> None:
         for each in held:

@@ -140,6 +140,9 @@ class DeadLetter:
         reason: why it is dead, in a word or two.
         first_error, last_error: what was said at the first and the last failure.
         attempts: how often it was leased.
+        traceback: of the exception that it died of, in a `worker` or in a ``with`` of the message:
+            at most the last 16 KiB. "": there was none, or it is not kept any more (the last 4 to
+            8 MiB of a queue's are).
     """
 
     id: int
@@ -154,6 +157,7 @@ class DeadLetter:
     headers: dict[str, bytes]
     priority: int
     put_at: datetime
+    traceback: str = ""
 
     def __repr__(self) -> str:
         key = "" if self.key is None else f", key {shown(self.key)}"
