@@ -76,7 +76,7 @@ if TYPE_CHECKING:
     from millstream.capabilities import Capability as Capability
     from millstream.groups.consumer import Consumer as Consumer
     from millstream.groups.group import Group as Group
-    from millstream.groups.stats import GroupMember, GroupPartition
+    from millstream.groups.stats import GroupMember, GroupPartition, GroupStats
     from millstream.log.compaction import CompactionProgress, CompactionResult
     from millstream.options import Compaction as Compaction
     from millstream.options import Durability
@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
     from millstream.store.advice import Advice as Advice
+    from millstream.store.stats import StoreProcess, StoreStats
     from millstream.store.store import Store as Store
     from millstream.store.store import open as open
     from millstream.store.store import temporary as temporary
@@ -123,6 +124,7 @@ __all__ = [
     "Group",
     "GroupMember",
     "GroupPartition",
+    "GroupStats",
     "Indeterminate",
     "InvalidArgument",
     "InvalidType",
@@ -154,6 +156,8 @@ __all__ = [
     "StorageError",
     "Store",
     "StoreFull",
+    "StoreProcess",
+    "StoreStats",
     "StoredMessage",
     "Stream",
     "StreamStats",
@@ -182,7 +186,7 @@ _HOMES = {
     "capabilities": ("Capability",),
     "groups.consumer": ("Consumer",),
     "groups.group": ("Group",),
-    "groups.stats": ("GroupMember", "GroupPartition"),
+    "groups.stats": ("GroupMember", "GroupPartition", "GroupStats"),
     "log.compaction": ("CompactionProgress", "CompactionResult"),
     "queue_errors": ("Empty", "QueueFull"),
     "options": ("Compaction", "Durability", "Retention", "RetryPolicy"),
@@ -191,6 +195,7 @@ _HOMES = {
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
     "store.advice": ("Advice",),
+    "store.stats": ("StoreProcess", "StoreStats"),
     "store.store": ("Store", "open", "temporary"),
     "streams.producer": ("Producer",),
     "streams.stats": ("PartitionStats", "StreamStats"),

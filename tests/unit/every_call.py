@@ -33,6 +33,7 @@ NO_FILES = {
     "Advice", "Compaction", "CompactionProgress", "CompactionResult", "DeadLetter",
     "PartitionStats", "Position", "Put", "QueueStats", "Retention", "RetryPolicy", "Span",
     "Record", "StoredMessage", "StreamStats", "GroupMember", "GroupPartition",
+    "GroupStats", "StoreProcess", "StoreStats",
 }  # fmt: skip
 """Values: they touch neither files nor threads."""
 ELSEWHERE = {"position_in"}

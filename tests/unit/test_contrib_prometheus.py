@@ -63,7 +63,10 @@ def test_each_figure_is_what_the_store_has(store):
     for state, count in states.items():
         assert of("millstream_queue_messages", queue="mail", state=state) == count
     assert of("millstream_queue_capacity", queue="mail") == 10
-    assert of("millstream_queue_expired_total", queue="mail") == 0
+    for what, count in {"put": 4, "done": 0, "failed": 1, "expired": 0, "cancelled": 0}.items():
+        assert of(f"millstream_queue_{what}_total", queue="mail") == count
+    assert 0 <= of("millstream_queue_oldest_age_seconds", queue="mail") < 20
+    assert of("millstream_members") == 1
     assert of("millstream_queue_paused", queue="mail") == 0
     one, none = ({"stream": "events", "partition": number} for number in "10")
     assert of("millstream_stream_records", **one) == 3
@@ -104,7 +107,7 @@ def test_what_is_paused_or_not_sound_shows(store, monkeypatch):
 
 def test_an_empty_store_and_one_that_is_only_read(tmp_path):
     with millstream.open(tmp_path / "store") as store:
-        assert scraped(store) == {("millstream_health",): 1}
+        assert scraped(store) == {("millstream_health",): 1, ("millstream_members",): 1}
         filled(store).release()
         with millstream.open(tmp_path / "store", mode="r") as reader:
             assert scraped(reader).keys() == scraped(store).keys()
@@ -117,7 +120,7 @@ def test_what_is_dropped_while_it_is_read_is_left_out(store, monkeypatch):
     monkeypatch.setattr(type(store), "streams", lambda store: ["never"])
     assert ("millstream_queue_capacity", ("queue", "gone")) in scraped(store)
     store.drop_queue("gone")
-    assert scraped(store) == {("millstream_health",): 1}
+    assert scraped(store) == {("millstream_health",): 1, ("millstream_members",): 1}
 
 
 def test_the_command_prints_what_the_parser_takes(tmp_path, capsys):

@@ -116,6 +116,35 @@ cdef class StreamCore:
                         self.opened[i] = log
         return self.opened[i]
 
+    def _figures(self):
+        """Of each partition, in one pass, as `log.handle.Figures` names them; None: ask `_log`."""
+        cdef list found = []
+        cdef Partition native
+        cdef ms_control_block *block
+        cdef ms_mark mark
+        cdef int64_t now = ms_clock_monotonic_ns(), since
+        cdef uint32_t i
+        self.alive()
+        for i in range(self.count):
+            native = <Partition>self.natives[i]
+            if self.opened[i] is None or self.opened[i].private or \
+                    ms_load64(&native.c.block.walked) != native.c.generation or \
+                    ms_partition_try_end(native.c.block, &mark) != MS_OK:
+                found.append(None)
+                continue
+            block = native.c.block
+            since = <int64_t>ms_load64(&block.unsynced_at)
+            if since > now or ms_load64(&block.durable) >= ms_load64(&block.tail):
+                since = 0
+            found.append((
+                self.opened[i],
+                (ms_load64(&block.first_segment), ms_load64(&block.active),
+                 ms_load32(&block.structure), ms_load32(&block.compacted)),
+                mark.position, ms_load64(&block.first_offset), mark.offset,
+                ms_load64(&block.durable_offset), ms_load32(&block.poison),
+                since > 0 and now - since > <int64_t>LATE_NS))
+        return found
+
     def _opened(self):
         return [log for log in self.opened or () if log is not None]
 

@@ -66,11 +66,15 @@ def add(
 
 def group_of(store: Store, args: argparse.Namespace) -> Group:
     """Return the group that the arguments name."""
-    stream = existing(store, args.stream)
+    return named_group(existing(store, args.stream), args.group)
+
+
+def named_group(stream: Stream, name: str) -> Group:
+    """Return a group that exists."""
     names = stream.groups()
-    if args.group not in names:
-        raise unknown(f"group {args.group!r} of stream {args.stream!r}", args.group, names)
-    return stream.group(args.group)
+    if name not in names:
+        raise unknown(f"group {name!r} of stream {stream.name!r}", name, names)
+    return stream.group(name)
 
 
 def run_ls(args: argparse.Namespace) -> int:

@@ -14,37 +14,42 @@
 
 from __future__ import annotations
 
-import contextlib
 import time
 from typing import TYPE_CHECKING
 
-from millstream import Closed, NotFound
+from millstream import GroupPartition
 from millstream.contrib import require
 
 require("prometheus_client", "prometheus", (0, 20), (1,))
 
-from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily  # noqa: E402
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Sample  # noqa: E402
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
-    from typing import TypeAlias
+    from collections.abc import Callable, Iterator
 
-    from millstream import Queue, Store, Stream
-
-    Sample: TypeAlias = tuple[str, tuple[str, ...], float]
+    from millstream import PartitionStats, Store
 
 __all__ = ["Collector"]
 
 STATES = ("ready", "delayed", "held", "leased", "dead")
-COUNTED = ("redelivered", "expired", "evicted", "corrupt", "refused")
+COUNTED = (
+    *("put", "done", "failed", "expired", "cancelled", "evicted", "redelivered", "corrupt"),
+    "refused",
+)
 OF_PARTITION = ("stream", "partition")
 OF_GROUP = ("stream", "group", "partition")
 METRICS = {
     "millstream_health": ("1: every stream, queue and group is sound", ()),
+    "millstream_members": ("Processes that have the store open to write", ()),
     "millstream_queue_health": ("1: sound", ("queue",)),
     "millstream_queue_messages": ("Messages in that state", ("queue", "state")),
     "millstream_queue_capacity": ("How many messages may be not finished", ("queue",)),
     "millstream_queue_paused": ("1: nothing is leased until it is resumed", ("queue",)),
+    "millstream_queue_oldest_age_seconds": ("How long the oldest ready one waits", ("queue",)),
+    "millstream_queue_put_total": ("Messages that were put", ("queue",)),
+    "millstream_queue_done_total": ("Messages that were acknowledged", ("queue",)),
+    "millstream_queue_failed_total": ("Attempts that failed", ("queue",)),
+    "millstream_queue_cancelled_total": ("Messages cancelled or purged", ("queue",)),
     "millstream_queue_redelivered_total": ("Leases that ended without their holder", ("queue",)),
     "millstream_queue_expired_total": ("Messages that outlived their time", ("queue",)),
     "millstream_queue_evicted_total": ("Dead letters that gave way to newer ones", ("queue",)),
@@ -64,10 +69,10 @@ METRICS = {
 
 
 class Collector:
-    """A collector of prometheus_client: what a store is like whenever it is asked.
+    """A collector of prometheus_client: what a store is like whenever it is asked, `Store.stats`.
 
-    Also of a store that was opened to read alone, and in any process. Counters begin at 0 when a
-    process opens the store as its only one. What is dropped while it is read is left out.
+    Also of a store that was opened to read alone, and in any process. Counters are those of the
+    queue's life, see `QueueStats`. What is dropped while it is read is left out.
 
     Args:
         store: is left open.
@@ -75,72 +80,80 @@ class Collector:
 
     def __init__(self, store: Store) -> None:
         self._store = store
+        self._labels: dict[tuple[str, ...], dict[str, str]] = {}
+        self._made: dict[tuple[str, ...], tuple[PartitionStats | GroupPartition, list[Sample]]] = {}
+        """Samples of what is the same object as at the last call: it says the same."""
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
         """The metrics, as of now."""
-        samples: dict[str, list[tuple[tuple[str, ...], float]]] = {name: [] for name in METRICS}
-        for name, labels, value in self._samples():
-            samples[name].append((labels, value))
-        sound = [value for name in METRICS if "health" in name for _, value in samples[name]]
-        samples["millstream_health"] = [((), float(all(sound)))]
+        samples: dict[str, list[Sample]] = {name: [] for name in METRICS}
+        self._fill({name: found.append for name, found in samples.items()})
         for name, (text, labels) in METRICS.items():
             kind = CounterMetricFamily if name.endswith("_total") else GaugeMetricFamily
             family = kind(name, text, labels=labels)
-            for labelled, value in samples[name]:
-                family.add_metric(labelled, value)
+            family.samples = samples[name]
             yield family
 
-    def _samples(self) -> Iterator[Sample]:
-        for name in self._store.queues():
-            with contextlib.suppress(Closed, NotFound):
-                yield from _of_queue(self._store.queue(name, create=False))
-        for name in self._store.streams():
-            with contextlib.suppress(Closed, NotFound):
-                stream = self._store.stream(name, create=False)
-                yield from _of_stream(stream)
-                for group in stream.groups():
-                    with contextlib.suppress(Closed, NotFound):
-                        yield from _of_group(stream, group)
+    def _labelled(self, names: tuple[str, ...], *values: str) -> dict[str, str]:
+        """The same ones each time: nobody changes them."""
+        found = self._labels.get((*names, *values))
+        if found is None:
+            found = self._labels[(*names, *values)] = dict(zip(names, values, strict=True))
+        return found
 
+    def _fill(self, add: dict[str, Callable[[Sample], None]]) -> None:
+        def give(name: str, labels: dict[str, str], value: float) -> None:
+            add[name](Sample(name, labels, value))
 
-def _of_queue(queue: Queue) -> Iterator[Sample]:
-    stats, labels = queue.stats(), (queue.name,)
-    yield "millstream_queue_health", labels, float(stats.health == "sound")
-    for state in STATES:
-        yield "millstream_queue_messages", (*labels, state), getattr(stats, state)
-    yield "millstream_queue_capacity", labels, stats.capacity
-    yield "millstream_queue_paused", labels, float(stats.paused)
-    for what in COUNTED:
-        yield f"millstream_queue_{what}_total", labels, getattr(stats, what)
+        stats, now = self._store.stats(), time.time()
+        give("millstream_health", {}, float(stats.health == "sound"))
+        give("millstream_members", {}, stats.members)
+        for queue in stats.queues:
+            labels = self._labelled(("queue",), queue.name)
+            give("millstream_queue_health", labels, float(queue.health == "sound"))
+            for state in STATES:
+                of_state = self._labelled(("queue", "state"), queue.name, state)
+                give("millstream_queue_messages", of_state, getattr(queue, state))
+            give("millstream_queue_capacity", labels, queue.capacity)
+            give("millstream_queue_paused", labels, float(queue.paused))
+            give("millstream_queue_oldest_age_seconds", labels, queue.oldest_age or 0.0)
+            for what in COUNTED:
+                give(f"millstream_queue_{what}_total", labels, getattr(queue, what))
+        for stream in stats.streams:
+            for part in stream.partitions:
+                key = "", stream.name, str(part.partition)
+                for sample in self._samples(key, part):
+                    add[sample.name](sample)
+                age = 0.0 if part.oldest_at is None else max(0.0, now - part.oldest_at)
+                give("millstream_stream_oldest_age_seconds", sample.labels, age)
+        for group in stats.groups:
+            labels = self._labelled(("stream", "group"), group.stream, group.name)
+            give("millstream_group_health", labels, float(group.health == "sound"))
+            give("millstream_group_members", labels, len(group.members))
+            for share in group.partitions:
+                key = group.stream, group.name, str(share.partition)
+                for sample in self._samples(key, share):
+                    add[sample.name](sample)
+                age = 0.0 if share.lag_since is None else max(0.0, now - share.lag_since)
+                give("millstream_group_lag_seconds", sample.labels, age)
 
-
-def _of_stream(stream: Stream) -> Iterator[Sample]:
-    for part in stream.stats().partitions:
-        labels = (stream.name, str(part.partition))
-        yield "millstream_stream_health", labels, float(part.health == "sound")
-        yield "millstream_stream_records", labels, part.records
-        yield "millstream_stream_bytes", labels, part.log_bytes
-        yield "millstream_stream_allocated_bytes", labels, part.allocated_bytes
-        age = _age(stream, part.partition, part.first_offset) if part.records else 0.0
-        yield "millstream_stream_oldest_age_seconds", labels, age
-
-
-def _of_group(stream: Stream, name: str) -> Iterator[Sample]:
-    group = stream.group(name)
-    labels = (stream.name, name)
-    yield "millstream_group_health", labels, float(group.health == "sound")
-    yield "millstream_group_members", labels, len(group.members())
-    for part in group.partitions():
-        of_partition = (*labels, str(part.partition))
-        begin = 0 if part.position is None else part.position.offset
-        yield "millstream_group_lag_records", of_partition, part.lag
-        age = _age(stream, part.partition, begin) if part.lag else 0.0
-        yield "millstream_group_lag_seconds", of_partition, age
-
-
-def _age(stream: Stream, partition: int, offset: int) -> float:
-    """How long ago the first record from an offset on was appended, by its timestamp."""
-    found = stream.read(partition=partition, start=offset, max_records=1, on_lost="earliest")
-    for batch in found:
-        return max(0.0, time.time() - int(batch.timestamps[0]) / 1e6)
-    return 0.0  # compaction has left none
+    def _samples(
+        self, key: tuple[str, str, str], part: PartitionStats | GroupPartition
+    ) -> list[Sample]:
+        """Those of a partition that do not pass with time: of a stream, or of one for a group."""
+        made = self._made.get(key)
+        if made is not None and made[0] is part:
+            return made[1]
+        if isinstance(part, GroupPartition):
+            labels = dict(zip(OF_GROUP, key, strict=True))
+            samples = [Sample("millstream_group_lag_records", labels, part.lag)]
+        else:
+            labels = dict(zip(OF_PARTITION, key[1:], strict=True))
+            samples = [
+                Sample("millstream_stream_health", labels, float(part.health == "sound")),
+                Sample("millstream_stream_records", labels, part.records),
+                Sample("millstream_stream_bytes", labels, part.log_bytes),
+                Sample("millstream_stream_allocated_bytes", labels, part.allocated_bytes),
+            ]
+        self._made[key] = part, samples
+        return samples

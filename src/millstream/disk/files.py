@@ -851,6 +851,19 @@ def read_json(path: Path) -> dict[str, Any]:
     return dict(body)
 
 
+# --- who else there is ----------------------------------------------------------------------------
+
+
+def command_of(pid: int) -> str:
+    """The command line of a process, in one line; empty where it may not be read."""
+    try:
+        with open(f"/proc/{pid}/cmdline", "rb") as file:
+            words = file.read(4096).rstrip(b"\0").split(b"\0")
+    except OSError:
+        return ""
+    return " ".join(b" ".join(words).decode("utf-8", "backslashreplace").split())
+
+
 # --- locked bytes: gone with the process, whoever kills it ----------------------------------------
 
 

@@ -249,6 +249,23 @@ class Members:
         where = "" if same else " of another PID namespace"
         return f"process {pid}{where} (member {index})"
 
+    def living(self) -> list[tuple[int, int, int, bool, int]]:
+        """(index, owner word, pid, is of this PID namespace, claimed) of each member.
+
+        By the file as it was read, and the locks: one that leaves meanwhile may be among them.
+        """
+        data = files.read(self._probe, FILE_BYTES, 0, self.path)
+        found = []
+        entries = ENTRY.iter_unpack(data[HEADER_BYTES:])
+        for index, (incarnation, pid, claimed, namespace) in enumerate(entries):
+            if not incarnation:  # it was never taken
+                continue
+            if index == self.index or files.is_locked(self._probe, _entry(index)):
+                word = _native.owner_word(index, incarnation & 0xFFFF)
+                is_here = namespace in (0, files.pid_namespace())
+                found.append((index, word, pid, is_here, claimed))
+        return found
+
     def close(self) -> None:
         """Be no member any more. Last of all: others take this for our death."""
         self._lock = self._probe = -1  # the numbers will be those of other files

@@ -30,8 +30,9 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from typing import Any, Literal
 
-    from millstream.groups.stats import GroupMember, GroupPartition
-    from millstream.log.handle import StreamHandle
+    from millstream.groups.stats import GroupMember, GroupPartition, GroupStats
+    from millstream.log.handle import Figures, StreamHandle
+    from millstream.log.partition import PartitionLog
 
 __all__ = ["Group"]
 
@@ -150,6 +151,9 @@ class Group(_native.GroupCore):
         self.stream = stream
         self.name = name
         self.path = path_of(stream, name)
+        self._last_epochs: dict[int, tuple[tuple[int, ...], int]] = {}
+        self._told: dict[int, tuple[Figures, Any, int | None, GroupPartition]] = {}
+        """What was said of each partition last: true while all else is as it was then."""
         self._decide: Callable[[Group, int], None] | None = None
         """Called for a partition that has a pending position: apply or revert it."""
         write = stream.session.writable
@@ -417,18 +421,34 @@ class Group(_native.GroupCore):
 
     def members(self) -> list[GroupMember]:
         """The members that read for the group now, and what of it."""
-        with _native.loading:
-            from millstream.groups.stats import GroupMember
         self._keep_up()
         self._follow()
-        shares: dict[int, list[int]] = {}
-        for index in range(min(self._partitions, self._room)):
-            shares.setdefault(self._holder(index)[0], []).append(index)
+        return self._members_of(self._living(), self._shares())
+
+    def _members_of(self, living: list[Any], shares: list[Any]) -> list[GroupMember]:
+        with _native.loading:
+            from millstream.groups.stats import GroupMember
+        if not living:
+            return []
+        parts: dict[int, list[int]] = {}
+        for index, (_, holder, _) in enumerate(shares):
+            parts.setdefault(holder, []).append(index)
         describe = self.stream.session.members.describe
         return [
-            GroupMember(slot, number, describe(word), joined, tuple(shares.get(slot + 1, ())))
-            for slot, word, number, joined in self._living()
+            GroupMember(slot, number, describe(word), joined, tuple(parts.get(slot + 1, ())))
+            for slot, word, number, joined in living
         ]
+
+    def _readers(self) -> dict[int, tuple[int, ...]]:
+        """By owner word, the partitions that the consumers of a process read."""
+        self._keep_up()
+        self._follow()
+        words = {slot + 1: word for slot, word, _, _ in self._living()}
+        found: dict[int, tuple[int, ...]] = dict.fromkeys(words.values(), ())
+        for index, (_, holder, _) in enumerate(self._shares() if words else ()):
+            if holder in words:
+                found[words[holder]] += (index,)
+        return found
 
     def _living(self) -> list[tuple[int, int, int, int]]:
         """(slot, owner word, number, joined) of each member whose process is not proved dead.
@@ -441,24 +461,78 @@ class Group(_native.GroupCore):
         return [member for member in self._members() if not is_dead(member[1])]
 
     def partitions(self) -> list[GroupPartition]:
-        """Position, end, lag and owner of each partition, as of now."""
-        with _native.loading:
-            from millstream.groups.stats import GroupPartition
+        """Position, end, lag and owner of each partition, as of now.
+
+        >>> import millstream
+        >>> with millstream.temporary() as store:
+        ...     stream = store.stream("s")
+        ...     _ = stream.append_many([b"a", b"b"], timestamps=[5, 6])
+        ...     with stream.consumer(group="g", max_records=1) as consumer:
+        ...         batch = consumer.poll()
+        ...         consumer.commit()
+        ...     part, = stream.group("g").partitions()
+        ...     part.lag, part.lag_seconds > 86400
+        (1, True)
+        """
         self._keep_up()
         self._follow()
-        found = []
-        living = {member[0] for member in self._living()}
-        for index in range(self.stream.partitions):
-            log = self.stream._log(index)
-            holder, fence, _ = self._holder(index)
-            position = self._committed(index)
-            owner = holder - 1 if holder - 1 in living else None
-            lost = position is not None and not reader.is_held(
-                log, int(position.epoch), int(position.offset)
-            )
-            end = log.next_offset
-            found.append(GroupPartition(index, position, end, self._lag(index), lost, owner, fence))
+        return self._partitions_of(self._living(), self._shares(), self.stream._all_figures())
+
+    def _partitions_of(
+        self, living: list[Any], shares: list[Any], figures: list[Figures]
+    ) -> list[GroupPartition]:
+        with _native.loading:
+            from millstream.groups.stats import GroupPartition
+        slots = {member[0] for member in living}
+        found, none = [], (None, 0, 0)
+        for index, one in enumerate(figures):
+            share = shares[index] if index < len(shares) else none
+            owner = share[1] - 1 if share[1] - 1 in slots else None
+            told = self._told.get(index)
+            if told is not None and told[0] == one and told[1] == share and told[2] == owner:
+                found.append(told[3])
+                continue
+            log, key, _, first, end, _, _, _ = one
+            position, begin, lost = None, 0, False
+            if share[0] is not None:
+                epoch, begin, _ = share[0]
+                position = Position(index, epoch, begin)
+                lost = not self._is_held(log, key, epoch, begin, end)
+            lag = max(0, end - begin)
+            since = self.stream._time_at(index, max(begin, first)) if lag and first < end else None
+            part = GroupPartition(index, position, end, lag, since, lost, owner, share[2])
+            found.append(part)
+            self._told[index] = one, share, owner, part
         return found
+
+    def _is_held(
+        self, log: PartitionLog, key: tuple[int, ...], epoch: int, offset: int, end: int
+    ) -> bool:
+        """`reader.is_held`, without a look at the segments where none is of a later epoch."""
+        known = self._last_epochs.get(log.index)
+        if known is None or known[0] != key:
+            found = log.segments.locate_offset(max(end - 1, 0))
+            known = self._last_epochs[log.index] = key, found[0].epoch if found else 0
+        return offset <= end if epoch >= known[1] else reader.is_held(log, epoch, offset)
+
+    def stats(self) -> GroupStats:
+        """The group in numbers, as of now."""
+        return self._stats_of(self.stream._all_figures())
+
+    def _stats_of(self, figures: list[Figures]) -> GroupStats:
+        with _native.loading:
+            from millstream.groups.stats import GroupStats
+        self._keep_up()
+        self._follow()
+        health: str = self.health
+        living = self._living()
+        try:
+            shares = self._shares()
+            members = tuple(self._members_of(living, shares))
+            partitions = tuple(self._partitions_of(living, shares, figures))
+        except CorruptBatch:
+            health, members, partitions = "corrupt", (), ()
+        return GroupStats(self.stream.name, self.name, health, members, partitions)
 
     # --- changing ---------------------------------------------------------------------------------
 

@@ -11,7 +11,7 @@ from millstream import _native, timestamps
 from millstream._native import Batch
 from millstream.disk import files, reserve
 from millstream.disk.session import LOCK_SECONDS
-from millstream.errors import Closed, MillstreamError, each_of
+from millstream.errors import Closed, MillstreamError, NotFound, StorageError, each_of
 from millstream.log import control, eras, reader, settings
 from millstream.log.partition import PartitionLog
 from millstream.options import Retention, check_timeout
@@ -19,12 +19,19 @@ from millstream.options import Retention, check_timeout
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import AsyncIterator, Callable, Iterator
-    from typing import Any, Literal
+    from typing import Any, Literal, TypeAlias
 
     from millstream.disk.session import Session
     from millstream.log.cache import SegmentCache
     from millstream.log.producer_ids import ProducerIds
     from millstream.options import Compaction, Durability, Start
+
+    Figures: TypeAlias = (
+        "tuple[PartitionLog, tuple[int, int, int, int], int, int, int, int, int, bool]"
+    )
+    """A partition and of its control block: (first segment, active one, structure, compacted), by
+    which one knows whether its files are the same still; tail; first, next and durable offset;
+    poison; has something waited too long for a sync?"""
 
 __all__ = ["StreamHandle"]
 
@@ -281,6 +288,40 @@ class StreamHandle(_native.StreamCore):
         if log.private:
             reader.extend_private(log)
         return log
+
+    def _all_figures(self) -> list[Figures]:
+        """Of each partition what its control block says, as of now: some 100 ns each."""
+        self._keep_up()
+        _ = self.partitions  # follows those that were added
+        found = self._figures()
+        for index, one in enumerate(found):
+            if one is None:
+                log = self._log(index)
+                native, end = log.native, log.end()
+                key = native.first_segment, native.active_number, native.structure, native.compacted
+                found[index] = (
+                    *(log, key, end[0], log.first_offset, end[1], native.durable_offset),
+                    *(native.poison, log.is_overdue),
+                )
+        return found  # type: ignore[return-value]  # none is None any more
+
+    def _time_at(self, partition: int, offset: int) -> float | None:
+        """When the first record from an offset on was appended, by its timestamp.
+
+        Seconds since 1970. None: there is none, or it cannot be read; `verify` says more.
+        """
+        timestamp: int | None
+        try:
+            try:
+                timestamp = self.get(partition, offset).timestamp
+            except NotFound:  # compaction removed it, or retention came between
+                found = self.read(
+                    partition=partition, start=offset, max_records=1, on_lost="earliest"
+                )
+                timestamp = next((int(batch.timestamps[0]) for batch in found), None)
+        except (MillstreamError, StorageError):
+            return None
+        return None if timestamp is None else timestamp / 1e6
 
     def _place(self, index: int, epoch: int | None, offset: int) -> tuple[_native.Segment, int]:
         """The segment that has a record, and where its batches end."""

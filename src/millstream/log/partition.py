@@ -28,6 +28,8 @@ from millstream.log.segments import Segments
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from typing import Any
+
     from millstream.disk.session import Session
     from millstream.log.handle import StreamHandle
     from millstream.log.sequences import PartitionSequences
@@ -62,6 +64,8 @@ class PartitionLog:
         self.syncing = self.native.word("sync", str(self), 30.0)
         self.maintaining: _native.Word = self.native.word("maintenance", str(self), 30.0)
         self.ahead = Ahead()
+        self.told: Any = None
+        """What `Stream.stats` said last of it, and for how often that may be said again."""
         self.ensure_walked()
 
     def __str__(self) -> str:

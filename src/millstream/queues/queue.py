@@ -29,6 +29,8 @@ from millstream.queues.dead_letters import DeadLetters, message_id
 from millstream.queues.handle import QueueHandle
 
 if TYPE_CHECKING:
+    from types import ModuleType
+
     from millstream.disk.open_store import OpenStore
     from millstream.queues.records import QueueStats, StoredMessage
     from millstream.sleepers import Calls
@@ -40,10 +42,8 @@ SETTINGS = (
     *("slot_bytes", "payload_bytes", "payload_max"),
 )
 ALL = 0x7FFFFFFF
-TOTALS = (
-    *("put", "done", "failed", "expired", "cancelled", "evicted", "redelivered", "corrupt"),
-    "refused",
-)
+IN_STATES = ("ready", "delayed", "held", "leased", "prepared", "acking")
+UNSEEN = ("writing", "spare", "free", "invalid")
 Function = TypeVar("Function", bound=Callable[[Any], object])
 
 
@@ -58,6 +58,9 @@ class Queue(QueueHandle):
         store: the store.
         name: the name.
     """
+
+    _records: ModuleType | None = None
+    """What `stats` returns values of, once it was asked: it is asked every second."""
 
     def __init__(
         self,
@@ -269,29 +272,31 @@ class Queue(QueueHandle):
 
     def stats(self) -> QueueStats:
         """The queue in numbers, as of now; also where no descriptor is left, see `Stream.stats`."""
-        with self.session.spare, _native.loading:
-            from millstream.queues.records import QueueStats
-        counts = self._counts()
-        numbers: dict[str, Any] = {
-            **{state: counts[state] for state in ("ready", "delayed", "held", "leased", "dead")},
-            **{name: counts[name] for name in TOTALS},
-            **{name: self._config[name] for name in SETTINGS},
-        }
-        in_states = ("ready", "delayed", "held", "leased", "prepared", "acking")
-        return QueueStats(
+        if Queue._records is None:
+            with self.session.spare, _native.loading:
+                from millstream.queues import records
+            Queue._records = records
+        counts, config = self._counts(), self._config
+        for unseen in UNSEEN:
+            del counts[unseen]
+        for name in SETTINGS:
+            counts[name] = config[name]
+        counts["by_priority"] = tuple(counts.pop("by_lane"))
+        unfinished = sum([counts[state] for state in IN_STATES])
+        del counts["prepared"], counts["acking"]
+        found: QueueStats = Queue._records.QueueStats(
             name=self.name,
             durability=self._durability,
-            capacity=self.capacity,
-            unfinished=sum(counts[state] for state in in_states),
-            by_priority=tuple(counts["by_lane"]),
-            oldest_age=counts["oldest_age"],
+            capacity=config["capacity"],
+            unfinished=unfinished,
             paused=bool(self._paused),
             slots=self._slot_count,
             blocks=self._block_count,
             health=self._health(),
-            **numbers,
-            retry=self.retry,
+            retry=self._retry,
+            **counts,
         )
+        return found
 
     def join(self, *, timeout: float | None = None) -> None:
         """Return when no message is left that is not finished.

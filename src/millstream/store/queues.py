@@ -34,6 +34,11 @@ class Queues:
         """The handles, as they are now."""
         return iter(list(self._handles.values()))
 
+    def known(self, name: str) -> Queue | None:
+        """The handle that has nothing of its own, where it is open and the queue is there."""
+        found = self._handles.get((name, None, None))
+        return found if found is not None and self._is_usable(found) else None
+
     def names(self) -> list[str]:
         """Names of all that are there, sorted."""
         files.require_directory(self._directory)

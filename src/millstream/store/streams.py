@@ -39,6 +39,11 @@ class Streams:
         """The handles, as they are now."""
         return iter(list(self._handles.values()))
 
+    def known(self, name: str) -> Stream | None:
+        """The handle that has nothing of its own, where it is open and the stream is there."""
+        found = self._handles.get((name, None))
+        return found if found is not None and self._state_of(found) == files.LIVE else None
+
     def names(self) -> list[str]:
         """Names of all that are there, sorted, the journal among them."""
         files.require_directory(self._directory)

@@ -3,17 +3,23 @@
 from __future__ import annotations
 
 import dataclasses
-from typing import TYPE_CHECKING, Literal
+import time
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from millstream import _native
+from millstream.errors import NotFound
 from millstream.log import compacted
 from millstream.log.control import POISON_SYNC
 from millstream.log.producer_ids import ids_of
 from millstream.options import Compaction, Durability, Retention
 
 if TYPE_CHECKING:
+    from millstream.log.handle import Figures
     from millstream.log.partition import PartitionLog
     from millstream.streams.stream import Stream
+
+Health = Literal["sound", "sync overdue", "sync failed", "corrupt"]
+TURNS = 128
 
 
 def dirt_of(log: PartitionLog) -> tuple[float, float | None]:
@@ -38,14 +44,21 @@ class PartitionStats:
     log_bytes: int
     """Bytes of log that can be read."""
     allocated_bytes: int
-    """Bytes of disk that its files take."""
+    """Bytes of disk that its files take; in `Store.stats` as measured within the last 128 calls."""
     segments: int
-    health: Literal["sound", "sync overdue", "sync failed", "corrupt"]
+    health: Health
     """"sync overdue": what was appended at level "interval" has waited for a sync for seconds."""
     dirty: float = 0.0
     """Part of the sealed log that compaction has not gone through; 0 without compaction."""
     compacted_at: float | None = None
     """When a compaction last went through it, seconds since 1970."""
+    oldest_at: float | None = None
+    """Timestamp of the oldest record, seconds since 1970; None: there is none that can be read."""
+
+    @property
+    def oldest_age(self) -> float | None:
+        """Seconds from then until now; 0 where it lies ahead."""
+        return None if self.oldest_at is None else max(0.0, time.time() - self.oldest_at)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -77,17 +90,24 @@ class StreamStats:
 WORSE = ("sound", "sync overdue", "sync failed", "corrupt")
 
 
-def of_stream(stream: Stream) -> StreamStats:
-    """The stream in numbers, as of now."""
-    found = tuple(_of_partition(stream, index) for index in range(stream.partitions))
+def of_stream(stream: Stream, *, measured: bool = True) -> StreamStats:
+    """The stream in numbers, as of now.
+
+    Where not all files are to be `measured`, those that should not have changed are in turns.
+    """
+    settings = stream.durability == "interval", stream.compaction is not None
+    found = tuple(
+        _of_partition(stream, index, figures, settings, measured)
+        for index, figures in enumerate(stream._all_figures())
+    )
     return StreamStats(
         stream.name,
         stream.durability,
         stream.retention,
         stream.segment_bytes,
-        sum(part.records for part in found),
-        sum(part.log_bytes for part in found),
-        sum(part.allocated_bytes for part in found),
+        sum([part.records for part in found]),
+        sum([part.log_bytes for part in found]),
+        sum([part.allocated_bytes for part in found]),
         found,
         ids_of(stream).count(),
         stream.compaction,
@@ -95,28 +115,67 @@ def of_stream(stream: Stream) -> StreamStats:
     )
 
 
-def _of_partition(stream: Stream, index: int) -> PartitionStats:
-    log = stream._log(index)
-    size, records = compacted.extent(log)
-    return PartitionStats(
-        index,
-        log.first_offset,
-        log.next_offset,
-        log.native.durable_offset,
-        records,
-        size,
-        log.segments.allocated_bytes(),
-        len(log.segments.current()),
-        _health(log),
-        *dirt_of(log),
+class Told(NamedTuple):
+    """What was said of a partition: true while its control block, and the settings, are the same.
+
+    `turn` counts down to the call that measures the files anew, of each partition at another one.
+    """
+
+    figures: Figures
+    settings: tuple[bool, bool]
+    base: tuple[int, int]
+    stats: PartitionStats
+    turn: list[int]
+
+
+def _of_partition(
+    stream: Stream, index: int, figures: Figures, settings: tuple[bool, bool], measured: bool
+) -> PartitionStats:
+    log, key, tail, first, following, durable, poison, overdue = figures
+    told: Told | None = log.told
+    if told is not None and not measured and told.turn[0] > 0:
+        told.turn[0] -= 1
+        if told.figures == figures and told.settings == settings:
+            return told.stats
+        measured = told.figures[1] != key
+    else:
+        measured = True
+    if measured or told is None:
+        base, segments, allocated = _look_at(log)
+        turn = [TURNS + (index % TURNS if told is None else 0)]
+    else:
+        base, turn = told.base, told.turn
+        segments, allocated = told.stats.segments, told.stats.allocated_bytes
+    size, records = (tail - base[0], following - base[1]) if segments else (0, 0)
+    dirt: tuple[float, float | None] = 0.0, None
+    interval, compacts = settings
+    if compacts or key[3]:
+        size, records = compacted.extent(log)
+        dirt = dirt_of(log)
+    health: Health = "sound"
+    if poison:
+        health = "sync failed" if poison == POISON_SYNC else "corrupt"
+    elif interval and overdue:
+        health = "sync overdue"
+    since = stream._time_at(index, first) if records else None
+    stats = PartitionStats(
+        index, first, following, durable, records, size, allocated, segments, health, *dirt, since
     )
+    lasting = not (compacts or key[3] or poison)
+    log.told = Told(figures, settings, base, stats, turn) if lasting else None
+    return stats
 
 
-def _health(log: PartitionLog) -> Literal["sound", "sync overdue", "sync failed", "corrupt"]:
-    if log.native.poison:
-        return "sync failed" if log.native.poison == POISON_SYNC else "corrupt"
-    overdue = log.stream.durability == "interval" and log.is_overdue
-    return "sync overdue" if overdue else "sound"
+def _look_at(log: PartitionLog) -> tuple[tuple[int, int], int, int]:
+    """Position and offset at which the log begins; segments; bytes of disk of all its files."""
+    while True:
+        numbers = log.segments.current()
+        try:
+            base = log.segments.base(numbers[0]) if numbers else (0, 0)
+            return base, len(numbers), log.segments.allocated_bytes()
+        except NotFound as error:
+            if not log.segments.not_found(error):
+                raise
 
 
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.
