@@ -14,6 +14,8 @@ from millstream import RetryPolicy, _native
 from millstream.store.store import _all_open as open_stores
 from millstream.testing import clock
 
+pytest_plugins = ["millstream.testing.conformance"]
+
 SLOW = (
     "crash", "property", "test_backup", "test_benchmarks_smoke", "test_c_programs", "test_capacity",
     "test_cli_queue", "test_contrib_celery", "test_contrib_storm", "test_demo", "test_every_call",

@@ -11,7 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from millstream import errors
+from millstream.capabilities import NAMES
 from millstream.cli import build_parser
+from millstream.engines.nats import capabilities as nats
+from millstream.store.capabilities import FILE
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 TO_DO = "What to do: "
@@ -105,12 +108,33 @@ def command_table() -> str:
     return "\n".join(rows)
 
 
+# --- engines --------------------------------------------------------------------------------------
+
+
+def capability_table() -> str:
+    """Each capability, what it promises, and what each engine says of it."""
+    engines = {"`file:`": FILE, "`nats://`": nats.of("2.15.1", False)}
+    rows = [
+        f"| capability | means | {' | '.join(engines)} |",
+        f"| --- | --- |{' --- |' * len(engines)}",
+    ]
+    for name, means in NAMES.items():
+        said = []
+        for known in engines.values():
+            one = known[name]
+            bounds = ", ".join(f"{what} {limit:,.15g}" for what, limit in one.limits.items())
+            said.append("; ".join(filter(None, (one.level, one.note, bounds))))
+        rows.append(f"| `{name}` | {means} | {' | '.join(said)} |")
+    return "\n".join(rows)
+
+
 # --- pages ----------------------------------------------------------------------------------------
 
 
 def filled(page: str) -> str:
     """A page with its parts as the code has them now: from a mark to the next empty one."""
-    parts = {"error tree": error_tree, "error table": error_table, "commands": command_table}
+    parts = {"error tree": error_tree, "error table": error_table, "commands": command_table,
+             "capabilities": capability_table}  # fmt: skip
     for name, make in parts.items():
         mark = rf"(<!-- {name}: tests/guide_tables.py writes it -->\n).*?(\n<!-- end -->)"
         page = re.sub(
@@ -119,7 +143,7 @@ def filled(page: str) -> str:
     return page
 
 
-PAGES = (GUIDE / "errors.md", GUIDE / "operations.md")
+PAGES = (GUIDE / "errors.md", GUIDE / "operations.md", GUIDE / "past_one_machine.md")
 
 if __name__ == "__main__":
     for path in PAGES:

@@ -74,7 +74,10 @@ FLOORS = {
 # command line is a user of it and its words, but for the name of a file system.
 ONLY = {
     "inspect": ("errors", "address"),
-    "engines": ("__init__", "_native", "errors", "capabilities", "options", "timestamps", "codecs"),
+    "engines": (
+        *("__init__", "_native", "errors", "queue_errors", "capabilities"),
+        *("options", "timestamps", "codecs"),
+    ),
     "contrib": ("__init__", "testing"),
     "cli": ("__init__", "errors", "address", "options", "inspect", "disk", "contrib"),
 }

@@ -46,7 +46,7 @@ def _of_file(address: str) -> str:
 SCHEMES: dict[str, Callable[[str], str]] = {"file": _of_file}
 """By name, in small letters."""
 
-ENGINES: dict[str, tuple[str, str]] = {}
+ENGINES: dict[str, tuple[str, str]] = {"nats": ("millstream.engines.nats", "nats")}
 """By scheme: the module whose `open` opens a store of such a server, and the extra it needs."""
 GROUP = "millstream.engines"
 """Entry points by which packages of others add engines: scheme = "module:function"."""
@@ -97,6 +97,7 @@ def opener(address: object) -> Callable[..., Any] | None:
         try:
             if module:
                 found: Callable[..., Any] = import_module(module).open
+                import_module(f"{module}.store")  # with the client that it needs
             elif (entry := _entry_point(scheme)) is not None:
                 found = entry.load()
             else:

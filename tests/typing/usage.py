@@ -24,6 +24,7 @@ from millstream import (
     Stream,
     StreamStats,
 )
+from millstream.engines.nats.store import NatsStore
 
 
 def stores() -> None:
@@ -56,6 +57,9 @@ def engines_of(store: Store, stream: Stream) -> None:
         assert_type(batch, Batch)
     with queue.get(timeout=1.0) as message:
         assert_type(message.attempt, int)
+    with NatsStore("nats://h", timeout=1.0) as server:
+        another: millstream.engines.Store = server
+        assert_type(another.engine, str)
     producer.append_many([b"x"], first_sequence=1)
     group.seek("earliest")
     store.queue("q", emulate={"delay"})

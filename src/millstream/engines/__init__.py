@@ -6,7 +6,7 @@ the engine has it, whether it is emulated, or that it is refused.
 
 A package of others adds an engine by an entry point of the group ``millstream.engines``: its name
 is the scheme, its object a function with the arguments of `millstream.open`, which returns a
-`Store`.
+`Store`. `conformance` of `millstream.testing` has the cases for it.
 """
 
 from millstream.engines.protocols import (

@@ -1,0 +1,621 @@
+"""What every engine must do, as a pytest plugin: the tests follow from the capabilities it says.
+
+In a test module, with ``pytest_plugins = ["millstream.testing.conformance"]`` in the topmost
+`conftest.py`::
+
+    from millstream.testing.conformance import QueueCases, StreamCases
+
+    class TestStreams(StreamCases):
+        address = "toy://127.0.0.1:1234"
+
+    class TestQueues(QueueCases):
+        address = "toy://127.0.0.1:1234"
+
+An `address` that is known only when a server runs is a fixture of that name, of session scope.
+Nothing is skipped: where the engine says "none", the call that would need the capability must raise
+`millstream.Unsupported`, and where the engine can count what it sends (`sent`), before a byte of
+it. What is "emulated" is consented to, and must be refused without that.
+"""
+
+from __future__ import annotations
+
+import time
+import uuid
+from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+import pytest
+
+import millstream
+from millstream.capabilities import NAMES
+
+if TYPE_CHECKING:
+    from millstream import Store
+
+__all__ = ["QueueCases", "StreamCases", "needs"]
+
+YEAR_2013 = 1_357_000_000_000_000
+LEASE = 1.0
+WAIT = 15.0
+"""Seconds for what must come: an engine that is slow under load is not wrong."""
+
+Call: TypeAlias = Callable[[Any], object]
+Case: TypeAlias = Callable[..., None]
+
+TO_STREAM: dict[str, Call] = {
+    "stream.null": lambda stream: stream.append(None),
+    "stream.headers": lambda stream: stream.append(b"x", headers={"h": b"1"}),
+    "stream.timestamp": lambda stream: stream.append(b"x", timestamp=YEAR_2013),
+    "stream.partitions": lambda stream: stream.append(b"x", key=b"k"),
+    "stream.add_partitions": lambda stream: stream.add_partitions(5),
+    "stream.start_at_offset": lambda stream: list(stream.read(start=0)),
+    "stream.start_at_time": lambda stream: stream.offset_at(YEAR_2013, 0),
+    "stream.get": lambda stream: stream.get(0, 0),
+    "stream.group": lambda stream: stream.consumer("g"),
+    "stream.delete_before": lambda stream: stream.delete_before(millstream.Position(0, 1, 1)),
+    "stream.view": lambda stream: stream.view(),
+    "stream.producer": lambda stream: stream.producer("p"),
+    "durability.process": lambda stream: stream.append(b"x", durability="process"),
+    "durability.interval": lambda stream: stream.append(b"x", durability="interval"),
+    "durability.sync": lambda stream: stream.append(b"x", durability="sync"),
+}
+"""Calls of a stream that need a capability."""
+TO_QUEUE: dict[str, Call] = {
+    "queue.priority": lambda queue: queue.put(b"x", priority=1),
+    "queue.delay": lambda queue: queue.put(b"x", delay=60.0),
+    "queue.ttl": lambda queue: queue.put(b"x", ttl=60.0),
+    "queue.dedup": lambda queue: queue.put(b"x", dedup_id="d"),
+    "queue.peek": lambda queue: queue.peek(),
+    "queue.cancel": lambda queue: queue.cancel(1),
+    "queue.purge": lambda queue: queue.purge(),
+    "queue.depth": lambda queue: queue.stats(),
+    "queue.pause": lambda queue: queue.pause(),
+    "queue.worker": lambda queue: queue.worker()(print),
+    "queue.dead_letters": lambda queue: queue.dead.list(),
+    "queue.redrive": lambda queue: queue.dead.redrive(),
+}
+"""Calls of a queue that need one."""
+TO_MESSAGE: dict[str, Call] = {
+    "queue.extend": lambda message: message.extend(),
+    "queue.nack_delay": lambda message: message.nack(delay=1.0),
+    "queue.release": lambda message: message.release(),
+}
+"""Calls of a leased message that need one."""
+TO_STORE: dict[str, Call] = {
+    "stream.retention": lambda store: store.stream("x", retention=millstream.Retention(age=60)),
+    "stream.compaction": lambda store: store.stream("x", compact=millstream.Compaction()),
+    "stream.transaction": lambda store: store.transaction(),
+    "queue.key_order": lambda store: store.queue("x", ordering="key"),
+    "queue.capacity": lambda store: store.queue("x", capacity=10),
+}
+"""Calls of a store that need one."""
+
+
+def needs(*names: str) -> Callable[[Case], Case]:
+    """Mark a case with the capabilities that it tests; where one is none, it must be refused."""
+
+    def mark(case: Case) -> Case:
+        return pytest.mark.capability(*names)(case)
+
+    return mark
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Tell pytest of the mark."""
+    config.addinivalue_line("markers", "capability(*names): what an engine must have for it")
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_pyfunc_call(pyfuncitem: pytest.Function) -> bool | None:
+    """Run a case, or assert that its capability is refused."""
+    mark = pyfuncitem.get_closest_marker("capability")
+    cases = pyfuncitem.instance
+    if mark is None or not isinstance(cases, _Cases):
+        return None
+    store: Any = pyfuncitem.funcargs["store"]
+    lacking = [name for name in mark.args if store.capabilities[name].level == "none"]
+    if not lacking:
+        return None
+    with pytest.raises(millstream.Unsupported) as caught:
+        store.require(*mark.args)
+    assert caught.value.capability == lacking[0]
+    return True
+
+
+class _Cases:
+    """Base of the cases: a store of the engine, and names that nobody else uses."""
+
+    address: Any = None
+    """Where the engine is: a class attribute, or a fixture of session scope."""
+    emulate = True
+    """Consent to what the engine emulates."""
+
+    @pytest.fixture(name="store")
+    def _store(self, request: pytest.FixtureRequest) -> Iterator[Store]:
+        address = self.address
+        if not isinstance(address, str):
+            address = request.getfixturevalue("address")
+        with millstream.open(address) as store:
+            yield store
+
+    @pytest.fixture(name="name")
+    def _name(self) -> str:
+        return f"c{uuid.uuid4().hex[:16]}"
+
+    def stream(self, store: Any, name: str, **settings: Any) -> Any:
+        """A new stream, with consent to what is emulated."""
+        return store.stream(name, emulate=emulated(store, "stream"), **settings)
+
+    def queue(self, store: Any, name: str, **settings: Any) -> Any:
+        """A new queue, with consent to what is emulated."""
+        return store.queue(name, emulate=emulated(store, "queue"), **settings)
+
+    def sent(self, store: Any) -> int:
+        """Bytes that the engine has sent so far; an engine that counts them says so here."""
+        return 0
+
+
+def emulated(store: Any, kind: str) -> set[str]:
+    """What an engine emulates of streams or queues, as `emulate` takes it."""
+    found = {name for name, one in store.capabilities.items() if one.level == "emulated"}
+    return {name.partition(".")[2] for name in found if name.startswith(f"{kind}.")}
+
+
+def refused(name: str, store: Any, call: Callable[[], object], sent: Callable[[Any], int]) -> None:
+    """Assert that a call raises `Unsupported` for this capability, and sends nothing."""
+    before = sent(store)
+    with pytest.raises(millstream.Unsupported) as caught:
+        call()
+    assert sent(store) == before
+    assert caught.value.capability == name
+    assert caught.value.engine == store.engine
+    assert caught.value.instead, f"{name}: says not what to do"
+
+
+def values_of(stream: Any, **how: Any) -> list[bytes | None]:
+    """All values of a stream."""
+    return [value for batch in stream.read(**how) for value in batch.values]
+
+
+class StreamCases(_Cases):
+    """The cases of streams. Subclass it with an `address`."""
+
+    @pytest.mark.parametrize("capability", sorted({**TO_STREAM, **TO_STORE}))
+    def test_what_it_cannot_do_it_refuses(self, store: Any, name: str, capability: str) -> None:
+        """What it cannot do it refuses."""
+        level = store.capabilities[capability].level
+        if level == "native" or not capability.startswith(("stream.", "durability.")):
+            store.require(capability) if level != "none" else None
+            return
+        if capability in TO_STORE:
+            refused(capability, store, lambda: TO_STORE[capability](store), self.sent)
+            return
+        stream = store.stream(name)
+        try:
+            refused(capability, store, lambda: TO_STREAM[capability](stream), self.sent)
+        finally:
+            store.drop_stream(name)
+
+    def test_every_capability_is_said(self, store: Any) -> None:
+        """Every capability is said."""
+        assert set(store.capabilities) == set(NAMES)
+        for capability, said in store.capabilities.items():
+            assert said.level in ("native", "emulated", "none"), capability
+            assert said.level == "native" or said.note, f"{capability}: says not why, or what else"
+
+    @needs("stream.null", "stream.headers")
+    def test_values_come_back_as_they_were(self, store: Any, name: str) -> None:
+        """Values come back as they were."""
+        stream = self.stream(store, name)
+        values = [b"", None, b"\x00\xff\r\n", b"x" * 200_000, "ä".encode(), b"last"]
+        keys = [b"k", None, b"", b"\x00", b"k", None]
+        headers = [{"h": b"1"}, None, {"ä": b"\xff\x00"}, {}, {"a": b"", "b": b"2"}, None]
+        try:
+            stream.append_many(values, keys=keys, headers=headers, partition=0)
+            batches = list(stream.read())
+            assert [one for batch in batches for one in batch.values] == values
+            assert [one for batch in batches for one in batch.keys] == keys
+            found = [one for batch in batches for one in batch.headers]
+            assert found == [one or {} for one in headers]
+        finally:
+            store.drop_stream(name)
+
+    def test_lists_numpy_and_arrow_are_appended(self, store: Any, name: str) -> None:
+        """Lists numpy and arrow are appended."""
+        numpy = pytest.importorskip("numpy")
+        pyarrow = pytest.importorskip("pyarrow")
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"a", b"b"])
+            stream.append_many(numpy.array([1, 2], "<u2"))
+            stream.append_many(pyarrow.array([b"c", b"d"]))
+            table = pyarrow.table({"value": [b"e"], "key": [b"k"]})
+            stream.append_arrow(table, key="key")
+            found = values_of(stream)
+            assert found == [b"a", b"b", b"\x01\x00", b"\x02\x00", b"c", b"d", b"e"]
+            tables = [pyarrow.Table.from_batches([batch.to_arrow()]) for batch in stream.read()]
+            whole = pyarrow.concat_tables(tables)
+            assert whole["value"].to_pylist() == found
+            assert whole["offset"].to_pylist() == list(range(7))
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.timestamp")
+    def test_a_record_of_2013_is_there_later(self, store: Any, name: str) -> None:
+        """A record of 2013 is there later."""
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"old", b"older"], timestamps=[YEAR_2013, YEAR_2013 - 7])
+            stream.append(b"new")
+            time.sleep(1.5)  # brokers look each second for what is too old
+            found = [int(one) for batch in stream.read() for one in batch.timestamps]
+            assert found[:2] == [YEAR_2013, YEAR_2013 - 7]
+            assert abs(found[2] / 1e6 - time.time()) < 60
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.partitions")
+    def test_keys_go_where_they_go_everywhere(self, store: Any, name: str) -> None:
+        """Keys go where they go everywhere."""
+        stream = self.stream(store, name, partitions=4)
+        keys = [b"%d" % number for number in range(40)]
+        try:
+            with millstream.temporary() as local:
+                same = local.stream("s", partitions=4)
+                assert [stream.partition_for(key) for key in keys] == [
+                    same.partition_for(key) for key in keys
+                ]
+            stream.append_many(keys, keys=keys)
+            assert stream.append(b"0", key=b"0").partition == stream.partition_for(b"0")
+            for partition in range(4):
+                found = values_of(stream, partition=partition)
+                mine = [key for key in keys if stream.partition_for(key) == partition]
+                assert found[: len(mine)] == mine  # in their order
+                assert set(found[len(mine) :]) <= {b"0"}
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.start_at_offset", "stream.get")
+    def test_reading_begins_where_it_is_told(self, store: Any, name: str) -> None:
+        """Reading begins where it is told."""
+        stream = self.stream(store, name)
+        try:
+            assert (stream.first_offset(0), stream.next_offset(0)) == (0, 0)
+            assert values_of(stream) == []
+            stream.append_many([b"a", b"b", b"c", b"d"])
+            assert (stream.first_offset(0), stream.next_offset(0)) == (0, 4)
+            assert values_of(stream, partition=0, start=2) == [b"c", b"d"]
+            assert values_of(stream, partition=0, start=4) == []
+            assert values_of(stream, partition=0, start="latest") == []
+            assert values_of(stream, max_records=3) == [b"a", b"b", b"c"]
+            for beyond in (5, 1000):
+                with pytest.raises(millstream.OffsetOutOfRange) as caught:
+                    values_of(stream, partition=0, start=beyond)
+                assert (caught.value.first, caught.value.next) == (0, 4)
+            assert stream.get(0, 1).value == b"b"
+            with pytest.raises(millstream.OffsetOutOfRange):
+                stream.get(0, 4)
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.start_at_time", "stream.timestamp")
+    def test_reading_begins_at_a_time(self, store: Any, name: str) -> None:
+        """Reading begins at a time."""
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"a", b"b"], timestamps=[1_000_000, 2_000_000])
+            middle = datetime.fromtimestamp(2, UTC)
+            assert values_of(stream, start=middle) == [b"b"]
+            assert stream.offset_at(middle, 0) == 1
+            assert stream.offset_at(datetime.fromtimestamp(1e9, UTC), 0) == 2
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.producer")
+    def test_what_is_sent_again_adds_nothing(self, store: Any, name: str) -> None:
+        """What is sent again adds nothing."""
+        stream = self.stream(store, name)
+        try:
+            producer = stream.producer("p")
+            assert producer.last_sequences == (-1,)
+            assert len(producer.append_many([b"0", b"1", b"2"], first_sequence=0)) == 1
+            assert producer.append_many([b"1", b"2"], first_sequence=1) == []
+            producer.append_many([b"2", b"9"], sequences=[2, 9])
+            producer.close()
+            other = stream.producer("p")
+            assert other.last_sequences == (9,)
+            stream.append(b"of somebody else")
+            other.append_many([b"9", b"10"], first_sequence=9)
+            assert values_of(stream) == [b"0", b"1", b"2", b"9", b"of somebody else", b"10"]
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.group")
+    def test_a_group_goes_on_where_it_committed(self, store: Any, name: str) -> None:
+        """A group goes on where it committed."""
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"a", b"b", b"c"])
+            with stream.consumer("g", max_records=2, timeout=WAIT) as consumer:
+                assert consumer.assignment == [0] or consumer.poll(WAIT) is not None
+            assert stream.groups() == ["g"]
+            with stream.consumer("g", max_records=2) as consumer:
+                batch = consumer.poll(WAIT)
+                assert batch is not None and list(batch.values) == [b"a", b"b"]
+                consumer.commit()
+                assert consumer.poll(WAIT) is not None  # and is not committed
+            assert stream.group("g").lag() == 1
+            assert stream.group("g").positions()[0].offset == 2
+            with stream.consumer("g") as consumer:
+                batch = consumer.poll(WAIT)
+                assert batch is not None and list(batch.values) == [b"c"]
+                consumer.seek(0, partition=0)
+                batch = consumer.poll(WAIT)
+                assert batch is not None and batch.first_offset == 0
+                with pytest.raises(millstream.InvalidArgument):
+                    stream.group("g").seek("latest")  # it has a member
+            stream.group("g").seek(3, partition=0)
+            assert stream.group("g").lag() == 0
+            with pytest.raises(millstream.NotFound):
+                stream.group("no-such")
+            stream.group("g").remove()
+            assert stream.groups() == []
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.fenced_commit")
+    def test_who_lost_a_partition_cannot_commit(self, store: Any, name: str) -> None:
+        """Who lost a partition cannot commit."""
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"a", b"b"])
+            first = stream.consumer("g", max_records=1, max_processing=0.5)
+            batch = first.poll(WAIT)
+            assert batch is not None
+            with stream.consumer("g", max_records=1) as second:
+                took = second.poll(WAIT)  # the first one hangs
+                assert took is not None and list(took.values) == [b"a"]
+                with pytest.raises(millstream.Fenced):
+                    first.commit(batch)
+                second.commit()
+            first.close()
+            assert stream.group("g").lag() == 1
+        finally:
+            store.drop_stream(name)
+
+
+class QueueCases(_Cases):
+    """The cases of queues. Subclass it with an `address`."""
+
+    @pytest.mark.parametrize("capability", sorted({**TO_QUEUE, **TO_MESSAGE, **TO_STORE}))
+    def test_what_it_cannot_do_it_refuses(self, store: Any, name: str, capability: str) -> None:
+        """What it cannot do it refuses."""
+        level = store.capabilities[capability].level
+        if level == "native" or not capability.startswith("queue."):
+            store.require(capability) if level != "none" else None
+            return
+        if capability in TO_STORE:
+            refused(capability, store, lambda: TO_STORE[capability](store), self.sent)
+            return
+        queue = store.queue(name)
+        try:
+            if capability in TO_MESSAGE:
+                queue.put(b"x")
+                message = queue.get(timeout=WAIT)
+                refused(capability, store, lambda: TO_MESSAGE[capability](message), self.sent)
+                message.ack()
+            else:
+                refused(capability, store, lambda: TO_QUEUE[capability](queue), self.sent)
+        finally:
+            store.drop_queue(name)
+
+    def test_a_message_is_done_once(self, store: Any, name: str) -> None:
+        """A message is done once."""
+        queue = self.queue(store, name)
+        try:
+            number = queue.put(b"\x00\xff", key=b"k", headers={"h": b"1"})
+            with queue.get(timeout=WAIT) as message:
+                assert (message.id, message.value, message.key) == (number, b"\x00\xff", b"k")
+                assert (message.headers, message.attempt) == ({"h": b"1"}, 1)
+            queue.put_many([b"a", b"b"])
+            assert sorted(one.value for one in self.taken(queue, 2)) == [b"a", b"b"]
+            with pytest.raises(millstream.Empty):
+                queue.get(timeout=0.2)
+        finally:
+            store.drop_queue(name)
+
+    def taken(self, queue: Any, count: int) -> list[Any]:
+        """So many messages, acknowledged."""
+        found: list[Any] = []
+        while len(found) < count:
+            message = queue.get(timeout=WAIT)
+            message.ack()
+            found.append(message)
+        return found
+
+    @needs("queue.lease")
+    def test_a_lease_is_as_long_as_it_says(self, store: Any, name: str) -> None:
+        """A lease is as long as it says."""
+        queue = self.queue(store, name, lease=LEASE)
+        try:
+            queue.put(b"x")
+            first = queue.get(timeout=WAIT)
+            began = time.monotonic()
+            again = queue.get(timeout=WAIT)
+            assert 0.9 * LEASE <= time.monotonic() - began <= 1.1 * LEASE + 1.0
+            assert (again.id, again.attempt) == (first.id, 2)
+            again.ack()
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.fenced_ack")
+    def test_a_late_acknowledgement_is_refused(self, store: Any, name: str) -> None:
+        """A late acknowledgement is refused."""
+        queue = self.queue(store, name, lease=LEASE)
+        try:
+            queue.put_many([b"late", b"other"])
+            late, other = queue.get(timeout=WAIT), queue.get(timeout=WAIT)
+            other.ack()
+            again = queue.get(timeout=WAIT)
+            with pytest.raises(millstream.LeaseLost):
+                late.ack()
+            again.ack()
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.nack_delay", "queue.attempts")
+    def test_a_failure_is_counted_and_comes_later(self, store: Any, name: str) -> None:
+        """A failure is counted and comes later."""
+        queue = self.queue(store, name)
+        try:
+            queue.put(b"x")
+            queue.get(timeout=WAIT).nack(delay=0.5)
+            began = time.monotonic()
+            again = queue.get(timeout=WAIT)
+            assert time.monotonic() - began > 0.3
+            assert again.attempt == 2
+            again.ack()
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.release")
+    def test_what_is_released_is_not_counted(self, store: Any, name: str) -> None:
+        """What is released is not counted."""
+        queue = self.queue(store, name)
+        try:
+            queue.put(b"x")
+            queue.get(timeout=WAIT).release()
+            again = queue.get(timeout=WAIT)
+            assert again.attempt == 1
+            again.ack()
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.dead_letters", "queue.attempts", "queue.redrive")
+    def test_after_the_last_attempt_it_is_a_dead_letter(self, store: Any, name: str) -> None:
+        """After the last attempt it is a dead letter."""
+        policy = millstream.RetryPolicy(max_attempts=2, backoff=0.0, jitter=0.0)
+        queue = self.queue(store, name, retry=policy, lease=LEASE)
+        try:
+            queue.put(b"fails", key=b"k", headers={"h": b"1"})
+            for _ in range(2):
+                queue.get(timeout=WAIT).nack(delay=0.0, reason="no luck")
+            [letter] = self.letters(queue, 1)
+            assert (letter.value, letter.key, letter.headers) == (b"fails", b"k", {"h": b"1"})
+            assert (letter.reason, letter.last_error) == ("failed", "no luck")
+            assert queue.dead.redrive(letter.id) == 1
+            with queue.get(timeout=WAIT) as message:
+                assert (message.value, message.attempt) == (b"fails", 1)
+            queue.put(b"hangs")
+            hung = [queue.get(timeout=WAIT) for _ in range(2)]  # and its leases run out
+            [letter] = self.letters(queue, 1)
+            assert (letter.value, letter.reason) == (b"hangs", "the lease ran out")
+            assert [one.attempt for one in hung] == [1, 2]
+            assert queue.dead.purge() == 1
+            queue.put(b"poison")
+            queue.get(timeout=WAIT).reject("never")
+            [letter] = self.letters(queue, 1)
+            assert (letter.value, letter.reason, letter.last_error) == (
+                b"poison", "never", "never",
+            )  # fmt: skip
+            assert (queue.dead.purge(), len(queue.dead)) == (1, 0)
+        finally:
+            store.drop_queue(name)
+
+    def letters(self, queue: Any, count: int) -> list[Any]:
+        """The dead letters, once there are so many."""
+        end = time.monotonic() + WAIT
+        while len(queue.dead) < count and time.monotonic() < end:
+            with pytest.raises(millstream.Empty):
+                queue.get(timeout=0.1)
+        found: list[Any] = queue.dead.list()
+        return found
+
+    @needs("queue.delay")
+    def test_a_short_delay_is_not_held_up_by_a_long_one(self, store: Any, name: str) -> None:
+        """A short delay is not held up by a long one."""
+        queue = self.queue(store, name)
+        try:
+            began = time.monotonic()
+            queue.put(b"long", delay=2.0)
+            queue.put(b"short", delay=0.5)
+            queue.put(b"at", at=int((time.time() + 1.2) * 1e6))
+            queue.put(b"now")
+            found = [one.value for one in self.taken(queue, 4)]
+            assert found == [b"now", b"short", b"at", b"long"]
+            assert time.monotonic() - began >= 1.9
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.dedup")
+    def test_a_dedup_id_is_stored_once_in_its_window(self, store: Any, name: str) -> None:
+        """A dedup id is stored once in its window."""
+        queue = self.queue(store, name, dedup_window=1.0)
+        try:
+            number = queue.put(b"a", dedup_id="d")
+            assert queue.put(b"b", dedup_id="d") == number
+            time.sleep(1.6)  # the window ends
+            assert queue.put(b"c", dedup_id="d") != number
+            assert [one.value for one in self.taken(queue, 2)] == [b"a", b"c"]
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.priority")
+    def test_priorities_are_strict(self, store: Any, name: str) -> None:
+        """Priorities are strict."""
+        queue = self.queue(store, name, priorities=3)
+        try:
+            for number in range(9):
+                queue.put(b"%d" % number, priority=number % 3)
+            found = [one.value for one in self.taken(queue, 9)]
+            assert found == [b"0", b"3", b"6", b"1", b"4", b"7", b"2", b"5", b"8"]
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.capacity")
+    def test_a_full_queue_refuses(self, store: Any, name: str) -> None:
+        """A full queue refuses."""
+        queue = self.queue(store, name, capacity=3)
+        try:
+            for _ in range(3):
+                queue.put(b"x", timeout=0)
+            with pytest.raises(millstream.QueueFull):
+                queue.put(b"y", timeout=0)
+            queue.get(timeout=WAIT).ack()
+            queue.put(b"z", timeout=WAIT)
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.peek", "queue.cancel", "queue.depth", "queue.purge")
+    def test_what_waits_can_be_seen_and_removed(self, store: Any, name: str) -> None:
+        """What waits can be seen and removed."""
+        queue = self.queue(store, name)
+        try:
+            first, second, _ = [queue.put(value) for value in (b"a", b"b", b"c")]
+            assert [one.value for one in queue.peek(2)] == [b"a", b"b"]
+            assert (len(queue), queue.stats().ready) == (3, 3)
+            assert queue.cancel(second) is True
+            assert queue.cancel(second) is False
+            message = queue.get(timeout=WAIT)
+            assert message.id == first
+            assert (queue.stats().ready, queue.stats().leased) == (1, 1)
+            assert queue.purge() == 1
+            message.ack()
+            assert len(queue) == 0
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.ttl")
+    def test_what_is_too_old_is_not_delivered(self, store: Any, name: str) -> None:
+        """What is too old is not delivered."""
+        queue = self.queue(store, name)
+        try:
+            queue.put(b"old", ttl=1.0)
+            queue.put(b"stays")
+            time.sleep(2.5)  # it ends
+            assert [one.value for one in self.taken(queue, 1)] == [b"stays"]
+            with pytest.raises(millstream.Empty):
+                queue.get(timeout=0.2)
+        finally:
+            store.drop_queue(name)
