@@ -18,7 +18,8 @@ from kombu.asynchronous.hub import Hub  # noqa: E402
 from timing import SOON, until  # noqa: E402
 
 import millstream  # noqa: E402
-from millstream.contrib.kombu import _lane, _stored_name, path_of  # noqa: E402
+from millstream.contrib.kombu import _stored_name, path_of  # noqa: E402
+from millstream.contrib.sharing import lane_of  # noqa: E402
 from millstream.testing import clock  # noqa: E402
 
 
@@ -332,7 +333,7 @@ def test_priorities_of_a_simple_queue(connection, kind):
 
 
 def test_ten_priorities_in_eight_lanes():
-    assert [_lane(priority) for priority in range(10)] == [7, 6, 5, 4, 3, 3, 2, 1, 0, 0]
+    assert [lane_of(priority) for priority in range(10)] == [7, 6, 5, 4, 3, 3, 2, 1, 0, 0]
 
 
 def test_a_task_with_an_eta_is_delayed_in_the_store(connection):

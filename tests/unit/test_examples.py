@@ -11,7 +11,17 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BLOCK = re.compile(r"^( *)```python +run *\n(.*?)^ *```", re.M | re.S)
-OPTIONAL = ("celery", "duckdb", "huey", "numpy", "polars", "prometheus_client", "pyarrow")
+OPTIONAL = (
+    "celery",
+    "dramatiq",
+    "duckdb",
+    "huey",
+    "numpy",
+    "polars",
+    "prometheus_client",
+    "pyarrow",
+    "taskiq",
+)
 
 
 def run(*words, cwd):

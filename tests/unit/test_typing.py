@@ -40,7 +40,7 @@ SETTINGS = "[mypy]\n" + "".join(
     f"[mypy-{name}.*]\nignore_missing_imports = True\n" for name in OPTIONAL
 )
 
-UNTYPED = ("celery", "huey", "prometheus")
+UNTYPED = ("celery", "dramatiq", "huey", "prometheus", "taskiq")
 """Pages for the users of frameworks, which have no types: their blocks are run, not checked."""
 
 

@@ -31,7 +31,7 @@ from celery.result import GroupResult, allow_join_result  # noqa: E402
 from kombu.utils.encoding import bytes_to_str  # noqa: E402
 
 from millstream.contrib.kombu import Broker, path_of  # noqa: E402
-from millstream.contrib.results import FINAL, OTHER, Log, Results  # noqa: E402
+from millstream.contrib.results import FINAL, OTHER, Log, Results, expiring  # noqa: E402
 
 __all__ = ["Backend"]
 
@@ -56,7 +56,7 @@ class Chords(Log):
     """The chords under way."""
 
     def __init__(self, store: millstream.Store, name: str, expires: float | None) -> None:
-        super().__init__(store, name, expires)
+        super().__init__(expiring(store, name, expires))
         self.open: dict[bytes, Chord] = {}
 
     def _apply(self, batch: millstream.Batch) -> None:

@@ -42,6 +42,7 @@ from millstream import (
 from millstream.contrib import require
 from millstream.contrib.lanes import Lanes, take
 from millstream.contrib.renewal import Renewal
+from millstream.contrib.sharing import PUT_SECONDS
 
 require("huey", "huey", (3, 5), (4,))
 
@@ -63,7 +64,6 @@ __all__ = ["MillstreamHuey", "MillstreamStorage"]
 Outcome = TypeVar("Outcome")
 BLOCKS_MAX = 32
 """Of 8 neighbouring priorities each; each is a queue."""
-PUT_SECONDS = 10.0
 CLAIM_SECONDS = 60.0
 """For which nobody else gets what was read off the schedule."""
 STALE_SECONDS = 3600.0

@@ -32,12 +32,13 @@ from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from functools import lru_cache
 from itertools import count
-from typing import Any, ClassVar, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import unquote
 
 import millstream
 from millstream import Empty, LeaseLost, Message, NotFound, QueueFull, RetryPolicy
 from millstream.contrib import require
+from millstream.contrib.sharing import LANES, SharedStore, lane_of
 
 require("kombu", "kombu", (5, 5), (6,))
 
@@ -50,7 +51,6 @@ __all__ = ["Broker", "Channel", "Transport", "path_of"]
 TRANSPORT_ALIASES.setdefault("millstream", "millstream.contrib.kombu:Transport")
 
 ROUTES = "kombu.routes"
-LANES = 8
 LEASE = 30 * 86400.0
 RENEW_SECONDS = 86400.0
 UNUSED_SECONDS = 60.0  # for a queue with auto_delete that nobody has consumed yet
@@ -107,72 +107,16 @@ def _stored_name(queue: str) -> str:
     return plain
 
 
-def _lane(priority: int) -> int:
-    """Of 0 (the most urgent) to 7; 0, what has no priority, has one of its own."""
-    return LANES - 1 - -(-priority * (LANES - 1) // 9)
-
-
 # --- what the processes share ---------------------------------------------------------------------
 
 
-class Broker:
-    """A store as this process has it open for kombu and Celery; one for each directory.
-
-    Opened at its first use, and opened anew after a fork: handles are void in the child.
-    """
-
-    _all: ClassVar[dict[str, Broker]] = {}
-    _lock = threading.Lock()
-
-    def __init__(self, path: str) -> None:
-        self.path = path
-        self._users = 0
-        self._opening = threading.RLock()
-        self._begin()
+class Broker(SharedStore):
+    """A store as this process has it open for kombu and Celery."""
 
     def _begin(self) -> None:
-        self._pid = os.getpid()
-        self._store: millstream.Store | None = None
+        super()._begin()
         self._queues: dict[tuple[str, str | None], millstream.Queue] = {}
         self._routes: Routes | None = None
-        self.shared: dict[str, Any] = {}
-        """What others keep for as long as the store is open."""
-
-    @classmethod
-    def join(cls, path: str) -> Broker:
-        """The broker of a directory; `leave` it when it is not used any more."""
-        with cls._lock:
-            broker = cls._all.setdefault(os.path.abspath(path), cls(path))
-            broker._users += 1
-            return broker
-
-    def leave(self) -> None:
-        """Close the store with its last user."""
-        with Broker._lock:
-            self._users -= 1
-            if self._users or Broker._all.get(os.path.abspath(self.path)) is not self:
-                return
-            del Broker._all[os.path.abspath(self.path)]
-        if self._pid == os.getpid() and self._store is not None:
-            self._store.close()
-
-    @classmethod
-    def _forget(cls) -> None:
-        """In a forked child: all handles are the parent's."""
-        cls._lock = threading.Lock()
-        for broker in cls._all.values():
-            broker._opening = threading.RLock()
-
-    @property
-    def store(self) -> millstream.Store:
-        """The open store."""
-        if self._pid != os.getpid():
-            self._begin()
-        if self._store is None:
-            with self._opening:
-                if self._store is None:  # not while we waited
-                    self._store = millstream.open(self.path)
-        return self._store
 
     @property
     def routes(self) -> Routes:
@@ -232,8 +176,6 @@ class Broker:
         with contextlib.suppress(NotFound):
             self.store.drop_queue(_stored_name(name))
 
-
-os.register_at_fork(after_in_child=Broker._forget)
 
 Bound = tuple[str, Any, str]
 """As kombu has it: routing key, pattern, queue."""
@@ -689,7 +631,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         head = dict(message)
         body = head.pop("body")
         properties, headers = message["properties"], message.get("headers") or {}
-        lane = _lane(self._get_message_priority(message))
+        lane = lane_of(self._get_message_priority(message))
         due = _due(headers)
         ttl = None
         if (expiration := properties.get("expiration")) and not headers.get("expires"):

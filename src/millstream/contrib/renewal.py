@@ -6,7 +6,7 @@ import logging
 import threading
 from typing import TYPE_CHECKING
 
-from millstream import LeaseLost, MillstreamError
+from millstream import Closed, LeaseLost, MillstreamError
 
 if TYPE_CHECKING:
     from millstream import Message
@@ -39,7 +39,7 @@ class Renewal:
 
     def _start(self) -> None:
         if self._thread is None:
-            name = "millstream-huey"
+            name = "millstream-renewal"
             self._thread = threading.Thread(target=self._run, name=name, daemon=True)
             self._thread.start()
 
@@ -48,7 +48,7 @@ class Renewal:
             for message in list(self._messages.values()):
                 try:
                     message.extend(self._lease)
-                except LeaseLost:  # or it has just ended; `execute` is told when it acknowledges
+                except (LeaseLost, Closed):  # or it has just ended; who acknowledges it is told
                     self._messages.pop(id(message), None)
                 except MillstreamError:
                     if not self._over.is_set():

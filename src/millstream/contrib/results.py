@@ -13,7 +13,7 @@ import time
 import millstream
 from millstream import Retention
 
-__all__ = ["FINAL", "OTHER", "Log", "Results"]
+__all__ = ["FINAL", "OTHER", "Log", "Results", "expiring"]
 
 FINAL, OTHER = b"+", b"-"
 """What a value begins with in the stream."""
@@ -22,26 +22,21 @@ FINAL, OTHER = b"+", b"-"
 class Log:
     """A stream with one partition that this process has read up to its end."""
 
-    def __init__(self, store: millstream.Store, name: str, expires: float | None) -> None:
-        self.stream = store.stream(
-            name,
-            partitions=1,
-            segment_bytes="16MiB",
-            retention=Retention(age=expires) if expires else Retention(),
-            on_mismatch="alter",
-        )
-        self._expires = expires
+    def __init__(self, stream: millstream.Stream) -> None:
+        self.stream = stream
         self._next = self._first = 0
         self._lock = threading.Lock()
 
     def catch_up(self) -> None:
         """Know all that any process appended before this call."""
-        if self.stream.next_offset(0) == self._next:
+        end = self.stream.next_offset(0)
+        if end == self._next:
             return
         with self._lock:
             for batch in self.stream.read(partition=0, start=self._next, on_lost="earliest"):
                 self._apply(batch)
                 self._next = batch.next_offset
+            self._next = max(self._next, end)  # what was there may be gone
             if (first := self.stream.first_offset(0)) != self._first:
                 self._prune(first)
                 self._first = first
@@ -61,11 +56,23 @@ class Log:
             next(batches, None)
 
 
+def expiring(store: millstream.Store, name: str, expires: float | None) -> millstream.Stream:
+    """The stream of a log whose records all expire after some seconds; None: never."""
+    return store.stream(
+        name,
+        partitions=1,
+        segment_bytes="16MiB",
+        retention=Retention(age=expires) if expires else Retention(),
+        on_mismatch="alter",
+    )
+
+
 class Results(Log):
     """Values by key, the last one of each; but a success stays, whatever a lost worker says."""
 
     def __init__(self, store: millstream.Store, name: str, expires: float | None) -> None:
-        super().__init__(store, name, expires)
+        super().__init__(expiring(store, name, expires))
+        self._expires = expires
         self.at: dict[bytes, int] = {}
         """The offset of each key's value, the inverse of it where that is final; oldest first."""
 
