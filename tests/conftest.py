@@ -19,9 +19,9 @@ pytest_plugins = ["millstream.testing.conformance"]
 SLOW = (
     "crash", "property", "test_backup", "test_benchmarks_smoke", "test_c_programs", "test_capacity",
     "test_cli_queue", "test_contrib_celery", "test_contrib_dramatiq", "test_contrib_storm",
-    "test_demo", "test_every_call", "test_examples", "test_fork", "test_fuzz", "test_living",
-    "test_planted_faults", "test_queue_corners", "test_queue_store", "test_reentry",
-    "test_refusals", "test_suite", "test_transaction_waits", "test_typing",
+    "test_contrib_torch", "test_demo", "test_every_call", "test_examples", "test_fork", "test_fuzz",
+    "test_living", "test_planted_faults", "test_queue_corners", "test_queue_store", "test_reentry",
+    "test_refusals", "test_suite", "test_transaction_waits", "test_typing", "test_web",
     "test_worker_processes", "test_worker_runs",
 )  # fmt: skip
 """Folders and files of more than five seconds: kills, power cuts, models, sweeps, children."""

@@ -12,15 +12,8 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BLOCK = re.compile(r"^( *)```python +run *\n(.*?)^ *```", re.M | re.S)
 OPTIONAL = (
-    "celery",
-    "dramatiq",
-    "duckdb",
-    "huey",
-    "numpy",
-    "polars",
-    "prometheus_client",
-    "pyarrow",
-    "taskiq",
+    *("celery", "django", "django_tasks", "dramatiq", "duckdb", "huey", "numpy", "opentelemetry"),
+    *("polars", "prometheus_client", "pyarrow", "taskiq", "torch"),
 )
 
 

@@ -40,7 +40,10 @@ SETTINGS = "[mypy]\n" + "".join(
     f"[mypy-{name}.*]\nignore_missing_imports = True\n" for name in OPTIONAL
 )
 
-UNTYPED = ("celery", "dramatiq", "huey", "prometheus", "taskiq")
+UNTYPED = (
+    *("celery", "django", "dramatiq", "engines", "huey", "opentelemetry", "prometheus", "taskiq"),
+    "torch",
+)
 """Pages for the users of frameworks, which have no types: their blocks are run, not checked."""
 
 

@@ -41,7 +41,7 @@ from millstream import (
 )
 from millstream.contrib import require
 from millstream.contrib.lanes import Lanes, take
-from millstream.contrib.renewal import Renewal
+from millstream.contrib.renewal import AGAIN_SECONDS_MAX, Renewal
 from millstream.contrib.sharing import PUT_SECONDS
 
 require("huey", "huey", (3, 5), (4,))
@@ -68,8 +68,6 @@ CLAIM_SECONDS = 60.0
 """For which nobody else gets what was read off the schedule."""
 STALE_SECONDS = 3600.0
 """A table that was not brought up to date for so long is read anew: tombstones may be gone."""
-AGAIN_SECONDS_MAX = 300.0
-"""Until a task runs again whose outcome could not be kept, since the disk is full, say."""
 EXPIRY = struct.Struct("<d")
 SCHEDULED = struct.Struct("<dd")
 RESULTS, COUNTERS, SCHEDULE = b"r", b"c", b"s"

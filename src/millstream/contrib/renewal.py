@@ -11,9 +11,11 @@ from millstream import Closed, LeaseLost, MillstreamError
 if TYPE_CHECKING:
     from millstream import Message
 
-__all__ = ["Renewal"]
+__all__ = ["AGAIN_SECONDS_MAX", "Renewal"]
 
 LOGGER = logging.getLogger("millstream")
+AGAIN_SECONDS_MAX = 300.0
+"""Until a task runs again whose outcome could not be kept, since the disk is full, say."""
 
 
 class Renewal:
