@@ -14,7 +14,7 @@ pytest.importorskip("polars")
 
 PAGE = (Path(__file__).parents[2] / "docs" / "guide" / "engines.md").read_text()
 READER = re.search(r"^```python\n# ranges.py\n(.*?)^```", PAGE, re.M | re.S)[1]
-PROGRAMS = re.findall(r"^## (\w+)\n.*?^```python with ranges.py\n(.*?)^```", PAGE, re.M | re.S)
+PROGRAMS = re.findall(r"^## (\w+)\n.*?^```python\n(# with ranges.py.*?)^```", PAGE, re.M | re.S)
 ENGINES = {"Dask": "dask", "Ray": "ray", "Spark": "pyspark", "dlt": "dlt"}
 
 
