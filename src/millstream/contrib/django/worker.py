@@ -6,6 +6,7 @@ import contextlib
 import json
 import logging
 import os
+import select
 import signal
 import sys
 import threading
@@ -32,7 +33,6 @@ from millstream.contrib.results import FINAL, OTHER
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from types import FrameType
 
     from millstream import Message
     from millstream.contrib.django.backend import MillstreamBackend
@@ -43,6 +43,7 @@ __all__ = ["LOGGER", "Worker"]
 LOGGER = logging.getLogger("millstream.django")
 TURN_SECONDS = 0.25
 """So often an idle worker looks whether it is to stop, and for queues that are new."""
+STOPS = (signal.SIGTERM, signal.SIGINT)
 READY, RUNNING, FAILED, SUCCESSFUL = (
     base.TaskResultStatus[name] for name in ("READY", "RUNNING", "FAILED", "SUCCESSFUL")
 )
@@ -79,6 +80,8 @@ class Worker:
         self._held: dict[int, Message] = {}
         self._give_up_at: float | None = None
         self._over = threading.Event()
+        self._ear: int | None = None
+        self._mouth: int | None = None
         self._looked = -TURN_SECONDS
         self._lanes: list[Lanes] = []
 
@@ -94,6 +97,9 @@ class Worker:
                     self._run_threads()
             finally:
                 self._over.set()
+                if self._mouth is not None:
+                    os.write(self._mouth, b"\0")  # no signal: it wakes the thread
+                watch.join()
                 self._renewal.end()
 
     def _run_threads(self) -> None:
@@ -117,27 +123,40 @@ class Worker:
 
     @contextlib.contextmanager
     def _hearing(self) -> Iterator[None]:
+        """Have signals told to the thread that watches, and not to the task that is under way.
+
+        A handler in Python runs in the main thread alone, which a task may hold in a call of the
+        system, and which a second signal does not wake while a first one waits for it.
+        """
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+        self._ear, self._mouth = ear, mouth = os.pipe()
+        os.set_blocking(mouth, False)
+        before = {number: signal.getsignal(number) for number in STOPS}
+        told = signal.set_wakeup_fd(mouth, warn_on_full_buffer=False)
         try:
-            for number in before:
-                signal.signal(number, self._hear)
+            for number in STOPS:
+                signal.signal(number, lambda *_: None)
             yield
         finally:
+            signal.set_wakeup_fd(told)
             for number, handler in before.items():
                 signal.signal(number, handler)
-
-    def _hear(self, number: int, frame: FrameType | None) -> None:
-        """Take nothing more; a second signal: give back what is in hand."""
-        if self._give_up_at is None:
-            self._give_up_at = time.monotonic() + self._grace
-        else:
-            self._give_up()
+            os.close(ear)
+            os.close(mouth)
 
     def _watch(self) -> None:
-        while not self._over.wait(TURN_SECONDS):
+        """After one signal take nothing more; with a second one, or late, give back."""
+        while not self._over.is_set():
+            if self._ear is None:
+                self._over.wait(TURN_SECONDS)
+            elif select.select([self._ear], [], [], TURN_SECONDS)[0]:
+                for number in os.read(self._ear, 100):
+                    if number in STOPS and self._give_up_at is not None:
+                        self._give_up()
+                    elif number in STOPS:
+                        self._give_up_at = time.monotonic() + self._grace
             if self._give_up_at is not None and time.monotonic() >= self._give_up_at:
                 self._give_up()
 
