@@ -19,7 +19,7 @@ from millstream.store.capabilities import FILE
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
 TO_DO = "What to do: "
 WRITES = {
-    *("append", "create", "alter", "add-partitions", "drop", "compact", "repair", "work"),
+    *("append", "create", "alter", "add-partitions", "drop", "compact", "repair", "work", "relay"),
     *("groups seek", "groups rm"),
     *(f"queue {verb}" for verb in ("put", "get", "cancel", "pause", "resume")),
     *(f"queue {verb}" for verb in ("create", "alter", "drop", "dead redrive", "dead purge")),

@@ -125,7 +125,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "log._retire": 1,
         "log._set_state": 1,
         "log._state": 5,
-        "log._stream_id": 10,
+        "log._stream_id": 11,
     },
     "The same handle's waiting: a consumer and a view sleep on the words of its control file.": {
         "log._prepare_wait": 1,

@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
     from millstream.store.advice import Advice as Advice
+    from millstream.store.relay import Relay as Relay
     from millstream.store.stats import StoreProcess, StoreStats
     from millstream.store.store import Store as Store
     from millstream.store.store import open as open
@@ -148,6 +149,7 @@ __all__ = [
     "Record",
     "Reentered",
     "Reject",
+    "Relay",
     "Retention",
     "Retry",
     "RetryPolicy",
@@ -195,6 +197,7 @@ _HOMES = {
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
     "store.advice": ("Advice",),
+    "store.relay": ("Relay",),
     "store.stats": ("StoreProcess", "StoreStats"),
     "store.store": ("Store", "open", "temporary"),
     "streams.producer": ("Producer",),

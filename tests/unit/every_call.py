@@ -102,6 +102,9 @@ class World:
     def pipe(self):
         return self.store.pipe(self.queue, lambda message: message.value, self.stream)
 
+    def relay(self):
+        return self.store.relay(self.stream, to=f"file://{self.path}-relayed")
+
     def next(self):
         self.number += 1
         return self.number
@@ -277,6 +280,7 @@ CALLS = {
     "Store.pipe": lambda w: w.pipe,
     "Store.queue": lambda w: lambda: w.store.queue(f"q{w.next()}"),
     "Store.queues": lambda w: w.store.queues,
+    "Store.relay": lambda w: w.relay,
     "Store.require": lambda w: lambda: w.store.require("queue.delay"),
     "Store.stream": lambda w: lambda: w.store.stream(f"s{w.next()}"),
     "Store.streams": lambda w: w.store.streams,
@@ -391,6 +395,12 @@ CALLS = {
     "View.keys": lambda w: w.view.keys,
     "View.values": lambda w: w.view.values,
     "View.wait_for": lambda w: functools.partial(w.view.wait_for, w.stream.append(b"1"), timeout=5),
+    "Relay.check": lambda w: functools.partial(w.relay().check, w.queue),
+    "Relay.close": lambda w: w.relay().close,
+    "Relay.end": lambda w: w.relay().end,
+    "Relay.run": lambda w: functools.partial(w.relay().run, timeout=0),
+    "Relay.start": lambda w: w.relay().start,
+    "Relay.stop": lambda w: w.relay().stop,
     "Pipe.close": lambda w: w.pipe().close,
     "Pipe.run": lambda w: functools.partial(w.pipe().run, timeout=0),
     "Pipe.step": lambda w: w.pipe().step,

@@ -34,6 +34,7 @@ from millstream.cli import (
     metrics,
     queues,
     records,
+    relay,
     streams,
     work,
 )
@@ -126,6 +127,7 @@ def build_parser() -> argparse.ArgumentParser:
         groups,
         queues,
         work,
+        relay,
         advise,
         metrics,
         integrity,

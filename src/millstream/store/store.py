@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from millstream.options import Compaction, Durability, Retention, RetryPolicy
     from millstream.queues.queue import Queue
     from millstream.store.advice import Advice
+    from millstream.store.relay import Relay
     from millstream.store.stats import StoreProcess, StoreStats
     from millstream.streams.stream import Stream
     from millstream.transactions.pipe import Pipe
@@ -677,6 +678,45 @@ class Store:
         self.session.check_writable()
         holdings = self._transactions
         return Pipe(holdings, source, function, sink, group=group, batch=batch, start=start)
+
+    def relay(self, source: Stream | Queue, *, to: str, topic: str | None = None) -> Relay:
+        """Send a stream or a queue of this store to a server, and lose nothing: see `Relay`.
+
+        A stream arrives there exactly once and in the order of its partitions, whoever is killed
+        and when: each record has its offset as the sequence of a producer there. Only what survives
+        a power cut is sent. A queue arrives at least once, with an id by which the server drops
+        what comes twice within its window.
+
+        Args:
+            source: the stream, or the queue.
+            to: the address, as ``nats://127.0.0.1:4222``; any that `open` takes.
+            topic: what it is called there; default: as here. Made where it is not there.
+
+        Returns: a `Relay`: ``run`` it, or ``start`` it in the background; close it, or use it in a
+        `with`. ``millstream relay STORE NAME URL`` is one in a process of its own.
+
+        Raises: ConfigMismatch where the target would lose records (a retention, other partitions),
+        or has records that this store has not; StorageError where it cannot be reached;
+        Unsupported, InvalidType.
+
+        >>> import millstream, tempfile
+        >>> with tempfile.TemporaryDirectory() as there, millstream.temporary() as store:
+        ...     stream = store.stream("orders")
+        ...     _ = stream.append_many([b"a", b"b"])
+        ...     with store.relay(stream, to=f"file://{there}/store") as relay:
+        ...         relay.run(timeout=0)
+        2
+        """
+        with _native.loading:
+            from millstream.store.relay import Relay
+        self.session.check_writable()
+        Relay.check(source)
+        target = open(to)
+        try:
+            return Relay(source, target, to, topic, self.session.id.hex())
+        except BaseException:
+            target.close()
+            raise
 
     def flush(self, *, timeout: float | None = None) -> None:
         """Return when all that was stored here before this call survives a power cut.
