@@ -68,7 +68,8 @@ class Scale:
     @property
     def disk_bytes(self) -> int:
         """Room that the files of a run take at most."""
-        return self.log_bytes + 4 * self.append_bytes + (1 << 30)
+        grown = self.log_bytes  # of bench_growth
+        return self.log_bytes + 4 * self.append_bytes + max(grown, 1 << 30)
 
 
 TINY = Scale("tiny", 1, 1 << 20, 1, 8 << 20, 2 << 20, 2_000, 200, 5, 20, 2_000, 20, 0.005)
@@ -83,7 +84,8 @@ SCALES = {scale.name: scale for scale in (TINY, QUICK, FULL)}
 
 RATES = {"M/s": 1e6, "k/s": 1e3, "GB/s": 1e9, "/s": 1.0}
 SECONDS = {"ns", "µs", "ms", *RATES}
-TIMES = {"calls": 1, "ns": 1e9, "µs": 1e6, "ms": 1e3, "MiB": 1 / (1 << 20), "a second": 1.0}
+TIMES = {"calls": 1, "ns": 1e9, "µs": 1e6, "ms": 1e3, "MiB": 1 / (1 << 20), "a second": 1.0,
+         "per 1,000": 1e3}  # fmt: skip
 
 
 def in_unit(value: float, unit: str) -> float:
@@ -107,6 +109,10 @@ class Row:
     most_wanted: float | None
     """Median of ours at most."""
     note: str
+    series: str = ""
+    """Rows of one series are the points of a curve,"""
+    at: float = 0.0
+    """... this being where."""
 
     @property
     def median(self) -> float:
@@ -163,6 +169,8 @@ class Row:
             "target": self.target,
             "met": self.met,
             "note": self.note,
+            "series": self.series,
+            "at": self.at,
         }
 
 
@@ -364,10 +372,12 @@ class Bench:
         ratio: float | None = None,
         most: float | None = None,
         note: str = "",
+        series: str = "",
+        at: float = 0.0,
     ) -> None:
         """Add a line to the report."""
         ours, limit = measured
-        found = Row(self.question, work, unit, ours, limit, limit_is, ratio, most, note)
+        found = Row(self.question, work, unit, ours, limit, limit_is, ratio, most, note, series, at)
         self.rows.append(found)
         self.added(found)
 

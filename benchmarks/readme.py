@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import rivals
-from benchmarks.report import rate
+from benchmarks.report import left_out, rate
 from benchmarks.rivals import queues
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -45,14 +45,6 @@ def table(found: list[dict[str, Any]], works: tuple[str, ...], more: tuple[str, 
     return lines
 
 
-def left_out(found: list[dict[str, Any]]) -> list[str]:
-    """What was not measured, and why."""
-    missing = [f"{one['name']}: {one['skipped']}" for one in found if one["skipped"]]
-    for one in found:
-        missing += [f"{one['name']}, {work}: {why}" for work, why in one.get("failed", {}).items()]
-    return ["", f"Not measured: {'; '.join(missing)}."] if missing else []
-
-
 def text_of(document: dict[str, Any]) -> str:
     """What stands between the comments."""
     machine = document["machine"]
@@ -65,13 +57,13 @@ def text_of(document: dict[str, Any]) -> str:
         " synced. The best of a column is bold.",
         "",
         *table(document["rivals"], rivals.WORKS, ()),
-        *left_out(document["rivals"]),
+        *("\n" + line for line in left_out(document["rivals"])),
         "",
         "Queues, each with the settings that it recommends for speed. Survives: what a message"
         " does, once put has returned. Lease: does what a killed consumer had come back by itself?",
         "",
         *table(document["queues"], queues.WORKS, ("keeps", "lease")),
-        *left_out(document["queues"]),
+        *("\n" + line for line in left_out(document["queues"])),
     ]
     return "\n".join(lines).replace("| | keeps | lease |", "| | survives | lease |")
 

@@ -1,4 +1,4 @@
-"""All benchmarks in one go: `python -m benchmarks [--quick] [--json]`.
+"""All benchmarks in one go: `python -m benchmarks [--quick] [--json] [--out DIR]`.
 
 Prints a line for each row as it is measured (stderr), then the table (stdout). Ends with 1 when a
 benchmark could not be run; that a target is missed is a figure, not a failure.
@@ -26,7 +26,7 @@ from benchmarks.rivals import queues
 
 MODULES = (
     "append", "read", "sync", "wake", "processes", "open", "memory", "groups", "compact", "queue",
-    "transactions",
+    "transactions", "tails", "growth",
 )  # fmt: skip
 TITLES = ("Work", "Ours", "Limit", "Ratio", "Target", "Met")
 Table = list[tuple[str, ...]]
@@ -100,48 +100,82 @@ def print_table(titles: tuple[str, ...], lines: Table) -> None:
     console.print(table)
 
 
-def print_report(document: dict[str, Any], rows: list[Row]) -> None:
-    """Print what a person reads."""
+Section = tuple[str, tuple[str, ...], Table, list[str]]
+"""Its question, the heads of its columns, its lines, what is said below it."""
+
+
+def begun(document: dict[str, Any]) -> list[str]:
+    """What is said before the tables."""
     machine = document["machine"]
-    print(
+    lines = [
         f"millstream {machine['commit']}, {machine['date']}, scale {document['scale']}. "
         f"{machine['cpu']}, {machine['cores']} cores, {machine['memory_gib']} GiB; "
-        f"Linux {machine['kernel']}, {machine['file_system']}; Python {machine['python']}."
-    )
-    print(
+        f"Linux {machine['kernel']}, {machine['file_system']}; Python {machine['python']}.",
         'Values of 100 bytes, durability "process" unless said; medians (min..max) of rounds. '
-        "Ratio: our speed as a share of the limit's."
-    )
+        "Ratio: our speed as a share of the limit's.",
+    ]
     if machine["load"] > 0.5:
-        print(f"The machine was busy before (load {machine['load']:.1f}): figures are noisy.")
+        busy = f"The machine was busy before (load {machine['load']:.1f}): figures are noisy."
+        lines.append(busy)
+    return lines
+
+
+def sections(document: dict[str, Any], rows: list[Row]) -> Iterator[Section]:
+    """The tables."""
     for question in dict.fromkeys(row.question for row in rows):
-        print(f"\n{question}")
-        print_table(TITLES, [cells(row) for row in rows if row.question == question])
+        yield question, TITLES, [cells(row) for row in rows if row.question == question], []
     found = document["rivals"]
     if found:
-        print("\nWhat do others do? (records a second; see README.md)")
-        lines = [(one["name"], *map(rate, (one["rates"].get(work) for work in rivals.WORKS)))
-                 for one in found if not one["skipped"]]  # fmt: skip
-        print_table(("Rival", *rivals.WORKS), lines)
-        skipped = [f"{one['name']} ({one['skipped']})" for one in found if one["skipped"]]
-        if skipped:
-            print("Not measured: " + "; ".join(skipped))
+        lines: Table = [
+            (one["name"], *map(rate, (one["rates"].get(work) for work in rivals.WORKS)))
+            for one in found if not one["skipped"]
+        ]  # fmt: skip
+        question = "What do others do? (records a second; see README.md)"
+        yield question, ("Rival", *rivals.WORKS), lines, left_out(found)
     found = document["queues"]
     if found:
-        print("\nAnd with the same messages? (a second; survives: what a message does)")
         lines = [(one["name"], one["keeps"], "yes" if one["lease"] else "no",
                   *map(rate, (one["rates"].get(work) for work in queues.WORKS)))
                  for one in found if not one["skipped"]]  # fmt: skip
-        print_table(("Queue", "Survives", "Lease", *queues.WORKS), lines)
-        skipped = [f"{one['name']} ({one['skipped']})" for one in found if one["skipped"]]
-        skipped += [f"{one['name']}, {work} ({why})"
-                    for one in found for work, why in one["failed"].items()]  # fmt: skip
-        if skipped:
-            print("Not measured: " + "; ".join(skipped))
-    for name, what in document["failures"].items():
-        print(f"FAILED {name}: {what}")
+        question = "And with the same messages? (a second; survives: what a message does)"
+        yield question, ("Queue", "Survives", "Lease", *queues.WORKS), lines, left_out(found)
+
+
+def left_out(found: list[dict[str, Any]]) -> list[str]:
+    """Rivals and works that were not measured, and why."""
+    skipped = [f"{one['name']} ({one['skipped']})" for one in found if one["skipped"]]
+    skipped += [f"{one['name']}, {work} ({why})"
+                for one in found for work, why in one.get("failed", {}).items()]  # fmt: skip
+    return ["Not measured: " + "; ".join(skipped)] if skipped else []
+
+
+def ended(document: dict[str, Any], rows: list[Row]) -> list[str]:
+    """What is said behind the tables."""
     judged = [row.met for row in rows if row.met is not None]
-    print(f"\n{sum(judged)} of {len(judged)} targets met, in {document['seconds']:.0f} s.")
+    lines = [f"FAILED {name}: {what}" for name, what in document["failures"].items()]
+    took = f"{sum(judged)} of {len(judged)} targets met, in {document['seconds']:.0f} s."
+    return [*lines, took]
+
+
+def print_report(document: dict[str, Any], rows: list[Row]) -> None:
+    """Print what a person reads."""
+    print(*begun(document), sep="\n")
+    for question, titles, lines, below in sections(document, rows):
+        print(f"\n{question}")
+        print_table(titles, lines)
+        print(*below, sep="\n", end="\n" if below else "")
+    print()
+    print(*ended(document, rows), sep="\n")
+
+
+def markdown(document: dict[str, Any], rows: list[Row]) -> str:
+    """The same as Markdown."""
+    parts = [*begun(document)]
+    for question, titles, lines, below in sections(document, rows):
+        table = [titles, ("---",) * len(titles), *lines]
+        text = "\n".join(f"| {' | '.join(line)} |" for line in table)
+        parts += [f"## {question}", text, *below]
+    return "\n\n".join([*parts, *ended(document, rows)]) + "\n"
 
 
 def rate(values: list[float] | None) -> str:
@@ -161,6 +195,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--tiny", action="store_true", help="only that it works; no figures")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their names")
+    parser.add_argument(
+        "--out", type=Path, metavar="DIR", help="write report.json, report.md and plots (SVG), too"
+    )
     parser.add_argument("--dir", default=None, help="where files go; on a disk")
     parser.add_argument(
         "--rivals", action=argparse.BooleanOptionalAction, help="measure rivals, too"
@@ -189,8 +226,17 @@ def main(arguments: list[str] | None = None) -> int:
         queues=queued,
         failures=failures,
     )
+    text = json.dumps(document, indent=1, ensure_ascii=False)
+    if options.out:
+        from benchmarks import plots
+
+        options.out.mkdir(parents=True, exist_ok=True)
+        (options.out / "report.json").write_text(text + "\n", encoding="utf-8")
+        (options.out / "report.md").write_text(markdown(document, bench.rows), encoding="utf-8")
+        drawn = plots.draw(document, options.out)
+        say(f"{options.out}: report.json, report.md, {len(drawn)} plots")
     if options.json:
-        print(json.dumps(document, indent=1, ensure_ascii=False))
+        print(text)
     else:
         print_report(document, bench.rows)
     return 1 if failures else 0

@@ -1,8 +1,9 @@
 """What do others do with the same records? Each work of a rival has its own process and file.
 
-A rival is a module here with a class `Rival`; it is left out, with a note, where what it needs is
-not installed. Loops end after a time or 300 MB. Unsynced loops are rates into the page cache; their
-files are removed at once. *synced*: each call returns after fdatasync or the rival's equal.
+A rival is a module here with a class `Rival`, or with a function `measure` where it is no Python;
+it is left out, with a note, where what it needs is not installed. Loops end after a time or 300 MB.
+Unsynced loops are rates into the page cache; their files are removed at once. *synced*: each call
+returns after fdatasync or the rival's equal.
 """
 
 from __future__ import annotations
@@ -18,7 +19,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
 
-NAMES = ("millstream_", "plain_file", "os_write", "sqlite", "lmdb_", "rocks", "arrow_ipc")
+NAMES = (
+    "millstream_", "plain_file", "os_write", "sqlite", "lmdb_", "rocks", "arrow_ipc", "chronicle",
+)  # fmt: skip
 WORKS = ("append 1", "by 1,000", "read each", "read batch", "synced 1", "synced by 1,000")
 BYTES_MOST = 300_000_000
 
@@ -52,7 +55,11 @@ def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     from benchmarks import harness
 
     try:
-        rival: type[Log] = importlib.import_module(f"benchmarks.rivals.{name}").Rival
+        module = importlib.import_module(f"benchmarks.rivals.{name}")
+        if not hasattr(module, "Rival"):
+            found = module.measure(work, path, seconds)
+            return {"title": module.TITLE, "rate": found}
+        rival: type[Log] = module.Rival
     except ImportError as error:
         return {"title": name, "skipped": str(error)}
     os.mkdir(path)

@@ -24,6 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import harness
+from benchmarks.rivals import jvm
 
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
@@ -61,6 +62,10 @@ class Rival:
 
     def end(self) -> None:
         """Stop what was started."""
+
+    def measure(self, work: str, seconds: float) -> float | None:
+        """Messages a second; None where it has no call for it."""
+        return WORK[work](self, seconds)
 
 
 class Millstream(Rival):
@@ -324,9 +329,34 @@ class Nats(Server):
         self.take_many = lambda most: loop.run_until_complete(fetch(most))
 
 
+class Chronicle(Rival):
+    package, keeps = "Chronicle Queue 2026.4 (Java, spins)", "any kill"
+    engine = "chronicle"
+
+    def measure(self, work: str, seconds: float) -> float | None:
+        if work == "1 and 1":
+            return jvm.between(self.engine, self.path, seconds)
+        return jvm.alone(self.engine, "both", self.path, seconds) if work == WORKS[0] else None
+
+
+class Aeron(Chronicle):
+    package, keeps = "Aeron 1.51 IPC (Java, spins)", "nothing"
+    engine = "aeron"
+
+    def measure(self, work: str, seconds: float) -> float | None:
+        return super().measure(work, seconds) if work == "1 and 1" else None
+
+
+class Cloudtoid(Rival):
+    package = "cloudtoid Interprocess (.NET)"
+
+    def __init__(self, path: str) -> None:
+        raise ImportError("no program of ours for it yet: it needs .NET")
+
+
 RIVALS: tuple[type[Rival], ...] = (
-    Millstream, Multiprocessing, FasterFifo, Iceoryx2, Huey, Honker, PersistQueue, Litequeue,
-    Valkey, Nats,
+    Millstream, Multiprocessing, FasterFifo, Iceoryx2, Chronicle, Aeron, Cloudtoid, Huey, Honker,
+    PersistQueue, Litequeue, Valkey, Nats,
 )  # fmt: skip
 
 
@@ -346,7 +376,7 @@ def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     except ImportError as error:
         return {"skipped": str(error)}
     try:
-        return {"rate": WORK[work](rival, seconds)}
+        return {"rate": rival.measure(work, seconds)}
     except ImportError as error:
         return {"skipped": str(error)}
     finally:

@@ -138,10 +138,10 @@ def test_tables_of_the_readme_are_made_from_a_report():
         f"before\n{module.BEGIN}\nold\n{module.END}\nafter\n", module.text_of(document)
     )
     assert made.startswith(f"before\n{module.BEGIN}\n2026-01-02, commit abc: 2 cores of a CPU")
-    assert made.endswith(f"Not measured: q, 1 and 1: locked.\n{module.END}\nafter\n")
+    assert made.endswith(f"Not measured: q, 1 and 1 (locked)\n{module.END}\nafter\n")
     assert "| ours | **3 M** | – |" in made
     assert "| theirs | 5 k | – |" in made
-    assert "Not measured: gone: no module." in made
+    assert "Not measured: gone (no module)" in made
     assert "| q | a kill | yes | – | **1 M** | – |" in made
     with pytest.raises(SystemExit, match="expected"):
         module.replaced("no comments", "text")
@@ -157,3 +157,28 @@ def test_queue_does_its_work(tmp_path, rival, work):
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
     none = rival == "Multiprocessing" and work == "by 100"
     assert ("'rate': None" in done.stdout) == none, done.stdout
+
+
+def test_a_report_is_written_as_json_markdown_and_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    run("benchmarks", "--tiny", "--no-rivals", "--only", "sync", "--out", str(tmp_path))
+    document = json.loads((tmp_path / "report.json").read_text())
+    written = (tmp_path / "report.md").read_text()
+    assert all(f"| {row['work']}" in written for row in document["rows"])
+    plots = {file.name: file.read_text() for file in tmp_path.glob("*.svg")}
+    assert "tail_latencies.svg" in plots and len(plots) >= 2
+    assert all(text.startswith("<?xml") and "</svg>" in text for text in plots.values())
+
+
+def test_every_rival_has_its_place_in_the_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    document = {
+        "rows": [],
+        "rivals": [{"name": "ours", "rates": {"append 1": [2e6]}, "skipped": ""}],
+        "queues": [{"name": "q", "rates": {"by 100": [1e6, 3e6]}, "skipped": ""}],
+    }
+    (tmp_path / "report.json").write_text(json.dumps(document))
+    printed = run("benchmarks.plots", str(tmp_path / "report.json"), str(tmp_path / "plots"))
+    names = [Path(line).name for line in printed.splitlines()]
+    assert names == ["rivals_append_1.svg", "queues_by_100.svg"]
+    assert {file.name for file in (tmp_path / "plots").iterdir()} == {*names}
