@@ -476,3 +476,32 @@ def test_a_callback_of_a_chord_is_sent_although_its_worker_was_killed(own, monke
     assert len(backend._broker.store.queue("celery")) == 0
     backend.on_chord_part_return(request, "SUCCESS", 1)
     assert len(backend._broker.store.queue("celery")) == 1
+
+
+def test_a_chord_goes_on_although_a_lost_process_had_succeeded(own, monkeypatch):
+    """Celery acknowledges a message whose success is stored: by then it has to be in the chord.
+
+    Its worker looks for the success of a child that it lost (5.6 and later). A kill between the two,
+    or before the callback was sent, left a chord that nobody ended.
+    """
+    backend = own.backend
+    body = own.tasks["total"].s()
+    body.options["task_id"] = "callback"
+
+    def killed(*arguments):
+        raise SystemExit
+
+    for group_id, at in (("g", "_finish_chord"), ("h", "on_chord_part_return")):
+        backend.set_chord_size(group_id, 1)
+        task = f"{group_id}1"
+        request = SimpleNamespace(
+            id=task, group=group_id, group_index=0, chord=body, ignore_result=False
+        )
+        with monkeypatch.context() as patched:
+            patched.setattr(backend, at, killed)
+            with pytest.raises(SystemExit):
+                backend.mark_as_done(task, 1, request=request)
+        assert backend.get_task_meta(task)["status"] == "PENDING", at
+        backend.mark_as_done(task, 1, request=request)  # delivered again
+        assert backend.get_task_meta(task)["status"] == "SUCCESS"
+    assert own.backend._broker.queue("celery").stats().ready == 2  # both callbacks

@@ -163,6 +163,24 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
         self._set_with_state(self.get_key_for_task(task_id), self.encode(meta), state)
         return result
 
+    def mark_as_done(
+        self,
+        task_id: str,
+        result: object,
+        request: Any = None,
+        store_result: bool = True,
+        state: str = states.SUCCESS,
+    ) -> None:
+        """Add a part to its chord, and the callback to its queue; store the success behind it.
+
+        Not the other way round: Celery acknowledges the message of a process that it lost where
+        its success is stored, and a chord without that part would never end.
+        """
+        if request and request.chord:
+            self.on_chord_part_return(request, state, result)
+        if store_result and not (request and request.ignore_result):
+            self.store_result(task_id, result, state, request=request)
+
     def wait_for(
         self,
         task_id: str,
@@ -255,14 +273,16 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
             return
         again = chord.parts[task][1] < offset
         if chord.full_at == offset or again:
-            self._finish_chord(group, maybe_signature(request.chord, app=self.app), chord)
+            self._finish_chord(request, state, result, chord)
             chords.say(key, b"", kind=b"done")
 
-    def _finish_chord(self, group: str, callback: Any, chord: Chord) -> None:
+    def _finish_chord(self, request: Any, state: str, result: object, chord: Chord) -> None:
         """Send the callback, or have it fail as its parts did."""
+        callback = maybe_signature(request.chord, app=self.app)
         try:
-            header = GroupResult.restore(group, backend=self, app=self.app)
-            if header is not None:
+            header = GroupResult.restore(request.group, backend=self, app=self.app)
+            if header is not None:  # groups are in it: their results are looked up, ours too
+                self.store_result(request.id, result, state, request=request)
                 header.on_ready()
                 with allow_join_result():
                     timeout = self.app.conf.result_chord_join_timeout
