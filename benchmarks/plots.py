@@ -78,7 +78,7 @@ def draw(document: dict[str, Any], directory: Path) -> list[Path]:
 
     def plot(name: str, title: str, high: float, fill: Callable[[Axes], None]) -> None:
         figure, axes = pyplot.subplots(figsize=(WIDE, high), layout="constrained")
-        axes.set_title(title, loc="left", fontsize=10)
+        figure.suptitle(title, x=0.01, ha="left", fontsize=10)
         fill(axes)
         file = directory / (re.sub(r"[^a-z0-9]+", "_", name.lower()).strip("_") + ".svg")
         figure.savefig(file, metadata={"Date": None})
@@ -89,7 +89,8 @@ def draw(document: dict[str, Any], directory: Path) -> list[Path]:
     rows = [row for row in document["rows"] if row["ours"]]
     for (question, unit), found in groups(rows).items():
         high = 1 + HIGH * len(found)
-        plot(f"{question} {unit.replace('/', ' a ')}", question, high,
+        name = f"{question.partition(',')[0]} {unit.replace('/', ' a ').replace('µ', 'u')}"
+        plot(name, question, high,
              lambda axes, found=found, unit=unit: bars(axes, found, unit))  # fmt: skip
     kinds: dict[str, list[dict[str, Any]]] = {}
     for row in rows:

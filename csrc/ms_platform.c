@@ -216,14 +216,17 @@ static int advise(void *start, size_t size, int advice) {
   return madvise(start, size, advice) == 0 ? 0 : errno;
 }
 
-int ms_file_fill(int descriptor, uint64_t position) {
+int ms_file_fill(int descriptor, uint64_t position, uint64_t size) {
   /* Never stored to: all of it is the kernel's one page of zeros, which stays in the L1 cache. */
   static uint8_t nothing[MS_FILL_BYTES];
-  size_t done = 0;
-  while (done < sizeof nothing) {
-    ssize_t written = pwrite(descriptor, nothing, sizeof nothing - done, (off_t)(position + done));
+  while (size > 0) {
+    size_t part = size < sizeof nothing ? (size_t)size : sizeof nothing;
+    ssize_t written = pwrite(descriptor, nothing, part, (off_t)position);
     if (written < 0 && errno != EINTR) return errno;
-    if (written > 0) done += (size_t)written;
+    if (written > 0) {
+      position += (uint64_t)written;
+      size -= (uint64_t)written;
+    }
   }
   return 0;
 }

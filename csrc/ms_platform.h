@@ -90,10 +90,11 @@ int ms_unshare(int descriptor);
 bool ms_can_share(int descriptor, uint64_t block);
 bool ms_can_unshare(int descriptor, uint64_t block);
 
-/* Write MS_FILL_BYTES zeros to an allocated part of a file, in one call: where the file system can,
- * the page cache then has one folio for all of it. Returns 0 or an errno. Call without the GIL. */
+/* Write zeros to an allocated part of a file, at most MS_FILL_BYTES in one call: where the file
+ * system can, the page cache then has one folio for what one call wrote, or a few. Returns 0 or an
+ * errno. Call without the GIL. */
 #define MS_FILL_BYTES (512u << 10)
-int ms_file_fill(int descriptor, uint64_t position);
+int ms_file_fill(int descriptor, uint64_t position, uint64_t size);
 
 /* Advice about a page-aligned range of a mapping; each returns 0 or an errno. populate: fault the
  * pages in, writable or not, without touching their bytes; EFAULT where a store would raise

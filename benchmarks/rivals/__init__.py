@@ -11,6 +11,7 @@ from __future__ import annotations
 import importlib
 import itertools
 import os
+import random
 import shutil
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,9 @@ if TYPE_CHECKING:
 NAMES = (
     "millstream_", "plain_file", "os_write", "sqlite", "lmdb_", "rocks", "arrow_ipc", "chronicle",
 )  # fmt: skip
-WORKS = ("append 1", "by 1,000", "read each", "read batch", "synced 1", "synced by 1,000")
+WORKS = (
+    "append 1", "by 1,000", "read each", "read batch", "get one", "synced 1", "synced by 1,000",
+)  # fmt: skip
 BYTES_MOST = 300_000_000
 
 
@@ -49,6 +52,9 @@ class Log(Protocol):
     def read_batches(self) -> Iterable[int]:
         """How many records there are in each batch, as few objects as can be."""
 
+    def getter(self) -> Callable[[int], object]:
+        """What returns the value of the record with this number, as bytes."""
+
 
 def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     """Do one work in this process: records a second, or why not."""
@@ -66,10 +72,14 @@ def run(name: str, work: str, path: str, seconds: float) -> dict[str, Any]:
     values = harness.values(harness.BATCH)
     log = rival(os.path.join(path, "log"), work.startswith("synced"))
     try:
-        if work.startswith("read"):
-            for _ in range(200 if seconds >= 0.1 else 2):
+        if work.startswith(("read", "get")):
+            turns = 200 if seconds >= 0.1 else 2
+            for _ in range(turns):
                 log.append_many(values)
             log.finish()
+        if work == "get one":
+            found = get(log.getter(), turns * len(values), seconds)
+        elif work.startswith("read"):
             found = read(log.read_each if work == "read each" else log.read_batches, seconds)
         elif work in ("append 1", "synced 1"):
             found = append(log.append, values, 1, seconds)
@@ -113,6 +123,21 @@ def read(call: Callable[[], Iterable[Any]], seconds: float) -> float:
         passes.append(time.perf_counter() - started)
     passes = sorted(passes[1:])
     return count / passes[len(passes) // 2]
+
+
+def get(call: Callable[[int], object], count: int, seconds: float) -> float:
+    """Records a second, at random and warm."""
+    order = [*range(count)]
+    random.Random(count).shuffle(order)
+    order = order[:50_000]
+    for index in order:
+        call(index)
+    done, began = 0, time.perf_counter()
+    while time.perf_counter() - began < seconds or not done:
+        for index in order:
+            call(index)
+        done += len(order)
+    return done / (time.perf_counter() - began)
 
 
 def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:

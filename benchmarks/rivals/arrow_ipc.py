@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pyarrow
 
@@ -41,3 +41,6 @@ class Rival:
         with pyarrow.memory_map(self.path) as source, pyarrow.ipc.open_stream(source) as reader:
             for batch in reader:
                 yield batch.num_rows
+
+    def getter(self) -> Callable[[int], object]:
+        raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import lmdb  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
@@ -41,3 +41,7 @@ class Rival:
             for at in range(0, self.next, 1_000):
                 with transaction.cursor() as cursor:
                     yield len(cursor.getmulti(keys[at : at + 1_000]))
+
+    def getter(self) -> Callable[[int], object]:
+        get = self.environment.begin().get
+        return lambda index: get(KEY.pack(index))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import millstream
 
@@ -26,3 +26,7 @@ class Rival:
     def read_batches(self) -> Iterator[int]:
         for batch in self.stream.read():
             yield len(batch)
+
+    def getter(self) -> Callable[[int], object]:
+        get = self.stream.get
+        return lambda index: get(0, index).value

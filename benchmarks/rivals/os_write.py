@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 RECORD = 104
 CHUNK = RECORD * 10_000
@@ -42,3 +42,6 @@ class Rival:
         with open(self.path, "rb", buffering=0) as file:
             while chunk := file.read(CHUNK):
                 yield len(chunk) // RECORD
+
+    def getter(self) -> Callable[[int], object]:
+        raise NotImplementedError

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 LENGTH = struct.Struct("<I")
 
@@ -43,4 +43,7 @@ class Rival:
                 yield read(unpack(length)[0])
 
     def read_batches(self) -> Iterator[int]:
+        raise NotImplementedError
+
+    def getter(self) -> Callable[[int], object]:
         raise NotImplementedError

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from rocksdict import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
     Options,
@@ -45,3 +45,7 @@ class Rival:
 
     def read_batches(self) -> Iterator[int]:
         raise NotImplementedError
+
+    def getter(self) -> Callable[[int], object]:
+        database = self.database
+        return lambda index: database[KEY.pack(index)]

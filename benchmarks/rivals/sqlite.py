@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 
 class Rival:
@@ -35,3 +35,8 @@ class Rival:
         cursor = self.database.execute("SELECT value FROM log ORDER BY id")
         while rows := cursor.fetchmany(1_000):
             yield len(rows)
+
+    def getter(self) -> Callable[[int], object]:
+        execute = self.database.execute
+        query = "SELECT value FROM log WHERE id = ?"
+        return lambda index: execute(query, (index + 1,)).fetchone()[0]

@@ -17,7 +17,7 @@ cdef extern from "ms_platform.h" nogil:
     int ms_pages_populate(void *start, size_t size, bint writable)
     enum:
         MS_FILL_BYTES
-    int ms_file_fill(int descriptor, uint64_t position)
+    int ms_file_fill(int descriptor, uint64_t position, uint64_t size)
     int ms_pages_remove(void *start, size_t size)
     int ms_pages_random(void *start, size_t size)
     int ms_pages_normal(void *start, size_t size)
@@ -198,6 +198,7 @@ cdef extern from "ms_batch.h" nogil:
         uint64_t first_sequence
         int64_t called_us
     ctypedef struct ms_shape:
+        uint64_t value_bytes
         uint32_t count
     ctypedef struct ms_place:
         uint64_t base_offset

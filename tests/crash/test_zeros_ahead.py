@@ -7,7 +7,10 @@ import errno
 import itertools
 import os
 import random
+import re
 import signal
+import subprocess
+import sys
 import threading
 import types
 
@@ -68,6 +71,26 @@ def test_a_power_cut_over_zeroed_and_stored_pages_leaves_a_prefix(memory_directo
     workers.report(ops, states, seed)
 
 
+class SyncedWorkload(Workload):
+    """Batches at level "sync", stored over zeros where they are long, and others between them."""
+
+    def __init__(self, store):
+        super().__init__(store, 1)
+        self.stream.alter(segment_bytes=2 << 20)
+
+
+def test_a_power_cut_over_zeroed_pages_of_synced_batches_leaves_a_prefix(
+    memory_directory, monkeypatch
+):
+    seed = workers.seed_of("zeros_of_a_batch")
+    letters = ("large sync", "large sync", "small sync", "page", "small")
+    ops, states = cut_and_judge(
+        memory_directory, monkeypatch, random.Random(seed), SyncedWorkload, letters, (10, 60), 0.2,
+        STATES,
+    )  # fmt: skip
+    workers.report(ops, states, seed)
+
+
 def append_fast(path, history, name, seed, options):
     """Append BYTES, filling ahead or not as an older process would not; die where it is asked."""
     dice = random.Random(f"{seed} {name}")
@@ -91,7 +114,7 @@ def append_fast(path, history, name, seed, options):
                 os.kill(os.getpid(), signal.SIGKILL)  # zeros lie ahead, nothing is in them
 
 
-@pytest.mark.parametrize("durability", ["process", "interval"])
+@pytest.mark.parametrize("durability", ["process", "interval", "sync"])
 def test_writers_that_fill_and_that_do_not_are_killed(tmp_path, durability):
     seed = workers.seed_of("fillers_killed")
     dice = random.Random(seed)
@@ -256,3 +279,59 @@ def test_the_descriptor_to_fill_with_is_closed_with_its_segment(tmp_path, monkey
             stream.append(bytes(100_000))
         stream.delete_before(stream.get(0, 300).position)
         assert len(os.listdir("/proc/self/fd")) < before + 12
+
+
+LONG_AT_SYNC = """
+import sys, millstream
+with millstream.open(sys.argv[1], durability="sync") as store:
+    for number in range(20):
+        store.stream("s").append_many([b"%02d" % number * 25] * 1_000)
+        store.stream("s").append(b"short")
+"""
+
+
+@pytest.mark.parametrize("disk", ["sound", "full"])
+def test_a_long_batch_at_sync_is_stored_over_zeros_of_one_call(tmp_path, disk):
+    """Where they are refused, it is stored all the same."""
+    workers.need("strace")
+    with millstream.open(tmp_path / "s") as store:
+        log = store.stream("s", segment_bytes=8 << 20)
+        for _ in range(15):
+            log.append_many([bytes(100)] * 1_000)
+        segment = log._log(0).native.active  # the rest goes into it
+        assert segment.size - (log._log(0).native.tail - segment.base_position) > 20 * 60_000
+    trace = tmp_path / "trace"
+    command = ["strace", "-f", "-qq", "-o", str(trace), "-e", "trace=pwrite64", "-P"]
+    command.append(str(segment.path))
+    if disk == "full":
+        command += ["-e", "inject=pwrite64:error=ENOSPC"]
+    command += [sys.executable, "-c", LONG_AT_SYNC, str(tmp_path / "s")]
+    subprocess.run(command, check=True, timeout=120)
+    calls = re.findall(r", (\d+), \d+\) += +(-?\d+)", trace.read_text())
+    assert len(calls) == 20, calls
+    assert all(50_000 < int(size) < 130_000 for size, _ in calls)
+    assert all(done == ("-1" if disk == "full" else size) for size, done in calls)
+    with millstream.open(tmp_path / "s") as store:
+        found = [value for batch in store.stream("s").read(start=15_000) for value in batch.values]
+    assert found == [
+        value for number in range(20) for value in [b"%02d" % number * 25] * 1_000 + [b"short"]
+    ]
+
+
+def test_threads_at_sync_keep_one_descriptor_of_a_segment(tmp_path):
+    with millstream.open(tmp_path / "s", durability="sync") as store:
+        stream = store.stream("s")
+
+        def work():
+            for _ in range(30):
+                stream.append(bytes(50_000))
+
+        threads = [threading.Thread(target=work) for _ in range(4)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+        assert sum(len(batch) for batch in stream.read()) == 120
+        kept = [os.path.realpath(f"/proc/self/fd/{one}") for one in os.listdir("/proc/self/fd")]
+        segments = [path for path in kept if path.endswith(".seg")]
+        assert segments and len(segments) == len(set(segments))

@@ -51,7 +51,7 @@ def test_report_prints_tables() -> None:
 
 
 @pytest.mark.parametrize("name", ["millstream_", "plain_file", "os_write", "sqlite"])
-@pytest.mark.parametrize("work", ["append 1", "by 1,000", "read each", "read batch"])
+@pytest.mark.parametrize("work", ["append 1", "by 1,000", "read each", "read batch", "get one"])
 def test_rival_does_its_work(name: str, work: str, tmp_path: Path) -> None:
     arguments = {"name": name, "work": work, "path": str(tmp_path / "log"), "seconds": 0.005}
     found = json.loads(run("benchmarks.worker", "benchmarks.rivals", "run", json.dumps(arguments)))

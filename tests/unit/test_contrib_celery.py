@@ -481,8 +481,8 @@ def test_a_callback_of_a_chord_is_sent_although_its_worker_was_killed(own, monke
 def test_a_chord_goes_on_although_a_lost_process_had_succeeded(own, monkeypatch):
     """Celery acknowledges a message whose success is stored: by then it has to be in the chord.
 
-    Its worker looks for the success of a child that it lost (5.6 and later). A kill between the two,
-    or before the callback was sent, left a chord that nobody ended.
+    Its worker looks for the success of a child that it lost (5.6 and later). A kill between the
+    two, or before the callback was sent, left a chord that nobody ended.
     """
     backend = own.backend
     body = own.tasks["total"].s()

@@ -439,6 +439,8 @@ cdef class StreamCore:
             partition = <Partition>self.natives[index]
             if level == 2 and not partition.can_sync():
                 self._partition(index).prepare_sync()  # raises before anything is stored
+            if level == 2 and shape.value_bytes >= LONG_BYTES:
+                partition.clear_for(shape)
             status = ms_partition_try_append(
                 &partition.c, records, shape, producer, sequence, out, &err)
             events |= out.events

@@ -4,7 +4,7 @@ A page that is stored to for the first time costs a fault, and a page to be zero
 the file by 512 KiB make one large folio instead, which a single fault maps whole, and lie in the
 cache when they are stored to. Whoever appends writes them, with the append word held. The price is
 that a sync writes what was made ready, and the whole folio of each record: so this is for logs that
-grow fast, and never at level "sync".
+grow fast, and never at level "sync", where a long batch zeroes its own pages (`clear_for`).
 
 Whether the file system has large folios is found out by what a fault maps of the first zeros.
 Where it has none, the background faults pages in (`store/background.py`).
