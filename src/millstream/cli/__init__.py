@@ -36,6 +36,8 @@ from millstream.cli import (
     records,
     relay,
     streams,
+    top,
+    web,
     work,
 )
 
@@ -130,6 +132,8 @@ def build_parser() -> argparse.ArgumentParser:
         relay,
         advise,
         metrics,
+        top,
+        web,
         integrity,
         backup,
         compact,

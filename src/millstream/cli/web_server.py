@@ -1,0 +1,340 @@
+"""The server of `millstream web`: the page, JSON below /api, and actions for who has the token.
+
+Its rules: what it serves says that nothing of other hosts may be loaded; a name that the browser
+was told by somebody else's DNS is refused by its Host header; an action is a POST with a bearer
+token, which no other site can make a browser send; there is no CORS.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import hmac
+import json
+import re
+import socket
+import threading
+from http import HTTPStatus
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from importlib.resources import files
+from typing import TYPE_CHECKING, Any, ClassVar
+from urllib.parse import parse_qs, unquote, urlsplit
+
+from millstream.cli.output import to_json
+from millstream.cli.picture import act
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from millstream.cli.picture import Watch
+    from millstream.cli.web import Access
+
+__all__ = ["Server"]
+
+BODY_MAX = 1 << 16
+SECONDS = 30.0
+PAGE_HEADERS = {
+    "Cache-Control": "no-store",
+    "Referrer-Policy": "no-referrer",
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+POLICY = (
+    "default-src 'none'; connect-src 'self'; img-src data:; script-src 'sha256-{script}';"
+    " style-src 'sha256-{style}'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+)
+
+
+class Refused(Exception):
+    """A request is answered by this status and text."""
+
+    def __init__(self, status: HTTPStatus, text: str) -> None:
+        super().__init__(text)
+        self.status = status
+
+
+def page() -> tuple[bytes, str]:
+    """The page, and the policy that lets its own script and style in, and nothing else."""
+    content = files("millstream.cli").joinpath("web.html").read_bytes()
+
+    def hashed(tag: bytes) -> str:
+        within = re.search(b"<%b>(.*?)</%b>" % (tag, tag), content, re.DOTALL)
+        assert within is not None
+        return base64.b64encode(hashlib.sha256(within[1]).digest()).decode("ascii")
+
+    return content, POLICY.format(script=hashed(b"script"), style=hashed(b"style"))
+
+
+class Server(ThreadingHTTPServer):
+    """Serves a watch; a thread for each connection, and one that looks all the time."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(
+        self, address: tuple[str, int], watch: Watch, access: Access, every: float
+    ) -> None:
+        self.address_family = socket.AF_INET6 if ":" in address[0] else socket.AF_INET
+        self.watch, self.access, self.every = watch, access, max(0.2, every)
+        self.page, self.policy = page()
+        self._over = threading.Event()
+        self._looking = threading.Thread(target=self._look, name="millstream-web", daemon=True)
+        super().__init__(address, Handler)  # closes it again where the address cannot be had
+        self._looking.start()
+
+    def _look(self) -> None:
+        """Take pictures whether somebody asks or not: for rates, and the history."""
+        from millstream.errors import MillstreamError
+
+        while not self._over.wait(self.every):
+            try:
+                self.watch.picture(max_age=self.every / 2)
+            except (MillstreamError, OSError) as error:
+                print(f"millstream: {error}", flush=True)
+
+    def server_close(self) -> None:
+        """Stop looking, and listening."""
+        self._over.set()
+        super().server_close()
+        if self._looking.is_alive():
+            self._looking.join(SECONDS)
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection."""
+
+    server: Server
+    protocol_version = "HTTP/1.1"
+    server_version, sys_version = "millstream", ""
+    timeout = SECONDS
+    routes: ClassVar[list[tuple[str, str, Callable[..., Any]]]] = []
+
+    # --- answering --------------------------------------------------------------------------------
+
+    def do_GET(self) -> None:
+        """Answer, the page or JSON."""
+        self._answer("GET")
+
+    def do_HEAD(self) -> None:
+        """The same without the body."""
+        self._answer("GET")
+
+    def do_POST(self) -> None:
+        """Act."""
+        self._answer("POST")
+
+    def log_message(self, format: str, *args: Any) -> None:
+        """Say nothing of what goes well."""
+
+    def _answer(self, method: str) -> None:
+        from millstream.errors import CorruptBatch, MillstreamError, NotFound, StorageError
+
+        body = b""
+        try:
+            body = self._body() if method == "POST" else b""
+            self._check_host()
+            path = urlsplit(self.path)
+            if method == "GET" and path.path == "/":
+                self._send(HTTPStatus.OK, self.server.page, "text/html; charset=utf-8")
+                return
+            self._check_token(method)
+            found = self._found(method, path.path, parse_qs(path.query), body)
+            self._send(HTTPStatus.OK, to_json(found), "application/json")
+        except Refused as refused:
+            self._refuse(refused.status, str(refused))
+        except NotFound as error:
+            self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except (StorageError, CorruptBatch) as error:
+            self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
+        except MillstreamError as error:
+            self._refuse(HTTPStatus.CONFLICT, str(error))
+
+    def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
+        self.send_response(status)
+        self.send_header("Content-Type", kind)
+        self.send_header("Content-Length", str(len(content)))
+        for name, value in PAGE_HEADERS.items():
+            self.send_header(name, value)
+        self.send_header("Content-Security-Policy", self.server.policy)
+        if status == HTTPStatus.UNAUTHORIZED:
+            self.send_header("WWW-Authenticate", "Bearer")
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content)
+
+    def _refuse(self, status: HTTPStatus, text: str) -> None:
+        self._send(status, to_json({"error": text}), "application/json")
+
+    # --- who asks ---------------------------------------------------------------------------------
+
+    def _body(self) -> bytes:
+        """What was sent; read whatever comes of it, or it would pass for the next request."""
+        length = self.headers.get("Content-Length", "0")
+        if self.headers.get("Transfer-Encoding") or not length.isdigit() or int(length) > BODY_MAX:
+            self.close_connection = True
+            raise Refused(
+                HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of at most {BODY_MAX} bytes, please"
+            )
+        return self.rfile.read(int(length))
+
+    def _check_host(self) -> None:
+        """On loopback: a page of somebody whose name points here now must not read the store."""
+        host = (self.headers.get("Host") or "").lower()
+        name = re.sub(r":[0-9]*$", "", host).strip("[]")
+        ours = {"localhost", "127.0.0.1", "::1", str(self.server.server_address[0])}
+        if self.server.access.open_to_read and name not in ours:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Host {host!r}: this is not its address")
+        origin = self.headers.get("Origin")
+        if origin is not None and urlsplit(origin).netloc.lower() != host:
+            raise Refused(HTTPStatus.FORBIDDEN, f"Origin {origin!r}: another page may not ask")
+
+    def _check_token(self, method: str) -> None:
+        access = self.server.access
+        if method == "POST" and not access.actions:
+            raise Refused(HTTPStatus.FORBIDDEN, "read only: start it with --allow-actions --token")
+        if method == "GET" and access.open_to_read:
+            return
+        given = self.headers.get("Authorization", "")
+        expected = f"Bearer {access.token}"
+        if not hmac.compare_digest(given.encode("utf-8", "replace"), expected.encode("utf-8")):
+            raise Refused(HTTPStatus.FORBIDDEN, "the bearer token is missing, or not the one")
+
+    # --- what there is ----------------------------------------------------------------------------
+
+    def _found(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> Any:
+        for wanted, pattern, answer in self.routes:
+            matched = re.fullmatch(pattern, path)
+            if matched is None or wanted != method:
+                continue
+            names = {name: unquote(value) for name, value in matched.groupdict().items()}
+            if method == "GET":
+                return answer(self, query, **names)
+            return answer(self, parsed(body), **names)
+        raise Refused(HTTPStatus.NOT_FOUND, f"{method} {path}: there is no such thing")
+
+    def store(self, query: dict[str, list[str]]) -> Any:
+        """The picture."""
+        every = self.server.every
+        access = self.server.access
+        return {**self.server.watch.picture(max_age=every), "every": every, "acts": access.actions}
+
+    def history(self, query: dict[str, list[str]]) -> Any:
+        """The last hour, of all or of what is below a name."""
+        return self.server.watch.history.of(one_of(query, "of", ""))
+
+    def stream(self, query: dict[str, list[str]], name: str) -> Any:
+        """A stream."""
+        return self.server.watch.stream(name)
+
+    def records(self, query: dict[str, list[str]], name: str, partition: str) -> Any:
+        """Records of a partition."""
+        start = one_of(query, "start", "")
+        number = whole("start", start) if start else None
+        return self.server.watch.records(name, whole("partition", partition), number)
+
+    def group(self, query: dict[str, list[str]], name: str, group: str) -> Any:
+        """A group."""
+        return self.server.watch.group(name, group)
+
+    def queue(self, query: dict[str, list[str]], name: str) -> Any:
+        """A queue."""
+        return self.server.watch.queue(name)
+
+    def messages(self, query: dict[str, list[str]], name: str) -> Any:
+        """Messages that wait."""
+        return self.server.watch.messages(name, whole("count", one_of(query, "count", "100")))
+
+    def letters(self, query: dict[str, list[str]], name: str) -> Any:
+        """Dead letters."""
+        return self.server.watch.letters(name, whole("count", one_of(query, "count", "100")))
+
+    # --- what may be done -------------------------------------------------------------------------
+
+    def act(self, what: str, **named: Any) -> Any:
+        """Do it."""
+        return act(self.server.watch.path, what, **named)
+
+    def redrive(self, body: dict[str, Any], name: str) -> Any:
+        """Have dead letters tried again."""
+        return self.act("redrive", queue=name, ids=ids_of(body))
+
+    def purge_dead(self, body: dict[str, Any], name: str) -> Any:
+        """Remove dead letters."""
+        return self.act("purge dead", queue=name, ids=ids_of(body))
+
+    def purge(self, body: dict[str, Any], name: str) -> Any:
+        """Remove what waits."""
+        return self.act("purge", queue=name)
+
+    def pause(self, body: dict[str, Any], name: str) -> Any:
+        """Pause a queue."""
+        return self.act("pause", queue=name)
+
+    def resume(self, body: dict[str, Any], name: str) -> Any:
+        """Resume a queue."""
+        return self.act("resume", queue=name)
+
+    def seek(self, body: dict[str, Any], name: str, group: str) -> Any:
+        """Set where a group goes on."""
+        to, partition = body.get("to"), body.get("partition")
+        if not isinstance(to, str | int) or isinstance(to, bool):
+            raise Refused(HTTPStatus.BAD_REQUEST, "to: expected an offset, a name or a time")
+        if partition is not None and (
+            not isinstance(partition, int) or isinstance(partition, bool)
+        ):
+            raise Refused(HTTPStatus.BAD_REQUEST, "partition: expected a number")
+        return self.act("seek", stream=name, group=group, to=str(to), partition=partition)
+
+
+QUEUE, STREAM = r"/api/queues/(?P<name>[^/]+)", r"/api/streams/(?P<name>[^/]+)"
+GROUP = STREAM + r"/groups/(?P<group>[^/]+)"
+Handler.routes = [
+    ("GET", r"/api/store", Handler.store),
+    ("GET", r"/api/history", Handler.history),
+    ("GET", STREAM, Handler.stream),
+    ("GET", STREAM + r"/partitions/(?P<partition>[0-9]+)", Handler.records),
+    ("GET", GROUP, Handler.group),
+    ("GET", QUEUE, Handler.queue),
+    ("GET", QUEUE + r"/messages", Handler.messages),
+    ("GET", QUEUE + r"/dead", Handler.letters),
+    ("POST", QUEUE + r"/dead/redrive", Handler.redrive),
+    ("POST", QUEUE + r"/dead/purge", Handler.purge_dead),
+    ("POST", QUEUE + r"/purge", Handler.purge),
+    ("POST", QUEUE + r"/pause", Handler.pause),
+    ("POST", QUEUE + r"/resume", Handler.resume),
+    ("POST", GROUP + r"/seek", Handler.seek),
+]
+
+
+def parsed(body: bytes) -> dict[str, Any]:
+    """The JSON object that was sent; nothing is an empty one."""
+    try:
+        found = json.loads(body) if body.strip() else {}
+    except (ValueError, RecursionError) as error:
+        raise Refused(HTTPStatus.BAD_REQUEST, f"not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise Refused(HTTPStatus.BAD_REQUEST, "expected a JSON object")
+    return found
+
+
+def ids_of(body: dict[str, Any]) -> list[int] | None:
+    """The ids of messages, as texts or numbers; None: all."""
+    ids = body.get("ids")
+    if ids is None:
+        return None
+    if not isinstance(ids, list) or not all(re.fullmatch(r"[0-9]{1,20}", str(one)) for one in ids):
+        raise Refused(HTTPStatus.BAD_REQUEST, "ids: expected a list of ids")
+    return [int(one) for one in ids]
+
+
+def one_of(query: dict[str, list[str]], name: str, otherwise: str) -> str:
+    """A field of the query."""
+    return query.get(name, [otherwise])[-1]
+
+
+def whole(name: str, text: str) -> int:
+    """A number of a query or path."""
+    if not re.fullmatch(r"[0-9]{1,18}", text):
+        raise Refused(HTTPStatus.BAD_REQUEST, f"{name}: expected a number, found {text!r}")
+    return min(int(text), 1000) if name == "count" else int(text)
