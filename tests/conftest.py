@@ -64,13 +64,18 @@ def pytest_runtest_makereport(item, call):
     return report
 
 
+def is_a(one, *kinds):
+    """By its type alone: `isinstance` asks a proxy what it stands for, which may not be there."""
+    return issubclass(type(one), kinds)
+
+
 @pytest.hookimpl(tryfirst=True)
 def pytest_runtest_teardown(item):
     """Before fixtures close: what a failed test holds, it holds in this very thread."""
     item.held = _native.held()
     if item.held:
         for seat in gc.get_objects():
-            while isinstance(seat, _native.Lock | _native.Word) and seat.mine:
+            while is_a(seat, _native.Lock, _native.Word) and seat.mine:
                 seat.release()
 
 
@@ -105,7 +110,7 @@ def close_all(kept):
         process.kill()
         process.join()
     for process in gc.get_objects():
-        if isinstance(process, subprocess.Popen) and process.returncode is None:
+        if is_a(process, subprocess.Popen) and process.returncode is None:
             process.kill()
             process.wait()
             for pipe in (process.stdin, process.stdout, process.stderr):
