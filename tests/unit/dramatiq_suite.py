@@ -29,6 +29,7 @@ OF_OTHERS = (
     # They look into the memory of StubBroker: its `queues` are those of the standard library.
     "test_stub_broker_can_be_flushed",
     "test_stub_broker_respects_prefetch",
+    "test_actors_can_be_sent_messages",
     # They look into Redis, or are about its connections and scripts.
     "test_redis_unacked_messages_can_be_requeued",
     "test_redis_messages_can_be_dead_lettered",
@@ -42,6 +43,7 @@ OF_OTHERS = (
     "test_redis_join_race_condition",
     # They ask for RabbitmqBroker or RedisBroker by their names.
     "test_broker_uses_rabbitmq_if_not_set",
+    "test_can_instantiate_brokers_without_middleware",
 )
 
 CONFTEST = """

@@ -12,7 +12,17 @@ ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = ROOT / "examples"
 BLOCK = re.compile(r"^( *)```python +run *\n(.*?)^ *```", re.M | re.S)
 OPTIONAL = (
-    *("celery", "django", "django_tasks", "dramatiq", "duckdb", "huey", "numpy", "opentelemetry"),
+    *(
+        "apscheduler",
+        "celery",
+        "django",
+        "django_tasks",
+        "dramatiq",
+        "duckdb",
+        "huey",
+        "numpy",
+        "opentelemetry",
+    ),
     *("polars", "prometheus_client", "pyarrow", "taskiq", "torch"),
 )
 

@@ -41,6 +41,7 @@ SETTINGS = "[mypy]\n" + "".join(
 )
 
 UNTYPED = (
+    "apscheduler",
     *("celery", "django", "dramatiq", "engines", "huey", "opentelemetry", "prometheus", "taskiq"),
     "torch",
 )

@@ -21,6 +21,7 @@ EXPIRES = struct.Struct("<d")
 Durability: TypeAlias = Literal["process", "interval", "sync"]
 Get: TypeAlias = Callable[[bytes], bytes | None]
 PRUNED_LEAST = 1000
+SHORT_BYTES = 32
 KEPT_LEAST = 3600.0
 """Seconds that a new stream of rows keeps: longer than rows last as a rule."""
 
@@ -51,20 +52,24 @@ class Rows(Log):
             )
         super().__init__(stream)
         self._producer = self.stream.producer("rows")
-        self._at: dict[bytes, tuple[float, int]] = {}
-        """When each key expires, and the offset of its value."""
+        self._at: dict[bytes, tuple[float, int, bytes | None]] = {}
+        """When each key expires, the offset of its value, and the value, where that is short."""
         self._many = PRUNED_LEAST
 
     def _apply(self, batch: millstream.Batch) -> None:
         for offset, (key, value) in enumerate(
             zip(batch.keys, batch.values, strict=True), batch.first_offset
         ):
-            (expires,) = EXPIRES.unpack_from(value or b"")
-            self._at[key or b""] = expires, offset
+            self._note(key or b"", value or b"", offset)
         if len(self._at) > self._many:
             now = time.time()
             self._at = {key: row for key, row in self._at.items() if row[0] > now}
             self._many = max(2 * len(self._at), PRUNED_LEAST)
+
+    def _note(self, key: bytes, row: bytes, offset: int) -> None:
+        (expires,) = EXPIRES.unpack_from(row)
+        value = row[EXPIRES.size :] if len(row) <= EXPIRES.size + SHORT_BYTES else None
+        self._at[key] = expires, offset, value
 
     def _prune(self, first: int) -> None:
         pass  # by their times
@@ -91,8 +96,10 @@ class Rows(Log):
         return self._get(key)
 
     def _get(self, key: bytes) -> bytes | None:
-        expires, offset = self._at.get(key, (0.0, 0))
+        expires, offset, value = self._at.get(key, (0.0, 0, None))
         if expires > time.time():
+            if value is not None:
+                return value
             with contextlib.suppress(millstream.OffsetOutOfRange):
                 return (self.stream.get(0, offset).value or b"")[EXPIRES.size :]
         return None
@@ -116,8 +123,15 @@ class Rows(Log):
             value = decide(self._get)
             if value is None:
                 return False
-            if self._producer.append(self._row(value, ttl), key=key, sequence=expected) is not None:
-                return True
+            row = self._row(value, ttl)
+            done = self._producer.append(row, key=key, sequence=expected)
+            if done is None:  # another one was faster
+                continue
+            with self._lock:
+                if self._next == done.offset:  # it need not be read
+                    self._note(key, row, done.offset)
+                    self._next += 1
+            return True
 
     def wait_for(self, key: bytes, seconds: float) -> bytes | None:
         """The value of a key, once there is one; None: it did not come within these seconds."""

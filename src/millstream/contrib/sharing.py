@@ -140,7 +140,7 @@ class Share:
 
     def begin(self) -> None:
         """Open the store, where it is not."""
-        if self._leave is not None and self._leave.alive:
+        if not self.ended:
             return
         self._joined = SharedStore.join(self.path)
         self._leave = weakref.finalize(self._owner(), self._joined.leave)
@@ -156,6 +156,11 @@ class Share:
         """Close the store, where it is its last user. May be called again."""
         if self._leave is not None:
             self._leave()
+
+    @property
+    def ended(self) -> bool:
+        """Has it ended?"""
+        return self._leave is None or not self._leave.alive
 
     @property
     def store(self) -> millstream.Store:
