@@ -4,6 +4,7 @@ import contextlib
 import shutil
 import socket
 import subprocess
+import sys
 import threading
 import time
 
@@ -172,6 +173,37 @@ def test_another_setting_than_stored_is_refused(store):
         store.stream("none", create=False)
     with pytest.raises(millstream.NotFound):
         store.queue("none", create=False)
+
+
+def millstream_of(*words, given=b""):
+    """What the command line prints."""
+    command = [sys.executable, "-m", "millstream", *words]
+    done = subprocess.run(command, input=given, capture_output=True)
+    return done.returncode, done.stdout.decode(), done.stderr.decode()
+
+
+def test_the_command_line_takes_the_address(store, address):
+    store.stream("orders")
+    code, _, said = millstream_of("append", address, "orders", given=b"a\nb\n")
+    assert code == 0, said
+    assert millstream_of("cat", address, "orders")[1] == "a\nb\n"
+    assert millstream_of("tail", address, "orders", "-n", "1")[1] == "b\n"
+    shown = millstream_of("ls", address, "--json")[1]
+    assert '"orders"' in shown
+    store.queue("mail")
+    assert millstream_of("queue", "put", address, "mail", "hello")[0] == 0
+    assert "mail" in millstream_of("queue", "ls", address)[1]
+    assert millstream_of("queue", "get", address, "mail")[1] == "hello\n"
+    store.stream("orders").consumer("g").close()
+    code, shown, said = millstream_of("info", address)
+    assert code == 0, said
+    assert "orders" in shown
+    assert "mail" in shown
+    assert store.stats().groups[0].lag == 2
+    code, shown, said = millstream_of("groups", "ls", address, "orders", "--json")
+    assert '"g"' in shown, said
+    code, shown, said = millstream_of("groups", "lag", address, "orders", "g", "--json")
+    assert "2" in shown, said
 
 
 # --- bad input ------------------------------------------------------------------------------------

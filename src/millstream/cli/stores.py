@@ -38,6 +38,8 @@ def find_store(path: str) -> None:
     from millstream import address
     from millstream.errors import NotFound
 
+    if address.opener(path) is not None:  # of a server, which says so itself
+        return
     path = address.directory(path)
     if not os.path.isdir(path):
         raise NotFound(f"{path}: no such store{like_it(path)}")
@@ -75,7 +77,7 @@ def unknown(what: str, name: str, names: Sequence[str]) -> NotFound:
 
 @contextmanager
 def opened(path: str, mode: Mode = "r") -> Iterator[Store]:
-    """Open a store that exists, for reading unless said otherwise."""
+    """Open a store that exists, or a server's, for reading unless said otherwise."""
     import millstream
 
     find_store(path)

@@ -19,6 +19,7 @@ import time
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from millstream import GroupMember, GroupPartition, GroupStats
 from millstream._native import Position
 from millstream.engines.nats import records
 from millstream.engines.nats.connection import NOT_FOUND, WRONG_SEQUENCE, ApiError
@@ -164,6 +165,51 @@ class NatsGroup:
             at = 0 if position is None else int(position.offset)
             behind += max(0, self.stream.next_offset(index) - at)
         return behind
+
+    health = "sound"
+    """A position that was answered is kept as the server keeps it."""
+
+    def members(self) -> list[GroupMember]:
+        """The members that live, and what of it they have."""
+        return list(self.stats().members)
+
+    def partitions(self) -> list[GroupPartition]:
+        """Position, end, lag and owner of each partition, as of now."""
+        return list(self.stats().partitions)
+
+    def _since(self, index: int, at: int) -> float | None:
+        """Timestamp of the first record that is not committed; None: there is none."""
+        found = self.stream.fetch(index, at, 1)
+        return found[0].timestamp / 1e6 if found else None
+
+    def stats(self) -> GroupStats:
+        """The group in numbers, as of now."""
+        living = sorted(self._table.members())
+        parts: list[GroupPartition] = []
+        held: dict[str, list[int]] = {member: [] for member in living}
+        for index in range(self.stream.partitions):
+            sequence, content = self._table.load(index) or (0, {"next": 0, "member": ""})
+            if content["member"] in held:
+                held[content["member"]].append(index)
+            owner = living.index(content["member"]) if content["member"] in held else None
+            end, at = self.stream.next_offset(index), int(content["next"])
+            parts.append(
+                GroupPartition(
+                    index,
+                    Position(index, 1, at),
+                    end,
+                    max(0, end - at),
+                    self._since(index, at),
+                    False,
+                    owner,
+                    sequence,
+                )
+            )
+        members = tuple(
+            GroupMember(slot, 1, f"member {member}", 0, tuple(held[member]))
+            for slot, member in enumerate(living)
+        )
+        return GroupStats(self.stream.name, self.name, "sound", members, tuple(parts))
 
     def seek(self, to: Any, *, partition: int | None = None) -> dict[int, Position]:
         """Set where the group goes on; it must have no members. Returns what was set."""

@@ -29,7 +29,7 @@ from millstream.options import CENTURY, FOREVER, check_timeout, integer, number
 from millstream.queue_errors import Empty, QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping
+    from collections.abc import Iterable, Iterator, Mapping, Sequence
 
     from millstream.engines.nats.store import NatsStore
     from millstream.options import Durability
@@ -250,6 +250,16 @@ class NatsQueue:
         except TimeoutError as error:
             raise StorageError(errno.ETIMEDOUT, "the server does not answer", self.where) from error
         return [NatsMessage(self, one, lane, asked, wall) for one in found]
+
+    def ack_many(self, messages: Sequence[NatsMessage]) -> list[NatsMessage]:
+        """Acknowledge many, and return those whose lease was lost before."""
+        lost = []
+        for message in messages:
+            try:
+                message.ack()
+            except LeaseLost:
+                lost.append(message)
+        return lost
 
     # --- looking ----------------------------------------------------------------------------------
 

@@ -7,6 +7,7 @@ import re
 import warnings
 from typing import TYPE_CHECKING, Any
 
+from millstream import StoreStats
 from millstream.capabilities import Capabilities
 from millstream.engines.nats import capabilities
 from millstream.engines.nats.connection import NOT_FOUND, ApiError, NatsConnection
@@ -376,6 +377,28 @@ class NatsStore:
             raise NotFound(f"{self.path}: there is no queue {name!r}")
         self.settings_of(info)
         self.remove(f"queue~{name}", f"dead~{name}")
+
+    needs_recovery = False
+    """The server recovers by itself."""
+
+    def stats(self) -> StoreStats:
+        """The store in numbers: each stream, group and queue that millstream made there."""
+        streams = [self.stream(name, create=False) for name in self.streams()]
+        return StoreStats(
+            path=self.path,
+            durability=self.durability,
+            needs_recovery=False,
+            members=0,
+            streams=tuple(stream.stats() for stream in streams),
+            groups=tuple(
+                stream.group(name).stats() for stream in streams for name in stream.groups()
+            ),
+            queues=tuple(self.queue(name, create=False).stats() for name in self.queues()),
+        )
+
+    def processes(self) -> list[Any]:
+        """None: a server knows connections, which its own tools show."""
+        return []
 
     def transaction(self, **_: object) -> Any:
         """Raise Unsupported: NATS has none over several streams."""

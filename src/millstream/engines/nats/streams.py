@@ -10,7 +10,7 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from millstream import _native, timestamps
+from millstream import PartitionStats, StreamStats, _native, timestamps
 from millstream._native import Position, Record, Span, batch_of, xxh3_64
 from millstream.engines.nats import records
 from millstream.engines.nats.capabilities import BATCH_MOST
@@ -286,6 +286,26 @@ class NatsStream:
     def next_offset(self, partition: int) -> int:
         """Offset that the next record will get."""
         return self._state(partition)[1]
+
+    def stats(self) -> StreamStats:
+        """Offsets and bytes of the stream and each partition, as of now."""
+        parts = []
+        for index in range(self.partitions):
+            info = self.store.info(self.jetstream(index))
+            if info is None:
+                raise NotFound(f"{self.store.path}: there is no stream {self.name!r} any more")
+            state = info["state"]
+            following = int(state["last_seq"])
+            first = min(max(int(state["first_seq"]) - 1, 0), following)
+            size, count = int(state["bytes"]), int(state["messages"])
+            parts.append(
+                PartitionStats(index, first, following, following, count, size, size, 1, "sound")
+            )
+        size = sum(part.log_bytes for part in parts)
+        return StreamStats(
+            self.name, self.durability, self.retention, 0, sum(part.records for part in parts),
+            size, size, tuple(parts),
+        )  # fmt: skip
 
     def fetch(self, partition: int, offset: int, most: int) -> list[records.Stored]:
         """Records from an offset on, at most `most`; none where there is none yet."""
