@@ -272,6 +272,8 @@ CALLS = {
     "run": run_workers,
     "inspect.verify": lambda w: lambda: inspect.verify(w.path),
     "Store.advice": lambda w: w.store.advice,
+    "Store.stats": lambda w: w.store.stats,
+    "Store.processes": lambda w: w.store.processes,
     "Store.backup": lambda w: lambda: w.store.backup(f"{w.path}-copy-{w.next()}"),
     "Store.close": None,  # a condition of its own
     "Store.drop_queue": lambda w: (w.store.queue("d"), lambda: w.store.drop_queue("d"))[1],
@@ -370,6 +372,7 @@ CALLS = {
     "Group.lag": lambda w: w.group.lag,
     "Group.members": lambda w: w.group.members,
     "Group.partitions": lambda w: w.group.partitions,
+    "Group.stats": lambda w: w.group.stats,
     "Group.positions": lambda w: w.group.positions,
     "Group.remove": lambda w: w.other_group().remove,
     "Group.seek": lambda w: functools.partial(w.other_group().seek, "earliest"),
