@@ -66,17 +66,15 @@ def scheme_of(text: str) -> str | None:
 
 
 def _entry_point(scheme: str) -> EntryPoint | None:
-    """The entry point of an engine of others, or None. For the holder of `loading`."""
-    from importlib.metadata import entry_points
+    """The entry point of an engine of others, or None."""
+    with _native.loading:
+        from importlib.metadata import entry_points
 
-    return next(iter(entry_points(group=GROUP, name=scheme)), None)
+        return next(iter(entry_points(group=GROUP, name=scheme)), None)
 
 
 def _is_server(scheme: str) -> bool:
-    if scheme in ENGINES:
-        return True
-    with _native.loading:
-        return _entry_point(scheme) is not None
+    return scheme in ENGINES or _entry_point(scheme) is not None
 
 
 def opener(address: object) -> Callable[..., Any] | None:
@@ -91,6 +89,7 @@ def opener(address: object) -> Callable[..., Any] | None:
         return None
     module, extra = ENGINES.get(scheme, ("", ""))
     failed: ImportError | None = None
+    entry = None if module else _entry_point(scheme)
     with _native.loading:
         from importlib import import_module
 
@@ -98,7 +97,7 @@ def opener(address: object) -> Callable[..., Any] | None:
             if module:
                 found: Callable[..., Any] = import_module(module).open
                 import_module(f"{module}.store")  # with the client that it needs
-            elif (entry := _entry_point(scheme)) is not None:
+            elif entry is not None:
                 found = entry.load()
             else:
                 return None
