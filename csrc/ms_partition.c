@@ -255,10 +255,42 @@ ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *seg
                                   uint64_t begin) {
   ms_control_block *block = partition->block;
   uint32_t owner;
+  ms_error ignored; /* whoever appends is told */
   MS_TRY(ms_owner_try_take(&block->append, partition->self, &owner));
-  if (load64(&block->active) == segment->number && load64(&block->tail) <= begin) return MS_OK;
+  if (refuse(partition, &ignored) == MS_OK && load64(&block->active) == segment->number &&
+      segment->epoch == partition->generation && load64(&block->tail) <= begin)
+    return MS_OK;
   ms_owner_release(&block->append);
   return MS_END;
+}
+
+/* Which bytes of the active segment's file a batch would be alone on; for the word's owner. */
+static ms_status find_pages(ms_partition *partition, const ms_shape *shape, uint64_t *out_begin,
+                            uint64_t *out_end) {
+  ms_error ignored;
+  const ms_segment *segment = partition->active;
+  MS_TRY(refuse(partition, &ignored));
+  if (segment == NULL || load64(&partition->block->active) != segment->number ||
+      segment->epoch != partition->generation)
+    return MS_MOVED;
+  MS_TRY(find_end(partition, &ignored));
+  uint64_t at = ms_segment_file_position(segment, partition->end.position);
+  uint64_t length = ms_batch_length(shape, at);
+  if (!fits(segment, at, length)) return MS_ROLL;
+  const uint64_t page = MS_PAGE_BYTES;
+  *out_begin = (at + page - 1) / page * page;
+  *out_end = (at + length + page - 1) / page * page;
+  if (*out_end > segment->size) *out_end = segment->size;
+  return *out_end >= *out_begin + MS_CLEAR_LEAST ? MS_OK : MS_END;
+}
+
+ms_status ms_partition_begin_clear(ms_partition *partition, const ms_shape *shape,
+                                   uint64_t *out_begin, uint64_t *out_end) {
+  uint32_t owner;
+  MS_TRY(ms_owner_try_take(&partition->block->append, partition->self, &owner));
+  ms_status status = find_pages(partition, shape, out_begin, out_end);
+  if (status != MS_OK) ms_owner_release(&partition->block->append);
+  return status;
 }
 
 ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner) {

@@ -66,9 +66,16 @@ MS_MUST_USE ms_status ms_partition_try_append(ms_partition *partition, const ms_
 /* Take the append word to write zeros to the file from position `begin` on, which nobody may store
  * to meanwhile; ms_owner_release() gives it back. Killed in between, zeros lie behind the tail,
  * where bytes mean nothing. MS_BUSY: somebody appends. MS_END: the tail is behind `begin` already,
- * or `segment` is not the active one any more. */
+ * `segment` is not the active one any more, or appends are refused. */
 MS_MUST_USE ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *segment,
                                               uint64_t begin);
+
+/* The same for the whole pages, [*out_begin, *out_end) of the active segment's file, that a batch
+ * of this shape would take next: at least MS_CLEAR_LEAST bytes, where an append would be admitted,
+ * by all the questions that it asks. Else the word is free again, and the status says why. */
+#define MS_CLEAR_LEAST (8 * 4096u)
+MS_MUST_USE ms_status ms_partition_begin_clear(ms_partition *partition, const ms_shape *shape,
+                                               uint64_t *out_begin, uint64_t *out_end);
 
 /* Take the append word from a dead owner and mend what it left: finish a roll whose record is
  * valid, else zero the header at the tail, so that no ghost of its batch can be walked into. The

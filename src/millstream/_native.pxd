@@ -412,6 +412,10 @@ cdef extern from "ms_partition.h" nogil:
     ms_status ms_partition_try_append(ms_partition *partition, const ms_records *records,
                                       const ms_shape *shape, uint32_t producer, uint64_t sequence,
                                       ms_appended *out, ms_error *err)
+    enum:
+        MS_CLEAR_LEAST
+    ms_status ms_partition_begin_clear(ms_partition *partition, const ms_shape *shape,
+                                       uint64_t *out_begin, uint64_t *out_end)
     ms_status ms_partition_begin_fill(ms_partition *partition, const ms_segment *segment,
                                       uint64_t begin)
     ms_status ms_partition_take_over(ms_partition *partition, uint32_t dead, uint32_t *out_owner)

@@ -1,8 +1,6 @@
 # ms_partition.h: one partition as this process has it
 cdef enum:
     DURABLE_SLICE_NS = 10000000  # 10 ms, then ask whether the process that syncs is alive
-    PAGE_BYTES = 4096
-    LONG_BYTES = 8 * 4096  # of pages that a batch at level "sync" is worth zeroing before
 
 
 @cython.final
@@ -161,28 +159,22 @@ cdef class Partition:
         of what a sync of 100 kB takes. They lie behind the tail, where bytes mean nothing. Where
         they cannot be written only time is lost, and the sync says what is wrong with the disk.
         """
-        cdef Segment segment = self.active
-        cdef uint64_t at, begin, end
+        cdef Segment segment = self.active  # kept, whoever rolls meanwhile
+        cdef uint64_t begin = 0, end = 0
         cdef int descriptor
-        if segment is None or segment.descriptor < 0:
+        if segment is None or segment.descriptor < 0 or self.c.ready_low != 0:
             return 0
-        at = ms_load64(&self.c.block.tail)
-        if at < segment.c.base_position or at > ms_segment_capacity_end(&segment.c):
+        # One of its own: a sync by another thread needs the other one, or may close it.
+        descriptor = duplicate_descriptor(segment.descriptor, F_DUPFD_CLOEXEC, 0)
+        if descriptor < 0:
             return 0
-        at = ms_segment_file_position(&segment.c, at)
-        begin = (at + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
-        end = (at + ms_batch_length(shape, at) + PAGE_BYTES - 1) & ~<uint64_t>(PAGE_BYTES - 1)
-        if end > segment.c.size or end < begin + LONG_BYTES:
-            return 0
-        # Nobody closes it meanwhile: its number would soon be that of another file.
-        descriptor = segment.take_descriptor()
-        with nogil:
-            if ms_partition_begin_fill(&self.c, &segment.c, segment.c.base_position + begin
-                                       - segment.c.data_position) == MS_OK:
+        if (ms_fork_guard(descriptor) == 0 and self.c.active == &segment.c
+                and ms_partition_begin_clear(&self.c, shape, &begin, &end) == MS_OK):
+            with nogil:
                 ms_file_fill(descriptor, begin, end - begin)
                 ms_owner_release(&self.c.block.append)
-        if not segment.keep_descriptor(descriptor):
-            close_descriptor(descriptor)
+        ms_fork_release(descriptor)
+        close_descriptor(descriptor)
         return 0
 
     @property

@@ -16,7 +16,9 @@ cdef extern from "<fcntl.h>" nogil:
         int64_t l_len
         int l_pid
     int control "fcntl"(int descriptor, int command, flock *lock)
+    int duplicate_descriptor "fcntl"(int descriptor, int command, int least)
     enum:
+        F_DUPFD_CLOEXEC
         F_UNLCK
         F_OFD_SETLK
 cdef extern from "<stdio.h>" nogil:

@@ -437,10 +437,10 @@ cdef class StreamCore:
             if self.natives[index] is None:  # also when another thread closed the store meanwhile
                 self._partition(index)
             partition = <Partition>self.natives[index]
+            if level == 2 and shape.value_bytes >= MS_CLEAR_LEAST:
+                partition.clear_for(shape)
             if level == 2 and not partition.can_sync():
                 self._partition(index).prepare_sync()  # raises before anything is stored
-            if level == 2 and shape.value_bytes >= LONG_BYTES:
-                partition.clear_for(shape)
             status = ms_partition_try_append(
                 &partition.c, records, shape, producer, sequence, out, &err)
             events |= out.events

@@ -26,6 +26,8 @@ from millstream.log.ahead import Ahead
 from millstream.log.control import NOWHERE, POISON_SYNC, Mark
 from millstream.log.segments import Segments
 
+OWN_SECONDS = 10.0
+
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import Any
@@ -229,7 +231,12 @@ class PartitionLog:
         )
 
     def wait_for_word(self, owner: int, deadline: float) -> None:
-        """Wait for the append word, take it over from the dead, give up at the deadline."""
+        """Wait for the append word, take it over from the dead, give up at the deadline.
+
+        That is for other processes: a thread of this one only has it while it writes zeros.
+        """
+        if _native.owner_parts(owner) == _native.owner_parts(self.session.members.word):
+            deadline = max(deadline, time.monotonic() + OWN_SECONDS)
         while True:
             if self.session.members.is_dead(owner):
                 self.follow_active()
