@@ -68,8 +68,8 @@ class Scale:
     @property
     def disk_bytes(self) -> int:
         """Room that the files of a run take at most."""
-        grown = self.log_bytes  # of bench_growth
-        return self.log_bytes + 4 * self.append_bytes + max(grown, 1 << 30)
+        grown = {"tiny": 0, "quick": 5 << 30, "full": 10 << 30}[self.name]  # by bench_growth
+        return self.log_bytes + 4 * self.append_bytes + (1 << 30) + grown
 
 
 TINY = Scale("tiny", 1, 1 << 20, 1, 8 << 20, 2 << 20, 2_000, 200, 5, 20, 2_000, 20, 0.005)

@@ -7,7 +7,7 @@ benchmark could not be run; that a target is missed is a figure, not a failure.
 from __future__ import annotations
 
 import argparse
-import importlib
+import importlib.util
 import json
 import shutil
 import sys
@@ -208,6 +208,10 @@ def main(arguments: list[str] | None = None) -> int:
     failures: dict[str, str] = {}
     began = time.monotonic()
     where = options.dir or harness.disk()
+    if options.out:
+        options.out.mkdir(parents=True, exist_ok=True)  # said now, not when all is measured
+        if importlib.util.find_spec("matplotlib") is None:
+            parser.error("--out draws plots: pip install 'millstream[plots]'")
     if shutil.disk_usage(where).free < scale.disk_bytes:
         parser.error(f"{where}: needs {scale.disk_bytes >> 30} GiB free; --dir chooses another")
     bench = Bench(scale, where)
@@ -230,7 +234,6 @@ def main(arguments: list[str] | None = None) -> int:
     if options.out:
         from benchmarks import plots
 
-        options.out.mkdir(parents=True, exist_ok=True)
         (options.out / "report.json").write_text(text + "\n", encoding="utf-8")
         (options.out / "report.md").write_text(markdown(document, bench.rows), encoding="utf-8")
         drawn = plots.draw(document, options.out)

@@ -141,28 +141,33 @@ def get(call: Callable[[int], object], count: int, seconds: float) -> float:
 
 
 def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
-    """Measure every rival: a dict each with name, rates by work, or why it was skipped."""
-    found = []
-    for name in NAMES:
-        one: dict[str, Any] = {"name": name, "rates": {}, "skipped": ""}
-        for work in WORKS:
-            rounds = 1 if bench.scale.name != "full" else 3
-            for _ in range(rounds):
-                if one["skipped"]:
-                    break
-                arguments = {"name": name, "work": work, "seconds": bench.scale.rival_seconds}
-                path = bench.new_path()
-                try:
-                    result = bench.run(run, path=path, **arguments)
-                except Exception as error:  # the other rivals are worth having
-                    one["skipped"] = f"{type(error).__name__}: {error}"
-                    break
-                finally:
-                    shutil.rmtree(path, ignore_errors=True)
-                one["name"] = result["title"]
-                one["skipped"] = result.get("skipped", "")
-                if result.get("rate"):
-                    one["rates"].setdefault(work, []).append(result["rate"])
-        found.append(one)
+    """Measure all, in turn: a dict each with its name, rates by work, or why it was skipped."""
+    found: dict[str, dict[str, Any]] = {
+        name: {"name": name, "rates": {}, "skipped": ""} for name in NAMES
+    }
+    for work in WORKS:
+        for _ in range(1 if bench.scale.name == "tiny" else bench.scale.rounds):
+            for name, one in found.items():
+                if not one["skipped"]:
+                    measure_one(bench, name, work, one)
+        say(f"rivals: {work}")
+    for name, one in found.items():
         say(f"rivals.{name}: " + (one["skipped"] or f"{len(one['rates'])} works"))
-    return found
+    return list(found.values())
+
+
+def measure_one(bench: Bench, name: str, work: str, one: dict[str, Any]) -> None:
+    """A round of one work of one rival."""
+    path = bench.new_path()
+    try:
+        seconds = bench.scale.rival_seconds
+        result = bench.run(run, path=path, name=name, work=work, seconds=seconds)
+    except Exception as error:  # the other rivals are worth having
+        one["skipped"] = f"{type(error).__name__}: {error}"
+        return
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+    one["name"] = result["title"]
+    one["skipped"] = result.get("skipped", "")
+    if result.get("rate"):
+        one["rates"].setdefault(work, []).append(result["rate"])

@@ -8,7 +8,7 @@ import millstream
 
 
 class Rival:
-    title = "millstream"
+    title = f"millstream {millstream.__version__}"
 
     def __init__(self, path: str, synced: bool) -> None:
         level = "sync" if synced else "process"

@@ -38,6 +38,7 @@ class Rival:
     """What a queue does. Works that it has no call for stay None."""
 
     package = ""
+    server = ""  # before the package of its client
     keeps = "nothing"
     lease = False
 
@@ -258,6 +259,7 @@ class Server(Rival):
 
 class Valkey(Server):
     package, keeps, lease = "redis", "a kill of the client", False
+    server = "Valkey or Redis, by "
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -289,6 +291,7 @@ class Valkey(Server):
 
 class Nats(Server):
     package, keeps, lease = "nats-py", "a kill of the client", True
+    server = "NATS JetStream, by "
 
     def __init__(self, path: str) -> None:
         super().__init__(path)
@@ -363,7 +366,7 @@ RIVALS: tuple[type[Rival], ...] = (
 def title(kind: type[Rival]) -> str:
     """Its name and version."""
     try:
-        return f"{kind.package} {importlib.metadata.version(kind.package)}"
+        return f"{kind.server}{kind.package} {importlib.metadata.version(kind.package)}"
     except importlib.metadata.PackageNotFoundError:
         return kind.package
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Callable, Iterator
+from importlib.metadata import version
 
 from rocksdict import (  # type: ignore[import-not-found,import-untyped,unused-ignore]
     Options,
@@ -16,7 +17,7 @@ KEY = struct.Struct(">Q")
 
 
 class Rival:
-    title = "rocksdict (RocksDB), WriteBatch"
+    title = f"rocksdict {version('rocksdict')} (RocksDB), WriteBatch"
 
     def __init__(self, path: str, synced: bool) -> None:
         self.database = Rdict(path, Options(raw_mode=True))
