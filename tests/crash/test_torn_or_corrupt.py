@@ -1,13 +1,16 @@
 """A torn tail is cut, what was synced never: damaged copies of one store, judged one by one."""
 
+import os
 import random
 import shutil
 import struct
+import sys
 
 import crash_workers as workers
 import pytest
 
 import millstream
+from millstream import inspect
 from millstream.inspect import repair
 
 SEGMENT = 1 << 16
@@ -23,8 +26,8 @@ def killed(tmp_path_factory):
     return path
 
 
-def write_and_die(path):
-    """60 batches of three records, each synced; 40 that were not; 5 in another partition.
+def write_and_die(path, count=100, synced=60, last=-1):
+    """Batches of three records, the first of them and a last one synced; 5 in another partition.
 
     Then wait to be killed.
     """
@@ -35,9 +38,10 @@ def write_and_die(path):
     stream = store.stream("s", partitions=2, segment_bytes=SEGMENT)
     for i in range(5):
         stream.append(b"other %d" % i, partition=1, durability="sync")
-    for i in range(100):
+    for i in range(count):
         values = [b"%d " % (3 * i + j) + b"v" * 900 for j in range(3)]
-        stream.append_many(values, partition=0, durability="sync" if i < 60 else "process")
+        level = "sync" if i < synced or i == last else "process"
+        stream.append_many(values, partition=0, durability=level)
     print("written", flush=True)
     input()
 
@@ -313,3 +317,132 @@ def test_control_file_damaged_while_closed_is_made_anew(tmp_path):
         shutil.rmtree(clean)
         faults += 1
     workers.report(faults * 200, faults, seed)
+
+
+def open_badly(step):
+    """Open each store that a line names, and end at a step of what follows, without a close."""
+    from millstream.log import control, recovery
+
+    def end(*_, **__):
+        os._exit(0)
+
+    def after(function):
+        return lambda *args, **options: (function(*args, **options), end())
+
+    for text in sys.stdin:
+        child = os.fork()
+        if child == 0:
+            changed = {
+                "not rebuilt": (control, "rebuild", end),
+                "rebuilt": (control, "rebuild", after(control.rebuild)),
+                "walked": (recovery, "_sync_kept", end),
+                "synced": (recovery, "_open", end),
+                "recovered": (recovery, "_open", after(recovery._open)),
+            }
+            if step in changed:
+                setattr(*changed[step])
+            with millstream.open(text.strip()) as store:
+                with pytest.raises(millstream.CorruptBatch):
+                    store.stream("s").append(b"refused", partition=0, durability="sync")
+                if step == "refused":
+                    end()
+            end()
+        _, status = os.waitpid(child, 0)
+        print(f"ended with {status}", flush=True)
+
+
+@pytest.fixture(scope="module")
+def synced(tmp_path_factory):
+    """A store of several segments, all of it synced, whose writer was killed."""
+    path = tmp_path_factory.mktemp("synced") / "store"
+    writer = workers.start("test_torn_or_corrupt.write_and_die", str(path), 68, 68)
+    assert workers.line(writer) == "written"
+    workers.kill(writer)
+    return path
+
+
+STEPS = ["not rebuilt", "rebuilt", "walked", "synced", "recovered", "refused", "closed"]
+
+
+@pytest.mark.parametrize("step", STEPS)
+def test_repair_mends_the_same_after_an_open_that_failed(synced, tmp_path, step):
+    """Taken for the end of the log was where the open had found the damage to begin."""
+    known = batches(synced)
+    first = min(i for i in range(68) if known[i][0] == known[67][0])
+    worker = workers.start("test_torn_or_corrupt.open_badly", step)
+    # Each time the last batch but one: an open walks no more than what leads to the last synced.
+    damages = [{66}, {first, 66}, {20, first - 1, 66}]
+    for lost in damages:
+        path = copy(synced, tmp_path)
+        for i in lost:
+            name, at, length, _ = known[i]
+            change(path / "streams/s/00000" / name, at + length // 2, b"\xff\xff\xff")
+        assert workers.ask(worker, str(path)) == "ended with 0"
+        assert not inspect.verify(path).ok
+        assert [a.kind for a in repair(path) if a.kind != "unclean"] == ["filler"] * len(lost)
+        assert inspect.verify(path).ok
+        assert repair(path) == []
+        with millstream.open(path) as store:
+            stream = store.stream("s")
+            assert numbers(stream) == [n for n in range(204) if n // 3 not in lost]
+            stream.append(b"204 new", partition=0)
+        assert inspect.verify(path).ok
+        shutil.rmtree(path)
+    workers.stop(worker)
+    workers.report(204 * len(damages), len(damages), 0)
+
+
+def test_repair_tells_damage_by_what_was_synced_where_no_batch_proves_it(tmp_path):
+    """One sync at the end: no batch was written when one before it was durable."""
+    path = tmp_path / "store"
+    writer = workers.start("test_torn_or_corrupt.write_and_die", str(path), 60, 0, 59)
+    assert workers.line(writer) == "written"
+    workers.kill(writer)
+    known = batches(path)
+    end = max(i for i in range(60) if known[i][0] == known[0][0])
+    for i in (5, end, 58):
+        name, at, length, _ = known[i]
+        change(path / "streams/s/00000" / name, at + length // 2, b"\xff\xff\xff")
+    assert {problem.kind for problem in inspect.verify(path).problems} == {"batch"}
+    assert [action.kind for action in repair(path)] == ["filler"] * 3
+    assert inspect.verify(path).ok
+    assert repair(path) == []
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        assert numbers(stream) == [n for n in range(180) if n // 3 not in (5, end, 58)]
+    workers.report(180, 3, 0)
+
+
+def test_repair_of_damage_before_a_segment_that_is_gone_needs_one_run(synced, tmp_path):
+    known = batches(synced)
+    path = copy(synced, tmp_path)
+    name, at, length, _ = known[20]
+    change(path / "streams/s/00000" / name, at + length // 2, b"\xff\xff\xff")
+    first = min(i for i in range(68) if known[i][0] == known[67][0])
+    (path / "streams/s/00000" / known[67][0]).unlink()
+    assert [problem.kind for problem in inspect.verify(path).problems] == ["batch", "missing"]
+    assert [action.kind for action in repair(path)] == ["filler", "given_up"]
+    assert inspect.verify(path).ok
+    assert repair(path) == []
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        assert numbers(stream) == [n for n in range(3 * first) if n // 3 != 20]
+        stream.append(b"204 new", partition=0)
+    workers.report(204, 2, 0)
+
+
+def test_repair_rebuilds_an_activation_record_before_batches_that_were_synced(synced, tmp_path):
+    """The end of the segment before it is no damage, though later batches prove it durable."""
+    known = batches(synced)
+    path = copy(synced, tmp_path)
+    names = sorted({batch[0] for batch in known})
+    flip(path / "streams/s/00000" / names[1], 4096 + 30)
+    assert {problem.kind for problem in inspect.verify(path).problems} == {"activation", "missing"}
+    planned = repair(path, dry_run=True)
+    assert [action.kind for action in planned] == ["activation"]
+    assert repair(path) == planned
+    assert inspect.verify(path).ok
+    assert repair(path) == []
+    with millstream.open(path) as store:
+        assert numbers(store.stream("s")) == list(range(204))
+    workers.report(204, 1, 0)
