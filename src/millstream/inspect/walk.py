@@ -113,7 +113,8 @@ class Log:
             self.findings.append(Note("control", path, None, f"not used: {error}"))
             return
         self.block = block
-        self.tail = self.block["tail"] if walked else None
+        # Where recovery found damage its tail is where that begins, and not the end of the log.
+        self.tail = block["tail"] if walked and block["poison"] != CORRUPT else None
         self.trusted = walked and (store.clean or store.alive)
 
     def _check_control(self, store: StoreInfo) -> None:
@@ -204,13 +205,15 @@ class Log:
     def events(self) -> Iterator[SegmentInfo | Batch | Finding]:
         """Walk: yield each segment, then its batches, with findings where they are found."""
         sound, at, offset = True, 0, 0
+        passed = False  # what is not sound is a batch: the walk went on behind it
         for event in self._events():
             if isinstance(event, Problem):
-                sound = False
+                sound, passed = False, event.kind == "batch" and (sound or passed)
             elif isinstance(event, SegmentInfo):
                 at, offset = event.base_position, max(offset, event.base_offset)
             elif isinstance(event, Batch):
                 at, offset = event.position + event.length, max(offset, event.next_offset)
+                sound = sound or passed
             yield event
         gone = self.active_gone(offset)
         if gone is not None:
@@ -221,13 +224,8 @@ class Log:
     def _not_reached(self, at: int, offset: int) -> Iterator[Problem]:
         """Yield what had been synced and is not there, where nothing else says so."""
         block = self.block
-        if not block or (self.trusted and block["poison"] != CORRUPT):
-            return
-        synced, end = max(
-            (block["durable"], block["durable_offset"]),
-            (block["synced_to"], block["synced_offset"]),
-        )
-        if at >= synced or synced % 8 or synced > POSITION_MAX:
+        synced, end = self._synced()
+        if at >= synced or (self.trusted and block["poison"] != CORRUPT):
             return
         number = self.segments[-1].number if self.segments else max(block["first_segment"] - 1, 0)
         path = self.path / f"{number + 1:016}.seg"
@@ -237,6 +235,17 @@ class Log:
         advice = "restore the files from a backup; millstream repair gives up what was in them"
         found = f"its end at position {at}"
         yield Problem("missing", path, None, (offset, end), expected, found, advice)
+
+    def _synced(self) -> tuple[int, int]:
+        """Position and offset up to which the control block says that the log was synced."""
+        block = self.block
+        if not block:
+            return 0, 0
+        synced, end = max(
+            (block["durable"], block["durable_offset"]),
+            (block["synced_to"], block["synced_offset"]),
+        )
+        return (0, 0) if synced % 8 or synced > POSITION_MAX else (synced, end)
 
     def _events(self) -> Iterator[SegmentInfo | Batch | Finding]:
         yield from self.findings
@@ -318,13 +327,19 @@ class Log:
         stop = ends if ends is not None and (published or not segment.active) else None
         limit = segment.limit_position if stop is None else stop
         resume, proof = self._search_further(file, index, walk, limit)
+        following = self.segments[index + 1 : index + 2]
+        gap = bool(following) and following[0].link_broken  # said where the walk comes to it
+        room = segment.limit_position - position
+        blank = resume is None and (room < BATCH.size or not any(file.read(at, BATCH.size)))
+        if proof is None and position < self._synced()[0] and (resume or (following and not gap)):
+            proof = "the control file says that this was synced"
+        if blank and gap:
+            return None, None
         if proof is None and not published:
-            blank = not any(file.read(at, min(BATCH.size, segment.limit_position - position)))
-            if resume is None and (blank or segment.limit_position - position < BATCH.size):
+            if blank:
                 return None, None
             text = f"from here on nothing is proved to have been durable ({bad})"
             return Note("torn", segment.path, at, text), None
-        following = self.segments[index + 1 : index + 2]
         after = resume.base_offset if resume else following[0].base_offset if following else None
         if after is None and self.block.get("hint_tail") == ends and ends is not None:
             after = self.block["hint_offset"]
