@@ -446,3 +446,24 @@ def test_repair_rebuilds_an_activation_record_before_batches_that_were_synced(sy
     with millstream.open(path) as store:
         assert numbers(store.stream("s")) == list(range(204))
     workers.report(204, 1, 0)
+
+
+@pytest.mark.parametrize("number", [0, 1, -1])
+@pytest.mark.parametrize("size", [8, 72])
+def test_repair_rebuilds_an_activation_record_that_was_wiped_out(synced, tmp_path, number, size):
+    """It looked like that of a spare, and the log was refused for good."""
+    known = batches(synced)
+    path = copy(synced, tmp_path)
+    names = sorted({batch[0] for batch in known})
+    change(path / "streams/s/00000" / names[number], 4096, bytes(size))
+    assert "activation" in {problem.kind for problem in inspect.verify(path).problems}
+    planned = repair(path, dry_run=True)
+    assert [action.kind for action in planned] == ["activation"]
+    assert repair(path) == planned
+    assert inspect.verify(path).ok
+    assert repair(path) == []
+    with millstream.open(path) as store:
+        stream = store.stream("s")
+        assert numbers(stream) == list(range(204))
+        stream.append(b"204 new", partition=0)
+    workers.report(204, 1, 0)
