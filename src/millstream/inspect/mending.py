@@ -44,7 +44,6 @@ from millstream.inspect.layout import (
     FILLER,
     LOW,
     MEMBER,
-    SEGMENT,
     File,
     Invalid,
     Place,
@@ -55,7 +54,7 @@ from millstream.inspect.layout import (
 from millstream.inspect.mending_queues import plan
 from millstream.inspect.queues import queue_paths
 from millstream.inspect.reading import logs
-from millstream.inspect.walk import Log, Walk
+from millstream.inspect.walk import Log, Walk, unactivated
 
 COPY_BYTES = 1 << 20
 Patch = tuple[int, bytes]
@@ -436,32 +435,15 @@ def rebuild(log: Log, path: Path, store: StoreInfo) -> SegmentInfo | None:
     older = [segment for segment in log.segments if segment.number < number]
     newer = [segment for segment in log.segments if segment.number > number]
     with File(path) as file:
-        fields = SEGMENT.read(file.read(0, SEGMENT.size))
-        names = ("number", "size", "data_position", "index_count", "created", "salt")
-        segment = SegmentInfo(
-            stream=log.stream.name,
-            partition=log.number,
-            path=path,
-            **{name: fields[name] for name in names},
-            base_offset=0,
-            base_position=0,
-            epoch=newer[0].epoch if newer else store.generation,
-            predecessor=0,
-            predecessor_hash=0,
-            activated=fields["created"],  # not known; it cannot be earlier
-            timestamp_max=-(1 << 63),
-        )
-        walk, epoch = Walk(segment), 1
-        if older:
-            last = older[-1]
-            walk, epoch = Walk(last), last.epoch
-            with File(last.path) as before:
-                # Where it ends may look like damage: the batch below tells whether that is its end.
-                for _ in log.segment_events(before, log.segments.index(last), walk):
-                    pass
-            segment = replace(segment, predecessor=last.number)
+        segment = unactivated(file, log.stream.name, log.number)
+        segment = replace(segment, epoch=newer[0].epoch if newer else store.generation)
+        walk, epoch = log.walk_before(number), 1
+        if walk is not None:
+            segment, epoch = replace(segment, predecessor=older[-1].number), older[-1].epoch
         elif number != 1:
             return None
+        else:
+            walk = Walk(segment)
         segment = replace(
             segment,
             base_position=walk.position,

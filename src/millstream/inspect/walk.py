@@ -30,6 +30,7 @@ from millstream.inspect.layout import (
     FILLER,
     FLAGS_KNOWN,
     LOW,
+    SEGMENT,
     WINDOW_BYTES,
     File,
     Finding,
@@ -68,6 +69,8 @@ class Log:
                 break
         self.segments = self._chain(segments)
         self._check_control(store)
+        if not store.alive:  # else one may be activated just now
+            self.findings = [self._judged(finding) for finding in self.findings]
 
     def _load(self, store: StoreInfo) -> list[SegmentInfo]:
         segments = []
@@ -141,6 +144,51 @@ class Log:
                 Problem("missing", path, None, lost, expected, self._there(), GONE)
             )
             self.active_is_gone = self.active_is_gone and bool(numbers)  # or all of it is said
+
+    def _judged(self, finding: Finding) -> Finding:
+        """A spare as damage where batches in it show that its activation record was wiped out."""
+        path = finding.path
+        try:
+            if finding.kind != "spare" or not self._was_activated(path):
+                return finding
+        except StorageError:  # the walk says so, where it comes to that file
+            return finding
+        found = "none before batches that were synced"
+        advice = "millstream repair may rebuild it"
+        return Problem("activation", path, 4096, None, "an activation record", found, advice)
+
+    def _was_activated(self, path: Path) -> bool:
+        with File(path) as file:
+            spare = unactivated(file, self.stream.name, self.number)
+            if not any(file.read(spare.data_position, BATCH.size)):
+                return False
+            if any(segment.predecessor == spare.number for segment in self.segments):
+                return True
+            walk = self.walk_before(spare.number)
+            if walk is None and spare.number != 1:
+                return False
+            walk = walk or Walk(spare)
+            segment = replace(spare, base_position=walk.position)
+            try:
+                walk.check(decode(file, segment, walk.position, segment.limit_position))
+            except Invalid:
+                return False
+            later = scan(file, segment, walk.position, segment.limit_position)
+            return walk.position < self._synced()[0] or any(
+                batch is not None and batch.synced_position > walk.position for batch in later
+            )
+
+    def walk_before(self, number: int) -> Walk | None:
+        """A walk at the end of the segment before the one with this number, or None."""
+        older = [segment for segment in self.segments if segment.number < number]
+        if not older:
+            return None
+        walk = Walk(older[-1])
+        with File(older[-1].path) as file:
+            # Its end may look like damage: the batch that follows tells whether it is its end.
+            for _ in self.segment_events(file, len(older) - 1, walk):
+                pass
+        return walk
 
     def _there(self) -> str:
         numbers = [segment.number for segment in self.segments]
@@ -433,6 +481,25 @@ class Walk:
         self.lost = False
         if batch.count:
             self.timestamp_max = max(self.timestamp_max, batch.timestamp_max)
+
+
+def unactivated(file: File, stream: str, partition: int) -> SegmentInfo:
+    """Return what the header page says of a segment: as if activated at the begin of a log."""
+    fields = SEGMENT.read(file.read(0, SEGMENT.size))
+    names = ("number", "size", "data_position", "index_count", "created", "salt")
+    return SegmentInfo(
+        stream=stream,
+        partition=partition,
+        path=file.path,
+        **{name: fields[name] for name in names},
+        base_offset=0,
+        base_position=0,
+        epoch=1,
+        predecessor=0,
+        predecessor_hash=0,
+        activated=fields["created"],  # not known; it cannot be earlier
+        timestamp_max=-(1 << 63),
+    )
 
 
 def scan(file: File, segment: SegmentInfo, position: int, end: int) -> Iterator[Batch | None]:
