@@ -25,6 +25,12 @@ def queue_of(path: str) -> Any:
     return millstream.open(path, durability="process").queue("q", capacity=capacity)
 
 
+def make_queue(path: str) -> None:
+    """For processes that open it together: nothing of it stays open here."""
+    with millstream.open(path, durability="process") as store:
+        store.queue("q", capacity=2 * STANDING)
+
+
 def one_at_a_time(queue: Any, count: int) -> float:
     """Seconds for a put, a get and an acknowledgement."""
     put, get = queue.put, queue.get
@@ -103,7 +109,7 @@ def between(bench: Bench, pairs: int, batch: int) -> float:
     """Seconds a message from so many producers to as many consumers."""
     total = bench.scale.shared * (1 if batch == 1 else 4)
     with bench.fresh() as path:
-        queue_of(path)
+        make_queue(path)
         makers = [
             bench.start(produce, path=path, count=total // pairs, batch=batch) for _ in range(pairs)
         ]
@@ -196,7 +202,7 @@ def exchange(bench: Bench) -> dict[str, list[list[float]]]:
         count = bench.scale.wakes
         for _ in range(bench.scale.rounds):
             with bench.fresh() as path:
-                queue_of(path)
+                make_queue(path)
                 members = [
                     bench.start(f, path=path, count=count) for f in (put_stamps, take_stamps)
                 ]

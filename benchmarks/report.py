@@ -196,6 +196,9 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--only", default="", metavar="TEXT", help="rows with TEXT in their names")
     parser.add_argument(
+        "--rival", action="append", metavar="TEXT", help="only rivals with TEXT in their names"
+    )
+    parser.add_argument(
         "--out", type=Path, metavar="DIR", help="write report.json, report.md and plots (SVG), too"
     )
     parser.add_argument("--dir", default=None, help="where files go; on a disk")
@@ -204,7 +207,9 @@ def main(arguments: list[str] | None = None) -> int:
     )
     options = parser.parse_args(arguments)
     scale = harness.TINY if options.tiny else harness.QUICK if options.quick else harness.FULL
-    with_rivals = options.rivals if options.rivals is not None else not options.only
+    with_rivals = options.rivals
+    if with_rivals is None:
+        with_rivals = bool(options.rival) or not options.only
     failures: dict[str, str] = {}
     began = time.monotonic()
     where = options.dir or harness.disk()
@@ -218,8 +223,8 @@ def main(arguments: list[str] | None = None) -> int:
     try:
         document: dict[str, Any] = {"machine": harness.machine(str(bench.directory))}
         measure(bench, options.only, failures)
-        found = rivals.measure(bench, say) if with_rivals else []
-        queued = queues.measure(bench, say) if with_rivals else []
+        found = rivals.measure(bench, say, options.rival) if with_rivals else []
+        queued = queues.measure(bench, say, options.rival) if with_rivals else []
     finally:
         bench.close()
     document.update(

@@ -140,12 +140,21 @@ def get(call: Callable[[int], object], count: int, seconds: float) -> float:
     return done / (time.perf_counter() - began)
 
 
-def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def is_chosen(name: str, chosen: list[str] | None) -> bool:
+    """Is it to be measured? None: all are."""
+    return chosen is None or any(text.lower() in name.lower() for text in chosen)
+
+
+def measure(
+    bench: Bench, say: Callable[[str], None], chosen: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Measure all, in turn: a dict each with its name, rates by work, or why it was skipped."""
     found: dict[str, dict[str, Any]] = {
-        name: {"name": name, "rates": {}, "skipped": ""} for name in NAMES
+        name: {"name": name, "rates": {}, "skipped": ""}
+        for name in NAMES
+        if is_chosen(name, chosen)
     }
-    for work in WORKS:
+    for work in WORKS if found else ():
         for _ in range(1 if bench.scale.name == "tiny" else bench.scale.rounds):
             for name, one in found.items():
                 if not one["skipped"]:

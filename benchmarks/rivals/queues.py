@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from benchmarks import harness
-from benchmarks.rivals import jvm
+from benchmarks.rivals import is_chosen, jvm
 
 if TYPE_CHECKING:
     from benchmarks.harness import Bench
@@ -463,7 +463,9 @@ WORK: dict[str, Callable[[Rival, float], float | None]] = {
 }
 
 
-def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
+def measure(
+    bench: Bench, say: Callable[[str], None], chosen: list[str] | None = None
+) -> list[dict[str, Any]]:
     """Measure all, in turn: a dict each with its name, rates by work, or why it was skipped."""
     found = {
         kind.__name__: {
@@ -471,6 +473,7 @@ def measure(bench: Bench, say: Callable[[str], None]) -> list[dict[str, Any]]:
             "rates": {}, "failed": {}, "skipped": "",
         }
         for kind in RIVALS
+        if is_chosen(kind.__name__, chosen)
     }  # fmt: skip
     rounds = 1 if bench.scale.name == "tiny" else bench.scale.rounds
     for number in range(rounds):
