@@ -171,10 +171,13 @@ def test_some_dead_letters_and_bad_requests(filled):
         assert asked(port, "POST", seek, {"to": 1, "partition": 0}, TOKEN)[0] == 200
         assert asked(port, "POST", "/api/queues/no/purge", {}, TOKEN)[0] == 404
         assert asked(port, "PUT", path, {}, TOKEN)[0] == 501
-        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
-        connection.request("POST", path, b"x" * 70_000, {"Authorization": f"Bearer {TOKEN}"})
-        assert connection.getresponse().status == 413
-        connection.close()
+        for length in ("70000", "-1", "\xb2", "9" * 5_000):  # Python's isdigit() takes "\xb2"
+            connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
+            connection.putrequest("POST", path)
+            connection.putheader("Content-Length", length)
+            connection.endheaders()
+            assert connection.getresponse().status == 413
+            connection.close()
     assert [letter.id for letter in dead.list()] == [second]
 
 

@@ -171,7 +171,8 @@ class Handler(BaseHTTPRequestHandler):
     def _body(self) -> bytes:
         """What was sent; read whatever comes of it, or it would pass for the next request."""
         length = self.headers.get("Content-Length", "0")
-        if self.headers.get("Transfer-Encoding") or not length.isdigit() or int(length) > BODY_MAX:
+        is_number = re.fullmatch(r"[0-9]{1,9}", length) is not None
+        if self.headers.get("Transfer-Encoding") or not is_number or int(length) > BODY_MAX:
             self.close_connection = True
             raise Refused(
                 HTTPStatus.REQUEST_ENTITY_TOO_LARGE, f"a body of at most {BODY_MAX} bytes, please"
