@@ -401,7 +401,7 @@ CALLS = {
     "Relay.check": lambda w: functools.partial(w.relay().check, w.queue),
     "Relay.close": lambda w: w.relay().close,
     "Relay.end": lambda w: w.relay().end,
-    "Relay.run": lambda w: functools.partial(w.relay().run, timeout=0),
+    "Relay.run": None,  # tries again for ever, whatever a target lacks
     "Relay.start": lambda w: w.relay().start,
     "Relay.stop": lambda w: w.relay().stop,
     "Pipe.close": lambda w: w.pipe().close,

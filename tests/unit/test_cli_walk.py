@@ -80,7 +80,11 @@ VALID = {
     "backup": ["STORE", "COPY"],
     "compact": ["STORE", "letters"],
     "bench": ["--records", "50"],
+    "relay": ["STORE", "letters", "nats://127.0.0.1:1"],
+    "top": ["STORE"],
+    "web": ["STORE"],
 }
+GO_ON = {"relay", "top", "web"}  # until they are ended: they have tests of their own
 UNTABLED = {
     *("append", "cat", "tail", "groups rm", "groups seek", "groups lag", "queue put", "queue get"),
     *("queue cancel", "queue pause", "queue resume", "queue dead redrive", "queue dead purge"),
@@ -234,7 +238,7 @@ def test_an_id_twice_is_one_id(path, capfd):
     assert err == ["1 message cancelled"]
 
 
-@pytest.mark.parametrize("words", sorted(VALID))
+@pytest.mark.parametrize("words", sorted(VALID.keys() - GO_ON))
 def test_a_pipe_gets_no_blank_line_and_with_json_nothing_but_json(path, capfd, words):
     arguments = filled(words, path)
     if words != "queue dead redrive":  # done only once
@@ -349,7 +353,7 @@ def test_no_number_is_broken_on_a_narrow_terminal(lasting, capfd, monkeypatch, r
         monkeypatch.setitem(sys.modules, "rich", None)
     monkeypatch.setenv("COLUMNS", str(columns))
     monkeypatch.setenv("TERM", "xterm-256color")
-    for words in sorted(VALID.keys() - UNTABLED):
+    for words in sorted(VALID.keys() - UNTABLED - GO_ON):
         arguments = filled(words, lasting)
         before, _ = run(capfd, arguments, 0)
         terminal = Terminal()

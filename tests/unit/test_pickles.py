@@ -14,7 +14,7 @@ HOMES = {f"millstream.{name}" for name in MODULES}
 HOMES |= {"millstream"}
 DOCUMENTED = ("errors", "inspect", "worker", "codecs")
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-LIVE = {"Batch", "Consumer", "Group", "Message", "Pipe", "Transaction", "View", "Worker"}
+LIVE = {"Batch", "Consumer", "Group", "Message", "Pipe", "Relay", "Transaction", "View", "Worker"}
 """What belongs to its process."""
 ABSTRACT = {"Durability", "__version__"}
 
@@ -34,6 +34,7 @@ def objects(store):
     with store.stream("t").consumer(group="g") as consumer:
         consumer.poll(0)
         group = consumer.group
+        of_group = group.stats()
         members, partitions = group.members(), group.partitions()
     first = stream.append(b"x", key=b"k")
     message.reject("why")
@@ -47,6 +48,7 @@ def objects(store):
         millstream.Record(b"", None, {}, 0, first),
         millstream.Advice(*fields(millstream.Advice)),
         millstream.worker.Counts(1, 2, 3, 4), codecs.json, codecs.pickle,
+        of_group, store.stats(), *store.processes(), store.capabilities["queue.delay"],
     ]  # fmt: skip
     found += [error(name) for name in errors.__all__]
     return {type(one).__name__: one for one in found}

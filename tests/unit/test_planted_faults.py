@@ -38,8 +38,8 @@ PLANTED = {
     ),
     "the sweep leaves what the dead were writing": (
         "ms_sweep.c",
-        "is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count))",
-        "false)",
+        "is_among((uint32_t)word & 0x7fffffff, p->dead, p->dead_count) &&",
+        "false &&",
     ),
     "lost hints are not looked for": ("ms_sweep.c", "if (p->reconcile &&", "if (false &&"),
     "the next of a key is not let go": (

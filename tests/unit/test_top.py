@@ -105,7 +105,7 @@ def test_the_text_of_the_first_screen(filled):
         await until(pilot, lambda: app.screen.table().shown)
         return seen(app)
 
-    text = piloted(filled, steps, size=(110, 12)).replace(filled.path, "STORE")
+    text = piloted(filled, steps, size=(200, 12)).replace(filled.path, "STORE")
     text = re.sub(r" +", " ", re.sub(r"\d+ s |[0-9.]+/s|- ", "~ ", text))
     lines = [line.strip() for line in text.splitlines()]
     assert "\n".join(lines[:2] + lines[3:6] + lines[-1:]) == SCREEN

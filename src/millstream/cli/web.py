@@ -30,7 +30,7 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
     parser.add_argument(
         "--listen",
         type=address_argument,
-        default=("127.0.0.1", 8080),
+        default="127.0.0.1:8080",
         metavar="ADDRESS",
         help="serve it there; one off loopback needs --token (default: 127.0.0.1:8080)",
     )

@@ -20,7 +20,7 @@ from importlib.resources import files
 from typing import TYPE_CHECKING, Any, ClassVar
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from millstream.cli.output import to_json
+from millstream.cli.output import Output, to_json
 from millstream.cli.picture import act
 
 if TYPE_CHECKING:
@@ -91,7 +91,7 @@ class Server(ThreadingHTTPServer):
             try:
                 self.watch.picture(max_age=self.every / 2)
             except (MillstreamError, OSError) as error:
-                print(f"millstream: {error}", flush=True)
+                Output().say(f"millstream: {error}")
 
     def server_close(self) -> None:
         """Stop looking, and listening."""

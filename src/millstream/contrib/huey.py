@@ -296,22 +296,28 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
         """What renews the leases of this process."""
         return self._open().renewal
 
+    def _all(self) -> list[millstream.Queue]:
+        """All queues, those that others made this moment too."""
+        lanes = self._open().lanes
+        lanes.look()
+        return lanes.by_urgency()
+
     def queue_size(self) -> int:
         """How many tasks wait."""
-        every = [queue.stats() for queue in self._open().lanes.by_urgency()]
+        every = [queue.stats() for queue in self._all()]
         return sum(one.ready + one.delayed for one in every)
 
     def enqueued_items(self, limit: int | None = None) -> list[bytes]:
         """The next tasks."""
         found: list[bytes] = []
         left = self.queue_size() if limit is None else limit
-        for queue in self._open().lanes.by_urgency():
+        for queue in self._all():
             found += [one.value for one in queue.peek(left - len(found))]
         return found
 
     def flush_queue(self) -> None:
         """Remove the tasks that nobody runs."""
-        for queue in self._open().lanes.by_urgency():
+        for queue in self._all():
             queue.purge()
 
     # --- the schedule -----------------------------------------------------------------------------

@@ -36,13 +36,13 @@ class Lanes:
         self._settings = {"priorities": LEVELS, **settings}
         self._further = re.compile(rf"{re.escape(kind)}-from-(-?\d+)\.{re.escape(name)}")
         self.queues = {0: self._queue(0)}
-        self._look()
+        self.look()
 
     def _queue(self, block: int) -> Queue:
         of = self._kind if block == 0 else f"{self._kind}-from-{block * LEVELS}"
         return self._store.queue(f"{of}.{self.name}", **self._settings)
 
-    def _look(self) -> None:
+    def look(self) -> None:
         """Open the queues that others made."""
         for queue in self._store.queues():
             found = self._further.fullmatch(queue)
@@ -61,7 +61,7 @@ class Lanes:
             raise InvalidArgument(f"priority {priority!r}: millstream has whole numbers only")
         queue = self.queues.get(int(block))
         if queue is None:
-            self._look()
+            self.look()
             if int(block) not in self.queues and len(self.queues) > self._most:
                 raise LimitExceeded(
                     f"priority {priority}: the tasks of {self.name!r} have priorities out"
@@ -73,7 +73,7 @@ class Lanes:
     def by_urgency(self) -> list[Queue]:
         """All queues, the most urgent first."""
         if time.monotonic() - self._looked > NEW_SECONDS:
-            self._look()
+            self.look()
         return [self.queues[block] for block in sorted(self.queues, reverse=True)]
 
 
