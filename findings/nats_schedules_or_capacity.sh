@@ -6,7 +6,7 @@
 # Seen: the server refuses the stream: "message scheduling cannot use discard new" (10052). With discard=old it is made; then
 # the limit removes the oldest message instead of refusing the newest.
 #
-# What follows: a queue on NATS has a capacity or delays (`millstream.Unsupported` for the other).
+# What follows: a queue on NATS has a capacity or delays; who asks for both has to be told so.
 set -euo pipefail
 folder=$(mktemp -d)
 trap 'kill "$server" 2>/dev/null; wait "$server" 2>/dev/null; rm -rf "$folder"' EXIT
