@@ -164,6 +164,12 @@ def print_report(document: dict[str, Any], rows: list[Row]) -> None:
         print(f"\n{question}")
         print_table(titles, lines)
         print(*below, sep="\n", end="\n" if below else "")
+    if sys.stdout.isatty():
+        from benchmarks.plots import plots  # not by `against`, where millstream may be older
+        from millstream.cli.output import Output
+        from millstream.cli.plots import show
+
+        show(Output(), list(plots(document).values()))
     print()
     print(*ended(document, rows), sep="\n")
 
@@ -237,11 +243,12 @@ def main(arguments: list[str] | None = None) -> int:
     )
     text = json.dumps(document, indent=1, ensure_ascii=False)
     if options.out:
-        from benchmarks import plots
+        from benchmarks.plots import plots
+        from millstream.cli.plots import write
 
         (options.out / "report.json").write_text(text + "\n", encoding="utf-8")
         (options.out / "report.md").write_text(markdown(document, bench.rows), encoding="utf-8")
-        drawn = plots.draw(document, options.out)
+        drawn = write(plots(document), options.out)
         say(f"{options.out}: report.json, report.md, {len(drawn)} plots")
     if options.json:
         print(text)

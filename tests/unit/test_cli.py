@@ -577,6 +577,7 @@ def test_backup_makes_a_copy_and_refuses_to_replace_one(store, tmp_path):
 
 def test_bench_measures_with_several_processes(tmp_path):
     options = ["--records", "2000", "--batch", "100", "--processes", "2", "--dir", tmp_path]
+    options += ["--rounds", "1"]
     found = json_of("bench", *options)
     assert all(result["records_per_second"] > 0 for result in found["results"])
     assert any("2 processes" in result["what"] for result in found["results"])
@@ -585,6 +586,56 @@ def test_bench_measures_with_several_processes(tmp_path):
     text = run("bench", "--records", "500", "--size", "1KiB", "--durability", "interval").stdout
     assert b"interval" in text
     assert max(map(len, text.decode().splitlines()[3:])) <= 100
+
+
+def test_bench_says_how_far_rounds_lie_apart():
+    found = json_of("bench", "--records", "200", "--rounds", "2")
+    assert found["rounds"] == 2
+    for one in found["results"]:
+        rates = one["records_per_second_of_rounds"]
+        assert len(rates) == 2 and one["records_per_second"] in rates
+    for one in found["latencies"]:
+        shares = list(one["seconds"].values())
+        assert one["calls"] == 200 and shares == sorted(shares) and shares[0] > 0
+    sizes = {one["value_bytes"] for one in found["growth"]}
+    assert sizes == {10**power for power in range(1, 7)}
+    assert all(min(one["bytes_per_second_of_rounds"]) > 0 for one in found["growth"])
+    text = run("bench", "--records", "200", "--rounds", "2").stdout.decode()
+    assert "Spread" in text and not set(text) & set("█▓░")  # a pipe gets the table alone
+
+
+def test_bench_draws_bars_on_a_terminal():
+    process, end = at_terminal("bench", "--records", "200", "--rounds", "2")
+    text = read_until(end, None).decode()
+    os.close(end)
+    assert process.wait() == 0
+    for title in ("Appends", "Reads", "How long one call takes", "Growth with the size of a value"):
+        assert title in text
+    lines = [line for line in text.splitlines() if line.startswith("p50")]
+    assert len(lines) == 1 and set(lines[0]) & set("█▓░")
+
+
+def test_bench_writes_plots(tmp_path):
+    pytest.importorskip("matplotlib")
+    plots = tmp_path / "new" / "plots"
+    found = json_of("bench", "--records", "200", "--rounds", "1", "--svg", plots)
+    names = ["appends.svg", "reads.svg", "latency.svg", "growth.svg"]
+    assert [Path(file).name for file in found["svg"]] == names
+    assert {file.name for file in plots.iterdir()} == {*names}
+    assert all("</svg>" in file.read_text() for file in plots.iterdir())
+
+
+def test_bench_names_the_extra_before_it_measures(tmp_path):
+    (tmp_path / "sitecustomize.py").write_text(
+        "import sys; sys.modules['matplotlib'] = None\n"
+        "import importlib.util as u; find = u.find_spec\n"
+        "u.find_spec = lambda name, *more: None if name == 'matplotlib' else find(name, *more)\n"
+    )
+    environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
+    words = [*COMMAND, "bench", "--svg", str(tmp_path / "plots")]
+    done = subprocess.run(words, env=environment, capture_output=True, text=True)
+    assert done.returncode == 3 and "pip install 'millstream[plots]'" in done.stderr
+    assert not done.stdout and not (tmp_path / "plots").exists()
 
 
 # --- terminals ----------------------------------------------------------------------------------

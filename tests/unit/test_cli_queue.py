@@ -239,9 +239,11 @@ def test_dead_letters_are_listed_redriven_and_purged(letters):
 
 
 def test_bench_measures():
-    found = json.loads(queue("bench", "--messages", 2000, "--json").stdout)
+    found = json.loads(queue("bench", "--messages", 2000, "--rounds", 1, "--json").stdout)
     assert len(found["results"]) == 4
     assert all(one["messages_per_second"] > 0 for one in found["results"])
+    assert {one["payload_bytes"] for one in found["growth"]} == {10**power for power in range(1, 7)}
+    assert found["latencies"][0]["seconds"]["p50"] > 0
 
 
 # --- work -----------------------------------------------------------------------------------------

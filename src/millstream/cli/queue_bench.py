@@ -10,12 +10,22 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from millstream.cli.bench import SINGLES_SECONDS, add_arguments, carry_out, timed
-from millstream.cli.output import Output, Progress
+from millstream.cli.bench import (
+    POINT_SECONDS,
+    SINGLES_SECONDS,
+    Result,
+    Work,
+    add_arguments,
+    carry_out,
+    step_of,
+    time_calls,
+    timed,
+    turns_of,
+)
+from millstream.cli.output import NoProgress, Output, Progress
 
 if TYPE_CHECKING:
     from millstream import Queue, Store
-    from millstream.cli.bench import Result
 
 STEP = 1_000  # messages that stand in the queue at most while one process puts and takes
 
@@ -33,7 +43,11 @@ def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None
 
 def run(args: argparse.Namespace) -> int:
     """Measure, then print."""
-    return carry_out(args, measure, "messages", "payload")
+    charts = (("Messages", ("",)),)
+    call = "put, get and ack"
+    return carry_out(
+        args, Work("messages", "payload", charts, measure, call, time_messages, take_sized)
+    )
 
 
 def measure(output: Output, store: Store, path: str, args: argparse.Namespace) -> Iterator[Result]:
@@ -69,6 +83,29 @@ def singles(queue: Queue, payload: bytes, count: int, progress: Progress) -> int
         done += step
         progress.advance(step)
     return done
+
+
+def time_messages(store: Store, args: argparse.Namespace) -> list[float]:
+    """Seconds of each message that is put, taken and acknowledged."""
+    queue, payload = store.queue("timed"), os.urandom(args.size)
+
+    def call() -> None:
+        queue.put(payload)
+        queue.get().ack()
+
+    return time_calls(call, args.messages)
+
+
+def take_sized(store: Store, args: argparse.Namespace, size: int) -> Iterator[Result]:
+    """Put, take and acknowledge messages of a size, many at a time."""
+    queue, payload = store.queue("sized"), os.urandom(size)
+    step = step_of(args, size)
+    count, began = 0, time.perf_counter()
+    for _ in range(turns_of(args.messages, step, size)):
+        count += batches(queue, payload, step, step, NoProgress())
+        if time.perf_counter() - began > POINT_SECONDS:
+            break
+    yield Result("put_many, get_many, ack_many", count, time.perf_counter() - began)
 
 
 def batches(queue: Queue, payload: bytes, batch: int, count: int, progress: Progress) -> int:
