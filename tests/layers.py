@@ -198,6 +198,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "words._dump": 1,
         "words._group_id": 1,
         "words._load": 1,
+        "words._observe": 2,
         "words._pending": 1,
         "words._queue_id": 1,
         "words._revert": 2,

@@ -78,8 +78,8 @@ def replaced():
 def test_nothing_is_replaced_before_and_after():
     program = """
         import millstream
-        from millstream import Consumer, Producer, Queue, Stream, Transaction
-        kinds = (Consumer, Producer, Queue, Stream, Transaction)
+        from millstream import Consumer, Message, Producer, Queue, Stream, Transaction
+        kinds = (Consumer, Message, Producer, Queue, Stream, Transaction)
         before = [dict(vars(kind)) for kind in kinds]
         from millstream.contrib.opentelemetry import instrument, uninstrument
         assert [dict(vars(kind)) for kind in kinds] == before
@@ -133,12 +133,15 @@ def test_a_message_from_put_to_ack(store, seen):
     with queue.get(timeout=5) as message, process(message):
         assert message.headers["x"] == b"y"
         assert message.headers["traceparent"].startswith(b"00-")
-    put, get, work = seen.spans()
-    assert [put.name, get.name, work.name] == ["put mail", "get mail", "process mail"]
-    assert [put.kind, get.kind, work.kind] == [
+    put, get, work, ack = seen.spans()
+    assert [put.name, get.name, work.name, ack.name] == [
+        *["put mail", "get mail", "process mail", "ack mail"]
+    ]
+    assert [put.kind, get.kind, work.kind, ack.kind] == [
         SpanKind.PRODUCER,
         SpanKind.CLIENT,
         SpanKind.CONSUMER,
+        SpanKind.CLIENT,
     ]
     assert dict(put.attributes) == {
         "messaging.system": "millstream",
@@ -152,7 +155,14 @@ def test_a_message_from_put_to_ack(store, seen):
     assert get.attributes["messaging.batch.message_count"] == 1
     assert get.attributes["messaging.message.id"] == str(number)
     assert work.attributes["messaging.operation.type"] == "process"
-    assert links_of(get) == links_of(work) == [context_of(put)]
+    assert dict(ack.attributes) == {
+        "messaging.system": "millstream",
+        "messaging.operation.name": "ack",
+        "messaging.operation.type": "settle",
+        "messaging.destination.name": "mail",
+        "messaging.message.id": str(number),
+    }
+    assert links_of(get) == links_of(work) == links_of(ack) == [context_of(put)]
     assert (work.parent.trace_id, work.parent.span_id) == context_of(put)
     assert put.start_time <= put.end_time <= work.end_time
     assert put.instrumentation_scope.schema_url == ours.SCHEMA
@@ -164,8 +174,8 @@ def test_a_span_under_way_is_the_parent(store, seen):
         queue.put(b"1")
         with queue.get(timeout=5) as message, process(message):
             pass
-    put, get, work, _ = seen.spans()
-    for span in (put, get, work):
+    put, get, work, ack, _ = seen.spans()
+    for span in (put, get, work, ack):
         assert span.parent.span_id == request.get_span_context().span_id
     assert links_of(work) == [context_of(put)]
 
@@ -209,7 +219,7 @@ def test_errors(store, seen):
         queue.get(timeout=-1)
     with queue.get(timeout=5) as message, pytest.raises(ZeroDivisionError), process(message):
         _ = 1 / 0
-    _, full, bad, _, work = seen.spans()
+    _, full, bad, _, work, _ = seen.spans()
     for span, error in [
         (full, "QueueFull"),
         (bad, "InvalidArgument"),
@@ -218,6 +228,54 @@ def test_errors(store, seen):
         assert span.attributes["error.type"] == error
         assert not span.status.is_ok
         assert span.events[0].name == "exception"
+
+
+@pytest.mark.parametrize(
+    ("name", "finish", "outcome"),
+    [
+        ("ack", lambda message: message.ack(), "ack"),
+        ("nack", lambda message: message.nack(delay=60, reason="later"), "nack"),
+        ("release", lambda message: message.release(60), "release"),
+        ("reject", lambda message: message.reject("no"), "dead"),
+    ],
+)
+def test_what_finishes_a_message_is_a_span(store, seen, name, finish, outcome):
+    queue = store.queue("mail", capacity=10)
+    number = queue.put(b"1")
+    message = queue.get(timeout=5)
+    (put, _) = seen.spans()
+    assert finish(message) is None
+    assert message.finished == outcome
+    (span,) = seen.spans()
+    assert (span.name, span.kind) == (f"{name} mail", SpanKind.CLIENT)
+    assert span.attributes["messaging.operation.type"] == "settle"
+    assert span.attributes["messaging.message.id"] == str(number)
+    assert links_of(span) == [context_of(put)]
+    with pytest.raises(millstream.LeaseLost):
+        finish(message)
+    (span,) = seen.spans()
+    assert span.attributes["error.type"] == "LeaseLost"
+    uninstrument()
+    queue.put(b"2")
+    with pytest.raises(millstream.LeaseLost):
+        finish(message)
+    finish(queue.get(timeout=5))
+    assert seen.spans() == []
+
+
+def test_the_end_of_a_block_is_a_span(store, seen):
+    queue = store.queue("mail", capacity=10, retry=millstream.RetryPolicy(max_attempts=1))
+    for error in (None, millstream.Retry(60), millstream.Snooze(60), millstream.Reject("no")):
+        queue.put(b"1")
+        with queue.get(timeout=5):
+            if error is not None:
+                raise error
+    queue.put(b"2")
+    with pytest.raises(ZeroDivisionError), queue.get(timeout=5):
+        _ = 1 / 0
+    names = [name for name in seen.names() if name not in ("put mail", "get mail")]
+    assert names == ["ack mail", "nack mail", "release mail", "reject mail", "nack mail"]
+    assert queue.dead.list()[-1].traceback.endswith("ZeroDivisionError: division by zero\n")
 
 
 def test_a_worker_processes_in_spans(store, seen):
@@ -230,9 +288,11 @@ def test_a_worker_processes_in_spans(store, seen):
 
     assert queue.worker()(handle) is handle
     millstream.run(queue, until_empty=True)
-    spans = [span for span in seen.spans() if span.name == "process mail"]
+    every = seen.spans()
+    spans = [span for span in every if span.name == "process mail"]
     assert sorted(done) == sorted(span.context.span_id for span in spans)
     assert len(done) == 2
+    assert len([one for one in every if one.name == "ack mail"]) == 2
 
 
 def test_asyncio(store, seen):
@@ -244,8 +304,8 @@ def test_asyncio(store, seen):
             return message.headers
 
     headers = asyncio.run(main())
-    put, get = seen.spans()
-    assert [put.name, get.name] == ["put mail", "get mail"]
+    put, get, ack = seen.spans()
+    assert [put.name, get.name, ack.name] == ["put mail", "get mail", "ack mail"]
     assert headers["traceparent"].decode().split("-")[2] == f"{put.context.span_id:016x}"
     assert links_of(get) == [context_of(put)]
 
@@ -346,8 +406,8 @@ def test_a_transaction(store, seen):
         assert message.headers["x"] == b"y"
     (batch,) = stream.read()
     assert batch.headers[2]["x"] == b"y"
-    get, read = seen.spans()
-    assert links_of(get) == [context_of(three)]
+    get, ack, read = seen.spans()
+    assert links_of(get) == links_of(ack) == [context_of(three)]
     assert links_of(read) == [context_of(one), context_of(two)]
 
 

@@ -72,6 +72,9 @@ cdef bytes failure_text(object reason):
 
 # --- a message ------------------------------------------------------------------------------------
 
+cdef object observer = None  # what `_observe` was given: a trace of ack, nack, release and reject
+
+
 @cython.final
 @cython.freelist(256)
 @cython.no_gc
@@ -209,6 +212,12 @@ cdef class Message:
 
         Raises: LeaseLost where the lease had ended; the message may be delivered again.
         """
+        if observer is None:
+            self.acknowledge()
+        else:
+            observer(self, "ack", ())
+
+    cdef inline int acknowledge(self) except -1:
         cdef QueueCore queue = self.queue
         cdef ms_instant now
         cdef uint32_t owner = 0
@@ -238,6 +247,11 @@ cdef class Message:
         self.fail(delay, reason, True)
 
     cdef int fail(self, object delay, object reason, bint loudly) except -1:
+        if observer is not None:
+            return observer(self, "nack", (delay, reason, loudly))
+        return self.count_failure(delay, reason, loudly)
+
+    cdef int count_failure(self, object delay, object reason, bint loudly) except -1:
         cdef QueueCore queue = self.queue
         cdef ms_instant now
         cdef uint32_t owner = 0
@@ -273,6 +287,11 @@ cdef class Message:
         self.give_back(delay, True)
 
     cdef int give_back(self, object delay, bint loudly) except -1:
+        if observer is not None:
+            return observer(self, "release", (delay, loudly))
+        return self.give_back_now(delay, loudly)
+
+    cdef int give_back_now(self, object delay, bint loudly) except -1:
         cdef QueueCore queue = self.queue
         cdef ms_instant now
         cdef ms_status status
@@ -294,6 +313,11 @@ cdef class Message:
         self.give_up(MS_FAILED_REJECTED, reason, True)
 
     cdef int give_up(self, uint32_t kind, object reason, bint loudly) except -1:
+        if observer is not None:
+            return observer(self, "reject", (kind, reason, loudly))
+        return self.give_up_now(kind, reason, loudly)
+
+    cdef int give_up_now(self, uint32_t kind, object reason, bint loudly) except -1:
         cdef QueueCore queue = self.queue
         cdef ms_instant now
         cdef uint32_t owner = 0
@@ -311,6 +335,26 @@ cdef class Message:
         lost = self.ended(status, "dead", loudly)
         queue.sync_change(&now)
         return lost
+
+    @staticmethod
+    def _observe(found):
+        """Have a function called in place of what finishes messages; None: not any more.
+
+        It gets the message, "ack", "nack", "release" or "reject", and the arguments with which it
+        returns what `_finish` returns.
+        """
+        global observer
+        observer = found
+
+    def _finish(self, how, arguments):
+        """What an observer stands around: finish the message; 1 where its lease was lost."""
+        if how == "ack":
+            return self.acknowledge()
+        if how == "nack":
+            return self.count_failure(arguments[0], arguments[1], arguments[2])
+        if how == "release":
+            return self.give_back_now(arguments[0], arguments[1])
+        return self.give_up_now(arguments[0], arguments[1], arguments[2])
 
     def extend(self, seconds=None):
         """Let the lease end so many seconds from now; None: as long as the queue's leases last.

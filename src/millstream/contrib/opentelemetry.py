@@ -452,6 +452,16 @@ def _ack_many(original: Any) -> Any:
     return call
 
 
+def _finish(message: Message, how: str, arguments: tuple[object, ...]) -> int:
+    """Around what finishes a message: a call, or the end of a block."""
+    state = _now.instruments
+    if state is None or _silent():
+        return message._finish(how, arguments)
+    links = _links([message.headers])
+    with state.span(how, SETTLE, message.queue.name, links=links, message=message.id), _within():
+        return message._finish(how, arguments)
+
+
 def _worker(original: Any) -> Any:
     @functools.wraps(original)
     def call(self: Any, **options: Any) -> Any:
@@ -670,6 +680,9 @@ PLACES: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
 )
 
 
+_MESSAGE: Any = Message  # what nobody can make is no class to type checkers
+
+
 class Now:
     """Whether there is an instrumentation, and what was replaced for it."""
 
@@ -702,10 +715,12 @@ def instrument(
         own = vars(kind).get(name)
         setattr(kind, name, make(getattr(kind, name)))
         _now.replaced.append((kind, name, own))
+    _MESSAGE._observe(_finish)
 
 
 def uninstrument() -> None:
     """End it: all that `instrument` replaced is as it was."""
+    _MESSAGE._observe(None)
     while _now.replaced:
         kind, name, own = _now.replaced.pop()
         if own is None:  # it was inherited
