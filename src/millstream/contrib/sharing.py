@@ -27,17 +27,19 @@ AGAIN_SECONDS = 5.0
 
 
 class SharedStore:
-    """A store as this process has it open for a framework; one for each directory.
+    """A store as this process has it open for a framework; one for each directory and durability.
 
-    Opened at its first use, and opened anew after a fork: handles are void in the child.
+    Opened at its first use, and opened anew after a fork, since handles are void in the child, and
+    after `close`.
     """
 
-    _all: ClassVar[dict[tuple[type, str], Any]] = {}
+    _all: ClassVar[dict[tuple[type, str, Durability | None], Any]] = {}
     _lock = threading.RLock()  # a finalizer may leave one where another is joined
 
-    def __init__(self, path: str) -> None:
+    def __init__(self, path: str, durability: Durability | None = None) -> None:
         self.path = path
-        self._key = type(self), os.path.abspath(path)
+        self._durability = durability
+        self._key = type(self), os.path.abspath(path), durability
         self._users = 0
         self._opening = threading.RLock()
         self._begin()
@@ -49,10 +51,11 @@ class SharedStore:
         """What others keep for as long as the store is open."""
 
     @classmethod
-    def join(cls, path: str) -> Self:
+    def join(cls, path: str, durability: Durability | None = None) -> Self:
         """The store of a directory; `leave` it when it is not used any more."""
+        made = cls(path, durability)
         with SharedStore._lock:
-            joined: Self = SharedStore._all.setdefault((cls, os.path.abspath(path)), cls(path))
+            joined: Self = SharedStore._all.setdefault(made._key, made)
             joined._users += 1
             return joined
 
@@ -64,10 +67,24 @@ class SharedStore:
                 return
             del SharedStore._all[self._key]
         if self._pid == os.getpid() and self._store is not None:
-            for kept in self.shared.values():
-                if isinstance(kept, Renewal):
-                    kept.end()
-            self._store.close()
+            self._end(self._store, self.shared)
+
+    def close(self) -> None:
+        """Close the store, for all who use it; the next use opens it again."""
+        if self._pid != os.getpid():
+            return
+        with self._opening:
+            store, shared = self._store, self.shared
+            self._begin()
+        if store is not None:
+            self._end(store, shared)
+
+    @staticmethod
+    def _end(store: millstream.Store, shared: dict[Any, Any]) -> None:
+        for kept in shared.values():
+            if isinstance(kept, Renewal):
+                kept.end()
+        store.close()
 
     @staticmethod
     def _forget() -> None:
@@ -84,8 +101,9 @@ class SharedStore:
         if self._store is None:
             with self._opening:
                 if self._store is None:  # not while we waited
-                    self._store = millstream.open(self.path)
+                    self._store = millstream.open(self.path, durability=self._durability)
                     self.path = str(self._store.path)  # absolute: the program may go elsewhere
+                return self._store
         return self._store
 
     def keep(self, key: object, make: Callable[[millstream.Store], Kept]) -> Kept:

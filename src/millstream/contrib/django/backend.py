@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
 import time
 from datetime import datetime
 from functools import partial
@@ -16,7 +15,7 @@ from millstream import LimitExceeded, MillstreamError, RetryPolicy
 from millstream.contrib import require
 from millstream.contrib.lanes import Lanes
 from millstream.contrib.results import Results
-from millstream.contrib.sharing import PUT_SECONDS
+from millstream.contrib.sharing import PUT_SECONDS, SharedStore
 
 require("django", "django", (5, 2), (7,))
 
@@ -79,8 +78,9 @@ TIMES = ("enqueued_at", "started_at", "finished_at", "last_attempted_at")
 class Opened:
     """What one process has open for one backend."""
 
-    def __init__(self, backend: MillstreamBackend) -> None:
+    def __init__(self, store: millstream.Store, backend: MillstreamBackend) -> None:
         options = backend.settings
+        self.store = store
         self._alias = backend.alias
         self.lease = float(options["lease"])
         self._settings: dict[str, Any] = {
@@ -90,16 +90,11 @@ class Opened:
             "retry": RetryPolicy(max_attempts=options["max_attempts"] + 1, backoff=0.0),
             "payload_max": TASK_MAX,
         }
-        self.store = millstream.open(options["path"], durability=options["durability"])
-        try:
-            ttl = float(options["result_ttl"])
-            self.results = Results(self.store, f"django.{self._alias}", ttl)
-            self._lanes: dict[str, Lanes] = {}
-            for name in backend.queues:
-                self.lanes(name)
-        except BaseException:
-            self.store.close()
-            raise
+        ttl = float(options["result_ttl"])
+        self.results = Results(store, f"django.{self._alias}", ttl)
+        self._lanes: dict[str, Lanes] = {}
+        for name in backend.queues:
+            self.lanes(name)
 
     def lanes(self, queue: str) -> Lanes:
         """The queue of that name, which is made where it is not there."""
@@ -166,14 +161,16 @@ class MillstreamBackend(BaseTaskBackend):  # type: ignore[misc]
             "result_ttl": 7 * 86400.0,
             **self.options,
         }
-        self._now: Opened | None = None
         self._on_commit = params.get("ENQUEUE_ON_COMMIT", True)
         self._check_options()
+        self._key = json.dumps([alias, sorted(self.queues), {**self.settings, "path": ""}])
+        path = os.fspath(self.settings["path"])
+        # Not left with this object: servers make one for each of their threads, at each request.
+        self._shared = SharedStore.join(path, self.settings["durability"])
         try:
-            self.settings["path"] = (
-                self.opened().store.path
-            )  # absolute: the program may go elsewhere
+            self.opened()
         except MillstreamError as error:
+            self._shared.leave()
             raise InvalidTaskBackend(f"TASKS[{alias!r}]: {error}") from error
 
     def _check_options(self) -> None:
@@ -199,20 +196,11 @@ class MillstreamBackend(BaseTaskBackend):  # type: ignore[misc]
 
     def opened(self) -> Opened:
         """The store as this process has it open, for all threads."""
-        if self._now is None or self._now.store.closed:
-            options = {**self.settings, "path": os.path.abspath(self.settings["path"])}
-            key = json.dumps([self.alias, sorted(self.queues), options])
-            with SHARED.lock:
-                found = SHARED.opened.get(key)
-                if found is None or found.store.closed:
-                    found = SHARED.opened[key] = Opened(self)
-            self._now = found
-        return self._now
+        return self._shared.keep(self._key, lambda store: Opened(store, self))
 
     def close(self) -> None:
         """Close the store, for all threads of this process; the next call opens it again."""
-        if self._now is not None:
-            self._now.store.close()
+        self._shared.close()
 
     def validate_task(self, task: Any) -> None:
         """Raise InvalidTask where Django's rules, or millstream's for names, are broken."""
@@ -296,22 +284,6 @@ class MillstreamBackend(BaseTaskBackend):  # type: ignore[misc]
     def check(self, **kwargs: Any) -> list[Any]:
         """What Django's system checks ask for: nothing is wrong that `__init__` has not refused."""
         return []
-
-
-class Shared:
-    """What this process has open for its backends: each thread of a program has its own."""
-
-    def __init__(self) -> None:
-        self.opened: dict[str, Opened] = {}
-        self.forget_lock()
-
-    def forget_lock(self) -> None:
-        """In a forked process: another thread of the parent may have it."""
-        self.lock = threading.Lock()
-
-
-SHARED = Shared()
-os.register_at_fork(after_in_child=SHARED.forget_lock)
 
 
 def _is_in(connection: Any) -> bool:
