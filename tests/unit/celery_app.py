@@ -1,6 +1,7 @@
 """An application of Celery for tests; a worker names it with ``-A celery_app``."""
 
 import os
+import time
 
 from celery import Celery
 from timing import until
@@ -46,6 +47,11 @@ def make(url, **settings):
         """Append a line; short ones are not torn."""
         with open(path, "a") as file:
             file.write(f"{text}\n")
+
+    @app.task(shared=False, name="when", acks_late=True)
+    def when(path):
+        """Append what the clock says."""
+        note(path, time.time())
 
     @app.task(shared=False, name="hold", acks_late=True)
     def hold(path, seconds):

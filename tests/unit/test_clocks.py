@@ -58,16 +58,21 @@ class Machine:
         os.pwrite(descriptor, numbers, 0)
         os.close(descriptor)
 
+    def variables(self) -> dict[str, str]:
+        """What a process needs in its environment to have these clocks."""
+        before = os.environ.get("LD_PRELOAD", "")  # a sanitizer, which must come first
+        return {"LD_PRELOAD": f"{before} {self.shim}".strip(), "WALL_CLOCK": str(self.ahead)}
+
     @contextlib.contextmanager
     def process(self, code: str):
         """A process that runs the code; it prints, and reads a line where it calls `ask`."""
-        before = os.environ.get("LD_PRELOAD", "")  # a sanitizer, which must come first
-        loaded = f"{before} {self.shim}".strip()
-        environment = {**os.environ, "LD_PRELOAD": loaded, "WALL_CLOCK": str(self.ahead)}
         with subprocess.Popen(
             [sys.executable, "-c", FRAME + code, self.store],
-            env=environment, text=True, stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-        ) as child:  # fmt: skip
+            env={**os.environ, **self.variables()},
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+        ) as child:
             try:
                 yield child
                 assert child.stdin is not None

@@ -19,6 +19,7 @@ from celery import chain, chord, group
 from celery.exceptions import TaskRevokedError, TimeoutError
 from celery_app import make
 from contrib_steps import install
+from test_clocks import HOUR, Machine
 from timing import SOON, until
 
 import millstream
@@ -313,6 +314,26 @@ def test_a_killed_worker_loses_no_task(own, tmp_path, pool):
         # A result is stored before its message is acknowledged: one that ends now gives it back.
         queue = own.backend._broker.store.queue("celery")
         until(lambda: queue.stats().unfinished == 0, "the acknowledgements")
+
+
+def test_a_task_runs_when_it_is_due_although_a_worker_was_killed_meanwhile(own, tmp_path):
+    """It is due in two hours. The clocks of the workers are set, all of them but the sender's."""
+    machine, path = Machine(tmp_path), tmp_path / "runs"
+    eta = datetime.now(UTC) + timedelta(hours=2)
+    result = own.tasks["when"].apply_async((str(path),), eta=eta)
+    queue = own.backend._broker.store.queue("celery")
+    machine.set(passed=1.5 * HOUR)
+    with working(tmp_path, "-c", "1", "-n", "first@test", **machine.variables()) as first:
+        assert own.tasks["add"].delay(1, 1).get(timeout=LONG) == 2  # it looked at its queue
+        until(lambda: queue.stats().leased == 0, "acknowledging")
+        assert queue.stats().delayed == 1
+        kill(first)
+    assert not path.exists()
+    machine.set(passed=eta.timestamp() - time.time() - 8)  # as long as it may take to start
+    with working(tmp_path, "-c", "1", "-n", "second@test", **machine.variables()):
+        result.get(timeout=LONG)
+    (ran,) = map(float, path.read_text().split())
+    assert 0 <= ran - eta.timestamp() < LONG
 
 
 def test_a_long_task_runs_once(own, tmp_path):

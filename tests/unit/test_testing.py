@@ -1,6 +1,7 @@
 """The virtual clock and the fixture that users' tests are written with."""
 
 import contextlib
+import os
 import subprocess
 import sys
 import textwrap
@@ -117,6 +118,56 @@ def test_wait_ends_without_a_jump():
         with pytest.raises(millstream.Empty):
             store.queue("q").get(timeout=0.05)
         assert time.monotonic() - start > 0.04
+
+
+def output_of(code, **environment):
+    """What a process prints, or the last line of its error."""
+    done = subprocess.run(
+        [sys.executable, "-c", textwrap.dedent(code)],
+        env={**os.environ, **environment},
+        capture_output=True,
+        text=True,
+    )
+    return (done.stdout or done.stderr).strip().splitlines()[-1]
+
+
+def test_a_process_takes_its_clock_from_the_environment(tmp_path):
+    day, path = 24 * HOUR, str(tmp_path / "store")
+    with millstream.open(path) as store:
+        store.queue("q").put(b"tomorrow", delay=day)
+    code = f"""
+        import millstream
+        with millstream.open({path!r}) as store:
+            print(len(store.queue("q").get_many(5, timeout=0.1)))
+    """
+    assert output_of(code) == "0"
+    assert output_of(code, MILLSTREAM_CLOCK="") == "0"
+    assert output_of(code, MILLSTREAM_CLOCK=f"+{day - 60:.0f}") == "0"
+    assert output_of(code, MILLSTREAM_CLOCK=f"+{day + 1:.0f}") == "1"
+
+
+def test_the_virtual_clock_begins_where_the_environment_has_it():
+    code = """
+        import time, millstream
+        from millstream import _native
+        from millstream.testing import clock
+        def ahead():
+            return round((_native.boot_us() / 1e6 - time.clock_gettime(time.CLOCK_BOOTTIME)) / 10)
+        found = [ahead()]
+        with clock() as virtual:
+            found.append(ahead())
+            virtual.advance(1000)
+            found.append(ahead())
+        print(*found, ahead(), round((_native.wall_us() / 1e6 - time.time()) / 10))
+    """
+    assert output_of(code, MILLSTREAM_CLOCK="+5000") == "500 500 600 500 500"
+    assert output_of(code, MILLSTREAM_CLOCK="-5000") == "0 0 100 0 -500"
+
+
+@pytest.mark.parametrize("text", ["soon", "nan", "inf", "1e10", "+1 day"])
+def test_a_clock_that_is_no_number_is_refused(text):
+    error = output_of("import millstream", MILLSTREAM_CLOCK=text)
+    assert error.startswith("millstream.InvalidArgument: MILLSTREAM_CLOCK=") and "+86400" in error
 
 
 def test_fixture_gives_a_store_that_is_removed(tmp_path):

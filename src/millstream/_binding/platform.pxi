@@ -121,16 +121,43 @@ def boot_us():
 
 
 cdef object _virtual_clock = ""
+cdef int64_t _ahead_ns = 0
+cdef int64_t _wall_ahead_ns = 0
+
+
+cdef object read_environment():
+    """Let the clocks run as `MILLSTREAM_CLOCK` says (millstream.testing)."""
+    global _ahead_ns, _wall_ahead_ns
+    cdef const char *text = getenv("MILLSTREAM_CLOCK")
+    if text == NULL or text[0] == 0:
+        return
+    try:
+        seconds = float(<bytes>text)
+    except ValueError:
+        seconds = float("nan")
+    if not abs(seconds) <= 100 * 365.25 * 86400:
+        raise _errors.InvalidArgument(
+            f"MILLSTREAM_CLOCK={(<bytes>text).decode('utf-8', 'backslashreplace')!r}: expected "
+            "seconds of skew, as in +86400; at most a hundred years")
+    if seconds < 0:
+        _wall_ahead_ns = round(seconds * 1e9)
+    else:
+        _ahead_ns = round(seconds * 1e9)
+    ms_clock_set(True, _ahead_ns, _wall_ahead_ns)
+
+
+read_environment()
 
 
 def set_clock(bint is_virtual, int64_t skew_ns=0, int64_t set_ns=0):
     """Let the clocks of this process run `skew_ns` ahead of the machine's, that of the wall
-    `set_ns` more, or end that."""
+    `set_ns` more, or end that; in addition to what `MILLSTREAM_CLOCK` says."""
     global _virtual_clock
     if is_virtual != bool(_virtual_clock):
         import os
         _virtual_clock = f"virtual {os.urandom(8).hex()}" if is_virtual else ""
-    ms_clock_set(is_virtual, skew_ns, set_ns)
+    ms_clock_set(is_virtual or _ahead_ns or _wall_ahead_ns,
+                 _ahead_ns + skew_ns, _wall_ahead_ns + set_ns)
 
 
 def virtual_clock():

@@ -3,6 +3,21 @@
 With pytest, ``pytest_plugins = ["millstream.testing"]`` in the topmost `conftest.py`, or an import
 of `store` there, gives the fixture `store`. Without pytest, `clock` and `millstream.temporary` are
 all that is needed.
+
+Processes that a test starts take their clock from the environment: with ``MILLSTREAM_CLOCK=+86400``
+all clocks of millstream in such a process, and in what it starts, are a day ahead of the machine's
+from its first import on. Its sleepers look every 2 ms. They share stores with processes of other
+skews, as machines do whose clocks differ: a lease ends by the clock of who looks. With a number
+below 0 only the wall clock is set back; no time passes backwards. `clock` begins from there.
+
+>>> import os, subprocess, sys, millstream
+>>> with millstream.temporary() as store:
+...     _ = store.queue("reminders").put(b"water the plants", delay=86400)
+...     code = f"import millstream as m; m.open({store.path!r}).queue('reminders').get(timeout=5)"
+...     command = [sys.executable, "-c", code]
+...     tomorrow = {**os.environ, "MILLSTREAM_CLOCK": "+86401"}
+...     subprocess.run(command, env=tomorrow).returncode
+0
 """
 
 from __future__ import annotations
