@@ -129,11 +129,22 @@ class DeadLetters:
                 if done == 0:
                     raise
                 break
+        self._erase_tracebacks()
         return done
 
     def purge(self, ids: int | Iterable[int] | None = None) -> int:
-        """Remove dead letters for good; how many. None: all."""
-        return sum(self._queue._cancel(slot, word) for slot, word in self._chosen(ids))
+        """Remove dead letters for good, their tracebacks with them; how many. None: all.
+
+        After a kill in it some are gone, and the next call removes tracebacks that were left.
+        """
+        done = sum(self._queue._cancel(slot, word) for slot, word in self._chosen(ids))
+        self._erase_tracebacks()
+        return done
+
+    def _erase_tracebacks(self) -> None:
+        with _native.loading:
+            from millstream.queues import tracebacks
+        tracebacks.erase(self._queue.path, lambda: (number for _, number, _, _ in self._scan()))
 
     def _scan(self) -> Any:
         return self._queue._scan(("dead",))

@@ -2,6 +2,10 @@
 
 A line of JSON each, for people and for `DeadLetter.traceback`; the messages do not need it. What
 is in it survives a kill of the process; nobody syncs it, and a full disk keeps nothing from dying.
+
+A message is a dead letter before its line is written. So a line whose message is none when that is
+asked behind the reading of the line belongs to nobody any more: dies the message again, it gets
+another line. That is what `erase` goes by, at whatever instruction somebody was killed before.
 """
 
 from __future__ import annotations
@@ -16,10 +20,9 @@ from millstream.disk import files
 from millstream.errors import LockTimeout, NotFound, StorageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable
+    from collections.abc import Callable, Iterable, Iterator
 
-
-__all__ = ["keep", "of_letters"]
+__all__ = ["erase", "keep", "of_letters"]
 
 NAME, BEFORE = "tracebacks", "tracebacks.before"
 TEXT_MAX = 16 << 10
@@ -40,29 +43,70 @@ def keep(directory: files.Path, number: int, error: BaseException) -> None:
     if len(text) > TEXT_MAX:
         text = f"...\n{text[-TEXT_MAX:]}"
     line = json.dumps({"id": number, "traceback": text}).encode("ascii") + b"\n"
-    try:
+    with _reported(directory, f"the traceback of message {number} is not kept"):
         _append(directory, line)
+
+
+def erase(directory: files.Path, dead: Callable[[], Iterable[int]]) -> None:
+    """Remove the tracebacks of all messages but the dead letters; where that fails it is logged.
+
+    `dead` gives the ids of the dead letters. After a kill the next call removes what is left.
+    """
+    with _reported(directory, "tracebacks of what is no dead letter any more are not erased"):
+        if files.exists(directory / NAME) or files.exists(directory / BEFORE):
+            _erase(directory, dead)
+
+
+def _erase(directory: files.Path, dead: Callable[[], Iterable[int]]) -> None:
+    with _locked(directory / NAME):
+        found = {name: _lines(directory / name) for name in (BEFORE, NAME)}
+        kept = set(dead())
+        for name in files.names(directory):
+            if name.startswith(f"{NAME}.") and name.endswith(".tmp"):
+                files.remove(directory / name)  # of somebody who was killed
+        # The file that is locked comes last: behind it another has its name, and may be locked.
+        for name, lines in found.items():
+            rest = [line for line in lines if (said := _said(line)) and said[0] in kept]
+            if not rest:
+                files.remove(directory / name)
+            elif len(rest) < len(lines):
+                files.replace(directory / name, b"".join(line + b"\n" for line in rest))
+
+
+@contextlib.contextmanager
+def _reported(directory: files.Path, what: str) -> Iterator[None]:
+    try:
+        yield
     except (StorageError, LockTimeout, NotFound) as failed:
-        log = logging.getLogger("millstream.queue")
-        log.warning("%s: the traceback of message %d is not kept: %s", directory, number, failed)
+        logging.getLogger("millstream.queue").warning("%s: %s: %s", directory, what, failed)
+
+
+@contextlib.contextmanager
+def _locked(path: files.Path) -> Iterator[int]:
+    """The file of that name, made where it is not there, and nobody else's meanwhile."""
+    while True:
+        descriptor = _opened(path)
+        try:
+            files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
+            try:
+                if files.inode(path) == files.inode(descriptor):  # not replaced while we waited
+                    yield descriptor
+                    return
+            finally:
+                files.unlock(descriptor, 0)
+        finally:
+            files.close(descriptor)
 
 
 def _append(directory: files.Path, line: bytes) -> None:
     path = directory / NAME
-    descriptor = _opened(path)
-    try:
-        files.lock(descriptor, 0, path, timeout=LOCK_SECONDS)
-        try:
-            end = files.size(descriptor)
-            if end and files.read(descriptor, 1, end - 1, path) != b"\n":
-                line = b"\n" + line  # somebody was killed in the middle of a line
-            files.write(descriptor, line, end, path)
-            if end + len(line) > FILE_MAX and files.inode(path) == files.inode(descriptor):
-                files.rename(path, directory / BEFORE)
-        finally:
-            files.unlock(descriptor, 0)
-    finally:
-        files.close(descriptor)
+    with _locked(path) as descriptor:
+        end = files.size(descriptor)
+        if end and files.read(descriptor, 1, end - 1, path) != b"\n":
+            line = b"\n" + line  # somebody was killed in the middle of a line
+        files.write(descriptor, line, end, path)
+        if end + len(line) > FILE_MAX:
+            files.rename(path, directory / BEFORE)
 
 
 def _opened(path: files.Path) -> int:
@@ -76,23 +120,27 @@ def _opened(path: files.Path) -> int:
                 raise
 
 
+def _lines(path: files.Path) -> list[bytes]:
+    try:
+        return files.content(path).splitlines()
+    except NotFound:
+        return []
+
+
+def _said(line: bytes) -> tuple[int, str] | None:
+    """The id and the traceback of a line; None: it was torn by a kill, or damaged."""
+    with _native.loading:
+        import json
+    try:
+        said: Any = json.loads(line)
+        number, text = said["id"], said["traceback"]
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return None
+    return (number, text) if isinstance(number, int) and isinstance(text, str) else None
+
+
 def of_letters(directory: files.Path, ids: Iterable[int]) -> dict[int, str]:
     """The traceback of each of these messages that one was kept of: the last one."""
     wanted = set(ids)
-    found: dict[int, str] = {}
-    for name in (BEFORE, NAME):
-        try:
-            content = files.content(directory / name)
-        except NotFound:
-            continue
-        with _native.loading:
-            import json
-        for line in content.splitlines():
-            try:
-                said: Any = json.loads(line)
-                number, text = said["id"], said["traceback"]
-            except (ValueError, TypeError, KeyError, RecursionError):
-                continue  # torn by a kill, or damaged
-            if isinstance(text, str) and isinstance(number, int) and number in wanted:
-                found[number] = text
-    return found
+    every = [_said(line) for name in (BEFORE, NAME) for line in _lines(directory / name)]
+    return {said[0]: said[1] for said in every if said is not None and said[0] in wanted}
