@@ -391,8 +391,11 @@ class MillstreamStorage(BaseStorage):  # type: ignore[misc]
     def peek_many(self, keys: list[Any]) -> dict[Any, bytes]:
         """The values of those keys that have one."""
         rows = self._open().table.get_many(RESULTS, [_bytes(key) for key in keys])
-        found = {key: _value(row) for key, row in zip(keys, rows, strict=True)}
-        return {key: value for key, value in found.items() if value is not EmptyData}
+        return {
+            key: value
+            for key, row in zip(keys, rows, strict=True)
+            if row is not None and (value := _value(row)) is not EmptyData
+        }
 
     def pop_data(self, key: str | bytes) -> Any:
         """Remove a key, and return its value, or EmptyData."""
