@@ -48,6 +48,7 @@ FLOORS = {
         "greenlets",
         "address",
         "_native",
+        "frozen",
         "options",
         "capabilities",
         "codecs",

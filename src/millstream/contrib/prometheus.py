@@ -67,6 +67,13 @@ METRICS = {
 }
 """Name: what it says, its labels."""
 
+NOTHING_MORE = tuple(Sample("", {}, 0.0))[3:]
+
+
+def sample_of(name: str, labels: dict[str, str], value: float) -> Sample:
+    """A `Sample`, without the call of Python in which a NamedTuple fills in its defaults."""
+    return tuple.__new__(Sample, (name, labels, value, *NOTHING_MORE))
+
 
 class Collector:
     """A collector of prometheus_client: what a store is like whenever it is asked, `Store.stats`.
@@ -103,7 +110,7 @@ class Collector:
 
     def _fill(self, add: dict[str, Callable[[Sample], None]]) -> None:
         def give(name: str, labels: dict[str, str], value: float) -> None:
-            add[name](Sample(name, labels, value))
+            add[name](sample_of(name, labels, value))
 
         stats, now = self._store.stats(), time.time()
         give("millstream_health", {}, float(stats.health == "sound"))
@@ -146,14 +153,14 @@ class Collector:
             return made[1]
         if isinstance(part, GroupPartition):
             labels = dict(zip(OF_GROUP, key, strict=True))
-            samples = [Sample("millstream_group_lag_records", labels, part.lag)]
+            samples = [sample_of("millstream_group_lag_records", labels, part.lag)]
         else:
             labels = dict(zip(OF_PARTITION, key[1:], strict=True))
             samples = [
-                Sample("millstream_stream_health", labels, float(part.health == "sound")),
-                Sample("millstream_stream_records", labels, part.records),
-                Sample("millstream_stream_bytes", labels, part.log_bytes),
-                Sample("millstream_stream_allocated_bytes", labels, part.allocated_bytes),
+                sample_of("millstream_stream_health", labels, float(part.health == "sound")),
+                sample_of("millstream_stream_records", labels, part.records),
+                sample_of("millstream_stream_bytes", labels, part.log_bytes),
+                sample_of("millstream_stream_allocated_bytes", labels, part.allocated_bytes),
             ]
         self._made[key] = part, samples
         return samples

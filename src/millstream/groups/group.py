@@ -482,6 +482,7 @@ class Group(_native.GroupCore):
         self, living: list[Any], shares: list[Any], figures: list[Figures]
     ) -> list[GroupPartition]:
         with _native.loading:
+            from millstream.frozen import frozen
             from millstream.groups.stats import GroupPartition
         slots = {member[0] for member in living}
         found, none = [], (None, 0, 0)
@@ -499,8 +500,31 @@ class Group(_native.GroupCore):
                 position = Position(index, epoch, begin)
                 lost = not self._is_held(log, key, epoch, begin, end)
             lag = max(0, end - begin)
-            since = self.stream._time_at(index, max(begin, first)) if lag and first < end else None
-            part = GroupPartition(index, position, end, lag, since, lost, owner, share[2])
+            if not lag or first >= end:
+                since = None
+            elif (
+                told is not None
+                and told[3].lag_since is not None
+                and told[1][0] == share[0]
+                and told[0][1] == key
+                and told[0][3] == first
+            ):
+                since = told[3].lag_since  # it is the same record that waits
+            else:
+                since = self.stream._time_at(index, max(begin, first))
+            part = frozen(
+                GroupPartition,
+                {
+                    "partition": index,
+                    "position": position,
+                    "next_offset": end,
+                    "lag": lag,
+                    "lag_since": since,
+                    "lost": lost,
+                    "owner": owner,
+                    "fence": share[2],
+                },
+            )
             found.append(part)
             self._told[index] = one, share, owner, part
         return found

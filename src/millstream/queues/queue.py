@@ -282,20 +282,17 @@ class Queue(QueueHandle):
         for name in SETTINGS:
             counts[name] = config[name]
         counts["by_priority"] = tuple(counts.pop("by_lane"))
-        unfinished = sum([counts[state] for state in IN_STATES])
+        counts["unfinished"] = sum([counts[state] for state in IN_STATES])
         del counts["prepared"], counts["acking"]
-        found: QueueStats = Queue._records.QueueStats(
-            name=self.name,
-            durability=self._durability,
-            capacity=config["capacity"],
-            unfinished=unfinished,
-            paused=bool(self._paused),
-            slots=self._slot_count,
-            blocks=self._block_count,
-            health=self._health(),
-            retry=self._retry,
-            **counts,
-        )
+        counts["name"] = self.name
+        counts["durability"] = self._durability
+        counts["capacity"] = config["capacity"]
+        counts["paused"] = bool(self._paused)
+        counts["slots"] = self._slot_count
+        counts["blocks"] = self._block_count
+        counts["health"] = self._health()
+        counts["retry"] = self._retry
+        found: QueueStats = Queue._records.stats_of(counts)
         return found
 
     def join(self, *, timeout: float | None = None) -> None:

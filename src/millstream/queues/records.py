@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
+from millstream.frozen import frozen
 from millstream.options import RetryPolicy
 
 __all__ = ["DeadLetter", "QueueStats", "StoredMessage"]
@@ -31,7 +32,7 @@ def moment(microseconds: int) -> datetime:
     return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=within)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True)
 class QueueStats:
     """A queue in numbers, as of one pass over its messages.
 
@@ -100,6 +101,11 @@ class QueueStats:
     slot_bytes: int
     payload_bytes: int
     payload_max: int
+
+
+def stats_of(fields: dict[str, Any]) -> QueueStats:
+    """The stats of all these fields."""
+    return frozen(QueueStats, fields)
 
 
 def shown(value: object) -> str:

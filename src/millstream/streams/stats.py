@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from millstream import _native
 from millstream.errors import NotFound
+from millstream.frozen import frozen
 from millstream.log import compacted
 from millstream.log.control import POISON_SYNC
 from millstream.log.producer_ids import ids_of
@@ -96,10 +97,17 @@ def of_stream(stream: Stream, *, measured: bool = True) -> StreamStats:
     Where not all files are to be `measured`, those that should not have changed are in turns.
     """
     settings = stream.durability == "interval", stream.compaction is not None
-    found = tuple(
-        _of_partition(stream, index, figures, settings, measured)
-        for index, figures in enumerate(stream._all_figures())
-    )
+    found = []
+    for index, figures in enumerate(stream._all_figures()):
+        told = figures[0].told
+        if told is None or measured or told.turn[0] <= 0:
+            found.append(_of_partition(stream, index, figures, settings, True))
+            continue
+        told.turn[0] -= 1
+        if told.figures == figures and told.settings == settings:
+            found.append(told.stats)
+        else:
+            found.append(_of_partition(stream, index, figures, settings, False))
     return StreamStats(
         stream.name,
         stream.durability,
@@ -108,7 +116,7 @@ def of_stream(stream: Stream, *, measured: bool = True) -> StreamStats:
         sum([part.records for part in found]),
         sum([part.log_bytes for part in found]),
         sum([part.allocated_bytes for part in found]),
-        found,
+        tuple(found),
         ids_of(stream).count(),
         stream.compaction,
         stream.session.notices.trouble,
@@ -133,14 +141,7 @@ def _of_partition(
 ) -> PartitionStats:
     log, key, tail, first, following, durable, poison, overdue = figures
     told: Told | None = log.told
-    if told is not None and not measured and told.turn[0] > 0:
-        told.turn[0] -= 1
-        if told.figures == figures and told.settings == settings:
-            return told.stats
-        measured = told.figures[1] != key
-    else:
-        measured = True
-    if measured or told is None:
+    if measured or told is None or told.figures[1] != key:
         base, segments, allocated = _look_at(log)
         turn = [TURNS + (index % TURNS if told is None else 0)]
     else:
@@ -157,9 +158,26 @@ def _of_partition(
         health = "sync failed" if poison == POISON_SYNC else "corrupt"
     elif interval and overdue:
         health = "sync overdue"
-    since = stream._time_at(index, first) if records else None
-    stats = PartitionStats(
-        index, first, following, durable, records, size, allocated, segments, health, *dirt, since
+    if told is None or told.figures[1] != key or not told.stats.records or told.figures[3] != first:
+        since = stream._time_at(index, first) if records else None
+    else:
+        since = told.stats.oldest_at if records else None
+    stats = frozen(
+        PartitionStats,
+        {
+            "partition": index,
+            "first_offset": first,
+            "next_offset": following,
+            "durable_offset": durable,
+            "records": records,
+            "log_bytes": size,
+            "allocated_bytes": allocated,
+            "segments": segments,
+            "health": health,
+            "dirty": dirt[0],
+            "compacted_at": dirt[1],
+            "oldest_at": since,
+        },
     )
     lasting = not (compacts or key[3] or poison)
     log.told = Told(figures, settings, base, stats, turn) if lasting else None
