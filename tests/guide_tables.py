@@ -13,6 +13,7 @@ from pathlib import Path
 from millstream import errors
 from millstream.capabilities import NAMES
 from millstream.cli import build_parser
+from millstream.engines.kafka import capabilities as kafka
 from millstream.engines.nats import capabilities as nats
 from millstream.store.capabilities import FILE
 
@@ -113,7 +114,8 @@ def command_table() -> str:
 
 def capability_table() -> str:
     """Each capability, what it promises, and what each engine says of it."""
-    engines = {"`file:`": FILE, "`nats://`": nats.of("2.15.1", False)}
+    engines = {"`file:`": FILE, "`kafka://`": kafka.of("4.4"),
+               "`nats://`": nats.of("2.15.1", False)}  # fmt: skip
     rows = [
         f"| capability | means | {' | '.join(engines)} |",
         f"| --- | --- |{' --- |' * len(engines)}",

@@ -46,7 +46,10 @@ def _of_file(address: str) -> str:
 SCHEMES: dict[str, Callable[[str], str]] = {"file": _of_file}
 """By name, in small letters."""
 
-ENGINES: dict[str, tuple[str, str]] = {"nats": ("millstream.engines.nats", "nats")}
+ENGINES: dict[str, tuple[str, str]] = {
+    "kafka": ("millstream.engines.kafka", "kafka"),
+    "nats": ("millstream.engines.nats", "nats"),
+}
 """By scheme: the module whose `open` opens a store of such a server, and the extra it needs."""
 GROUP = "millstream.engines"
 """Entry points by which packages of others add engines: scheme = "module:function"."""

@@ -1,6 +1,7 @@
 """One server of each kind for a session; a test that kills one has its own."""
 
 import pytest
+from kafka_server import KafkaServer
 from nats_server import NatsServer
 
 
@@ -12,6 +13,13 @@ def nats_server(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def kafka_server(tmp_path_factory):
+    pytest.importorskip("confluent_kafka", reason="pip install 'millstream[kafka]'")
+    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+        yield server
+
+
+@pytest.fixture(scope="session")
 def address(nats_server):
     return nats_server.address
 
@@ -19,5 +27,5 @@ def address(nats_server):
 @pytest.fixture(autouse=True)
 def _server_runs(request):
     """After a test that failed what it started is ended, the server as well."""
-    if "nats_server" in request.fixturenames:
-        request.getfixturevalue("nats_server").revive()
+    for name in {"kafka_server", "nats_server"} & set(request.fixturenames):
+        request.getfixturevalue(name).revive()

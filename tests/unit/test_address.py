@@ -21,7 +21,7 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 
 UNKNOWN = [
-    "kafka://127.0.0.1:9092", "amqp://localhost", "rabbitmq://u:p@h/v", "s3://bucket/x",
+    "pulsar://127.0.0.1:9092", "amqp://localhost", "rabbitmq://u:p@h/v", "s3://bucket/x",
     "Redis://h", "sqlite+aio:///x", "http://127.0.0.1", "millstream://x", "x-y.z://",
 ]  # fmt: skip
 
@@ -44,10 +44,10 @@ def test_a_scheme_that_is_not_known_is_refused_everywhere(tmp_path, wrong):
                 call(wrong)
 
 
-@pytest.mark.parametrize("wrong", ["kafka:/x", " kafka://x", "\tredis:/x", "KAFKA:/h:9092"])
+@pytest.mark.parametrize("wrong", ["pulsar:/x", " pulsar://x", "\tredis:/x", "PULSAR:/h:9092"])
 def test_an_address_with_one_slash_or_behind_a_blank_makes_no_directory(wrong):
     for given in (wrong, os.fsencode(wrong)):
-        with pytest.raises(millstream.InvalidArgument, match="no scheme (kafka|redis)://"):
+        with pytest.raises(millstream.InvalidArgument, match="no scheme (pulsar|redis)://"):
             millstream.open(given)
     for wrong in ("file:/x", " file:///x"):
         with pytest.raises(millstream.InvalidArgument, match="file:///PATH"):
@@ -69,10 +69,10 @@ def test_an_address_that_went_through_a_path_object_is_refused_as_well(tmp_path,
 
 @pytest.mark.parametrize("verb", ["ls", "info", "verify"])
 def test_the_command_line_refuses_it_as_well(verb):
-    command = [sys.executable, "-m", "millstream", verb, "kafka://127.0.0.1:9092"]
+    command = [sys.executable, "-m", "millstream", verb, "pulsar://127.0.0.1:9092"]
     done = subprocess.run(command, capture_output=True, text=True)
     assert done.returncode != 0
-    assert "scheme kafka://" in done.stderr
+    assert "scheme pulsar://" in done.stderr
 
 
 @pytest.mark.parametrize("form", ["file://{}", "FILE://{}", "file://localhost{}"])

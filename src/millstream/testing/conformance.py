@@ -398,6 +398,9 @@ class QueueCases(_Cases):
         if capability in TO_STORE:
             refused(capability, store, lambda: TO_STORE[capability](store), self.sent)
             return
+        if store.capabilities["queue.lease"].level == "none":  # it has no queues at all
+            refused("queue.lease", store, lambda: store.queue(name), self.sent)
+            return
         queue = store.queue(name)
         try:
             if capability in TO_MESSAGE:
@@ -410,6 +413,7 @@ class QueueCases(_Cases):
         finally:
             store.drop_queue(name)
 
+    @needs("queue.lease")
     def test_a_message_is_done_once(self, store: Any, name: str) -> None:
         """A message is done once."""
         queue = self.queue(store, name)
