@@ -315,3 +315,16 @@ def test_more_than_a_batch_may_hold_is_refused(store):
     stream.append(bytes(200 << 20))
     with pytest.raises(LimitExceeded, match="2 GiB"):
         stream.get_many(0, [0] * 11)
+
+
+def test_what_no_position_can_be_is_named_as_it_was_given(stream):
+    stream.append(b"x")
+    none_such = 2**64 - 1
+    with pytest.raises(millstream.OffsetOutOfRange, match=f"epoch {none_such} was lost"):
+        stream.get(millstream.Position(0, none_such, 0))
+    with pytest.raises(millstream.OffsetOutOfRange, match="offset -1;"):
+        stream.get(0, -1)
+    with pytest.raises(millstream.OffsetOutOfRange, match=f"offset {2**70};"):
+        stream.get(0, 2**70)
+    with pytest.raises(millstream.OffsetOutOfRange, match="offset -3;"):
+        stream.get_many(0, [0, -3])

@@ -314,9 +314,10 @@ cdef class StreamCore:
         (b'hello', b'k')
         """
         cdef Record record = Record.__new__(Record)
-        cdef uint64_t epoch = UINT64_MAX, position
+        cdef uint64_t epoch = UINT64_MAX, position, wanted
+        cdef bint of_epoch = type(partition) is Position
         cdef Partition native
-        if type(partition) is Position:
+        if of_epoch:
             if offset is not None:
                 raise _errors.InvalidArgument(
                     f"offset {offset!r}: {partition!r} says already where the record is")
@@ -327,8 +328,11 @@ cdef class StreamCore:
             raise _errors.InvalidType(
                 f"partition {partition!r}: expected a Position, or a partition and an offset")
         native = self.native_to_read(partition)
-        record.owner = self.find(native, offset_of(offset), epoch, &position, &record.view,
-                                 &record.row)
+        wanted = offset_of(offset)
+        if wanted == UINT64_MAX or (of_epoch and epoch == UINT64_MAX):
+            # What the words below cannot say: it raises, and names what was given.
+            self._place(native.index, epoch if of_epoch else None, index_of("offset", offset))
+        record.owner = self.find(native, wanted, epoch, &position, &record.view, &record.row)
         record.partition = <int32_t>native.index
         record.epoch = (<Segment>record.owner).c.epoch
         return record
@@ -359,6 +363,8 @@ cdef class StreamCore:
         cdef uint32_t row
         for offset in each_offset(offsets):
             wanted = offset_of(offset)
+            if wanted == UINT64_MAX:
+                self._place(native.index, None, index_of("offset", offset))  # raises
             if not runs.goes_on(wanted):
                 segment = self.find(native, wanted, UINT64_MAX, &position, &view, &row)
                 runs.add(segment, position, &view, row)
