@@ -200,7 +200,9 @@ def test_nothing_is_lost_or_doubled_over_kills(tmp_path, kills, restarts):
 def relaying(folder, address, seed):
     """A process that has begun to relay."""
     context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["relay_storm", "numpy", "pytest"])
+    context.set_forkserver_preload(
+        ["relay_storm", "numpy", "pytest", "millstream.engines.kafka.store"]
+    )
     ours, theirs = context.Pipe(duplex=False)
     arguments = theirs, str(folder), "storm", address, seed
     process = context.Process(target=relay_storm.main, args=arguments, daemon=True)

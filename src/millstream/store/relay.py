@@ -105,12 +105,12 @@ class Relay:
     def _prepare(self, source: Stream) -> None:
         self._target.require("stream.producer", "stream.timestamp")
         self._into = self._target.stream(self.topic, partitions=source.partitions)
+        loses: str | None = getattr(self._into, "loses", None)
         kept: Retention = self._into.retention
-        if kept != Retention():
-            raise ConfigMismatch(
-                f"{self._into!r}: has a retention of {kept}, which removes records that nobody has"
-                " read yet; relay into a stream that keeps them"
-            )
+        if loses is None and kept != Retention():
+            loses = f"has a retention of {kept}, which removes records that nobody has read yet"
+        if loses:
+            raise ConfigMismatch(f"{self._into!r}: {loses}; relay into a stream that keeps them")
         self._producer = self._into.producer(
             f"relay-{self._store_id}-{source.name}-{source._stream_id:x}"[:128]
         )
@@ -164,7 +164,7 @@ class Relay:
                 source.wait_durable(last)
                 try:
                     self._send(batch)
-                except (StorageError, WaitTimeout) as error:
+                except (StorageError, WaitTimeout, Fenced) as error:  # fenced: others send it, too
                     consumer.rewind()
                     self._wait(tries, error)
                     tries += 1

@@ -48,6 +48,11 @@ AWAY = {
     KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.NETWORK_EXCEPTION,
     KafkaError.BROKER_NOT_AVAILABLE, KafkaError._TIMED_OUT_QUEUE,
 }  # fmt: skip
+UNREADY = {
+    KafkaError.NOT_LEADER_FOR_PARTITION, KafkaError.LEADER_NOT_AVAILABLE,
+    KafkaError.COORDINATOR_NOT_AVAILABLE, KafkaError.COORDINATOR_LOAD_IN_PROGRESS,
+    KafkaError.NOT_COORDINATOR, KafkaError.UNSTABLE_OFFSET_COMMIT,
+}  # fmt: skip
 UNKNOWN = {
     KafkaError.UNKNOWN_TOPIC_OR_PART, KafkaError._UNKNOWN_TOPIC, KafkaError._UNKNOWN_PARTITION,
     KafkaError.UNKNOWN_TOPIC_ID,
@@ -388,18 +393,26 @@ class KafkaConnection:
         except KafkaException as error:
             raise self.error_of(error.args[0], what) from error
 
+    def ask(self, request: Callable[..., Mapping[Any, Any]], what: str) -> dict[Any, Any]:
+        """The answers to an admin request that a leader or coordinator may not be ready for yet."""
+        end = time.monotonic() + self.timeout
+        while True:
+            try:
+                futures = self.call(lambda: request(request_timeout=self.timeout), what)
+                return {key: self.result(future, what) for key, future in futures.items()}
+            except StorageError as error:
+                cause = error.__cause__
+                if (
+                    not isinstance(cause, KafkaException)
+                    or cause.args[0].code() not in UNREADY
+                    or time.monotonic() >= end
+                ):
+                    raise
+                time.sleep(STEP_SECONDS / 4)
+
     def result(self, future: Any, what: str) -> Any:
         """What an admin request came to."""
         return self.call(lambda: future.result(self.timeout + 5), what)
-
-    def results(self, futures: Mapping[Any, Any], what: str) -> dict[Any, Any]:
-        """What several came to."""
-        return {key: self.result(future, what) for key, future in futures.items()}
-
-    @property
-    def patience(self) -> dict[str, float]:
-        """The time-out of an admin request, as its keyword."""
-        return {"request_timeout": self.timeout}
 
     # --- clients ----------------------------------------------------------------------------------
 

@@ -58,31 +58,30 @@ def committed(stream: KafkaStream, group: str) -> dict[int, int]:
 
 
 def _committed(stream: KafkaStream, names: list[str]) -> dict[str, dict[int, int]]:
-    connection = stream.store.connection
-    made: dict[str, Any] = {}
-    for name in names:  # the client takes one at a time; the answers come side by side
-        request = ConsumerGroupTopicPartitions(
-            name, [TopicPartition(stream.name, index) for index in range(stream.partitions)]
-        )
-        ask = partial(
-            connection.admin.list_consumer_group_offsets, [request], require_stable=True,
-            **connection.patience,
-        )  # fmt: skip
-        made |= connection.call(ask, f"group {name!r}")
-    found: dict[str, dict[int, int]] = {}
-    for name, future in made.items():
-        listed = connection.result(future, f"group {name!r}").topic_partitions
-        found[name] = {one.partition: one.offset for one in listed if one.offset >= 0}
-    return found
+    admin = stream.store.connection.admin
+    places = [TopicPartition(stream.name, index) for index in range(stream.partitions)]
+
+    def request(**patience: float) -> dict[str, Any]:
+        made: dict[str, Any] = {}
+        for name in names:  # the client takes one at a time; the answers come side by side
+            asked = [ConsumerGroupTopicPartitions(name, places)]
+            made |= admin.list_consumer_group_offsets(asked, require_stable=True, **patience)
+        return made
+
+    found = stream.store.connection.ask(request, "groups")
+    return {
+        name: {one.partition: one.offset for one in answer.topic_partitions if one.offset >= 0}
+        for name, answer in found.items()
+    }
 
 
 def names(stream: KafkaStream) -> list[str]:
     """Names of the groups that have a position in a stream, sorted."""
     connection = stream.store.connection
-    future = connection.call(
-        lambda: connection.admin.list_consumer_groups(**connection.patience), "groups"
+    answer = connection.ask(
+        lambda **patience: {0: connection.admin.list_consumer_groups(**patience)}, "groups"
     )
-    listed = [one.group_id for one in connection.result(future, "groups").valid]
+    listed = [one.group_id for one in answer[0].valid]
     return sorted(name for name, found in _committed(stream, listed).items() if found)
 
 
@@ -101,15 +100,9 @@ class KafkaGroup:
 
     def _members(self) -> list[Any]:
         """The members that the server knows, of this stream or of others."""
-        what = f"group {self.name!r}"
-        futures = self._connection.call(
-            lambda: self._connection.admin.describe_consumer_groups(
-                [self.name], **self._connection.patience
-            ),
-            what,
-        )
+        request = partial(self._connection.admin.describe_consumer_groups, [self.name])
         try:
-            return list(self._connection.result(futures[self.name], what).members)
+            return list(self._connection.ask(request, f"group {self.name!r}")[self.name].members)
         except StorageError as error:
             cause = error.__cause__
             if cause is not None and cause.args[0].code() in MISSING:
@@ -183,16 +176,11 @@ class KafkaGroup:
         if self._members():
             raise self._has_members()
         places = [TopicPartition(self.stream.name, index, goal) for index, goal in goals.items()]
-        request = ConsumerGroupTopicPartitions(self.name, places)
+        asked = [ConsumerGroupTopicPartitions(self.name, places)]
+        request = partial(self._connection.admin.alter_consumer_group_offsets, asked)
         what = f"group {self.name!r}"
-        futures = self._connection.call(
-            lambda: self._connection.admin.alter_consumer_group_offsets(
-                [request], **self._connection.patience
-            ),
-            what,
-        )
         try:
-            done = self._connection.result(futures[self.name], what).topic_partitions
+            done = self._connection.ask(request, what)[self.name].topic_partitions
         except MillstreamError as error:
             cause = error.__cause__
             if cause is not None and cause.args[0].code() in BUSY:
@@ -214,15 +202,9 @@ class KafkaGroup:
         self.stream.store.check_writable()
         if self._members():
             raise self._has_members()
-        what = f"group {self.name!r}"
-        futures = self._connection.call(
-            lambda: self._connection.admin.delete_consumer_groups(
-                [self.name], **self._connection.patience
-            ),
-            what,
-        )
+        request = partial(self._connection.admin.delete_consumer_groups, [self.name])
         try:
-            self._connection.result(futures[self.name], what)
+            self._connection.ask(request, f"group {self.name!r}")
         except MillstreamError as error:
             cause = error.__cause__
             if cause is not None and cause.args[0].code() in BUSY:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import time
 import warnings
+from functools import partial
 from typing import TYPE_CHECKING, Any
 
 from confluent_kafka import KafkaError, KafkaException
@@ -133,12 +134,9 @@ class KafkaStore:
 
     def config_of(self, name: str) -> dict[str, str]:
         """The settings of a topic."""
-        admin, what = self.connection.admin, f"stream {name!r}"
         resource = ConfigResource(ResourceType.TOPIC, name)
-        futures = self.connection.call(
-            lambda: admin.describe_configs([resource], **self.connection.patience), what
-        )
-        [found] = self.connection.results(futures, what).values()
+        request = partial(self.connection.admin.describe_configs, [resource])
+        [found] = self.connection.ask(request, f"stream {name!r}").values()
         return {key: entry.value for key, entry in found.items() if entry.value is not None}
 
     def make_topic(self, name: str, partitions: int, config: dict[str, str]) -> None:
@@ -146,7 +144,7 @@ class KafkaStore:
         admin, what = self.connection.admin, f"stream {name!r}"
         new = NewTopic(name, partitions, -1, config=config)
         futures = self.connection.call(
-            lambda: admin.create_topics([new], **self.connection.patience), what
+            lambda: admin.create_topics([new], request_timeout=self.connection.timeout), what
         )
         try:
             futures[name].result(self.connection.timeout + 5)
@@ -267,14 +265,8 @@ class KafkaStore:
             for key, value in changed.items()
         ]
         resource = ConfigResource(ResourceType.TOPIC, name, incremental_configs=entries)
-        what = f"stream {name!r}"
-        futures = self.connection.call(
-            lambda: self.connection.admin.incremental_alter_configs(
-                [resource], **self.connection.patience
-            ),
-            what,
-        )
-        self.connection.results(futures, what)
+        request = partial(self.connection.admin.incremental_alter_configs, [resource])
+        self.connection.ask(request, f"stream {name!r}")
 
     def streams(self) -> list[str]:
         """Names of the topics, sorted; not those of Kafka's own and ours, which begin with __."""
@@ -291,7 +283,10 @@ class KafkaStore:
         names = [one for one in (name, POSITIONS + name) if one in there]
         what = f"stream {name!r}"
         futures = self.connection.call(
-            lambda: self.connection.admin.delete_topics(names, **self.connection.patience), what
+            lambda: self.connection.admin.delete_topics(
+                names, request_timeout=self.connection.timeout
+            ),
+            what,
         )
         for future in futures.values():
             try:

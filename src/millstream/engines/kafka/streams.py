@@ -296,14 +296,12 @@ class KafkaStream:
 
     def _offsets_at(self, places: list[Any], spec: Any) -> dict[int, int]:
         """What the server says of partitions, each asked for the same; -1: there is none."""
-        what, connection = f"stream {self.name!r}", self._connection
-        ask = partial(
-            connection.admin.list_offsets,
+        request = partial(
+            self._connection.admin.list_offsets,
             dict.fromkeys(places, spec),
             isolation_level=IsolationLevel.READ_COMMITTED,
-            **connection.patience,
         )
-        found = connection.results(connection.call(ask, what), what)
+        found = self._connection.ask(request, f"stream {self.name!r}")
         return {place.partition: int(one.offset) for place, one in found.items()}
 
     def _bounds(self, partition: int) -> tuple[int, int]:
@@ -491,13 +489,7 @@ class KafkaStream:
         index = self.check_partition(position.partition)
         place = TopicPartition(self.name, index, position.offset)
         what = f"stream {self.name!r}, partition {index}"
-        connection = self._connection
-        connection.results(
-            connection.call(
-                lambda: connection.admin.delete_records([place], **connection.patience), what
-            ),
-            what,
-        )
+        self._connection.ask(partial(self._connection.admin.delete_records, [place]), what)
         return self.first_offset(index)
 
     def flush(self, *, timeout: float | None = None) -> None:
@@ -514,16 +506,9 @@ class KafkaStream:
             )
         if wanted == self.partitions:
             return
-        connection, what = self._connection, f"stream {self.name!r}"
-        connection.results(
-            connection.call(
-                lambda: connection.admin.create_partitions(
-                    [NewPartitions(self.name, wanted)], **connection.patience
-                ),
-                what,
-            ),
-            what,
-        )
+        more = [NewPartitions(self.name, wanted)]
+        request = partial(self._connection.admin.create_partitions, more)
+        self._connection.ask(request, f"stream {self.name!r}")
         self.store.await_topic(self.name, wanted)
         self.partitions = int(wanted)
 
