@@ -16,6 +16,9 @@ from millstream.cli.stores import add_names
 if TYPE_CHECKING:
     from millstream.cli.web_server import Server
 
+TOKEN_LEAST = 8
+"""Characters of a token that is asked for over a network."""
+
 
 def register(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
     """Add the verb."""
@@ -69,8 +72,13 @@ def access_of(args: argparse.Namespace) -> Access:
 
     host = args.listen[0]
     local = is_loopback(host)
-    if args.token is not None and (len(args.token) < 8 or not args.token.isascii()):
-        raise Unsupported("--token: expected at least 8 characters, ASCII ones")
+    if args.token is not None and not (args.token and args.token.isascii()):
+        raise Unsupported("--token: expected ASCII characters")
+    if not local and args.token is not None and len(args.token) < TOKEN_LEAST:
+        raise Unsupported(
+            f"--listen {host}: a token of {TOKEN_LEAST} characters or more is needed there, since"
+            " others can try shorter ones"
+        )
     if not local and args.token is None:
         raise Unsupported(
             f"--listen {host}: who reaches that address would read the store; give --token, or"

@@ -128,7 +128,13 @@ class Handler(BaseHTTPRequestHandler):
         """Say nothing of what goes well."""
 
     def _answer(self, method: str) -> None:
-        from millstream.errors import CorruptBatch, MillstreamError, NotFound, StorageError
+        from millstream.errors import (
+            CorruptBatch,
+            InvalidArgument,
+            MillstreamError,
+            NotFound,
+            StorageError,
+        )
 
         body = b""
         try:
@@ -145,6 +151,8 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(refused.status, str(refused))
         except NotFound as error:
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
+        except InvalidArgument as error:
+            self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         except (StorageError, CorruptBatch) as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         except MillstreamError as error:
@@ -220,6 +228,17 @@ class Handler(BaseHTTPRequestHandler):
         access = self.server.access
         return {**self.server.watch.picture(max_age=every), "every": every, "acts": access.actions}
 
+    def listed(self, query: dict[str, list[str]], kind: str) -> Any:
+        """The streams, queues or processes of the picture."""
+        return self.server.watch.picture(max_age=self.server.every)[kind]
+
+    def groups(self, query: dict[str, list[str]], name: str) -> Any:
+        """The groups of a stream."""
+        for stream in self.listed(query, "streams"):
+            if stream["name"] == name:
+                return stream["groups"]
+        raise Refused(HTTPStatus.NOT_FOUND, f"no stream {name!r} in this store")
+
     def history(self, query: dict[str, list[str]]) -> Any:
         """The last hour, of all or of what is below a name."""
         return self.server.watch.history.of(one_of(query, "of", ""))
@@ -292,9 +311,11 @@ QUEUE, STREAM = r"/api/queues/(?P<name>[^/]+)", r"/api/streams/(?P<name>[^/]+)"
 GROUP = STREAM + r"/groups/(?P<group>[^/]+)"
 Handler.routes = [
     ("GET", r"/api/store", Handler.store),
+    ("GET", r"/api/(?P<kind>streams|queues|processes)", Handler.listed),
     ("GET", r"/api/history", Handler.history),
     ("GET", STREAM, Handler.stream),
     ("GET", STREAM + r"/partitions/(?P<partition>[0-9]+)", Handler.records),
+    ("GET", STREAM + r"/groups", Handler.groups),
     ("GET", GROUP, Handler.group),
     ("GET", QUEUE, Handler.queue),
     ("GET", QUEUE + r"/messages", Handler.messages),
