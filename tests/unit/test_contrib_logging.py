@@ -352,6 +352,15 @@ def test_what_cannot_be_is_refused_when_it_is_configured(tmp_path, path):
         StreamHandler(path, "no/name")
 
 
+def test_a_refused_handler_leaves_nothing_to_close(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("")
+    program = f"from millstream.contrib.logging import StreamHandler; StreamHandler({str(path)!r})"
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    last = done.stderr.splitlines()[-1]  # logging closes at the end what it knows of
+    assert done.returncode == 1 and last.startswith("millstream.StorageError"), done.stderr
+
+
 def test_retention_rotates(tmp_path):
     with millstream.open(tmp_path / "store", durability="process") as store:
         stream = store.stream("logs", segment_bytes=1 << 16)

@@ -179,6 +179,12 @@ def full_of(stream):
     )
 
 
+@pytest.mark.parametrize("what", [None, "path", 1])
+def test_what_is_no_stream_is_refused_at_once(what):
+    with pytest.raises(millstream.InvalidType, match="expected a Stream"):
+        scan(what)
+
+
 def test_what_retention_and_compaction_removed(store):
     retention = millstream.Retention(records=500)
     stream = store.stream("r", partitions=1, segment_bytes="64KiB", retention=retention)
