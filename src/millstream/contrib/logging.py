@@ -107,6 +107,9 @@ class StreamHandler(logging.Handler):
         there with another retention.
     """
 
+    _closed = True  # until it is begun: logging closes at the end what was refused as well
+    _process = 0
+
     def __init__(
         self,
         store: Store | str | os.PathLike[str],

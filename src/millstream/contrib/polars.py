@@ -27,7 +27,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from millstream import OffsetOutOfRange
+from millstream import InvalidType, OffsetOutOfRange, Stream
 from millstream.contrib import require
 
 require("polars", "polars", (1, 20), (3,))
@@ -38,7 +38,7 @@ from polars.io.plugins import register_io_source  # noqa: E402
 if TYPE_CHECKING:
     from collections.abc import Iterator
 
-    from millstream import Batch, Stream
+    from millstream import Batch
 
 __all__ = ["ScanCounts", "scan"]
 
@@ -90,7 +90,7 @@ def scan(
         headers: have a column of that name, too.
         counts: is added to by each collect.
 
-    Raises, when it is collected: what `Stream.read` raises.
+    Raises: InvalidType; when it is collected: what `Stream.read` raises.
 
     >>> import millstream
     >>> with millstream.temporary() as store:
@@ -99,6 +99,8 @@ def scan(
     ...     scan(stream).select("key", "value").collect().rows()
     [(b'k', b'1')]
     """
+    if not isinstance(stream, Stream):
+        raise InvalidType(f"scan({stream!r}): expected a Stream")
     schema = {**COLUMNS, "headers": HEADERS} if headers else COLUMNS
     own = ScanCounts() if counts is None else counts
 
