@@ -411,6 +411,23 @@ def test_a_transaction(store, seen):
     assert links_of(read) == [context_of(one), context_of(two)]
 
 
+def test_a_transaction_has_links_to_what_it_acknowledges(store, seen):
+    inbox, outbox = store.queue("inbox", capacity=10), store.queue("outbox", capacity=10)
+    inbox.put(b"1")
+    message = inbox.get(timeout=5)
+    put, _ = seen.spans()
+    with store.transaction() as tx:
+        tx.put(outbox, b"2")
+        tx.ack(message)
+    create, commit = seen.spans()
+    assert commit.name == "commit outbox"
+    assert links_of(commit) == [context_of(create), context_of(put)]
+    with pytest.raises(ZeroDivisionError), store.transaction() as tx:
+        tx.ack(outbox.get(timeout=5))
+        _ = 1 / 0
+    assert seen.names() == ["get outbox"]
+
+
 def test_a_transaction_that_is_rolled_back_sends_nothing(store, seen):
     queue = store.queue("mail", capacity=10)
     with pytest.raises(ZeroDivisionError), store.transaction() as tx:

@@ -636,13 +636,26 @@ def _within_transaction(operation: str) -> Callable[[Any], Any]:
     return make
 
 
+def _acknowledged(original: Any) -> Any:
+    """For what a transaction is to acknowledge: its commit has a link to what sent it."""
+
+    @functools.wraps(original)
+    def call(self: Any, message: Message) -> None:
+        original(self, message)
+        if _now.instruments is not None and not _silent():
+            _now.acknowledged.setdefault(self, []).extend(_links([message.headers]))
+
+    return call
+
+
 def _exit(original: Any) -> Any:
     @functools.wraps(original)
     def call(self: Any, kind: Any, *rest: Any) -> Any:
         state, created = _now.instruments, _now.created.pop(self, [])
+        acknowledged = _now.acknowledged.pop(self, [])
         if state is None or kind is not None or _silent():
             return original(self, kind, *rest)
-        links = [link for _, _, link in created][:LINKS_MAX]
+        links = [*(link for _, _, link in created), *acknowledged][:LINKS_MAX]
         name = ", ".join(dict.fromkeys(name for name, _, _ in created)) or "transaction"
         count = sum(count for _, count, _ in created)
         with state.span("commit", "send", name, links=links, count=count), _within():
@@ -676,6 +689,7 @@ PLACES: tuple[tuple[type, str, Callable[[Any], Any]], ...] = (
     (Transaction, "append", _within_transaction("append")),
     (Transaction, "append_many", _within_transaction("append_many")),
     (Transaction, "put", _within_transaction("put")),
+    (Transaction, "ack", _acknowledged),
     (Transaction, "__exit__", _exit),
 )
 
@@ -690,6 +704,7 @@ class Now:
         self.instruments: Instruments | None = None
         self.replaced: list[tuple[type, str, Any]] = []
         self.created: WeakKeyDictionary[Any, list[tuple[str, int, Link]]] = WeakKeyDictionary()
+        self.acknowledged: WeakKeyDictionary[Any, list[Link]] = WeakKeyDictionary()
 
 
 _now = Now()
