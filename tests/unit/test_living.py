@@ -196,3 +196,35 @@ def test_dedup_that_cannot_grow_goes_on_with_the_file_it_has(store, monkeypatch)
             q.get(timeout=0).ack()
     assert dedup_file(q) == str(q.path / "dedup")
     q.flush()
+
+
+def test_consumers_come_while_others_remove_their_group(store):
+    stream = store.stream("s", partitions=2)
+    stream.append(b"x")
+    ended, seen, wrong = threading.Event(), [], []
+
+    def remove():
+        while not ended.is_set():
+            try:
+                stream.group("g").remove()
+                seen.append("removed")
+            except (millstream.NotFound, millstream.InvalidArgument, millstream.Closed):
+                pass
+            except Exception as error:  # a descriptor was closed twice
+                wrong.append(error)
+
+    threads = [threading.Thread(target=remove) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    joined = 0
+    try:
+        while joined < 3_000 or (len(seen) < 5 and joined < 100_000):
+            stream.consumer("g").close()  # `Closed` came of a group that was removed between
+            joined += 1
+    finally:
+        ended.set()
+        for thread in threads:
+            thread.join()
+    print(f"{joined} joined, {len(seen)} removed")
+    assert not wrong
+    assert len(seen) >= 5

@@ -8,7 +8,7 @@ import warnings
 
 from millstream import _native
 from millstream._native import Batch, Position
-from millstream.errors import InvalidArgument, InvalidType, MillstreamError, Unsupported
+from millstream.errors import Closed, InvalidArgument, InvalidType, MillstreamError, Unsupported
 from millstream.groups.assignment import Assignment
 from millstream.groups.group import Group, check_start, position_at
 from millstream.log.reader import KEEP_MAPS, UNLIMITED, sleepers
@@ -71,14 +71,20 @@ class Consumer(Assignment):
         groups.stream.session.check_writable()
         self.delivery = delivery
         self._auto = auto_commit
-        self.group: Group = groups.open(group, make=start)
-        first = delivery == "at_most_once"
-        member = _native.Membership(self.group, session, max_processing, first)
-        transacted = delivery == "exactly_once"
-        super().__init__(groups.stream, member, transacted, on_lost, on_assign, on_revoke)
         self._at = 0
         self._waiter: Sleepers | None = None
-        self._join()
+        first, transacted = delivery == "at_most_once", delivery == "exactly_once"
+        while True:
+            self.group: Group = groups.open(group, make=start)
+            try:
+                member = _native.Membership(self.group, session, max_processing, first)
+                super().__init__(groups.stream, member, transacted, on_lost, on_assign, on_revoke)
+                self._join()
+                break
+            except Closed:
+                if not self.group.removed:
+                    raise
+                # Somebody removed the group between: it is made anew, as if that had come first.
         self._closed = False
         self._among = groups.consumers
         self._among.add(self)

@@ -147,6 +147,9 @@ class Group(_native.GroupCore):
         name: the name.
     """
 
+    _descriptor: int = -1
+    """What is said of one that was given up."""
+
     def __init__(self, stream: StreamHandle, name: str) -> None:
         self.stream = stream
         self.name = name
@@ -253,12 +256,17 @@ class Group(_native.GroupCore):
         self.stream._keep_up()
         self._check_live()
 
+    @property
+    def removed(self) -> bool:
+        """Did somebody remove the group? One that was made since is another one."""
+        return bool(self._state != LIVE)
+
     def _check_live(self) -> None:
         """Raise `Closed` where the group is not there any more, or not for this handle."""
         self.stream._check_live()
         if self.stream.session.layered:
             self.stream.session.check_layer(self.path, self._is_behind)
-        if self._state != LIVE:
+        if self.removed:
             raise Closed(
                 f"{self.path}: the group was removed; `consumer(group={self.name!r})` of the stream"
                 " makes it anew"
@@ -280,9 +288,10 @@ class Group(_native.GroupCore):
         if not self.closed:
             self._close()
         self._below = None
-        if self._descriptor >= 0:
-            files.close(self._descriptor)
-            self._descriptor = -1
+        # Of several threads one gets it: closed twice it may be what another file has got since.
+        descriptor = self.__dict__.pop("_descriptor", -1)
+        if descriptor >= 0:
+            files.close(descriptor)
 
     # --- durability -------------------------------------------------------------------------------
 

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import weakref
 from functools import partial
 
 from millstream import _native
 from millstream.disk import files
-from millstream.errors import MillstreamError, NotFound, each_of
+from millstream.errors import Closed, MillstreamError, NotFound, each_of
 from millstream.log import settings
 
 TYPE_CHECKING = False
@@ -56,9 +57,10 @@ class Groups:
         stream = self.stream
         stream._keep_up()
         known: Group | None = self._handles.get(settings.check_name(name))
-        if known is not None and not known.closed and known._state == files.LIVE:
-            known._follow()
-            return known
+        if known is not None and not known.closed and not known.removed:
+            with contextlib.suppress(Closed):  # removed between, or the stream is
+                known._follow()
+                return known
         if known is not None:
             known._dispose()
         while True:
@@ -67,12 +69,15 @@ class Groups:
             try:
                 known = self._handles[name] = group.Group(stream, name)
                 known._decide = stream.session.undecided.decide_position
+                known._follow()
+                return known
             except NotFound:
                 if make is None:
                     raise
-            else:
-                known._follow()
-                return known
+            except Closed:
+                if known is None or not known.removed:
+                    raise
+                return self.open(name, make=make)  # removed between
 
     def tune(self) -> None:
         """The level of the stream is another one."""

@@ -208,8 +208,9 @@ class Files:
 
     def close(self) -> None:
         """Close the descriptors; the maps live as long as somebody uses them."""
-        while self._descriptors:
-            files.close(self._descriptors.popitem()[1])
+        with contextlib.suppress(KeyError):  # there is none left; other threads close, too
+            while True:
+                files.close(self._descriptors.popitem()[1])
 
     def allocate_slots(self, count: int) -> None:
         """Put blocks of the file system behind the first `count` slots."""
