@@ -204,7 +204,7 @@ PRIVATE: dict[str, dict[str, int]] = {
         "words._queue_id": 1,
         "words._revert": 2,
         "words._set_position": 1,
-        "words._state": 2,
+        "words._state": 1,
         "words._undo_ack": 1,
     },
     "What one owner calls once, and no user: a store at its end, a drop-in for where it is.": {

@@ -218,7 +218,7 @@ def test_consumers_come_while_others_remove_their_group(store):
         thread.start()
     joined = 0
     try:
-        while joined < 3_000 or (len(seen) < 5 and joined < 100_000):
+        while joined < 2_000 or (len(seen) < 5 and joined < 100_000):
             stream.consumer("g").close()  # `Closed` came of a group that was removed between
             joined += 1
     finally:
