@@ -3,6 +3,7 @@
 import pytest
 from kafka_server import KafkaServer
 from nats_server import NatsServer
+from tls_certificates import make_certificates
 
 
 @pytest.fixture(scope="session")
@@ -15,7 +16,10 @@ def nats_server(tmp_path_factory):
 @pytest.fixture(scope="session")
 def kafka_server(tmp_path_factory):
     pytest.importorskip("confluent_kafka", reason="pip install 'millstream[kafka]'")
-    with KafkaServer(tmp_path_factory.mktemp("kafka")) as server:
+    certificates = tmp_path_factory.mktemp("certificates")
+    make_certificates(certificates)
+    with KafkaServer(tmp_path_factory.mktemp("kafka"), certificates=certificates) as server:
+        server.certificates = certificates
         yield server
 
 

@@ -91,28 +91,50 @@ def libraries():
 class KafkaServer:
     """A broker that can be killed and started again on the same ports and directory.
 
+    The listener USERS knows ann, whose password is secret, and where there are `certificates`
+    (server.pem and server.key in that folder) the listener TLS has them.
+
     `settings`: more lines of its server.properties. The listener
     VIA is advertised at the port `proxied`, where a proxy that leads to `via` may listen.
     """
 
-    def __init__(self, folder, settings="", listener="PLAINTEXT"):
+    def __init__(self, folder, settings="", certificates=None):
         self.folder = Path(folder)
         (self.folder / "data").mkdir(parents=True, exist_ok=True)
-        self.port, self.via, self.proxied, inside, controller = (free_port() for _ in range(5))
+        names = ["PLAINTEXT", "VIA", "INSIDE", "USERS", "CONTROLLER", *["TLS"] * bool(certificates)]
+        self.ports = {name: free_port() for name in names}
+        self.port, self.via, self.proxied = self.ports["PLAINTEXT"], self.ports["VIA"], free_port()
         self.address = f"kafka://127.0.0.1:{self.port}"
         self._process = None
         self._jars = libraries()
+        where = {name: f"{name}://127.0.0.1:{port}" for name, port in self.ports.items()}
+        seen = {**where, "VIA": f"VIA://127.0.0.1:{self.proxied}"}
+        del seen["CONTROLLER"]
+        kinds = {"USERS": "SASL_PLAINTEXT", "TLS": "SSL"}
+        protocols = ",".join(f"{name}:{kinds.get(name, 'PLAINTEXT')}" for name in names)
+        login = "org.apache.kafka.common.security"
+        lines = [
+            f"controller.quorum.bootstrap.servers=127.0.0.1:{self.ports['CONTROLLER']}",
+            f"listeners={','.join(where.values())}",
+            f"advertised.listeners={','.join(seen.values())}",
+            "inter.broker.listener.name=INSIDE",
+            f"listener.security.protocol.map={protocols}",
+            f"log.dirs={self.folder}/data",
+            "listener.name.users.sasl.enabled.mechanisms=PLAIN,SCRAM-SHA-256",
+            f"listener.name.users.plain.sasl.jaas.config={login}.plain.PlainLoginModule required"
+            ' user_ann="secret";',
+            f"listener.name.users.scram-sha-256.sasl.jaas.config={login}.scram.ScramLoginModule"
+            " required;",
+        ]
+        if certificates:
+            parts = [Path(certificates, name).read_text() for name in ("server.key", "server.pem")]
+            (self.folder / "keystore.pem").write_text("".join(parts))
+            lines += [
+                "listener.name.tls.ssl.keystore.type=PEM",
+                f"listener.name.tls.ssl.keystore.location={self.folder}/keystore.pem",
+            ]
         (self.folder / "log4j2.yaml").write_text(LOGGING)
-        (self.folder / "server.properties").write_text(
-            f"{SETTINGS}controller.quorum.bootstrap.servers=127.0.0.1:{controller}\n"
-            f"listeners={listener}://127.0.0.1:{self.port},VIA://127.0.0.1:{self.via},"
-            f"INSIDE://127.0.0.1:{inside},CONTROLLER://127.0.0.1:{controller}\n"
-            f"advertised.listeners={listener}://127.0.0.1:{self.port},"
-            f"VIA://127.0.0.1:{self.proxied},INSIDE://127.0.0.1:{inside}\n"
-            "inter.broker.listener.name=INSIDE\n"
-            f"listener.security.protocol.map={listener}:{listener},VIA:PLAINTEXT,"
-            f"INSIDE:PLAINTEXT,CONTROLLER:PLAINTEXT\nlog.dirs={self.folder}/data\n{settings}\n"
-        )
+        (self.folder / "server.properties").write_text("\n".join([SETTINGS, *lines, settings, ""]))
 
     def java(self, name, *arguments):
         """The command of one of Kafka's programs."""
@@ -122,11 +144,12 @@ class KafkaServer:
             f"-Dkafka.logs.dir={self.folder}", "-cp", f"{self._jars}/*", name, *arguments,
         ]  # fmt: skip
 
-    def format(self, *more):
+    def format(self):
         identity = base64.urlsafe_b64encode(uuid.uuid4().bytes).decode().rstrip("=")
         subprocess.run(
             self.java("kafka.tools.StorageTool", "format", "--standalone", "-t", identity,
-                      "-c", f"{self.folder}/server.properties", *more),
+                      "-c", f"{self.folder}/server.properties",
+                      "--add-scram", "SCRAM-SHA-256=[name=ann,password=secret]"),
             check=True, capture_output=True,
         )  # fmt: skip
         return self

@@ -66,11 +66,16 @@ FENCED = {
     KafkaError._FENCED, KafkaError.PRODUCER_FENCED, KafkaError.INVALID_PRODUCER_EPOCH,
     KafkaError.ILLEGAL_GENERATION, KafkaError.UNKNOWN_MEMBER_ID, KafkaError.FENCED_INSTANCE_ID,
     KafkaError.REBALANCE_IN_PROGRESS, KafkaError.INVALID_PRODUCER_ID_MAPPING,
-    KafkaError._ASSIGNMENT_LOST, KafkaError.FENCED_MEMBER_EPOCH, KafkaError.STALE_MEMBER_EPOCH,
+    KafkaError._PURGE_QUEUE, KafkaError._PURGE_INFLIGHT, KafkaError._ASSIGNMENT_LOST,
+    KafkaError.FENCED_MEMBER_EPOCH, KafkaError.STALE_MEMBER_EPOCH,
 }  # fmt: skip
 logger = logging.getLogger("millstream.engines.kafka")
 logger.addHandler(logging.NullHandler())  # librdkafka writes to stderr what nobody asked for
 logger.propagate = False
+
+
+def ignore(error: KafkaError) -> None:
+    """Errors of a client at work: whoever calls gets them."""
 
 
 class Address:
@@ -139,6 +144,7 @@ class Address:
             "topic.metadata.refresh.fast.interval.ms": 20,
             "allow.auto.create.topics": False,
             "log_level": 4,
+            "error_cb": ignore,
             "security.protocol": ("SASL_" if self.user is not None else "")
             + ("SSL" if self.tls else "PLAINTEXT"),
         }

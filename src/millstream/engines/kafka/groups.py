@@ -274,6 +274,8 @@ class KafkaConsumer:
         self._next: dict[int, int] = {}
         """Of each partition that is ours: where it reads on."""
         self._committed: dict[int, int] = {}
+        self._gone: set[int] = set()
+        """Partitions that were lost with records that were handed out and not committed."""
         self._pending: list[tuple[int, list[Any]]] = []
         self._failed: MillstreamError | None = None
         self._lock = threading.RLock()
@@ -326,6 +328,7 @@ class KafkaConsumer:
         with self._lock:
             if not self._closed and time.monotonic() >= self._due:
                 self._left, self._due = True, FOREVER
+                self._gone |= {one.partition for one in self.uncommitted()}
                 self._next.clear()
                 self._committed.clear()
                 self._pending.clear()
@@ -359,6 +362,7 @@ class KafkaConsumer:
 
     def _revoked(self, client: Any, places: list[Any]) -> None:
         gone = {one.partition for one in places}
+        self._gone |= gone & {one.partition for one in self.uncommitted()}
         for index in gone:
             self._next.pop(index, None)
             self._committed.pop(index, None)
@@ -500,6 +504,12 @@ class KafkaConsumer:
             if self._committed.get(index) != offset
         ]
 
+    def to_commit(self) -> list[Any]:
+        """The same for a transaction. Raises Fenced where it has lost what it handed out."""
+        if self._gone:
+            raise self._fenced(tuple(sorted(self._gone)))
+        return self.uncommitted()
+
     def was_committed(self, places: list[Any]) -> None:
         """A transaction has committed these."""
         self._committed.update({one.partition: one.offset for one in places})
@@ -540,6 +550,7 @@ class KafkaConsumer:
     def rewind(self) -> None:
         """Read on from the committed positions."""
         self._check_open()
+        self._gone.clear()
         self._go({index: self._committed[index] for index in self._next})
 
     @property

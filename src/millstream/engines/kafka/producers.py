@@ -34,8 +34,7 @@ class KafkaProducer:
         self.stream = stream
         self.id = id
         self._connection = stream.store.connection
-        self._topic = stream.store.positions_topic(stream)
-        self._positions = KafkaStream(stream.store, self._topic, stream.partitions, {}, "process")
+        self._prepare()
         self._lock = threading.Lock()
         self._open: dict[int, tuple[Any, int]] = {}
         """Of each partition that is ours: the client, and the last sequence."""
@@ -43,8 +42,17 @@ class KafkaProducer:
     def __repr__(self) -> str:
         return f"<KafkaProducer {self.id!r} of stream {self.stream.name!r}>"
 
+    def _prepare(self) -> None:
+        """Have the topic of positions, with a partition for each of the stream."""
+        self._topic = self.stream.store.positions_topic(self.stream)
+        self._positions = KafkaStream(
+            self.stream.store, self._topic, self.stream.partitions, {}, "process"
+        )
+
     def _load(self, index: int) -> int:
         """The last sequence that a transaction has stored."""
+        if index >= self._positions.partitions:
+            self._prepare()
         last, name = -1, self.id.encode()
         for batch in self._positions.read(partition=index):
             for key, value in zip(batch.keys, batch.values, strict=True):
@@ -147,6 +155,7 @@ class KafkaProducer:
                 sending.hand_over(index, part)
             sending.note(self._topic, self.id.encode(), b"%d" % left[-1][0], index)
             sending.finish()
+        self.stream.await_seen(sending.spans())
         return sending.spans()
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import IsolationLevel, KafkaError, TopicPartition
+from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
 from confluent_kafka.admin import NewPartitions, OffsetSpec
 
 from millstream import PartitionStats, StreamStats, _native, timestamps
@@ -303,6 +303,19 @@ class KafkaStream:
         )
         found = self._connection.ask(request, f"stream {self.name!r}")
         return {place.partition: int(one.offset) for place, one in found.items()}
+
+    def await_seen(self, spans: Sequence[Span]) -> None:
+        """Return when readers see these, at most half a second later.
+
+        A commit is answered before its marks are written, and an older transaction of others that
+        is still open holds up what readers see.
+        """
+        ends = {span.partition: span.first_offset + span.count for span in spans}
+        end = time.monotonic() + LOOK_SECONDS
+        while ends and time.monotonic() < end:
+            places = [TopicPartition(self.name, index) for index in ends]
+            found = self._offsets_at(places, OffsetSpec.latest())
+            ends = {index: offset for index, offset in ends.items() if found[index] < offset}
 
     def _bounds(self, partition: int) -> tuple[int, int]:
         index = self.check_partition(partition)
@@ -620,7 +633,14 @@ class Sending:
         Raises: what the first one that was not stored says.
         """
         while self._left:
-            self._producer.flush(LOOK_SECONDS)
+            try:
+                self._producer.flush(LOOK_SECONDS)
+            except (KafkaException, SystemError) as error:
+                # The client raises a fatal error within a callback, which may fail of it.
+                cause = error.__cause__ if isinstance(error, SystemError) else error
+                if not isinstance(cause, KafkaException):
+                    raise
+                self.error = cause.args[0]
         if self.error is not None:
             raise self._stream.store.connection.error_of(
                 self.error, f"stream {self._stream.name!r}"

@@ -139,24 +139,26 @@ class KafkaTransaction:
                 consumer.rewind()
 
     def _commit(self) -> None:
-        moved = [(one, one.uncommitted()) for one in self._consumers]
+        moved = [(one, one.to_commit()) for one in self._consumers]
         if not self._shares and not any(places for _, places in moved):
             return
         connection = self._store.connection
         client, what = self._store.transacting(), repr(self)
-        sendings: dict[int, Sending] = {}
+        sendings: dict[int, tuple[KafkaStream, Sending]] = {}
         with connection.transaction(client, what):
             for stream, index, rows in self._shares:
-                sending = sendings.setdefault(id(stream), Sending(stream, client))
+                _, sending = sendings.setdefault(id(stream), (stream, Sending(stream, client)))
                 for part in parts_of(rows):
                     sending.hand_over(index, part)
-            for sending in sendings.values():
+            for _, sending in sendings.values():
                 sending.finish()
             for consumer, places in moved:
                 if places:
                     arguments = places, consumer.metadata(), connection.timeout
                     connection.call(partial(client.send_offsets_to_transaction, *arguments), what)
-        self.spans = [span for sending in sendings.values() for span in sending.spans()]
+        for stream, sending in sendings.values():
+            stream.await_seen(sending.spans())
+            self.spans += sending.spans()
         for consumer, places in moved:
             consumer.was_committed(places)
         self._store.transacted(client)
