@@ -91,6 +91,7 @@ if TYPE_CHECKING:
     from millstream.queues.worker import Worker as Worker
     from millstream.queues.worker import run as run
     from millstream.store.advice import Advice as Advice
+    from millstream.store.mirror import Mirror as Mirror
     from millstream.store.relay import Relay as Relay
     from millstream.store.stats import StoreProcess, StoreStats
     from millstream.store.store import Store as Store
@@ -135,6 +136,7 @@ __all__ = [
     "Message",
     "MillstreamError",
     "MillstreamWarning",
+    "Mirror",
     "NotFound",
     "OffsetOutOfRange",
     "PartitionStats",
@@ -197,6 +199,7 @@ _HOMES = {
     "queues.records": ("DeadLetter", "QueueStats", "StoredMessage"),
     "queues.worker": ("Worker", "run"),
     "store.advice": ("Advice",),
+    "store.mirror": ("Mirror",),
     "store.relay": ("Relay",),
     "store.stats": ("StoreProcess", "StoreStats"),
     "store.store": ("Store", "open", "temporary"),

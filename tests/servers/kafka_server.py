@@ -168,7 +168,7 @@ class KafkaServer:
                 socket.create_connection(("127.0.0.1", self.port), 1).close()
                 return self
             except OSError:
-                assert time.monotonic() < end, "the server does not start"
+                assert time.monotonic() < end, (self.folder / "log").read_text()[-4000:]
                 with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on, as it should
                     self._process.wait(0.1)
                     pytest.fail((self.folder / "log").read_text()[-2000:])

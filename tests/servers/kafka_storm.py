@@ -7,6 +7,7 @@ import signal
 import millstream
 from millstream.engines.kafka.connection import KafkaConnection
 from millstream.engines.kafka.streams import Sending
+from millstream.store.mirror import Mirror
 from millstream.store.relay import Relay
 
 STEPS = [
@@ -21,9 +22,13 @@ STEPS = [
 """Where it can be killed: of a class a method, before or behind it."""
 
 
+BACK = [(Mirror, "_fetch", "after"), (Mirror, "_append", "before"), (Mirror, "_append", "after")]
+"""Where a mirror can be."""
+
+
 def kill_at(step, times):
     """Have this process killed at a step, when it comes there so many times."""
-    kind, name, when = STEPS[step]
+    kind, name, when = step
     work, left = getattr(kind, name), [times]
 
     @functools.wraps(work)
@@ -42,8 +47,20 @@ def kill_at(step, times):
 def main(pipe, store, stream, url, step, times):
     """Relay until all is sent, or the step has come; None: none does."""
     if step is not None:
-        kill_at(step, times)
+        kill_at(STEPS[step], times)
     with millstream.open(store) as opened, opened.relay(opened.stream(stream), to=url) as relay:
         pipe.send("ready")
         while relay.lag:
             relay.run(timeout=0.05)
+
+
+def mirror(pipe, store, stream, url, step, times):
+    """Fetch until nothing is left, or the step has come; None: none does."""
+    if step is not None:
+        kill_at(BACK[step], times)
+    with millstream.open(store) as opened:
+        into = opened.stream(stream)
+        with opened.mirror(url, stream, into=into) as fetching:
+            pipe.send("ready")
+            while fetching.lag:
+                fetching.run(timeout=0)

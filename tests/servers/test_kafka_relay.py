@@ -130,13 +130,68 @@ def test_nothing_is_lost_or_doubled_over_kills(kafka_server, tmp_path, kills, re
         assert there == here
 
 
-def relaying(folder, address, step, times):
-    """A process that has begun to relay."""
+def test_a_mirror_has_what_is_there(store, far, address):
+    there = far.stream("back", partitions=2)
+    fill(there, 100)
+    there.append(b"old", timestamp=1_357_000_000_000_007, partition=0)
+    into = store.stream("local", partitions=2)
+    with store.mirror(address, "back", into=into) as mirror:
+        assert mirror.lag == 101
+        assert mirror.run(timeout=0) == 101
+        assert mirror.lag == 0
+        mirror.start()
+        fill(there, 20, 100)
+        wait_for(lambda: mirror.received == 121)
+    assert content(into) == content(there)
+    with store.mirror(address, "back", into=into) as mirror:
+        assert mirror.run(timeout=0) == 0
+    with pytest.raises(millstream.ConfigMismatch, match="2 partitions and .* 1;"):
+        store.mirror(address, "back", into=store.stream("other"))
+    with pytest.raises(millstream.NotFound):
+        store.mirror(address, "none", into=into)
+    with pytest.raises(millstream.InvalidType):
+        store.mirror(address, "back", into="local")
+    there.append_many([b"x"] * 10, partition=0)
+    there.delete_before(millstream.Position(0, 1, there.next_offset(0) - 5))
+    with (
+        store.mirror(address, "back", into=into) as mirror,
+        pytest.raises(millstream.OffsetOutOfRange),
+    ):
+        mirror.run(timeout=0)
+
+
+@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
+def test_a_mirror_that_is_killed_doubles_nothing(far, address, tmp_path, kills):
+    chance, folder, steps = random.Random(SEED), tmp_path / "store", len(kafka_storm.BACK)
+    there = far.stream("storm", partitions=2)
+    with millstream.open(folder) as store:
+        into = store.stream("storm", partitions=2)
+        killed = number = 0
+        while killed < kills:
+            fill(there, 60, number)
+            number += 60
+            step = chance.randrange(steps + 1)
+            process = relaying(folder, address, None if step == steps else step,
+                               chance.randint(1, 2), kafka_storm.mirror)  # fmt: skip
+            if step == steps:
+                process.join(chance.random() / 8)
+                process.kill()
+            process.join(120)
+            killed += process.exitcode != 0
+        with store.mirror(address, "storm", into=into) as mirror:
+            mirror.run(timeout=0)
+        print(f"{killed} kills, {number} records, seed {SEED}")
+        assert sum(map(len, content(into))) == number
+        assert content(into) == content(there)
+
+
+def relaying(folder, address, step, times, work=kafka_storm.main):
+    """A process that has begun to relay, or to mirror."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["kafka_storm", "numpy", "pytest"])
     ours, theirs = context.Pipe(duplex=False)
     arguments = theirs, str(folder), "storm", address, step, times
-    process = context.Process(target=kafka_storm.main, args=arguments, daemon=True)
+    process = context.Process(target=work, args=arguments, daemon=True)
     process.start()
     theirs.close()
     with ours, contextlib.suppress(EOFError):  # it has killed itself

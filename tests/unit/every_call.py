@@ -102,6 +102,11 @@ class World:
     def pipe(self):
         return self.store.pipe(self.queue, lambda message: message.value, self.stream)
 
+    def mirror(self):
+        with millstream.open(f"{self.path}-mirrored") as far:
+            far.stream("far", partitions=self.stream.partitions)
+        return self.store.mirror(f"file://{self.path}-mirrored", "far", into=self.stream)
+
     def relay(self):
         return self.store.relay(self.stream, to=f"file://{self.path}-relayed")
 
@@ -282,6 +287,7 @@ CALLS = {
     "Store.pipe": lambda w: w.pipe,
     "Store.queue": lambda w: lambda: w.store.queue(f"q{w.next()}"),
     "Store.queues": lambda w: w.store.queues,
+    "Store.mirror": lambda w: w.mirror,
     "Store.relay": lambda w: w.relay,
     "Store.require": lambda w: lambda: w.store.require("queue.delay"),
     "Store.stream": lambda w: lambda: w.store.stream(f"s{w.next()}"),
@@ -398,6 +404,12 @@ CALLS = {
     "View.keys": lambda w: w.view.keys,
     "View.values": lambda w: w.view.values,
     "View.wait_for": lambda w: functools.partial(w.view.wait_for, w.stream.append(b"1"), timeout=5),
+    "Mirror.check": lambda w: functools.partial(w.mirror().check, w.stream),
+    "Mirror.close": lambda w: w.mirror().close,
+    "Mirror.end": lambda w: w.mirror().end,
+    "Mirror.run": None,  # tries again for ever, whatever a source lacks
+    "Mirror.start": lambda w: w.mirror().start,
+    "Mirror.stop": lambda w: w.mirror().stop,
     "Relay.check": lambda w: functools.partial(w.relay().check, w.queue),
     "Relay.close": lambda w: w.relay().close,
     "Relay.end": lambda w: w.relay().end,

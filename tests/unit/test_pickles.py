@@ -14,7 +14,18 @@ HOMES = {f"millstream.{name}" for name in MODULES}
 HOMES |= {"millstream"}
 DOCUMENTED = ("errors", "inspect", "worker", "codecs")
 PROTOCOLS = range(pickle.HIGHEST_PROTOCOL + 1)
-LIVE = {"Batch", "Consumer", "Group", "Message", "Pipe", "Relay", "Transaction", "View", "Worker"}
+LIVE = {
+    "Batch",
+    "Consumer",
+    "Group",
+    "Message",
+    "Mirror",
+    "Pipe",
+    "Relay",
+    "Transaction",
+    "View",
+    "Worker",
+}
 """What belongs to its process."""
 ABSTRACT = {"Durability", "__version__"}
 

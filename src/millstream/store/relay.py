@@ -29,7 +29,7 @@ from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
-    from millstream._native import Batch
+    from millstream._native import Batch, Span
 
 __all__ = ["Relay"]
 
@@ -175,16 +175,7 @@ class Relay:
                     consumer.commit(batch)
 
     def _send(self, batch: Batch) -> None:
-        keys = list(batch.keys)
-        headers = list(batch.headers)
-        self._producer.append_many(
-            list(batch.values),
-            sequences=batch.offsets.tolist(),
-            keys=keys if any(key is not None for key in keys) else None,
-            headers=headers if any(headers) else None,
-            timestamps=batch.timestamps.tolist(),
-            partition=batch.partition,
-        )
+        forward(self._producer, batch)
 
     def _run_queue(self, source: Queue, timeout: float | None) -> None:
         tries = 0
@@ -261,6 +252,21 @@ class Relay:
 
     def __exit__(self, *raised: object) -> None:
         self.close()
+
+
+def forward(producer: Any, batch: Batch) -> list[Span]:
+    """Append the records of a batch as a producer, each with its offset as its sequence."""
+    keys = list(batch.keys)
+    headers = list(batch.headers)
+    spans: list[Span] = producer.append_many(
+        list(batch.values),
+        sequences=batch.offsets.tolist(),
+        keys=keys if any(key is not None for key in keys) else None,
+        headers=headers if any(headers) else None,
+        timestamps=batch.timestamps.tolist(),
+        partition=batch.partition,
+    )
+    return spans
 
 
 # Public names have one home, whatever file they are in; pickles and tracebacks say it.

@@ -48,6 +48,7 @@ if TYPE_CHECKING:
     from millstream.options import Compaction, Durability, Retention, RetryPolicy
     from millstream.queues.queue import Queue
     from millstream.store.advice import Advice
+    from millstream.store.mirror import Mirror
     from millstream.store.relay import Relay
     from millstream.store.stats import StoreProcess, StoreStats
     from millstream.streams.stream import Stream
@@ -716,6 +717,43 @@ class Store:
             return Relay(source, target, to, topic, self.session.id.hex())
         except BaseException:
             target.close()
+            raise
+
+    def mirror(self, address: str, topic: str, *, into: Stream) -> Mirror:
+        """Copy a stream of a server into one of this store, exactly once: see `Mirror`.
+
+        Each record is appended with its offset there as the sequence of a producer here, so that a
+        record and how far it is are in one batch: who is killed, whenever, goes on where it was.
+
+        Args:
+            address: of the server, as ``kafka://127.0.0.1:9092``; any that `open` takes.
+            topic: the stream there, which must be there.
+            into: the stream of this store, with as many partitions.
+
+        Returns: a `Mirror`: ``run`` it, or ``start`` it in the background; close it, or use it in a
+        `with`.
+
+        Raises: ConfigMismatch, NotFound; StorageError where the server cannot be reached;
+        Unsupported, InvalidType.
+
+        >>> import millstream, tempfile
+        >>> with tempfile.TemporaryDirectory() as there, millstream.temporary() as store:
+        ...     with millstream.open(f"{there}/far") as far:
+        ...         _ = far.stream("orders").append_many([b"a", b"b"])
+        ...     stream = store.stream("orders")
+        ...     with store.mirror(f"file://{there}/far", "orders", into=stream) as mirror:
+        ...         mirror.run(timeout=0)
+        2
+        """
+        with _native.loading:
+            from millstream.store.mirror import Mirror
+        self.session.check_writable()
+        Mirror.check(into)
+        source = open(address)
+        try:
+            return Mirror(source, address, topic, into)
+        except BaseException:
+            source.close()
             raise
 
     def flush(self, *, timeout: float | None = None) -> None:

@@ -7,7 +7,13 @@ import time
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
-from confluent_kafka import IsolationLevel, KafkaError, KafkaException, TopicPartition
+from confluent_kafka import (
+    IsolationLevel,
+    KafkaError,
+    KafkaException,
+    TopicCollection,
+    TopicPartition,
+)
 from confluent_kafka.admin import NewPartitions, OffsetSpec
 
 from millstream import PartitionStats, StreamStats, _native, timestamps
@@ -77,6 +83,13 @@ class KafkaStream:
         return Retention(
             age=None if age < 0 else age / 1000, bytes=None if size < 0 else size
         )  # fmt: skip
+
+    @property
+    def id(self) -> str:
+        """What the cluster tells this topic by from others of its name, before and after it."""
+        topics = TopicCollection([self.name])
+        request = partial(self._connection.admin.describe_topics, topics)
+        return str(self._connection.ask(request, f"stream {self.name!r}")[self.name].topic_id)
 
     @property
     def loses(self) -> str:
