@@ -13,7 +13,8 @@ from __future__ import annotations
 import contextlib
 import errno
 import logging
-from typing import TYPE_CHECKING, Any
+import re
+from typing import TYPE_CHECKING
 
 from millstream import _native
 from millstream.disk import files
@@ -25,6 +26,7 @@ if TYPE_CHECKING:
 __all__ = ["erase", "keep", "of_letters"]
 
 NAME, BEFORE = "tracebacks", "tracebacks.before"
+LINE = re.compile(rb'\{"id": ([0-9]{1,20}), "traceback": ".*"\}')
 TEXT_MAX = 16 << 10
 FILE_MAX = 4 << 20
 """A file that is longer takes the place of the one before it, and another begins."""
@@ -66,7 +68,7 @@ def _erase(directory: files.Path, dead: Callable[[], Iterable[int]]) -> None:
                 files.remove(directory / name)  # of somebody who was killed
         # The file that is locked comes last: behind it another has its name, and may be locked.
         for name, lines in found.items():
-            rest = [line for line in lines if (said := _said(line)) and said[0] in kept]
+            rest = [line for line in lines if _id_of(line) in kept]
             if not rest:
                 files.remove(directory / name)
             elif len(rest) < len(lines):
@@ -127,20 +129,25 @@ def _lines(path: files.Path) -> list[bytes]:
         return []
 
 
-def _said(line: bytes) -> tuple[int, str] | None:
-    """The id and the traceback of a line; None: it was torn by a kill, or damaged."""
-    with _native.loading:
-        import json
-    try:
-        said: Any = json.loads(line)
-        number, text = said["id"], said["traceback"]
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
-    return (number, text) if isinstance(number, int) and isinstance(text, str) else None
+def _id_of(line: bytes) -> int | None:
+    """Whose line it is, without reading it whole; None: it was torn by a kill, or damaged."""
+    found = LINE.fullmatch(line)
+    return None if found is None else int(found[1])
 
 
 def of_letters(directory: files.Path, ids: Iterable[int]) -> dict[int, str]:
     """The traceback of each of these messages that one was kept of: the last one."""
     wanted = set(ids)
-    every = [_said(line) for name in (BEFORE, NAME) for line in _lines(directory / name)]
-    return {said[0]: said[1] for said in every if said is not None and said[0] in wanted}
+    last: dict[int, bytes] = {}
+    for name in (BEFORE, NAME):
+        for line in _lines(directory / name):
+            number = _id_of(line)
+            if number is not None and number in wanted:
+                last[number] = line
+    with _native.loading:
+        import json
+    found = {}
+    for number, line in last.items():
+        with contextlib.suppress(ValueError, RecursionError):  # damaged
+            found[number] = str(json.loads(line)["traceback"])
+    return found
