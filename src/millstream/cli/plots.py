@@ -10,7 +10,7 @@ import math
 import re
 import statistics
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -75,7 +75,7 @@ def show(output: Output, plots: Sequence[Plot]) -> None:
     width = terminal_width()
     if width is None or output.json_only:
         return
-    for plot in plots:
+    for plot in (part for one in plots for part in parts_of(one)):
         output.gap()
         scale = ", logarithmic" if isinstance(plot, Curves) and plot.log == "y" else ""
         output.line(f"{plot.title}: {plot.unit}{scale}", "bold")
@@ -86,15 +86,20 @@ def show(output: Output, plots: Sequence[Plot]) -> None:
         output.line(f"{low} to the least round, {middle} to the median, {high} to the greatest")
 
 
+def parts_of(plot: Plot) -> list[Plot]:
+    """Each curve for itself: the blocks of a small one beside a large one would all be none."""
+    if isinstance(plot, Bars) or len(plot.curves) == 1:
+        return [plot]
+    return [
+        replace(plot, title=f"{plot.title}: {curve.name}", curves=[curve]) for curve in plot.curves
+    ]
+
+
 def rows_of(plot: Plot) -> list[tuple[str, Sequence[float]]]:
     """The names and rounds of a plot's bars, or of each point of its curves."""
     if isinstance(plot, Bars):
         return [(bar.name, bar.rounds) for bar in plot.bars]
-    return [
-        (f"{curve.name}, {tick}" if len(plot.curves) > 1 else tick, rounds)
-        for curve in plot.curves
-        for tick, rounds in zip(plot.ticks, curve.rounds, strict=True)
-    ]
+    return [pair for one in plot.curves for pair in zip(plot.ticks, one.rounds, strict=True)]
 
 
 def marks_of(output: Output) -> tuple[str, str, str]:
