@@ -15,6 +15,7 @@ from millstream.capabilities import NAMES
 from millstream.cli import build_parser
 from millstream.engines.kafka import capabilities as kafka
 from millstream.engines.nats import capabilities as nats
+from millstream.engines.rabbitmq import capabilities as rabbitmq
 from millstream.store.capabilities import FILE
 
 GUIDE = Path(__file__).parents[1] / "docs" / "guide"
@@ -115,7 +116,8 @@ def command_table() -> str:
 def capability_table() -> str:
     """Each capability, what it promises, and what each engine says of it."""
     engines = {"`file:`": FILE, "`kafka://`": kafka.of("4.4"),
-               "`nats://`": nats.of("2.15.1", False)}  # fmt: skip
+               "`nats://`": nats.of("2.15.1", False),
+               "`rabbitmq://`": rabbitmq.of("4.3.6")}  # fmt: skip
     rows = [
         f"| capability | means | {' | '.join(engines)} |",
         f"| --- | --- |{' --- |' * len(engines)}",

@@ -49,6 +49,7 @@ SCHEMES: dict[str, Callable[[str], str]] = {"file": _of_file}
 ENGINES: dict[str, tuple[str, str]] = {
     "kafka": ("millstream.engines.kafka", "kafka"),
     "nats": ("millstream.engines.nats", "nats"),
+    "rabbitmq": ("millstream.engines.rabbitmq", "rabbitmq"),
 }
 """By scheme: the module whose `open` opens a store of such a server, and the extra it needs."""
 GROUP = "millstream.engines"

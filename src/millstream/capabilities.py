@@ -43,6 +43,7 @@ NAMES: dict[str, str] = {
     "queue.nack_delay": "a failed message comes again after a delay",
     "queue.release": "a message can be given back without being counted",
     "queue.attempts": "leases are counted, up to a limit",
+    "queue.hang_counted": "a lease that ran out counts as an attempt",
     "queue.dead_letters": "a message that is tried no more is kept, with the reason",
     "queue.redrive": "dead letters can be tried again",
     "queue.peek": "messages can be read without taking them",

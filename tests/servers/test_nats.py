@@ -27,7 +27,17 @@ class TestStreams(Counted, StreamCases):
 
 
 class TestQueues(Counted, QueueCases):
-    pass
+    @pytest.fixture(autouse=True)
+    def _where(self, address):
+        self.place = address
+
+    def address_of(self, store):
+        return self.place
+
+    def restart(self, request):
+        server = request.getfixturevalue("nats_server")
+        server.kill()
+        server.start()
 
 
 @pytest.fixture

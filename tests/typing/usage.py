@@ -58,7 +58,11 @@ def engines_of(store: Store, stream: Stream) -> None:
     with queue.get(timeout=1.0) as message:
         assert_type(message.attempt, int)
     with NatsStore("nats://h", timeout=1.0) as server:
+        member: millstream.engines.Consumer = server.stream("s").consumer("g")
+        part: millstream.engines.Stream = server.stream("s")
         another: millstream.engines.Store = server
+        assert_type(member.assignment, list[int])
+        assert_type(part.name, str)
         assert_type(another.engine, str)
     producer.append_many([b"x"], first_sequence=1)
     group.seek("earliest")

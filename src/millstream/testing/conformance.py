@@ -19,9 +19,14 @@ it. What is "emulated" is consented to, and must be refused without that.
 
 from __future__ import annotations
 
+import contextlib
+import re
+import signal
+import subprocess
+import sys
 import time
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
@@ -29,6 +34,7 @@ import pytest
 
 import millstream
 from millstream.capabilities import NAMES
+from millstream.testing.proxy import Proxy
 
 if TYPE_CHECKING:
     from millstream import Store
@@ -151,7 +157,14 @@ class _Cases:
         """A new queue, with consent to what is emulated."""
         return store.queue(name, emulate=emulated(store, "queue"), **settings)
 
-    def sent(self, store: Any) -> int:
+    def address_of(self, store: Any) -> str:
+        """The address that opens the store once more, in another process too."""
+        return self.address if isinstance(self.address, str) else str(store.path)
+
+    def restart(self, request: pytest.FixtureRequest) -> None:
+        """Kill the server and start it again; an engine with a server says here how."""
+
+    def sent(self, store: Any) -> Any:
         """Bytes that the engine has sent so far; an engine that counts them says so here."""
         return 0
 
@@ -162,7 +175,7 @@ def emulated(store: Any, kind: str) -> set[str]:
     return {name.partition(".")[2] for name in found if name.startswith(f"{kind}.")}
 
 
-def refused(name: str, store: Any, call: Callable[[], object], sent: Callable[[Any], int]) -> None:
+def refused(name: str, store: Any, call: Callable[[], object], sent: Callable[[Any], Any]) -> None:
     """Assert that a call raises `Unsupported` for this capability, and sends nothing."""
     before = sent(store)
     with pytest.raises(millstream.Unsupported) as caught:
@@ -441,15 +454,50 @@ class QueueCases(_Cases):
     @needs("queue.lease")
     def test_a_lease_is_as_long_as_it_says(self, store: Any, name: str) -> None:
         """A lease is as long as it says."""
+        lease = 3 * LEASE  # a busy machine is late by less than a tenth of it
+        queue = self.queue(store, name, lease=lease)
+        try:
+            queue.put_many([b"a", b"b", b"c"])
+            began = {}
+            for _ in range(3):
+                began[queue.get(timeout=WAIT).id] = time.monotonic()
+            took = []
+            for _ in range(3):
+                again = queue.get(timeout=WAIT)
+                took.append(time.monotonic() - began.pop(again.id))
+                again.ack()
+            assert 0.9 * lease <= min(took) <= 1.1 * lease, took  # the others waited their turn
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.lease", "queue.attempts", "queue.hang_counted", "queue.dead_letters")
+    def test_a_holder_that_hangs_counts(self, store: Any, name: str) -> None:
+        """A holder that hangs counts."""
+        policy = millstream.RetryPolicy(max_attempts=2, backoff=0.0, jitter=0.0)
+        queue = self.queue(store, name, retry=policy, lease=LEASE)
+        try:
+            queue.put(b"hangs")
+            hung = [queue.get(timeout=WAIT) for _ in range(2)]  # and its leases run out
+            [letter] = self.letters(queue, 1)
+            assert (letter.value, letter.reason) == (b"hangs", "the lease ran out")
+            assert [one.attempt for one in hung] == [1, 2]
+            assert queue.dead.purge() == 1
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.lease")
+    def test_one_bad_acknowledgement_spares_the_others(self, store: Any, name: str) -> None:
+        """One bad acknowledgement spares the others."""
         queue = self.queue(store, name, lease=LEASE)
         try:
-            queue.put(b"x")
-            first = queue.get(timeout=WAIT)
-            began = time.monotonic()
-            again = queue.get(timeout=WAIT)
-            assert 0.9 * LEASE <= time.monotonic() - began <= 1.1 * LEASE + 1.0
-            assert (again.id, again.attempt) == (first.id, 2)
-            again.ack()
+            queue.put(b"late")
+            late = queue.get(timeout=WAIT)
+            held = [queue.get(timeout=WAIT)]  # its lease is over
+            queue.put_many([b"a", b"b"])
+            held += [queue.get(timeout=WAIT) for _ in range(2)]
+            assert queue.ack_many([held[0], late, held[1], held[2]]) == [late]
+            with pytest.raises(millstream.Empty):
+                queue.get(timeout=1.5 * LEASE)  # nothing comes again
         finally:
             store.drop_queue(name)
 
@@ -483,15 +531,35 @@ class QueueCases(_Cases):
         finally:
             store.drop_queue(name)
 
-    @needs("queue.release")
-    def test_what_is_released_is_not_counted(self, store: Any, name: str) -> None:
-        """What is released is not counted."""
-        queue = self.queue(store, name)
+    @needs("queue.attempts")
+    def test_a_failure_is_counted(self, store: Any, name: str) -> None:
+        """A failure is counted."""
+        policy = millstream.RetryPolicy(max_attempts=5, backoff=0.0, jitter=0.0)
+        queue = self.queue(store, name, retry=policy)
         try:
             queue.put(b"x")
-            queue.get(timeout=WAIT).release()
+            for attempt in (1, 2, 3):
+                message = queue.get(timeout=WAIT)
+                assert message.attempt == attempt
+                message.nack()
+            queue.get(timeout=WAIT).ack()
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.release", "queue.attempts")
+    def test_what_is_released_is_not_counted(self, store: Any, name: str) -> None:
+        """What is released is not counted."""
+        policy = millstream.RetryPolicy(max_attempts=2, backoff=0.0, jitter=0.0)
+        queue = self.queue(store, name, retry=policy)
+        try:
+            queue.put(b"x")
+            for _ in range(4):
+                message = queue.get(timeout=WAIT)
+                assert message.attempt == 1
+                message.release()
+            queue.get(timeout=WAIT).nack()
             again = queue.get(timeout=WAIT)
-            assert again.attempt == 1
+            assert again.attempt == 2
             again.ack()
         finally:
             store.drop_queue(name)
@@ -511,12 +579,6 @@ class QueueCases(_Cases):
             assert queue.dead.redrive(letter.id) == 1
             with queue.get(timeout=WAIT) as message:
                 assert (message.value, message.attempt) == (b"fails", 1)
-            queue.put(b"hangs")
-            hung = [queue.get(timeout=WAIT) for _ in range(2)]  # and its leases run out
-            [letter] = self.letters(queue, 1)
-            assert (letter.value, letter.reason) == (b"hangs", "the lease ran out")
-            assert [one.attempt for one in hung] == [1, 2]
-            assert queue.dead.purge() == 1
             queue.put(b"poison")
             queue.get(timeout=WAIT).reject("never")
             [letter] = self.letters(queue, 1)
@@ -549,6 +611,9 @@ class QueueCases(_Cases):
             found = [one.value for one in self.taken(queue, 4)]
             assert found == [b"now", b"short", b"at", b"long"]
             assert time.monotonic() - began >= 1.9
+            at = int((time.time() + 0.5) * 1e6)
+            queue.put_many([millstream.Put(b"one", at=at), millstream.Put(b"two", at=at)])
+            assert {one.value for one in self.taken(queue, 2)} == {b"one", b"two"}
         finally:
             store.drop_queue(name)
 
@@ -588,8 +653,97 @@ class QueueCases(_Cases):
                 queue.put(b"y", timeout=0)
             queue.get(timeout=WAIT).ack()
             queue.put(b"z", timeout=WAIT)
+            with pytest.raises(millstream.QueueFull):
+                queue.put(b"y", timeout=0)
+            assert [one.value for one in self.taken(queue, 3)] == [b"x", b"x", b"z"]
         finally:
             store.drop_queue(name)
+
+    @needs("queue.key_order")
+    def test_a_key_keeps_its_order_when_its_holder_dies(self, store: Any, name: str) -> None:
+        """A key keeps its order when its holder dies."""
+        queue = self.queue(store, name, ordering="key", lease=LEASE)
+        try:
+            for number in range(4):
+                queue.put(b"%d" % number, key=b"k%d" % (number % 2))
+            code = (
+                "import millstream, os, signal, sys\n"
+                "queue = millstream.open(sys.argv[1]).queue(sys.argv[2], create=False)\n"
+                "assert queue.get(timeout=15).value == b'0'\n"
+                "os.kill(os.getpid(), signal.SIGKILL)\n"
+            )
+            command = [sys.executable, "-c", code, self.address_of(store), name]
+            assert subprocess.run(command, timeout=60, check=False).returncode == -signal.SIGKILL
+            assert queue.get(timeout=0).value == b"1"  # of the other key; both 0 and 2 wait
+            again = queue.get(timeout=WAIT)
+            assert (again.value, queue.get_many(1, timeout=0)) == (b"0", [])
+            again.ack()
+            assert queue.get(timeout=WAIT).value == b"2"
+        finally:
+            store.drop_queue(name)
+
+    @needs("queue.lease")
+    def test_a_server_that_is_killed_keeps_what_it_answered(
+        self, request: pytest.FixtureRequest, store: Any, name: str
+    ) -> None:
+        """A server that is killed keeps what it answered."""
+        queue = self.queue(store, name, lease=LEASE)
+        try:
+            queue.put_many([b"a", b"b", b"done"][::-1])
+            queue.get(timeout=WAIT).ack()
+            queue.get(timeout=WAIT)  # its holder never comes back to it
+            self.restart(request)
+            self.in_time(lambda: queue.put(b"c"))
+            self.found(queue, {b"a", b"b", b"c"})
+        finally:
+            self.in_time(lambda: store.drop_queue(name))
+
+    @needs("queue.lease")
+    def test_a_connection_that_is_cut_or_slow_loses_nothing(self, store: Any, name: str) -> None:
+        """A connection that is cut or slow loses nothing."""
+        found = re.search(r"//(?:[^@/]*@)?([^:/]+):([0-9]+)", self.address_of(store))
+        if found is None:  # a directory has no connection
+            return
+        self.queue(store, name, lease=5 * LEASE)
+        proxy = Proxy(found[1], int(found[2]))
+        try:
+            with proxy, millstream.open(proxy.through(self.address_of(store))) as far:
+                queue = far.queue(name, create=False)
+                queue.put(b"a")
+                held = queue.get(timeout=WAIT)
+                proxy.cut()
+                self.in_time(lambda: queue.put(b"b"))
+                with contextlib.suppress(millstream.StorageError, millstream.LeaseLost):
+                    held.ack()
+                proxy.delay = 0.05
+                self.in_time(lambda: queue.put(b"c"))
+                self.found(queue, {b"b", b"c"}, {b"a"})
+        finally:
+            store.drop_queue(name)
+
+    def in_time(self, call: Callable[[], object]) -> None:
+        """Call until it does not raise StorageError any more."""
+        end = time.monotonic() + 2 * WAIT
+        while True:
+            try:
+                call()
+                return
+            except millstream.StorageError:
+                assert time.monotonic() < end
+                time.sleep(0.05)
+
+    def found(self, queue: Any, values: set[bytes], perhaps: Collection[bytes] = ()) -> None:
+        """Take messages until all values came; none but these and `perhaps` others came."""
+        left = set(values)
+        end = time.monotonic() + 2 * WAIT
+        while left:
+            assert time.monotonic() < end, left
+            with contextlib.suppress(
+                millstream.StorageError, millstream.LeaseLost, millstream.Empty
+            ):
+                with queue.get(timeout=1.0) as message:
+                    assert message.value in values or message.value in perhaps
+                left.discard(message.value)
 
     @needs("queue.peek", "queue.cancel", "queue.depth", "queue.purge")
     def test_what_waits_can_be_seen_and_removed(self, store: Any, name: str) -> None:

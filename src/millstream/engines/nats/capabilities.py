@@ -58,6 +58,7 @@ def of(version: str, synced: bool) -> Capabilities:
             "queue.nack_delay": NATIVE,
             "queue.release": none("nack(), which counts"),
             "queue.attempts": NATIVE,
+            "queue.hang_counted": NATIVE,
             "queue.dead_letters": Capability("native", "of a lease that ended: by an advisory"),
             "queue.redrive": Capability("native", "at least once"),
             "queue.peek": Capability("native", "what was never leased"),

@@ -318,6 +318,18 @@ class NatsStream:
             raise self._connection.refused(error, f"reading {name}") from error
         return [records.Stored(message) for message in found]
 
+    def places(self) -> NatsStream:
+        """Where a consumer reads: no place of its own is kept on the server."""
+        return self
+
+    def close(self) -> None:
+        """Let go of `places`: nothing is held."""
+
+    @staticmethod
+    def batch(partition: int, found: list[records.Stored]) -> Batch:
+        """The batch of some records that lie one behind the other."""
+        return records.batch(partition, found)
+
     def get(self, partition: int | Position, offset: int | None = None, /) -> Record:
         """One record. Raises OffsetOutOfRange."""
         if isinstance(partition, Position):
