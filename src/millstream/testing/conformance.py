@@ -397,6 +397,171 @@ class StreamCases(_Cases):
         finally:
             store.drop_stream(name)
 
+    @needs("stream.delete_before", "stream.start_at_offset")
+    def test_what_was_removed_cannot_be_read(self, store: Any, name: str) -> None:
+        """What was removed cannot be read."""
+        stream = self.stream(store, name)
+        try:
+            stream.append_many([b"a", b"b", b"c"])
+            first = stream.delete_before(millstream.Position(0, 1, 2))
+            assert first <= 2  # an engine may remove less, as whole files
+            assert stream.first_offset(0) == first
+            assert values_of(stream) == [b"a", b"b", b"c"][first:]
+            if first:
+                with pytest.raises(millstream.OffsetOutOfRange) as caught:
+                    values_of(stream, partition=0, start=0)
+                assert (caught.value.first, caught.value.next) == (first, 3)
+                found = values_of(stream, partition=0, start=0, on_lost="earliest")
+                assert found == [b"a", b"b", b"c"][first:]
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.add_partitions", "stream.partitions")
+    def test_partitions_are_added(self, store: Any, name: str) -> None:
+        """Partitions are added."""
+        stream = self.stream(store, name, partitions=2)
+        try:
+            stream.append(b"before", partition=1)
+            assert stream.add_partitions(2) == 4
+            assert stream.partitions == 4
+            for number in range(20):
+                key = b"%d" % number
+                position = stream.append(key, key=key)
+                assert position.partition == stream.partition_for(key)
+            assert len(values_of(stream)) == 21
+            assert values_of(stream, partition=1)[0] == b"before"
+        finally:
+            store.drop_stream(name)
+
+    @pytest.mark.parametrize("level", ["process", "interval", "sync"])
+    def test_durability_is_given_or_refused(self, store: Any, name: str, level: str) -> None:
+        """Durability is given or refused."""
+        if store.capabilities[f"durability.{level}"].level == "none":
+            refused(
+                f"durability.{level}",
+                store,
+                lambda: store.stream(name, durability=level),
+                self.sent,
+            )
+            assert name not in store.streams()
+            return
+        stream = self.stream(store, name, durability=level)
+        try:
+            assert stream.append(b"x").offset == 0
+            assert stream.append(b"y", durability=level).offset == 1
+            assert values_of(stream) == [b"x", b"y"]
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.atomic_append")
+    def test_an_atomic_append_is_as_large_as_it_says(self, store: Any, name: str) -> None:
+        """An atomic append is as large as it says."""
+        most = int(store.capabilities["stream.atomic_append"].limits.get("records", 1000))
+        stream = self.stream(store, name)
+        try:
+            for count in (most, most + 1):
+                first = stream.next_offset(0)
+                [span] = stream.append_many([b"x"] * count)
+                assert (span.first_offset, span.count) == (first, count)
+            assert stream.next_offset(0) == 2 * most + 1
+        finally:
+            store.drop_stream(name)
+
+    @needs("stream.transaction")
+    def test_a_transaction_is_seen_whole_at_its_end(self, store: Any, name: str) -> None:
+        """A transaction is seen whole at its end."""
+        stream, other = self.stream(store, name, partitions=2), self.stream(store, f"{name}b")
+        try:
+            with store.transaction() as tx:
+                tx.append_many(stream, [b"a", b"b"], partition=0)
+                tx.append(stream, b"c", partition=1, key=b"k", headers={"h": b"1"})
+                tx.append(other, b"d", timestamp=YEAR_2013)
+                assert values_of(stream) == values_of(other) == []
+            assert values_of(stream, partition=0) == [b"a", b"b"]
+            assert values_of(stream, partition=1) == [b"c"]
+            assert [int(one) for batch in other.read() for one in batch.timestamps] == [YEAR_2013]
+            with pytest.raises(ZeroDivisionError), store.transaction() as tx:
+                tx.append(stream, b"never", partition=0)
+                raise ZeroDivisionError
+            with store.transaction() as tx:
+                tx.append(stream, b"never", partition=0)
+                tx.rollback()
+            assert values_of(stream, partition=0) == [b"a", b"b"]
+        finally:
+            store.drop_stream(name)
+            store.drop_stream(f"{name}b")
+
+    @needs("stream.transaction", "stream.group")
+    def test_positions_are_committed_with_what_was_made(self, store: Any, name: str) -> None:
+        """Positions are committed with what was made."""
+        stream, made = self.stream(store, name), self.stream(store, f"{name}b")
+        try:
+            with store.transaction() as tx:
+                tx.append_many(stream, [b"1", b"2", b"3"])
+            with stream.consumer("g", delivery="exactly_once", max_records=2) as consumer:
+                for fails in (True, False, False):
+                    try:
+                        with store.transaction() as tx:
+                            batch = consumer.poll(WAIT)
+                            assert batch is not None
+                            tx.append_many(made, list(batch.values))
+                            tx.commit(consumer)
+                            1 / (not fails)
+                    except ZeroDivisionError:
+                        assert fails
+                assert consumer.lag() == 0
+            assert values_of(made) == [b"1", b"2", b"3"]
+            assert stream.group("g").lag() == 0  # marks of transactions are no records
+        finally:
+            store.drop_stream(name)
+            store.drop_stream(f"{name}b")
+
+    @needs("stream.transaction", "stream.fenced_commit")
+    def test_who_was_replaced_commits_no_transaction(self, store: Any, name: str) -> None:
+        """Who was replaced commits no transaction."""
+        stream, made = self.stream(store, name), self.stream(store, f"{name}b")
+        try:
+            stream.append(b"1")
+            zombie = stream.consumer("g", delivery="exactly_once", max_processing=0.5)
+            batch = zombie.poll(WAIT)
+            assert batch is not None
+            with stream.consumer("g", delivery="exactly_once") as heir:
+                assert heir.poll(WAIT) is not None  # the first one hangs
+                with (
+                    pytest.raises((millstream.Aborted, millstream.Fenced)),
+                    store.transaction() as tx,
+                ):
+                    tx.append_many(made, list(batch.values))
+                    tx.commit(zombie)
+            zombie.close()
+            assert values_of(made) == []
+        finally:
+            store.drop_stream(name)
+            store.drop_stream(f"{name}b")
+
+    @needs("stream.rebalance", "stream.group")
+    def test_members_share_the_partitions(self, store: Any, name: str) -> None:
+        """Members share the partitions."""
+        stream = self.stream(store, name, partitions=2)
+        try:
+            first, second = stream.consumer("g"), stream.consumer("g")
+
+            def share(*wanted: int) -> None:
+                end = time.monotonic() + 2 * WAIT
+                while (found := [len(one.assignment) for one in (first, second)]) != [*wanted]:
+                    assert time.monotonic() < end, found
+                    for consumer in (first, second):
+                        if not consumer.closed:
+                            consumer.poll(0.01)
+
+            share(1, 1)
+            assert sorted(first.assignment + second.assignment) == [0, 1]
+            second.close()
+            share(2, 0)
+            first.close()
+        finally:
+            store.drop_stream(name)
+
 
 class QueueCases(_Cases):
     """The cases of queues. Subclass it with an `address`."""

@@ -142,6 +142,7 @@ class Address:
             "client.id": "millstream",
             "reconnect.backoff.max.ms": 1000,
             "topic.metadata.refresh.fast.interval.ms": 20,
+            "topic.metadata.refresh.interval.ms": 10_000,
             "allow.auto.create.topics": False,
             "log_level": 4,
             "error_cb": ignore,
@@ -254,6 +255,7 @@ class KafkaConnection:
         self._closed = False
         self._lock = threading.Lock()
         self._producers: dict[int, tuple[Any, threading.Lock]] = {}
+        self._counts: dict[tuple[int, str], int] = {}
         self._idle: list[Any] = []
         self._readers: set[Any] = set()
         self._errors: list[KafkaError] = []
@@ -483,6 +485,13 @@ class KafkaConnection:
                     self.address.shown,
                 ) from error
             raise self.error_of(failed, what) from error
+
+    def know(self, producer: Any, topic: str, partitions: int) -> None:
+        """Have a producer know of partitions that were added: it looks by itself now and then."""
+        before = self._counts.setdefault((id(producer), topic), partitions)
+        if before < partitions:
+            self.call(lambda: producer.list_topics(topic, self.timeout), f"stream {topic!r}")
+            self._counts[id(producer), topic] = partitions
 
     def forget(self, producer: Any) -> None:
         """Have another producer made for the next call: this one cannot go on."""

@@ -304,7 +304,7 @@ class KafkaConsumer:
         self._client = self._connection.new_consumer(
             {
                 "group.id": self._name, "session.timeout.ms": milliseconds,
-                "heartbeat.interval.ms": max(1, min(3000, milliseconds // 3)),
+                "heartbeat.interval.ms": max(1, min(1000, milliseconds // 3)),
                 "max.poll.interval.ms": 86_400_000,  # we look after it ourselves
                 "partition.assignment.strategy": "cooperative-sticky",
             }

@@ -175,7 +175,7 @@ class KafkaStore:
             self.make_topic(name, stream.partitions, config)
         elif len(found.partitions) < stream.partitions:
             with_more = KafkaStream(self, name, len(found.partitions), {}, "process")
-            with_more.add_partitions(stream.partitions)
+            with_more.add_partitions(stream.partitions - len(found.partitions))
         return name
 
     # --- streams ----------------------------------------------------------------------------------

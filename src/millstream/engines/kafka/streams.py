@@ -522,21 +522,20 @@ class KafkaStream:
         """Return at once: an append that has returned is as durable as the server makes it."""
         self._connection.check_open()
 
-    def add_partitions(self, count: int) -> None:
-        """Have so many partitions in all. Keys move, and others must open the stream again."""
+    def add_partitions(self, count: int) -> int:
+        """Add `count` partitions and return how many there are now. They cannot be removed.
+
+        The partition of most keys changes, and others must open the stream again.
+        """
         self.store.check_writable()
-        wanted = integer("count", count, 1)
-        if wanted < self.partitions:
-            raise InvalidArgument(
-                f"stream {self.name!r}: has {self.partitions} partitions, and cannot have {wanted}"
-            )
-        if wanted == self.partitions:
-            return
+        there = len(self._connection.topics(name=self.name)[self.name].partitions)
+        wanted = there + integer("count", count, 1)
         more = [NewPartitions(self.name, wanted)]
         request = partial(self._connection.admin.create_partitions, more)
         self._connection.ask(request, f"stream {self.name!r}")
         self.store.await_topic(self.name, wanted)
-        self.partitions = int(wanted)
+        self.partitions = wanted
+        return wanted
 
     def view(self) -> Any:
         """Raise Unsupported."""
@@ -620,6 +619,7 @@ class Sending:
         self._left += len(part)
         what = f"stream {name!r}, partition {index}"
         connection = self._stream.store.connection
+        connection.know(producer, name, self._stream.partitions)
         if all(row.headers is None and not row.timestamp for row in part):
             messages = [{"value": row.value, "key": row.key} for row in part]
             queued = connection.call(
