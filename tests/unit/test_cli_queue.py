@@ -238,6 +238,17 @@ def test_dead_letters_are_listed_redriven_and_purged(letters):
     assert lines_of("dead ls", letters, "mail") == []
 
 
+def test_the_traceback_of_a_dead_letter_is_told(store):
+    with millstream.open(store) as opened:
+        mail = opened.queue("mail", retry=millstream.RetryPolicy(max_attempts=1))
+        mail.put(b"x")
+        with pytest.raises(ZeroDivisionError), mail.get(timeout=5):
+            _ = 1 / 0
+    (found,) = lines_of("dead ls", store, "mail")
+    assert found["traceback"].startswith("Traceback (most recent call last):")
+    assert found["traceback"].endswith("ZeroDivisionError: division by zero\n")
+
+
 def test_bench_measures():
     found = json.loads(queue("bench", "--messages", 2000, "--rounds", 1, "--json").stdout)
     assert len(found["results"]) == 4
