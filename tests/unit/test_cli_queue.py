@@ -240,11 +240,11 @@ def test_dead_letters_are_listed_redriven_and_purged(letters):
 
 def test_the_traceback_of_a_dead_letter_is_told(store):
     with millstream.open(store) as opened:
-        mail = opened.queue("mail", retry=millstream.RetryPolicy(max_attempts=1))
-        mail.put(b"x")
-        with pytest.raises(ZeroDivisionError), mail.get(timeout=5):
+        died = opened.queue("died", retry=millstream.RetryPolicy(max_attempts=1))
+        died.put(b"x")
+        with pytest.raises(ZeroDivisionError), died.get(timeout=5):
             _ = 1 / 0
-    (found,) = lines_of("dead ls", store, "mail")
+    (found,) = lines_of("dead ls", store, "died")
     assert found["traceback"].startswith("Traceback (most recent call last):")
     assert found["traceback"].endswith("ZeroDivisionError: division by zero\n")
 

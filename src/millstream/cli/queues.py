@@ -288,6 +288,8 @@ def described(message: Any) -> dict[str, Any]:
     for name in ("expires", "reason", "first_error", "last_error", "first_at", "last_at"):
         if getattr(message, name, None) is not None:
             fields[name] = plain_time(getattr(message, name))
+    if getattr(message, "traceback", ""):
+        fields["traceback"] = message.traceback
     return fields
 
 
