@@ -2,6 +2,7 @@
 
 import re
 import sys
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -21,6 +22,13 @@ def test_the_page_is_what_the_code_says(page):
     text = page.read_text()
     assert filled(text) == text, "run `python tests/guide_tables.py`"
     assert "<!-- end -->" in text
+
+
+def test_the_page_of_the_installation_names_every_extra():
+    project = tomllib.loads((GUIDE.parents[1] / "pyproject.toml").read_text())["project"]
+    text = (GUIDE / "install.md").read_text()
+    extras = set(project["optional-dependencies"]) - {"dev", "test"}
+    assert {name for name in extras if f"'.[{name}]'" not in text} == set()
 
 
 def test_every_error_is_in_the_tree_and_in_the_table():
