@@ -24,6 +24,7 @@ from millstream import (
     Stream,
     StreamStats,
 )
+from millstream.engines.kafka.store import KafkaStore
 from millstream.engines.nats.store import NatsStore
 
 
@@ -64,6 +65,14 @@ def engines_of(store: Store, stream: Stream) -> None:
         assert_type(member.assignment, list[int])
         assert_type(part.name, str)
         assert_type(another.engine, str)
+    with KafkaStore("kafka://h", timeout=1.0) as cluster:
+        third: millstream.engines.Store = cluster
+        topic: millstream.engines.Stream = cluster.stream("s")
+        of_topic: millstream.engines.Producer = cluster.stream("s").producer("p")
+        reader: millstream.engines.Consumer = cluster.stream("s").consumer("g")
+        its: millstream.engines.Group = cluster.stream("s").group("g")
+        assert_type((third.engine, topic.name, its.name), tuple[str, str, str])
+        assert_type((reader.assignment, of_topic.last_sequences), tuple[list[int], tuple[int, ...]])
     producer.append_many([b"x"], first_sequence=1)
     group.seek("earliest")
     store.queue("q", emulate={"delay"})
