@@ -60,6 +60,13 @@ def make(url, **settings):
         until(lambda: os.path.exists(f"{path}.end"), "the end", seconds)
         return os.getpid()
 
+    @app.task(shared=False, name="early")
+    def early(path, text):
+        """Acknowledged early. Say what runs; "last" runs on until it is told to end."""
+        note(path, text)
+        if text == "last":
+            until(lambda: os.path.exists(f"{path}.end"), "the end", 60.0)
+
     @app.task(shared=False, name="refuse", bind=True, acks_late=True)
     def refuse(self, path, requeue):
         from celery.exceptions import Reject

@@ -316,6 +316,22 @@ def test_a_killed_worker_loses_no_task(own, tmp_path, pool):
         until(lambda: queue.stats().unfinished == 0, "the acknowledgements")
 
 
+def test_what_a_solo_worker_has_done_does_not_run_again(own, tmp_path):
+    """Celery acknowledges in the next turn of its loop; its solo pool runs tasks in that loop."""
+    path = tmp_path / "runs"
+    for text in ("first", "second", "third", "last", "behind"):
+        own.tasks["early"].delay(str(path), text)
+    with working(tmp_path, "-P", "solo", "-n", "first@test") as first:
+        until(lambda: path.exists() and "last" in path.read_text(), "the last task")
+        kill(first)
+    (tmp_path / "runs.end").write_text("")
+    with working(tmp_path, "-P", "solo", "-n", "second@test"):
+        until(lambda: len(path.read_text().split()) >= 6, "what was not acknowledged")
+    ran = path.read_text().split()
+    assert ran[:4] == ["first", "second", "third", "last"]
+    assert sorted(ran[4:]) == ["behind", "last"]
+
+
 def test_a_task_runs_when_it_is_due_although_a_worker_was_killed_meanwhile(own, tmp_path):
     """It is due in two hours. The clocks of the workers are set, all of them but the sender's."""
     machine, path = Machine(tmp_path), tmp_path / "runs"
@@ -406,6 +422,15 @@ def test_a_queue_with_other_settings_is_said_at_start_up(tmp_path):
     with working(tmp_path, "-P", "solo", ready=False) as worker:
         assert worker.wait(LONG) != 0
         assert "has priorities 2, not 8" in worker.log.read_text()
+
+
+@pytest.mark.parametrize("name", ["celery.results", "celery.chords"])
+def test_results_of_others_are_said_at_start_up(tmp_path, name):
+    with millstream.open(tmp_path / "store") as store:
+        store.stream(name, partitions=3)
+    with working(tmp_path, "-P", "solo", ready=False) as worker:
+        assert worker.wait(LONG) != 0
+        assert "has 3 partitions, not 1" in worker.log.read_text()
 
 
 # --- results, without a worker --------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """The transport for kombu: what a virtual broker must do, and what ours does beyond it."""
 
+import contextlib
 import os
 import signal
 import socket
@@ -65,8 +66,12 @@ class Inbox:
             message.ack()
 
     def drain(self, timeout=SOON):
+        """All that there is; where there is nothing, what comes first. Each call gives one."""
         with self.consumer:
             self._connection.drain_events(timeout=timeout)
+            with contextlib.suppress(socket.timeout):
+                while True:
+                    self._connection.drain_events(timeout=0)
         return self.bodies
 
     def finds_nothing(self):
@@ -224,7 +229,7 @@ def options(**given):
 
 
 def test_options_of_redis_are_pointed_out(url, caplog):
-    given = options(visibility_timeout=1, priority_steps=[0], queue_order_strategy="sorted")
+    given = options(visibility_timeout=1, priority_steps=[0], global_keyprefix="a-", capacity=9)
     with clock() as virtual, kombu.Connection(url, transport_options=given) as connection:
         queue = kombu.Queue("visible", routing_key="visible")
         publish(connection.channel(), 1, queue)
@@ -232,7 +237,17 @@ def test_options_of_redis_are_pointed_out(url, caplog):
         virtual.advance(60)
         assert connection.channel().basic_get("visible") is None
         message.ack()
-    assert "visibility_timeout: no option of millstream" in caplog.text
+    unknown = "global_keyprefix, priority_steps, visibility_timeout"
+    assert f"{unknown}: no option of millstream" in caplog.text
+
+
+@pytest.mark.parametrize("value", ["soon", None, -1, float("nan")])
+def test_a_wrong_time_out_is_named(url, value):
+    with (
+        kombu.Connection(url, transport_options={"put_timeout": value}) as connection,
+        pytest.raises(millstream.InvalidArgument, match="put_timeout="),
+    ):
+        connection.channel()
 
 
 def test_without_acknowledgement_nothing_is_held(connection):
@@ -249,7 +264,8 @@ def test_prefetch_bounds_what_is_held(connection):
         publish(connection.channel(), body, queue)
     inbox = Inbox(connection, queue, ack=False, prefetch_count=2)
     with inbox.consumer:
-        connection.drain_events(timeout=SOON)
+        for _ in range(2):
+            connection.drain_events(timeout=SOON)
         assert inbox.bodies == [0, 1]
         with pytest.raises(socket.timeout):
             connection.drain_events(timeout=0.05)

@@ -102,7 +102,12 @@ class Backend(KeyValueStoreBackend):  # type: ignore[misc]
         self._chord_seconds = self.expires if own is None else own
         self._broker = Broker.join(path_of(url or ""))
         weakref.finalize(self, self._broker.leave)
-        self._broker.store.queues()  # a store that cannot be opened is said now
+        # A store that cannot be opened, and streams that others made, are said now.
+        there = self._broker.store.streams()
+        if RESULTS in there:
+            self._results  # noqa: B018
+        if CHORDS in there:
+            self._chords  # noqa: B018
 
     def __reduce__(self, args: Any = (), kwargs: Any = None) -> Any:
         return super().__reduce__(args, {**(kwargs or {}), "url": self.url})

@@ -57,8 +57,12 @@ UNUSED_SECONDS = 60.0  # for a queue with auto_delete that nobody has consumed y
 LOOK_SECONDS = 1.0  # between two looks whether a transient queue has consumers
 LOST_SECONDS = 10.0  # between two warnings of a queue that is full
 TURN_SECONDS = 1.0
-DELIVERED_MOST = 100  # by one call of drain_events
-OF_REDIS = ("priority_steps", "queue_order_strategy", "visibility_timeout")
+OPTIONS = {"capacity", "put_timeout", "durability"}
+OF_KOMBU = {
+    *("max_retries", "interval_start", "interval_step", "interval_max"),
+    *("connect_retries_timeout", "errback", "callback"),
+}
+"""How often a connection is tried, of any transport; Celery gives some of them always."""
 ARGUMENTS = {"x-expires", "x-message-ttl", "x-max-priority"}
 
 T = TypeVar("T")
@@ -459,7 +463,7 @@ class Channel(virtual.Channel):  # type: ignore[misc]
         self.starved = False
         options = connection.client.transport_options
         self._durability = options.get("durability")
-        self._put_timeout = float(options.get("put_timeout", 10.0))
+        self._put_timeout = _seconds("put_timeout", options.get("put_timeout", 10.0))
         self._capacity = options.get("capacity", 250_000)
 
     @property
@@ -720,11 +724,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
             self.qos.held[tag] = message
         return delivery
 
-    def drain(self) -> int:
-        """Deliver what there is and there is room for, the queues in turn; how many."""
-        delivered, empty = 0, 0
+    def drain(self) -> bool:
+        """Deliver one message, the queues in turn; was there one, and room for it?
+
+        One at a time: Celery acknowledges in the next turn of its event loop, and a pool without
+        processes or threads runs a task where it is delivered. Of several, those that are done
+        would be acknowledged after the last, and run again if the worker was killed before.
+        """
+        empty = 0
         self.starved = False
-        while empty < len(self._turn) and delivered < DELIVERED_MOST:
+        while empty < len(self._turn):
             consumer = self._turn[0]
             self._turn.rotate(-1)
             if not consumer.no_ack and not self.qos.can_consume():
@@ -739,12 +748,12 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 empty = 0
                 delivery = self._delivery(consumer.queue, message, consumer.no_ack)
                 if delivery is not None:
-                    delivered += 1
                     consumer.callback(delivery)
+                    return True
         for consumer in self._turn:
             if consumer.no_ack or not self.starved:
                 consumer.arm()
-        return delivered
+        return False
 
     def renew(self) -> None:
         """Lease for longer what is not acknowledged."""
@@ -761,6 +770,16 @@ class Channel(virtual.Channel):  # type: ignore[misc]
                 self._qos.restore_unacked()
             if self.connection is not None:
                 self.connection.close_channel(self)
+
+
+def _seconds(name: str, value: Any) -> float:
+    try:
+        seconds = float(value)
+    except (TypeError, ValueError):
+        seconds = -1.0
+    if not 0 <= seconds < 1e9:
+        raise millstream.InvalidArgument(f"transport option {name}={value!r}: expected seconds")
+    return seconds
 
 
 def _due(headers: dict[str, Any]) -> datetime | None:
@@ -819,7 +838,7 @@ class Transport(virtual.Transport):  # type: ignore[misc]
                 broker.leave()
                 raise
             self._broker = broker
-            if idle := [name for name in OF_REDIS if name in self.client.transport_options]:
+            if idle := sorted(self.client.transport_options.keys() - OPTIONS - OF_KOMBU):
                 logger.warning("%s: no option of millstream; see its guide", ", ".join(idle))
         return self._broker
 
@@ -828,7 +847,11 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         self.broker  # noqa: B018
         if self._bell < 0:
             self._bell = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
-        connection: Transport = super().establish_connection()
+        try:
+            connection: Transport = super().establish_connection()
+        except BaseException:  # no connection, so nobody closes it
+            self._leave()
+            raise
         return connection
 
     def close_connection(self, connection: object) -> None:
@@ -836,6 +859,9 @@ class Transport(virtual.Transport):  # type: ignore[misc]
         super().close_connection(connection)
         if self._loop is not None:
             self.unregister_from_event_loop(connection, self._loop)
+        self._leave()
+
+    def _leave(self) -> None:
         with self._bell_lock:
             bell, self._bell = self._bell, -1
             if bell >= 0:
@@ -850,10 +876,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             if self._bell >= 0:
                 os.eventfd_write(self._bell, 1)
 
-    def _drain(self) -> int:
+    def _drain(self) -> bool:
         with contextlib.suppress(BlockingIOError):
             os.eventfd_read(self._bell)
-        return sum(channel.drain() for channel in list(self.channels))
+        return bool(sum(channel.drain() for channel in list(self.channels)))
 
     def drain_events(self, connection: object, timeout: float | None = None) -> None:
         """Deliver what there is; wait for it where there is nothing."""
@@ -878,10 +904,10 @@ class Transport(virtual.Transport):  # type: ignore[misc]
             loop.remove_reader(self._bell)
 
     def _on_bell(self) -> None:
-        if self._drain() >= DELIVERED_MOST:
+        if self._drain():
             self.wake()
 
     def _on_tick(self) -> None:
         for channel in list(self.channels):
-            if channel.starved and channel.qos.can_consume():
-                channel.drain()
+            if channel.starved and channel.qos.can_consume() and channel.drain():
+                self.wake()
