@@ -251,11 +251,12 @@ def run_create(args: argparse.Namespace) -> int:
 
     with millstream.open(args.store) as store:
         refuse_existing(args, "stream", args.stream, store.streams())
+        of_files = {} if args.segment_bytes is None else {"segment_bytes": args.segment_bytes}
         stream = store.stream(
             args.stream,
+            **of_files,
             partitions=args.partitions,
             retention=retention_of(args, None),
-            segment_bytes=args.segment_bytes,
             durability=level_of(args),
             compact=compaction_of(args, None),
         )

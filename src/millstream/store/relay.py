@@ -29,10 +29,15 @@ from millstream.queues.queue import Queue
 from millstream.streams.stream import Stream
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from millstream._native import Batch, Span
+    from millstream.capabilities import Capability
 
 __all__ = ["Relay"]
 
+MESSAGE_ID = "millstream-id"
+"""Header of a message in a target that drops nothing by itself: the same when it is sent again."""
 RECORDS = 1000
 LOOK_SECONDS = 0.2
 """How long it waits for a record, until it looks whether it is to end."""
@@ -42,6 +47,11 @@ PAUSE_FIRST, PAUSE_MOST = 0.1, 5.0
 
 class Target(Protocol):
     """What a relay needs of the other engine; every store is one."""
+
+    @property
+    def capabilities(self) -> Mapping[str, Capability]:
+        """What it can do."""
+        ...
 
     def require(self, *names: str) -> None:
         """Raise Unsupported where it lacks one of these."""
@@ -89,7 +99,7 @@ class Relay:
         if isinstance(source, Stream):
             self._prepare(source)
         else:
-            target.require("queue.dedup")
+            self._dedups = target.capabilities["queue.dedup"].level == "native"
             self._into = target.queue(self.topic)
 
     @staticmethod
@@ -187,9 +197,13 @@ class Relay:
                     continue
                 return
             try:
+                named = f"{self._store_id}:{source.name}:{message.id}"
+                headers = dict(message.headers)
+                if not self._dedups:  # who reads it there can tell what came twice
+                    headers[MESSAGE_ID] = named.encode()
                 self._into.put(
-                    message.data, key=message.key, headers=message.headers,
-                    dedup_id=f"{self._store_id}:{source.name}:{message.id}", timeout=0,
+                    message.data, key=message.key, headers=headers,
+                    dedup_id=named if self._dedups else None, timeout=0,
                 )  # fmt: skip
             except (StorageError, WaitTimeout, QueueFull) as error:
                 message.release()

@@ -63,7 +63,9 @@ def of(version: str) -> Capabilities:
             "queue.peek": none("get() and release() it"),
             "queue.cancel": none("get() it, and ack()"),
             "queue.purge": Capability("native", "of what waits"),
-            "queue.depth": none("len() counts what waits; of leased ones the server says nothing"),
+            "queue.depth": Capability(
+                "native", "what waits and what is dead; the server does not tell what is leased"
+            ),
             "queue.capacity": none(
                 "the server passes max-length by one, and once full takes nothing until a fifth of"
                 " it is free: set a policy of its own; puts that it refuses raise QueueFull"

@@ -187,8 +187,11 @@ class RabbitConnection:
         return connection
 
     def _not_connected(self, error: Exception) -> MillstreamError:
+        reasons = [error]
+        while below := _below(reasons[-1]):  # pika wraps it again and again
+            reasons.append(below)
+        error = reasons[-1]
         text = str(error) or repr(error)
-        reasons = [error, *getattr(error, "args", ())]
         number, do = errno.ECONNREFUSED, "is the server running, and are host and port right?"
         denied = amqp_errors.ProbableAuthenticationError | amqp_errors.AuthenticationError
         other = "is what listens there a RabbitMQ server, and with TLS or without as the address"
@@ -342,6 +345,16 @@ class RabbitConnection:
 def _resolve(future: asyncio.Future[Any], found: Any) -> None:
     if not future.done():
         future.set_result(found)
+
+
+def _below(error: object) -> Any:
+    """What an error of pika is about; None: itself."""
+    if several := getattr(error, "exceptions", None):
+        return several[-1]
+    if (one := getattr(error, "exception", None)) is not None:
+        return one
+    given: Any = getattr(error, "args", ())
+    return given[0] if len(given) == 1 and isinstance(given[0], Exception) else None
 
 
 def _plain(text: str) -> str:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import pika
 from pika import exceptions as amqp_errors
 
-from millstream import DeadLetter, Put, RetryPolicy, codecs, timestamps
+from millstream import DeadLetter, Put, QueueStats, RetryPolicy, codecs, timestamps
 from millstream.engines.rabbitmq.capabilities import PRIORITIES
 from millstream.engines.rabbitmq.connection import Refused, Unroutable
 from millstream.engines.rabbitmq.records import KEY
@@ -356,9 +356,18 @@ class RabbitQueue:
     def __bool__(self) -> bool:
         return True
 
-    def stats(self) -> Any:
-        """Raise Unsupported: the server does not tell what is leased."""
-        raise self._refuse("queue.depth")
+    def stats(self) -> QueueStats:
+        """What waits and what is dead, as of now; the server tells no more."""
+        ready = len(self)
+        return QueueStats(
+            name=self.name, durability=self.durability, capacity=0, unfinished=ready, ready=ready,
+            delayed=0, held=0, leased=0, dead=len(self.dead), by_priority=(), paused=False,
+            oldest_age=None, put=0, done=0, failed=0, cancelled=0, redelivered=0, expired=0,
+            evicted=0, corrupt=0, refused=0, slots=0, blocks=0, health="sound",
+            priorities=self.priorities, lease=self.lease, ordering=None, retry=self.retry,
+            ttl=self.ttl, dedup_window=0.0, dead_limit=0, on_dead="skip", ageing=False,
+            slot_bytes=0, payload_bytes=0, payload_max=0,
+        )  # fmt: skip
 
     def peek(self, count: int = 1) -> Any:
         """Raise Unsupported."""

@@ -389,7 +389,7 @@ class RabbitStore:
     """The server recovers by itself."""
 
     def stats(self) -> StoreStats:
-        """The streams and groups in numbers; of queues the server does not tell enough."""
+        """The store in numbers: each stream, group and queue that millstream made there."""
         streams = [self.stream(name, create=False) for name in self.streams()]
         return StoreStats(
             path=self.path,
@@ -400,7 +400,7 @@ class RabbitStore:
             groups=tuple(
                 stream.group(name).stats() for stream in streams for name in stream.groups()
             ),
-            queues=(),
+            queues=tuple(self.queue(name, create=False).stats() for name in self.queues()),
         )
 
     def processes(self) -> list[Any]:
