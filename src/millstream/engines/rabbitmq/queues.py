@@ -183,7 +183,7 @@ class RabbitQueue:
         end = time.monotonic() + (FOREVER if timeout is None else timeout)
         left = list(made)
         while True:
-            left = self.connection.call(self._send(target, left))
+            left = self.connection.call(self.send_all(target, left))
             if not left:
                 return [int(properties.message_id) for _, properties in made]
             if time.monotonic() >= end:
@@ -193,7 +193,7 @@ class RabbitQueue:
                 )
             time.sleep(FULL_SECONDS)
 
-    async def _send(
+    async def send_all(
         self, target: str, made: Sequence[tuple[bytes, Any]]
     ) -> list[tuple[bytes, Any]]:
         """Those that the server has refused for want of room."""
@@ -697,7 +697,7 @@ class RabbitDeadLetters:
                 delivery_mode=2, headers=table, priority=properties.priority,
                 message_id=properties.message_id,
             )  # fmt: skip
-            if await self._queue._send(self._queue.name, [(data, made)]):
+            if await self._queue.send_all(self._queue.name, [(data, made)]):
                 raise QueueFull(f"{self._queue.where}: there is no room for a dead letter")
             count += 1
             return True

@@ -145,7 +145,7 @@ class RabbitStream:
                     error.appended = tuple(spans)
                     raise
                 except ServerError as error:
-                    raise self._gone(index, error) from error
+                    raise self.gone(index, error) from error
         return joined(spans)
 
     async def _store(self, index: int, part: Sequence[Row]) -> Span:
@@ -158,12 +158,12 @@ class RabbitStream:
         messages = [part[0].encoded(tag), *(row.encoded(b"") for row in part[1:])]
         try:
             await outlet.send(messages)
-            found = await self._find(wire, name, since, {tag})
+            found = await self.find(wire, name, since, {tag})
         except (TimeoutError, OSError) as error:
             raise self._connection.unsure(self.where(index)) from error
         return Span(index, 1, found[0], len(part))
 
-    async def _find(self, wire: Wire, name: str, since: int, tags: set[bytes]) -> list[int]:
+    async def find(self, wire: Wire, name: str, since: int, tags: set[bytes]) -> list[int]:
         """Offsets of the records with these tags, which are stored; a re-send may be missing."""
         _, end = await wire.bounds(name)
         found: list[int] = []
@@ -257,7 +257,8 @@ class RabbitStream:
 
     # --- reading ----------------------------------------------------------------------------------
 
-    def _gone(self, partition: int, error: Exception) -> MillstreamError:
+    def gone(self, partition: int, error: Exception) -> MillstreamError:
+        """What an error of the server means for a partition."""
         if getattr(error, "code", None) == StreamDoesNotExist.code or "removed" in str(error):
             return NotFound(f"{self.store.path}: there is no stream {self.name!r} any more")
         return StorageError(errno.EIO, f"the server refused: {error!r}", self.where(partition))
@@ -273,7 +274,7 @@ class RabbitStream:
         try:
             return self._connection.call(ask())
         except ServerError as error:
-            raise self._gone(partition, error) from error
+            raise self.gone(partition, error) from error
 
     def first_offset(self, partition: int) -> int:
         """Offset of the oldest record that there is."""
@@ -503,7 +504,7 @@ class Reader:
             try:
                 self._rest = connection.call(self._more(most, seconds), seconds + CHUNK_SECONDS)
             except ServerError as error:
-                raise self._stream._gone(self._partition, error) from error
+                raise self._stream.gone(self._partition, error) from error
         found, self._rest = self._rest[:most], self._rest[most:]
         if found:
             self.at = found[-1].offset + 1
@@ -697,7 +698,7 @@ class RabbitProducer:
                 error.appended = tuple(spans)
                 raise
             except ServerError as error:
-                raise self.stream._gone(index, error) from error
+                raise self.stream.gone(index, error) from error
         return joined(spans)
 
     async def _send(self, index: int, share: list[tuple[int, Row]]) -> list[Span]:
@@ -717,7 +718,7 @@ class RabbitProducer:
         ]
         try:
             await outlet.send_numbered(messages)
-            found = await self.stream._find(wire, name, since, tags)
+            found = await self.stream.find(wire, name, since, tags)
         except (TimeoutError, OSError) as error:
             raise Indeterminate(
                 errno.ETIMEDOUT,
