@@ -12,7 +12,16 @@ from millstream.cli.picture import Watch
 
 pytest.importorskip("textual")
 
-from millstream.cli.top_view import Ask, OfQueue, Overview, Reading, Rows, Top
+from millstream.cli.top_view import (
+    Ask,
+    OfPartition,
+    OfQueue,
+    OfStream,
+    Overview,
+    Reading,
+    Rows,
+    Top,
+)
 
 SCREEN = """\
 STORE sound 1 process durability interval
@@ -241,6 +250,51 @@ def test_streams_are_looked_into_down_to_a_record(filled):
     assert "Partition" in partitions and "sound" in partitions
     assert "two" in records and '{"n": 1}' in records and "ff00" in records
     assert "offset: 0" in record and '{"n": 1}' in record
+
+
+def test_what_is_stored_is_shown_as_it_is_and_not_as_markup(tmp_path):
+    said = "[/etc/x] [red]r[/red] [0]"
+    with millstream.open(tmp_path / "store [/x]") as store:
+        queue = store.queue("mail", retry=QUICK)
+        queue.put_many([said.encode(), b"2", said.encode()])
+        queue.get(timeout=5).reject(said)
+        queue.put(said.encode(), key=said.encode())
+        store.stream("events").append(said.encode(), key=said.encode())
+
+        async def steps(app, pilot):
+            shown = {}
+            await opened(app, pilot, OfQueue)
+            for tab in ("messages", "letters"):
+                app.screen.query_one("#tabs").active = f"tab-{tab}"
+                table = app.screen.query_one(f"#{tab}", Rows)
+                await until(pilot, lambda: table.shown)  # noqa: B023
+                await until(pilot, lambda: app.screen.table() is table)  # noqa: B023
+                shown[tab] = seen(app)
+            await opened(app, pilot, Reading)
+            shown["letter"] = seen(app)
+            await pilot.press("escape")
+            app.screen.ask(f"Do {said}?", "purge", queue="mail")
+            await until(pilot, lambda: isinstance(app.screen, Ask))
+            shown["question"] = seen(app)
+            await pilot.press("n")
+            app.complain(f"{said} failed")
+            app.ended(f"{said} done", "information")
+            await until(pilot, lambda: "done" in seen(app))
+            shown["notes"] = seen(app)
+            await pilot.press("escape")
+            await until(pilot, lambda: isinstance(app.screen, Overview))
+            app.screen.query_one("#tabs").active = "tab-streams"
+            await until(pilot, lambda: app.screen.table().id == "streams")
+            await opened(app, pilot, OfStream)
+            await until(pilot, lambda: app.screen.table().shown)
+            await opened(app, pilot, OfPartition)
+            await until(pilot, lambda: app.screen.table().shown)
+            shown["records"] = seen(app)
+            return shown
+
+        shown = piloted(store, steps, size=(150, 30))
+    for name, text in shown.items():
+        assert said in " ".join(text.split()), name
 
 
 def test_json_is_what_it_would_show(filled, capsys):

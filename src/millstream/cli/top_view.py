@@ -7,6 +7,7 @@ from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from rich.text import Text
 from textual import work
 from textual.app import App
 from textual.containers import Vertical, VerticalScroll
@@ -230,8 +231,11 @@ def headline(picture: Row) -> str:
 # --- tables ---------------------------------------------------------------------------------------
 
 
-class Rows(DataTable[str]):
-    """A table of rows that come anew; sorted, filtered, with the cursor where it was."""
+class Rows(DataTable[Text]):
+    """A table of rows that come anew; sorted, filtered, with the cursor where it was.
+
+    Cells are `Text`: a str would be read as markup, and what is stored may look like that.
+    """
 
     def __init__(self, what: str, id: str) -> None:
         super().__init__(id=id, cursor_type="row", zebra_stripes=True)
@@ -272,7 +276,7 @@ class Rows(DataTable[str]):
             self.head()
         self.shown = [row for _, row, _ in found]
         for _, _, texts in found:
-            self.add_row(*texts)
+            self.add_row(*(Text(one, no_wrap=True, end="") for one in texts))
         if self.shown:
             self.move_cursor(row=min(cursor, len(self.shown) - 1), scroll=False)
             self.scroll_to(y=top, animate=False)
@@ -790,7 +794,7 @@ class Top(App[None]):
 
     def complain(self, text: str) -> None:
         """Say what went wrong."""
-        self.notify(text, severity="error")
+        self.notify(text, severity="error", markup=False)
 
     def look(self) -> None:
         """Take a picture, unless the last one is still being taken."""
@@ -837,7 +841,7 @@ class Top(App[None]):
     def ended(self, text: str, severity: Any) -> None:
         """Say what came of an action, and look again."""
         self.done = text
-        self.notify(text, severity=severity)
+        self.notify(text, severity=severity, markup=False)
         self.look()
         if isinstance(self.screen, Looking):
             self.screen.follow()
