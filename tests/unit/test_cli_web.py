@@ -146,7 +146,7 @@ def test_rates_and_history_come_with_time(filled, monkeypatch):
             f"queues/mail/{name}" for name in ("ready", "leased", "dead", "put", "done", "failed")
         }
         assert len(history["at"]) == len(history["series"]["queues/mail/ready"]) > 0
-        assert asked(port, "GET", "/api/history?of=queues/other")[1]["series"] == {}
+        assert asked(port, "GET", "/api/history?of=queues/other")[0] == 404
 
 
 @pytest.mark.parametrize(("path", "body", "came"), ACTIONS)
@@ -156,6 +156,36 @@ def test_who_has_the_token_may_act(filled, path, body, came):
             status, found = asked(port, "POST", path, body, token)
             assert status == 403 and "token" in found["error"]
         assert asked(port, "POST", path, body, TOKEN) == (200, came)
+
+
+@pytest.mark.parametrize(("path", "body", "came"), ACTIONS)
+def test_a_key_that_is_unknown_is_refused_and_nothing_is_done(filled, path, body, came):
+    unknown = "id" if "/dead/" in path or "seek" in path else "ids"
+    with served(filled, ACTING) as port:
+        status, found = asked(port, "POST", path, {**body, unknown: ["1"]}, TOKEN)
+        _, group = asked(port, "GET", "/api/streams/events/groups/readers")
+    assert status == 400
+    assert [part["lag"] for part in group["partitions"]] == [2, 0]
+    assert found["error"].startswith(f"{unknown}: ")
+    stats = filled.queue("mail").stats()
+    assert (stats.ready, stats.dead, stats.paused) == (2, 2, False)
+
+
+def test_a_wrong_value_is_a_bad_request_also_while_the_group_has_members(filled):
+    path = "/api/streams/events/groups/readers/seek"
+    with served(filled, ACTING) as port, filled.stream("events").consumer("readers") as consumer:
+        consumer.poll()
+        for to in (1_000_000, "nowhere", 10**30, 1.5):
+            assert asked(port, "POST", path, {"to": to}, TOKEN)[0] == 400
+
+
+def test_a_history_of_what_is_not_there_is_not_found(filled):
+    with served(filled) as port:
+        for of in ("", "queues", "queues/mail", "streams/events/groups/readers"):
+            assert asked(port, "GET", f"/api/history?of={of}")[0] == 200
+        for of in ("queues/nope", "streams/events/groups/nope", "nope"):
+            status, found = asked(port, "GET", f"/api/history?of={of}")
+            assert (status, list(found)) == (404, ["error"])
 
 
 def test_nobody_may_act_where_it_is_read_only(filled):
@@ -180,7 +210,9 @@ def test_some_dead_letters_and_bad_requests(filled):
             assert asked(port, "POST", seek, body, TOKEN)[0] == 400
         assert asked(port, "POST", seek, {"to": 1, "partition": 0}, TOKEN)[0] == 200
         assert asked(port, "POST", "/api/queues/no/purge", {}, TOKEN)[0] == 404
-        assert asked(port, "PUT", path, {}, TOKEN)[0] == 501
+        for method, refused in (("PUT", 405), ("DELETE", 405), ("OPTIONS", 405), ("BREW", 501)):
+            status, found = asked(port, method, path, {}, TOKEN)
+            assert (status, list(found)) == (refused, ["error"])
         for length in ("70000", "-1", "\xb2", "9" * 5_000):  # Python's isdigit() takes "\xb2"
             connection = http.client.HTTPConnection("127.0.0.1", port, timeout=60)
             connection.putrequest("POST", path)

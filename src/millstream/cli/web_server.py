@@ -17,7 +17,7 @@ import threading
 from http import HTTPStatus
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from importlib.resources import files
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 from urllib.parse import parse_qs, unquote, urlsplit
 
 from millstream.cli.output import Output, to_json
@@ -32,6 +32,7 @@ if TYPE_CHECKING:
 __all__ = ["Server"]
 
 BODY_MAX = 1 << 16
+METHODS = "GET, HEAD, POST"
 SECONDS = 30.0
 PAGE_HEADERS = {
     "Cache-Control": "no-store",
@@ -64,6 +65,23 @@ def page() -> tuple[bytes, str]:
         return base64.b64encode(hashlib.sha256(within[1]).digest()).decode("ascii")
 
     return content, POLICY.format(script=hashed(b"script"), style=hashed(b"style"))
+
+
+class Route(NamedTuple):
+    """What answers a method of a path.
+
+    Attributes:
+        method: GET or POST.
+        pattern: of the path; its named groups are arguments.
+        answer: a method of the handler.
+        keys: which the object that a POST sends may have. Others are refused: a misspelt `ids`
+            would have all dead letters removed.
+    """
+
+    method: str
+    pattern: str
+    answer: Callable[..., Any]
+    keys: tuple[str, ...] = ()
 
 
 class Server(ThreadingHTTPServer):
@@ -108,7 +126,7 @@ class Handler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     server_version, sys_version = "millstream", ""
     timeout = SECONDS
-    routes: ClassVar[list[tuple[str, str, Callable[..., Any]]]] = []
+    routes: ClassVar[list[Route]] = []
 
     # --- answering --------------------------------------------------------------------------------
 
@@ -124,6 +142,23 @@ class Handler(BaseHTTPRequestHandler):
         """Act."""
         self._answer("POST")
 
+    def do_PUT(self) -> None:
+        """Refuse what is a method, but not one that there is here."""
+        self.close_connection = True  # its body is not read
+        self._refuse(
+            HTTPStatus.METHOD_NOT_ALLOWED,
+            f"{self.command}: there are {METHODS}",
+            {"Allow": METHODS},
+        )
+
+    do_DELETE = do_PATCH = do_OPTIONS = do_PUT
+
+    def send_error(self, code: int, message: str | None = None, explain: str | None = None) -> None:
+        """Answer what is no request of ours in JSON as well."""
+        self.close_connection = True
+        status = HTTPStatus(code)
+        self._refuse(status, message or status.phrase)
+
     def log_message(self, format: str, *args: Any) -> None:
         """Say nothing of what goes well."""
 
@@ -133,6 +168,7 @@ class Handler(BaseHTTPRequestHandler):
             InvalidArgument,
             MillstreamError,
             NotFound,
+            OffsetOutOfRange,
             StorageError,
         )
 
@@ -151,18 +187,24 @@ class Handler(BaseHTTPRequestHandler):
             self._refuse(refused.status, str(refused))
         except NotFound as error:
             self._refuse(HTTPStatus.NOT_FOUND, str(error))
-        except InvalidArgument as error:
+        except (InvalidArgument, OffsetOutOfRange) as error:
             self._refuse(HTTPStatus.BAD_REQUEST, str(error))
         except (StorageError, CorruptBatch) as error:
             self._refuse(HTTPStatus.INTERNAL_SERVER_ERROR, str(error))
         except MillstreamError as error:
             self._refuse(HTTPStatus.CONFLICT, str(error))
 
-    def _send(self, status: HTTPStatus, content: bytes, kind: str) -> None:
+    def _send(
+        self,
+        status: HTTPStatus,
+        content: bytes,
+        kind: str,
+        more: dict[str, str] | None = None,
+    ) -> None:
         self.send_response(status)
         self.send_header("Content-Type", kind)
         self.send_header("Content-Length", str(len(content)))
-        for name, value in PAGE_HEADERS.items():
+        for name, value in {**PAGE_HEADERS, **(more or {})}.items():
             self.send_header(name, value)
         self.send_header("Content-Security-Policy", self.server.policy)
         if status == HTTPStatus.UNAUTHORIZED:
@@ -171,8 +213,8 @@ class Handler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(content)
 
-    def _refuse(self, status: HTTPStatus, text: str) -> None:
-        self._send(status, to_json({"error": text}), "application/json")
+    def _refuse(self, status: HTTPStatus, text: str, more: dict[str, str] | None = None) -> None:
+        self._send(status, to_json({"error": text}), "application/json", more)
 
     # --- who asks ---------------------------------------------------------------------------------
 
@@ -212,14 +254,14 @@ class Handler(BaseHTTPRequestHandler):
     # --- what there is ----------------------------------------------------------------------------
 
     def _found(self, method: str, path: str, query: dict[str, list[str]], body: bytes) -> Any:
-        for wanted, pattern, answer in self.routes:
-            matched = re.fullmatch(pattern, path)
-            if matched is None or wanted != method:
+        for route in self.routes:
+            matched = re.fullmatch(route.pattern, path)
+            if matched is None or route.method != method:
                 continue
             names = {name: unquote(value) for name, value in matched.groupdict().items()}
             if method == "GET":
-                return answer(self, query, **names)
-            return answer(self, parsed(body), **names)
+                return route.answer(self, query, **names)
+            return route.answer(self, parsed(body, route.keys), **names)
         raise Refused(HTTPStatus.NOT_FOUND, f"{method} {path}: there is no such thing")
 
     def store(self, query: dict[str, list[str]]) -> Any:
@@ -241,7 +283,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def history(self, query: dict[str, list[str]]) -> Any:
         """The last hour, of all or of what is below a name."""
-        return self.server.watch.history.of(one_of(query, "of", ""))
+        prefix = one_of(query, "of", "").rstrip("/")
+        found = self.server.watch.history.of(prefix)
+        if prefix and not found["series"] and prefix not in self._places():
+            raise Refused(HTTPStatus.NOT_FOUND, f"of {prefix!r}: there is no such thing")
+        return found
+
+    def _places(self) -> set[str]:
+        """What may have a history, though there is no point of it yet."""
+        picture = self.server.watch.picture(max_age=self.server.every)
+        places = {"streams", "queues"}
+        places |= {f"queues/{queue['name']}" for queue in picture["queues"]}
+        for stream in picture["streams"]:
+            base = f"streams/{stream['name']}"
+            places |= {base, f"{base}/groups"}
+            places |= {f"{base}/groups/{group['name']}" for group in stream["groups"]}
+        return places
 
     def stream(self, query: dict[str, list[str]], name: str) -> Any:
         """A stream."""
@@ -310,33 +367,37 @@ class Handler(BaseHTTPRequestHandler):
 QUEUE, STREAM = r"/api/queues/(?P<name>[^/]+)", r"/api/streams/(?P<name>[^/]+)"
 GROUP = STREAM + r"/groups/(?P<group>[^/]+)"
 Handler.routes = [
-    ("GET", r"/api/store", Handler.store),
-    ("GET", r"/api/(?P<kind>streams|queues|processes)", Handler.listed),
-    ("GET", r"/api/history", Handler.history),
-    ("GET", STREAM, Handler.stream),
-    ("GET", STREAM + r"/partitions/(?P<partition>[0-9]+)", Handler.records),
-    ("GET", STREAM + r"/groups", Handler.groups),
-    ("GET", GROUP, Handler.group),
-    ("GET", QUEUE, Handler.queue),
-    ("GET", QUEUE + r"/messages", Handler.messages),
-    ("GET", QUEUE + r"/dead", Handler.letters),
-    ("POST", QUEUE + r"/dead/redrive", Handler.redrive),
-    ("POST", QUEUE + r"/dead/purge", Handler.purge_dead),
-    ("POST", QUEUE + r"/purge", Handler.purge),
-    ("POST", QUEUE + r"/pause", Handler.pause),
-    ("POST", QUEUE + r"/resume", Handler.resume),
-    ("POST", GROUP + r"/seek", Handler.seek),
+    Route("GET", r"/api/store", Handler.store),
+    Route("GET", r"/api/(?P<kind>streams|queues|processes)", Handler.listed),
+    Route("GET", r"/api/history", Handler.history),
+    Route("GET", STREAM, Handler.stream),
+    Route("GET", STREAM + r"/partitions/(?P<partition>[0-9]+)", Handler.records),
+    Route("GET", STREAM + r"/groups", Handler.groups),
+    Route("GET", GROUP, Handler.group),
+    Route("GET", QUEUE, Handler.queue),
+    Route("GET", QUEUE + r"/messages", Handler.messages),
+    Route("GET", QUEUE + r"/dead", Handler.letters),
+    Route("POST", QUEUE + r"/dead/redrive", Handler.redrive, ("ids",)),
+    Route("POST", QUEUE + r"/dead/purge", Handler.purge_dead, ("ids",)),
+    Route("POST", QUEUE + r"/purge", Handler.purge),
+    Route("POST", QUEUE + r"/pause", Handler.pause),
+    Route("POST", QUEUE + r"/resume", Handler.resume),
+    Route("POST", GROUP + r"/seek", Handler.seek, ("to", "partition")),
 ]
 
 
-def parsed(body: bytes) -> dict[str, Any]:
-    """The JSON object that was sent; nothing is an empty one."""
+def parsed(body: bytes, keys: tuple[str, ...]) -> dict[str, Any]:
+    """The JSON object that was sent, which may have these keys; nothing is an empty one."""
     try:
         found = json.loads(body) if body.strip() else {}
     except (ValueError, RecursionError) as error:
         raise Refused(HTTPStatus.BAD_REQUEST, f"not JSON: {error}") from error
     if not isinstance(found, dict):
         raise Refused(HTTPStatus.BAD_REQUEST, "expected a JSON object")
+    for key in found:
+        if key not in keys:
+            known = f"expected {' or '.join(keys)}" if keys else "expected an empty object"
+            raise Refused(HTTPStatus.BAD_REQUEST, f"{key}: unknown; {known}")
     return found
 
 
