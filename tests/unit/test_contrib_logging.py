@@ -134,6 +134,47 @@ def test_what_cannot_be_formatted_is_dropped_as_other_handlers_do(log, handler, 
     assert [record["message"] for record in stored(path)] == ["after"]
 
 
+def no_constant(name):
+    raise ValueError(f"{name} is not JSON")
+
+
+class Unshown(Exception):
+    """An object that fails where it is shown."""
+
+    def __repr__(self):
+        raise RuntimeError("no repr")
+
+    __str__ = __repr__
+
+
+def test_a_part_that_cannot_be_shown_says_why_and_the_rest_is_kept(log, handler, path):
+    ring, deep = [1], {}
+    ring.append(ring)
+    for _ in range(5000):
+        deep = {"deep": deep}
+    many = {(1, 2): "tuple", "b": 1, 3: [float("inf")], Unshown(): 4}
+    log.error("figures", extra={"loss": float("nan"), "many": many, "set": {1}})
+    log.error("odd", extra={"bad": Unshown(), "ring": ring, "deep": deep, "huge": 10**5000, "n": 1})
+    try:
+        raise Unshown
+    except Unshown:
+        log.exception("raised")
+    assert handler.flush()
+    assert handler.dropped == 0
+    with millstream.open(path, mode="r") as store:
+        texts = [value for batch in store.stream("logs").read() for value in batch.values]
+    figures, odd, raised = (json.loads(text, parse_constant=no_constant) for text in texts)
+    assert (figures["message"], figures["loss"], figures["set"]) == ("figures", "nan", "{1}")
+    assert figures["many"].pop("<Unshown: repr() raised RuntimeError>") == 4
+    assert figures["many"] == {"(1, 2)": "tuple", "b": 1, "3": ["inf"]}
+    assert odd["bad"] == "<Unshown: repr() raised RuntimeError>"
+    assert odd["ring"] == [1, "<list: within itself>"]
+    assert "levels deep" in json.dumps(odd["deep"])
+    assert (odd["huge"], odd["n"]) == ("<int: repr() raised ValueError>", 1)
+    assert raised["exception"]["message"] == "<Unshown: str() raised RuntimeError>"
+    assert "raise Unshown" in raised["exception"]["traceback"]
+
+
 def test_a_store_that_is_closed_drops(tmp_path):
     store = millstream.open(tmp_path / "store")
     handler = StreamHandler(store)

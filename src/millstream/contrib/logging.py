@@ -23,6 +23,7 @@ import contextlib
 import datetime
 import json
 import logging
+import math
 import os
 import queue
 import sys
@@ -34,7 +35,7 @@ import millstream
 from millstream import LimitExceeded, MillstreamError, Retention, Store
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from typing import Literal
 
     from millstream import Stream
@@ -44,7 +45,8 @@ __all__ = ["JsonFormatter", "StreamHandler"]
 RECORDS_AT_ONCE = 1_000
 FLUSH_SECONDS = 30.0
 LOOK_SECONDS = 0.05
-ENCODER = json.JSONEncoder(default=repr, ensure_ascii=False, skipkeys=True)
+DEPTH_MAX = 50
+ENCODER = json.JSONEncoder(default=repr, ensure_ascii=False, allow_nan=False)
 OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskName"}
 """What every record has; anything else came by `extra`."""
 
@@ -52,7 +54,10 @@ OWN = frozenset(vars(logging.makeLogRecord({}))) | {"message", "asctime", "taskN
 class JsonFormatter(logging.Formatter):
     """A record as one line of JSON: what there is of it, exception and `extra` included.
 
-    Values that JSON does not know are written as their `repr`.
+    Values and keys that JSON does not know are written as their `repr`: NaN and infinities, which
+    its parsers refuse, as the texts "nan", "inf" and "-inf". What cannot be shown, as a `repr` that
+    raises, an object within itself or one nested too deeply, is replaced by a text in <> that
+    says why; the rest of the record is as it would be without it.
     """
 
     def format(self, record: logging.LogRecord) -> str:
@@ -73,13 +78,52 @@ class JsonFormatter(logging.Formatter):
             kind, error, _ = record.exc_info
             fields["exception"] = {
                 "type": f"{kind.__module__}.{kind.__qualname__}",
-                "message": str(error),
-                "traceback": self.formatException(record.exc_info),
+                "message": shown(error, str),
+                "traceback": shown(record.exc_info, self.formatException),
             }
         if record.stack_info:
             fields["stack"] = self.formatStack(record.stack_info)
         extra = {name: value for name, value in vars(record).items() if name not in OWN}
-        return ENCODER.encode({**extra, **fields})
+        fields = {**extra, **fields}
+        try:
+            return ENCODER.encode(fields)
+        except Exception:  # by a value, whose repr may raise anything: look which one it is
+            return ENCODER.encode(plain(fields))
+
+
+def shown(value: object, how: Callable[[Any], str] = repr) -> str:
+    """What `how` makes of a value, or why it does not."""
+    try:
+        return str(how(value))
+    except Exception as error:  # of the user's own methods
+        return f"<{type(value).__name__}: {how.__name__}() raised {type(error).__name__}>"
+
+
+def plain(value: Any, within: tuple[int, ...] = ()) -> Any:
+    """A value as JSON can have it, with a text in the place of each part that it cannot."""
+    if isinstance(value, dict | list | tuple):
+        if id(value) in within:
+            return f"<{type(value).__name__}: within itself>"
+        if len(within) > DEPTH_MAX:
+            return f"<{type(value).__name__}: more than {DEPTH_MAX} levels deep>"
+        deeper = (*within, id(value))
+        if isinstance(value, dict):
+            return {plain_key(key): plain(one, deeper) for key, one in value.items()}
+        return [plain(one, deeper) for one in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return shown(value, float.__repr__)
+    if value is None or isinstance(value, str | int | float):
+        with contextlib.suppress(ValueError):  # an int of thousands of digits
+            ENCODER.encode(value)
+            return value
+    return shown(value)
+
+
+def plain_key(key: Any) -> Any:
+    """A key as JSON can have it."""
+    if key is None or isinstance(key, str | int) or (isinstance(key, float) and math.isfinite(key)):
+        return key
+    return shown(key)
 
 
 class StreamHandler(logging.Handler):
