@@ -524,6 +524,11 @@ class OfWorker(Cases):
         ]:
             with self.assertRaisesMessage(CommandError, text):
                 work(**options)
+        with (
+            tasks_with(QUEUES=[]),
+            self.assertRaisesMessage(CommandError, "queue 'bad name': expected"),
+        ):
+            work(queue_name="bad name")
 
 
 class OfSettings(Cases):

@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 __all__ = [
     "DEFAULT_TASK_BACKEND_ALIAS",
     "LOGGER_OF_TASKS",
+    "NAME",
     "MillstreamBackend",
     "base",
     "normalize_json",

@@ -13,6 +13,7 @@ from django.utils.crypto import get_random_string
 from millstream.contrib.django.backend import (
     DEFAULT_TASK_BACKEND_ALIAS,
     LOGGER_OF_TASKS,
+    NAME,
     MillstreamBackend,
     task_backends,
 )
@@ -92,6 +93,11 @@ class Command(BaseCommand):  # type: ignore[misc]
         if not names or "*" in names:
             names = []
         for name in names:
+            if not NAME.fullmatch(name):
+                raise CommandError(
+                    f"--queue-name: queue {name!r}: expected 1 to 50 characters of"
+                    " A-Z a-z 0-9 . _ -"
+                )
             if backend.queues and name not in backend.queues:
                 raise CommandError(
                     f"queue {name!r} is not one of backend {backend_name!r}; there are"
