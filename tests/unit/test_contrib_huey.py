@@ -1,5 +1,6 @@
 """`contrib.huey` under huey's own tests, and where it promises more than huey's storages."""
 
+import importlib
 import json
 import os
 import signal
@@ -417,6 +418,35 @@ def test_other_settings_than_stored_are_refused(make):
 def test_a_framework_that_does_not_fit_is_refused(package, least, said):
     with pytest.raises(ImportError, match=rf"{said}.*pip install 'millstream\[huey\]'"):
         contrib.require(package, "huey", least, (100,))
+
+
+MODULES = {
+    "apscheduler": "apscheduler",
+    "celery": "celery",
+    "django.backend": "django",
+    "dramatiq": "dramatiq",
+    "huey": "huey",
+    "kombu": "kombu",
+    "opentelemetry": "opentelemetry",
+    "polars": "polars",
+    "prometheus": "prometheus_client",
+    "taskiq": "taskiq",
+    "torch": "torch",
+}
+
+
+@pytest.mark.parametrize("module", sorted(MODULES))
+def test_a_framework_that_cannot_be_imported_says_what_to_install(module, monkeypatch):
+    """A package that is there by its metadata, and broken."""
+    framework, named = MODULES[module], f"millstream.contrib.{module}"
+    extra = module.split(".")[0]
+    for name in [*sys.modules]:
+        mine = name == named or (extra == "django" and name.startswith(named.rpartition(".")[0]))
+        if mine or name.partition(".")[0] == framework:
+            monkeypatch.delitem(sys.modules, name)
+    monkeypatch.setitem(sys.modules, framework, None)
+    with pytest.raises(ImportError, match=rf"pip install 'millstream\[{extra}\]'"):
+        importlib.import_module(named)
 
 
 @pytest.mark.slow

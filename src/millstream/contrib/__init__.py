@@ -5,16 +5,24 @@ imported by whoever names it.
 """
 
 
-def require(package: str, extra: str, least: tuple[int, ...], below: tuple[int, ...]) -> None:
-    """Raise ImportError where a framework is not there, or too old or too new.
+def require(
+    package: str,
+    extra: str,
+    least: tuple[int, ...],
+    below: tuple[int, ...],
+    module: str | None = None,
+) -> None:
+    """Raise ImportError where a framework is not there, too old or too new, or cannot be imported.
 
     Args:
         package: the name of the distribution.
         extra: of millstream, that installs it.
         least: versions from this one on,
         below: and before this one.
+        module: what is imported of it; default: the package of that name.
     """
     import re
+    from importlib import import_module
     from importlib.metadata import PackageNotFoundError, version
 
     wanted = f"{package} {'.'.join(map(str, least))} or later, before {'.'.join(map(str, below))}"
@@ -27,3 +35,8 @@ def require(package: str, extra: str, least: tuple[int, ...], below: tuple[int, 
     numbers = tuple(map(int, re.findall(r"\d+", found)[: max(len(least), len(below))]))
     if not least <= numbers < below:
         raise ImportError(f"millstream.contrib: {wanted} is needed, found {found}; {advice}")
+    try:
+        import_module(module or package.replace("-", "_"))
+    except Exception as error:  # a broken package raises what it likes
+        text = f"millstream.contrib: {package} {found} cannot be imported ({error}); {advice}"
+        raise ImportError(text) from error

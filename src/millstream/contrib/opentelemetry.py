@@ -40,7 +40,7 @@ from millstream import (
 )
 from millstream.contrib import require
 
-require("opentelemetry-api", "opentelemetry", (1, 30), (2,))
+require("opentelemetry-api", "opentelemetry", (1, 30), (2,), "opentelemetry.trace")
 
 from opentelemetry import context as contexts  # noqa: E402
 from opentelemetry import metrics, propagate, trace  # noqa: E402
@@ -351,8 +351,9 @@ def _aput(original: Any) -> Any:
         state, headers = _now.instruments, given.get("headers")
         if state is None or isinstance(headers, Sent) or _silent():
             return await original(self, value, **given)
+        size = len(value) if isinstance(value, bytes) else None
         kind = SpanKind.PRODUCER
-        with state.span("put", "send", self.name, span_kind=kind) as span:
+        with state.span("put", "send", self.name, span_kind=kind, size=size) as span:
             with _within():
                 done = await original(self, value, **{**given, "headers": _injected(headers)})
             span.set_attribute(MESSAGE, str(done))
