@@ -306,6 +306,7 @@ def test_asyncio(store, seen):
     headers = asyncio.run(main())
     put, get, ack = seen.spans()
     assert [put.name, get.name, ack.name] == ["put mail", "get mail", "ack mail"]
+    assert put.attributes["messaging.message.body.size"] == 1
     assert headers["traceparent"].decode().split("-")[2] == f"{put.context.span_id:016x}"
     assert links_of(get) == [context_of(put)]
 
