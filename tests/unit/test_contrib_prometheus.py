@@ -160,3 +160,8 @@ def test_what_cannot_be_served_is_refused_with_its_reason(tmp_path, capsys, monk
     assert "192.0.2.1:9464: " in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "millstream.contrib.prometheus", None)
     assert main(["metrics", path]) == 3
+
+
+def test_what_is_no_store_is_refused_at_once(tmp_path):
+    with pytest.raises(millstream.InvalidType, match="expected a Store"):
+        Collector(str(tmp_path))

@@ -17,7 +17,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING
 
-from millstream import GroupPartition
+from millstream import GroupPartition, InvalidType
 from millstream.contrib import require
 
 require("prometheus_client", "prometheus", (0, 20), (1,))
@@ -83,9 +83,13 @@ class Collector:
 
     Args:
         store: is left open.
+
+    Raises: InvalidType where it is none.
     """
 
     def __init__(self, store: Store) -> None:
+        if not callable(getattr(store, "stats", None)):
+            raise InvalidType(f"store {store!r}: expected a Store; `millstream.open` gives one")
         self._store = store
         self._labels: dict[tuple[str, ...], dict[str, str]] = {}
         self._made: dict[tuple[str, ...], tuple[PartitionStats | GroupPartition, list[Sample]]] = {}
