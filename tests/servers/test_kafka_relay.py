@@ -6,7 +6,7 @@ import random
 
 import kafka_storm
 import pytest
-from test_relay import content, fill, wait_for
+from test_relay import FULL, content, fill, wait_for
 
 import millstream
 
@@ -90,10 +90,8 @@ def test_a_record_that_the_topic_does_not_take_stays_here(store, far, address):
     assert relay.lag == 1
 
 
-@pytest.mark.parametrize(
-    ("kills", "restarts"), [(8, 1), pytest.param(200, 20, marks=pytest.mark.slow)]
-)
-def test_nothing_is_lost_or_doubled_over_kills(kafka_server, tmp_path, kills, restarts):
+def test_nothing_is_lost_or_doubled_over_kills(kafka_server, tmp_path):
+    kills, restarts = (200, 20) if FULL else (8, 1)
     chance = random.Random(SEED)
     folder, server, steps = tmp_path / "store", kafka_server, len(kafka_storm.STEPS)
     with millstream.open(folder) as store:
@@ -160,8 +158,8 @@ def test_a_mirror_has_what_is_there(store, far, address):
         mirror.run(timeout=0)
 
 
-@pytest.mark.parametrize("kills", [5, pytest.param(100, marks=pytest.mark.slow)])
-def test_a_mirror_that_is_killed_doubles_nothing(far, address, tmp_path, kills):
+def test_a_mirror_that_is_killed_doubles_nothing(far, address, tmp_path):
+    kills = 100 if FULL else 5
     chance, folder, steps = random.Random(SEED), tmp_path / "store", len(kafka_storm.BACK)
     there = far.stream("storm", partitions=2)
     with millstream.open(folder) as store:

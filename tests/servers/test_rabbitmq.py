@@ -4,7 +4,7 @@ import random
 
 import pytest
 from test_nats import wait_for
-from test_relay import SEED, content, fill, relaying
+from test_relay import FULL, SEED, content, fill, relaying
 
 import millstream
 
@@ -128,9 +128,8 @@ def test_a_table_goes_on_behind_a_snapshot(store, monkeypatch):
 # --- a relay --------------------------------------------------------------------------------------
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("kills", [4, 200])
-def test_a_relay_loses_and_doubles_nothing_over_kills(tmp_path, store, address, kills):
+def test_a_relay_loses_and_doubles_nothing_over_kills(tmp_path, store, address):
+    kills = 200 if FULL else 4
     chance = random.Random(SEED)
     with millstream.open(tmp_path / "store") as here:
         stream, killed, number = here.stream("storm", partitions=2), 0, 0

@@ -1,7 +1,11 @@
-"""A relay loses nothing and doubles nothing, whoever is killed; and says why it cannot begin."""
+"""A relay loses nothing and doubles nothing, whoever is killed; and says why it cannot begin.
+
+MILLSTREAM_FULL=1: 200 kills and 20 restarts of the server, as in the files of the other servers.
+"""
 
 import contextlib
 import multiprocessing
+import os
 import random
 import threading
 import time
@@ -15,6 +19,7 @@ from millstream.store import relay as relay_module
 
 pytestmark = pytest.mark.usefixtures("nats_server")
 SEED = 20261130
+FULL = bool(os.environ.get("MILLSTREAM_FULL"))
 
 
 @pytest.fixture
@@ -163,10 +168,8 @@ def test_a_record_that_the_target_does_not_take_stays_here(store, far, address):
     assert relay.lag == 1
 
 
-@pytest.mark.parametrize(
-    ("kills", "restarts"), [(8, 2), pytest.param(200, 20, marks=pytest.mark.slow)]
-)
-def test_nothing_is_lost_or_doubled_over_kills(tmp_path, kills, restarts):
+def test_nothing_is_lost_or_doubled_over_kills(tmp_path):
+    kills, restarts = (200, 20) if FULL else (8, 2)
     chance = random.Random(SEED)
     folder = tmp_path / "store"
     with NatsServer(tmp_path / "nats") as server, millstream.open(folder) as store:
