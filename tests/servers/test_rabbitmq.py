@@ -35,7 +35,15 @@ class Counted:
 
 
 class TestStreams(Counted, StreamCases):
-    pass
+    @pytest.mark.parametrize("level", ["process", "interval", "sync"])
+    def test_durability_is_given_or_refused(self, store, name, level):
+        """Only queues are synced, which the capability says in its note."""
+        if level == "process":
+            super().test_durability_is_given_or_refused(store, name, level)
+            return
+        with pytest.raises(millstream.Unsupported, match="never syncs a stream"):
+            store.stream(name, durability=level)
+        assert name not in store.streams()
 
 
 class TestQueues(Counted, QueueCases):
