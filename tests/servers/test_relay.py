@@ -16,6 +16,7 @@ from nats_server import NatsServer, free_port
 
 import millstream
 from millstream.store import relay as relay_module
+from millstream.testing import clock
 
 pytestmark = pytest.mark.usefixtures("nats_server")
 SEED = 20261130
@@ -117,6 +118,27 @@ def test_a_queue_is_sent_and_acknowledged(store, far, address):
     found = [there.get(timeout=10) for _ in range(3)]
     assert [one.value for one in found] == [b"a", b"b", b"c"]
     assert (found[2].key, found[2].headers) == (b"k", {"h": b"1"})
+
+
+@pytest.mark.parametrize("answer", ["taken", "refused"])
+def test_a_lease_that_ends_while_the_target_answers_ends_no_relay(store, tmp_path, answer):
+    queue = store.queue("mail", lease=30)
+    queue.put_many([b"slow", b"quick"])
+    far = str(tmp_path / "far")
+    with clock() as virtual, store.relay(queue, to=far) as relay:
+        put, slow = relay._into.put, [60]
+
+        def late(*arguments, **options):
+            if slow:
+                virtual.advance(slow.pop())
+                if answer == "refused":
+                    raise millstream.WaitTimeout("no answer")
+            return put(*arguments, **options)
+
+        relay._into.put = late
+        relay.run(timeout=0)
+        assert len(queue) == 0
+        assert {message.value for message in relay._into.peek(5)} == {b"slow", b"quick"}
 
 
 def test_a_target_that_is_away_makes_the_lag_grow_and_nothing_else(store, tmp_path):

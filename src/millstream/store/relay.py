@@ -19,6 +19,7 @@ from millstream.errors import (
     ConfigMismatch,
     Fenced,
     InvalidType,
+    LeaseLost,
     MillstreamError,
     StorageError,
     WaitTimeout,
@@ -99,8 +100,9 @@ class Relay:
         if isinstance(source, Stream):
             self._prepare(source)
         else:
-            self._dedups = target.capabilities["queue.dedup"].level == "native"
             self._into = target.queue(self.topic)
+            can = target.capabilities["queue.dedup"].level == "native"
+            self._dedups = can and self._into.stats().dedup_window > 0
 
     @staticmethod
     def check(source: object) -> None:
@@ -205,15 +207,16 @@ class Relay:
                     message.data, key=message.key, headers=headers,
                     dedup_id=named if self._dedups else None, timeout=0,
                 )  # fmt: skip
-            except (StorageError, WaitTimeout, QueueFull) as error:
-                message.release()
+            except BaseException as error:
+                with contextlib.suppress(LeaseLost):  # others have it
+                    message.release()
+                if not isinstance(error, (StorageError, WaitTimeout, QueueFull)):
+                    raise
                 self._wait(tries, error)
                 tries += 1
                 continue
-            except BaseException:
-                message.release()
-                raise
-            message.ack()
+            with contextlib.suppress(LeaseLost):  # it took long: others send it again
+                message.ack()
             tries, self.error = 0, ""
             self.sent += 1
 
