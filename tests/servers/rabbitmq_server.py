@@ -164,22 +164,30 @@ class RabbitServer:
             self._name_server = self._run(
                 "epmd", "-address", "127.0.0.1", "-port", str(self._names), log="epmd.log"
             )
+            # Else the server starts one of its own, which stays when both are ended.
+            self._wait_for(self._names, self._name_server)
         self._process = self._run("/usr/lib/rabbitmq/bin/rabbitmq-server", log="out.log")
-        end = time.monotonic() + START_SECONDS
         for port in (self.port, self.stream_port):
-            while True:
-                try:
-                    socket.create_connection(("127.0.0.1", port), 1).close()
-                    break
-                except OSError:
-                    assert time.monotonic() < end, self._said()
-                    with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on
-                        self._process.wait(0.05)
-                        pytest.fail(self._said())
+            self._wait_for(port, self._process)
         return self
 
+    def _wait_for(self, port, process):
+        """Return when a process listens there."""
+        end = time.monotonic() + START_SECONDS
+        while True:
+            try:
+                socket.create_connection(("127.0.0.1", port), 1).close()
+                return
+            except OSError:
+                assert time.monotonic() < end, self._said()
+                with contextlib.suppress(subprocess.TimeoutExpired):  # it goes on
+                    process.wait(0.05)
+                    pytest.fail(self._said())
+
     def _said(self):
-        return "the server does not start: " + (self.folder / "out.log").read_text()[-2000:]
+        logs = [self.folder / name for name in ("epmd.log", "out.log")]
+        said = "".join(one.read_text()[-2000:] for one in logs if one.exists())
+        return f"the server does not start: {said}"
 
     def ctl(self, *words):
         """Run one of the server's own commands; what it prints."""
