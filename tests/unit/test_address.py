@@ -21,7 +21,7 @@ def _in_an_empty_directory(tmp_path, monkeypatch):
 
 
 UNKNOWN = [
-    "pulsar://127.0.0.1:9092", "amqp://localhost", "rabbitmq://u:p@h/v", "s3://bucket/x",
+    "pulsar://127.0.0.1:9092", "amqp://localhost", "redis://u:p@h/v", "s3://bucket/x",
     "Redis://h", "sqlite+aio:///x", "http://127.0.0.1", "millstream://x", "x-y.z://",
 ]  # fmt: skip
 

@@ -7,6 +7,7 @@ import socket
 import threading
 import time
 
+from millstream import _native
 from millstream.errors import InvalidArgument
 
 __all__ = ["Proxy"]
@@ -38,7 +39,7 @@ class Proxy:
     def __init__(self, host: str, port: int) -> None:
         self._to = host, port
         self.delay = 0.0
-        self._lock = threading.Lock()
+        self._lock = _native.Lock("connections of a proxy")
         self._open: set[socket.socket] = set()
         self._ended = False
         self._listening = socket.create_server(("127.0.0.1", 0))

@@ -2,8 +2,8 @@
 
 A stream ``orders`` is a super stream; its partitions are the streams ``orders.0``, ``orders.1``,
 ... A queue ``mail`` is the quorum queue ``mail``, its dead letters lie in ``mail.dead``. What was
-made, and with which settings, the stream of its settings says; positions of groups are in
-``millstream.groups.orders``. Both are logs whose records name what they replace (`table`).
+made, and with which settings, the stream of its settings says; positions of groups are in another
+one for each stream. Both are logs whose records name what they replace (`table`).
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Consumer groups on RabbitMQ: records of the stream ``millstream.groups.STREAM``.
+"""Consumer groups on RabbitMQ: records of a stream of their own for each stream.
 
 ``GROUP/PARTITION`` says the position and who holds the partition, ``GROUP/m/MEMBER`` that a member
 lives, and for how long; the server's own clock says since when. RabbitMQ's own stored offsets would

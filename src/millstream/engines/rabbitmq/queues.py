@@ -6,6 +6,7 @@ back what is left and closes that channel, which is how a late acknowledgement i
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import contextlib
 import errno
@@ -55,6 +56,7 @@ HEADER_BYTES = 100_000
 """They go in one frame, whose length the server limits to 131,072."""
 FULL_SECONDS = 0.05
 BURST_SECONDS = 0.03
+BACK_LOOKS, BACK_SECONDS = 50, 0.02
 TOP = PRIORITIES - 1
 
 
@@ -648,6 +650,11 @@ class RabbitDeadLetters:
                     channel.raw.basic_nack(tag, requeue=True)
                 await channel.barrier()
                 connection.keep(channel)
+        # Given back is not yet there again: the queue does that behind its answer. Others may come.
+        for _ in range(BACK_LOOKS if kept else 0):
+            if await self._queue.waiting(self._name) >= len(kept):
+                break
+            await asyncio.sleep(BACK_SECONDS)
         return found
 
     def _letter(self, properties: Any, data: bytes) -> DeadLetter:
