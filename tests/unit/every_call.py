@@ -580,13 +580,11 @@ class Interrupt:
         return self
 
     def __enter__(self):
-        gc.disable()  # a store that an interrupted call left is closed by none of these lines
         sys.settrace(self)
         return self
 
     def __exit__(self, *_):
         sys.settrace(None)
-        gc.enable()
 
 
 def refusing(call, number):
@@ -717,7 +715,9 @@ def interrupted(path, findings):
             call = entry(world)
             before = world.records() if name in STORES else None
             trace = Interrupt(at)
+            gc.disable()  # a store that an interrupted call left is not closed within another one
             error = findings.run(name, call, trace, KeyboardInterrupt)
+            gc.enable()
             if before is not None and not isinstance(error, KeyboardInterrupt):
                 accounted(world, name, before, error, findings)
         findings.run(f"{name}, once more", entry(world), contextlib.nullcontext())
