@@ -39,7 +39,7 @@ if TYPE_CHECKING:
 __all__ = ["RabbitStore"]
 
 PLAIN_NAME = re.compile(r"[A-Za-z0-9_-]{1,128}")
-REGISTRY = "millstream.registry"
+SETTINGS = "millstream.settings"
 PARTITIONS_MOST = 256
 SETTLE_SECONDS = 2.0
 """A server that is killed within a second behind a declaration starts with that queue empty,
@@ -70,12 +70,12 @@ class RabbitStore:
         self.durability: Durability = "process"
         self._default = durability
         self._tables: dict[str, Table] = {}
-        self._registry = self.table(REGISTRY)
+        self._stored = self.table(SETTINGS)
         try:
             if durability is not None:
                 self.durability = self.level(durability)
             if self.writable:
-                self.connection.call(self._registry.make())
+                self.connection.call(self._stored.make())
             self.settings()
         except BaseException:
             self.connection.close()
@@ -150,14 +150,14 @@ class RabbitStore:
     def settings(self) -> dict[str, Any]:
         """The settings of all that millstream made there, by kind and name."""
         self.connection.check_open()
-        self.connection.call(self._registry.refresh())
-        return self._registry.content
+        self.connection.call(self._stored.refresh())
+        return self._stored.content
 
-    def _register(self, key: str, settings: dict[str, Any] | None) -> None:
+    def _store(self, key: str, settings: dict[str, Any] | None) -> None:
         """Keep settings, or None to forget them; somebody else's that came first stay."""
         expected = 0 if settings is not None else None
         try:
-            self.connection.call(self._registry.store(key, settings, expected))
+            self.connection.call(self._stored.store(key, settings, expected))
         except Conflict:
             return
 
@@ -251,9 +251,7 @@ class RabbitStore:
                 f"{self.path}: there is an exchange or a stream {name!r} that millstream did not"
                 " make; take another name, or use it with `native`"
             ) from error
-        self._register(
-            f"stream.{name}", {"partitions": partitions, "retention": retention.as_dict()}
-        )
+        self._store(f"stream.{name}", {"partitions": partitions, "retention": retention.as_dict()})
 
     def streams(self) -> list[str]:
         """Names of the streams that millstream made there, sorted."""
@@ -275,7 +273,7 @@ class RabbitStore:
                         raise
 
         self.connection.call(remove())
-        self._register(f"stream.{name}", None)
+        self._store(f"stream.{name}", None)
 
     # --- queues -----------------------------------------------------------------------------------
 
@@ -364,7 +362,7 @@ class RabbitStore:
                 raise
             raise foreign from error
         time.sleep(SETTLE_SECONDS)
-        self._register(f"queue.{name}", settings)
+        self._store(f"queue.{name}", settings)
 
     def queues(self) -> list[str]:
         """Names of the queues that millstream made there, sorted."""
@@ -383,7 +381,7 @@ class RabbitStore:
             self.connection.keep(channel)
 
         self.connection.call(remove())
-        self._register(f"queue.{name}", None)
+        self._store(f"queue.{name}", None)
 
     needs_recovery = False
     """The server recovers by itself."""
