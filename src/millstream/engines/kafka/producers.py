@@ -8,15 +8,14 @@ processes share a stream, and who takes a partition over fences the one that had
 
 from __future__ import annotations
 
-import array
 import itertools
 import threading
 from typing import TYPE_CHECKING, Any
 
-from millstream._native import Position
 from millstream.engines.kafka.streams import KafkaStream, Sending, parts_of
+from millstream.engines.stream import ServerProducer, sequences_of
 from millstream.errors import Fenced, InvalidArgument, MillstreamError
-from millstream.options import check_timeout, integer
+from millstream.options import check_timeout
 
 if TYPE_CHECKING:
     from millstream._native import Span
@@ -26,7 +25,7 @@ if TYPE_CHECKING:
 TRIES = 5
 
 
-class KafkaProducer:
+class KafkaProducer(ServerProducer):
     """A producer with a durable name; made by `KafkaStream.producer`. Thread-safe."""
 
     def __init__(self, stream: KafkaStream, id: str) -> None:
@@ -74,23 +73,6 @@ class KafkaProducer:
         with self._lock:
             return tuple(self._load(index) for index in range(self.stream.partitions))
 
-    @property
-    def last_sequence(self) -> int:
-        """The highest of them."""
-        return max(self.last_sequences)
-
-    def append(self, value: Any, *, sequence: int, key: Any = None, headers: Any = None,
-               timestamp: Any = None, partition: int | None = None,
-               durability: Durability | None = None,
-               timeout: float | None = None) -> Position | None:  # fmt: skip
-        """Append a record; None: it was sent before."""
-        spans = self.append_many(
-            [value], first_sequence=sequence, keys=None if key is None else [key],
-            headers=headers, timestamps=timestamp, partition=partition, durability=durability,
-            timeout=timeout,
-        )  # fmt: skip
-        return Position(spans[0].partition, 1, spans[0].first_offset) if spans else None
-
     def append_many(
         self,
         values: Any,
@@ -112,7 +94,7 @@ class KafkaProducer:
         check_timeout(timeout)
         self.stream.check_transacted(durability)
         rows = self.stream.rows_of(values, keys, headers, timestamps, durability)
-        numbers = _numbers(first_sequence, sequences, len(rows))
+        numbers = sequences_of(first_sequence, sequences, len(rows))
         spread = partition is None and self.stream.partitions > 1
         if spread and any(row.key is None for row in rows):
             raise InvalidArgument(
@@ -162,23 +144,3 @@ class KafkaProducer:
         """Let go of it; nothing is left to send."""
         with self._lock:
             self._open.clear()
-
-    def __enter__(self) -> KafkaProducer:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
-def _numbers(first: int | None, given: Any, count: int) -> array.array[int]:
-    if (first is None) == (given is None):
-        raise InvalidArgument("expected first_sequence or sequences, one of them")
-    if first is not None:
-        first = integer("first_sequence", first, 0)
-        return array.array("q", range(first, first + count))
-    found = array.array("q", [integer("sequence", one, 0) for one in given])
-    if len(found) != count:
-        raise InvalidArgument(f"{len(found)} sequences for {count} values")
-    if any(after <= before for before, after in itertools.pairwise(found)):
-        raise InvalidArgument("sequences: expected rising ones")
-    return found

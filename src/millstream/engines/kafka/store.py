@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -12,20 +11,19 @@ from confluent_kafka import KafkaError, KafkaException
 from confluent_kafka.admin import ConfigResource, NewTopic, ResourceType
 
 from millstream import StoreStats
-from millstream.capabilities import Capabilities
 from millstream.engines.kafka import capabilities
 from millstream.engines.kafka.connection import STEP_SECONDS, UNKNOWN, KafkaConnection
 from millstream.engines.kafka.streams import KafkaStream
+from millstream.engines.store import ServerStore
 from millstream.errors import (
     ConfigMismatch,
     InvalidArgument,
     InvalidType,
-    MillstreamError,
     NotFound,
     StorageError,
     Unsupported,
 )
-from millstream.options import DURABILITIES, Compaction, Retention, integer
+from millstream.options import Compaction, Retention, integer
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -46,11 +44,13 @@ ALWAYS = str((1 << 63) - 1)
 ALTERED = {"retention.ms", "retention.bytes"}
 
 
-class KafkaStore:
+class KafkaStore(ServerStore):
     """The streams of a Kafka cluster; made by `millstream.open`.
 
     Thread-safe. After a fork the child must open it again.
     """
+
+    connection: KafkaConnection
 
     _closed = True
     """Until it is open."""
@@ -81,21 +81,6 @@ class KafkaStore:
         return f"<KafkaStore {self.path!r}{' (closed)' if self._closed else ''}>"
 
     @property
-    def engine(self) -> str:
-        """``kafka`` and the version of the cluster's metadata."""
-        return self._capabilities.engine
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do, by name."""
-        return self._capabilities
-
-    def require(self, *names: str, emulated: bool = True) -> None:
-        """Raise `Unsupported` where the engine lacks one of these capabilities."""
-        self.connection.check_open()
-        self._capabilities.require(*names, emulated=emulated)
-
-    @property
     def native(self) -> Any:
         """The `AdminClient` of confluent-kafka; `native_settings` are for a client of your own."""
         return self.connection.admin
@@ -104,21 +89,6 @@ class KafkaStore:
     def native_settings(self) -> dict[str, Any]:
         """What a client of confluent-kafka needs to connect as this store does."""
         return dict(self.connection.settings)
-
-    def level(self, durability: object) -> Durability:
-        """Check a level that a caller named against what the engine can do."""
-        if durability not in DURABILITIES:
-            raise InvalidArgument(
-                f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
-            )
-        self._capabilities.require(f"durability.{durability}")
-        found: Durability = durability
-        return found
-
-    def check_writable(self) -> None:
-        """Raise Unsupported where it was opened to read."""
-        if not self.writable:
-            raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
     def _name(self, name: object) -> str:
         if not isinstance(name, str):
@@ -228,10 +198,10 @@ class KafkaStore:
         config = self.config_of(name)
         there = len(found.partitions)
         if on_mismatch != "keep":
-            self._compare(name, there, partitions, config, named, on_mismatch == "alter")
+            self._compare_topic(name, there, partitions, config, named, on_mismatch == "alter")
         return KafkaStream(self, name, there, config, level)
 
-    def _compare(
+    def _compare_topic(
         self,
         name: str,
         there: int,
@@ -363,35 +333,12 @@ class KafkaStore:
             queues=(),
         )
 
-    def processes(self) -> list[Any]:
-        """None: a server knows connections, which its own tools show."""
-        return []
-
-    @property
-    def closed(self) -> bool:
-        """Is the handle closed?"""
-        return self._closed
-
     def close(self) -> None:
         """Close the connections. What was answered is stored; nothing else is left to do."""
         if not self._closed:
             self._closed = True
             self._transacting.clear()
             self.connection.close()
-
-    def __enter__(self) -> KafkaStore:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            try:
-                self.close()
-            except MillstreamError:  # there is nobody to tell
-                return
 
 
 def _settings(retention: Retention | None, compact: Compaction | None) -> dict[str, str]:

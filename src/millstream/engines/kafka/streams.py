@@ -21,6 +21,7 @@ from millstream._native import Position, Record, Span, batch_of, xxh3_64
 from millstream.engines.kafka import records
 from millstream.engines.kafka.capabilities import NO_SYNC
 from millstream.engines.kafka.records import Row
+from millstream.engines.stream import ServerStream
 from millstream.errors import (
     InvalidArgument,
     InvalidType,
@@ -37,6 +38,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from millstream import Batch
+    from millstream.engines.kafka.connection import KafkaConnection
     from millstream.engines.kafka.groups import KafkaConsumer, KafkaGroup
     from millstream.engines.kafka.producers import KafkaProducer
     from millstream.engines.kafka.store import KafkaStore
@@ -48,8 +50,11 @@ SEND_ROWS, SEND_BYTES = 50_000, 64 << 20
 LOOK_SECONDS = 0.5
 
 
-class KafkaStream:
+class KafkaStream(ServerStream):
     """A topic of a Kafka cluster; made by `KafkaStore.stream`. Thread-safe."""
+
+    store: KafkaStore
+    _connection: KafkaConnection
 
     def __init__(
         self,
@@ -136,29 +141,7 @@ class KafkaStream:
             raise NotFound(f"stream {self.name!r}: there is no partition {index}")
         return int(index)
 
-    def partition_for(self, key: Any, /) -> int:
-        """The partition of a key, the same on every engine."""
-        return xxh3_64(key) % self.partitions
-
     # --- appending --------------------------------------------------------------------------------
-
-    def append(
-        self,
-        value: Any,
-        *,
-        key: Any = None,
-        headers: Any = None,
-        timestamp: Any = None,
-        partition: int | None = None,
-        durability: Durability | None = None,
-        timeout: float | None = None,
-    ) -> Position:
-        """Append a record; see `millstream.Stream`."""
-        spans = self.append_many(
-            [value], keys=None if key is None else [key], headers=headers,
-            timestamps=timestamp, partition=partition, durability=durability, timeout=timeout,
-        )  # fmt: skip
-        return Position(spans[0].partition, 1, spans[0].first_offset)
 
     def append_many(
         self,
@@ -178,38 +161,6 @@ class KafkaStream:
         if not shares:
             return []
         return self._send(shares)
-
-    def append_arrow(
-        self,
-        data: Any,
-        *,
-        value: str = "value",
-        key: str | None = None,
-        timestamp: str | None = None,
-        partition: int | None = None,
-        durability: Durability | None = None,
-        timeout: float | None = None,
-    ) -> list[Span]:
-        """Append Arrow data, chunk after chunk. Needs pyarrow."""
-        import pyarrow
-
-        if hasattr(data, "__arrow_c_stream__"):
-            chunks: Any = pyarrow.RecordBatchReader.from_stream(data)
-        else:
-            chunks = [pyarrow.record_batch(data)]
-        spans: list[Span] = []
-        for chunk in chunks:
-            for name in (value, key, timestamp):
-                if name is not None and name not in chunk.schema.names:
-                    raise InvalidArgument(f"the data has no column {name!r}")
-            if len(chunk):
-                spans += self.append_many(
-                    chunk.column(value),
-                    keys=None if key is None else chunk.column(key),
-                    timestamps=None if timestamp is None else chunk.column(timestamp),
-                    partition=partition, durability=durability, timeout=timeout,
-                )  # fmt: skip
-        return spans
 
     def rows_of(
         self, values: Any, keys: Any, headers: Any, times: Any, durability: Durability | None
@@ -518,10 +469,6 @@ class KafkaStream:
         self._connection.ask(partial(self._connection.admin.delete_records, [place]), what)
         return self.first_offset(index)
 
-    def flush(self, *, timeout: float | None = None) -> None:
-        """Return at once: an append that has returned is as durable as the server makes it."""
-        self._connection.check_open()
-
     def add_partitions(self, count: int) -> int:
         """Add `count` partitions and return how many there are now. They cannot be removed.
 
@@ -536,10 +483,6 @@ class KafkaStream:
         self.store.await_topic(self.name, wanted)
         self.partitions = wanted
         return wanted
-
-    def view(self) -> Any:
-        """Raise Unsupported."""
-        raise self.store.capabilities.refusal("stream.view")
 
     # --- groups -----------------------------------------------------------------------------------
 

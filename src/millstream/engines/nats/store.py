@@ -4,24 +4,20 @@ from __future__ import annotations
 
 import json
 import re
-import warnings
 from typing import TYPE_CHECKING, Any
 
-from millstream import StoreStats
-from millstream.capabilities import Capabilities
 from millstream.engines.nats import capabilities
 from millstream.engines.nats.connection import NOT_FOUND, ApiError, NatsConnection
 from millstream.engines.nats.queues import NatsQueue
 from millstream.engines.nats.streams import NatsStream
+from millstream.engines.store import ServerStore
 from millstream.errors import (
     ConfigMismatch,
     InvalidArgument,
     InvalidType,
-    MillstreamError,
     NotFound,
-    Unsupported,
 )
-from millstream.options import DURABILITIES, Retention, RetryPolicy, integer, number
+from millstream.options import Retention, RetryPolicy, integer, number
 
 if TYPE_CHECKING:
     from collections.abc import Collection
@@ -39,11 +35,13 @@ OURS = "millstream"
 PARTITIONS_MAX = 256
 
 
-class NatsStore:
+class NatsStore(ServerStore):
     """Streams and queues of a NATS server with JetStream; made by `millstream.open`.
 
     Thread-safe. After a fork the child must open it again.
     """
+
+    connection: NatsConnection
 
     _closed = True
     """Until it is open."""
@@ -74,21 +72,6 @@ class NatsStore:
         return f"<NatsStore {self.path!r}{' (closed)' if self._closed else ''}>"
 
     @property
-    def engine(self) -> str:
-        """``nats`` and the version of the server."""
-        return self._capabilities.engine
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do, by name."""
-        return self._capabilities
-
-    def require(self, *names: str, emulated: bool = True) -> None:
-        """Raise `Unsupported` where the engine lacks one of these capabilities."""
-        self.connection.check_open()
-        self._capabilities.require(*names, emulated=emulated)
-
-    @property
     def native(self) -> Any:
         """The client of nats-py; its coroutines belong on `loop`."""
         return self.connection.client
@@ -97,21 +80,6 @@ class NatsStore:
     def loop(self) -> Any:
         """The event loop of the client, which runs in a thread: `run_coroutine_threadsafe`."""
         return self.connection.loop
-
-    def level(self, durability: object) -> Durability:
-        """Check a level that a caller named against what the engine can do."""
-        if durability not in DURABILITIES:
-            raise InvalidArgument(
-                f"durability {durability!r}: expected one of {', '.join(DURABILITIES)}"
-            )
-        self._capabilities.require(f"durability.{durability}")
-        found: Durability = durability
-        return found
-
-    def check_writable(self) -> None:
-        """Raise Unsupported where it was opened to read."""
-        if not self.writable:
-            raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
     def _name(self, kind: str, name: object) -> str:
         if not isinstance(name, str):
@@ -236,25 +204,6 @@ class NatsStore:
                 },
                 settings,
             )
-
-    def _compare(
-        self,
-        kind: str,
-        name: str,
-        stored: dict[str, Any],
-        named: dict[str, Any],
-        on_mismatch: str,
-    ) -> None:
-        if on_mismatch not in ("raise", "alter", "keep"):
-            raise InvalidArgument(f'on_mismatch {on_mismatch!r}: expected "raise" or "keep"')
-        if on_mismatch == "keep":
-            return
-        for field, value in named.items():
-            if value is not None and stored.get(field) != value:
-                raise ConfigMismatch(
-                    f"{self.path}: {kind} {name!r} has {field} {stored.get(field)}, not {value};"
-                    ' leave it out, open with on_mismatch="keep", or make another one'
-                )
 
     def streams(self) -> list[str]:
         """Names of the streams that millstream made there, sorted."""
@@ -381,55 +330,11 @@ class NatsStore:
     needs_recovery = False
     """The server recovers by itself."""
 
-    def stats(self) -> StoreStats:
-        """The store in numbers: each stream, group and queue that millstream made there."""
-        streams = [self.stream(name, create=False) for name in self.streams()]
-        return StoreStats(
-            path=self.path,
-            durability=self.durability,
-            needs_recovery=False,
-            members=0,
-            streams=tuple(stream.stats() for stream in streams),
-            groups=tuple(
-                stream.group(name).stats() for stream in streams for name in stream.groups()
-            ),
-            queues=tuple(self.queue(name, create=False).stats() for name in self.queues()),
-        )
-
-    def processes(self) -> list[Any]:
-        """None: a server knows connections, which its own tools show."""
-        return []
-
     def transaction(self, **_: object) -> Any:
         """Raise Unsupported: NATS has none over several streams."""
         raise self._capabilities.refusal("stream.transaction")
 
     # --- the end ----------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Is the handle closed?"""
-        return self._closed
-
-    def close(self) -> None:
-        """Close the connection. What was answered is stored; nothing else is left to do."""
-        if not self._closed:
-            self._closed = True
-            self.connection.close()
-
-    def __enter__(self) -> NatsStore:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            try:
-                self.close()
-            except MillstreamError:  # there is nobody to tell
-                return
 
 
 def partition_name(stream: str, index: int) -> str:

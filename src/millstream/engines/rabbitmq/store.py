@@ -4,19 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-import warnings
 from typing import TYPE_CHECKING, Any
 
 from pika import exceptions as amqp_errors
 from rstream.exceptions import ServerError, StreamAlreadyExists, StreamDoesNotExist
 
-from millstream import StoreStats
 from millstream.engines.groups import Conflict
 from millstream.engines.rabbitmq import capabilities
 from millstream.engines.rabbitmq.connection import RabbitConnection
 from millstream.engines.rabbitmq.queues import RabbitQueue, arguments_of
 from millstream.engines.rabbitmq.streams import RabbitStream
 from millstream.engines.rabbitmq.table import Table
+from millstream.engines.store import ServerStore
 from millstream.errors import (
     ConfigMismatch,
     InvalidArgument,
@@ -31,7 +30,6 @@ if TYPE_CHECKING:
     from collections.abc import Collection
     from typing import Literal
 
-    from millstream.capabilities import Capabilities
     from millstream.options import Compaction, Durability
 
     OnMismatch = Literal["raise", "alter", "keep"]
@@ -46,11 +44,13 @@ SETTLE_SECONDS = 2.0
 whatever it has confirmed: nobody puts into a new queue before."""
 
 
-class RabbitStore:
+class RabbitStore(ServerStore):
     """Streams and queues of a RabbitMQ server; made by `millstream.open`.
 
     Thread-safe. After a fork the child must open it again.
     """
+
+    connection: RabbitConnection
 
     _closed = True
     """Until it is open."""
@@ -86,21 +86,6 @@ class RabbitStore:
         return f"<RabbitStore {self.path!r}{' (closed)' if self._closed else ''}>"
 
     @property
-    def engine(self) -> str:
-        """``rabbitmq`` and the version of the server."""
-        return self._capabilities.engine
-
-    @property
-    def capabilities(self) -> Capabilities:
-        """What the engine can do, by name."""
-        return self._capabilities
-
-    def require(self, *names: str, emulated: bool = True) -> None:
-        """Raise `Unsupported` where the engine lacks one of these capabilities."""
-        self.connection.check_open()
-        self._capabilities.require(*names, emulated=emulated)
-
-    @property
     def native(self) -> Any:
         """The connection of pika, an `AsyncioConnection`; what it does belongs on `loop`."""
         return self.connection.amqp
@@ -125,11 +110,6 @@ class RabbitStore:
             )
         found: Durability = durability
         return found
-
-    def check_writable(self) -> None:
-        """Raise Unsupported where it was opened to read."""
-        if not self.writable:
-            raise Unsupported(f"{self.path}: the store was opened read-only (mode='r')")
 
     def _name(self, kind: str, name: object) -> str:
         if not isinstance(name, str):
@@ -164,25 +144,6 @@ class RabbitStore:
     def _names(self, kind: str) -> list[str]:
         keys = [key.partition(".") for key in self.settings()]
         return sorted(name for first, _, name in keys if first == kind)
-
-    def _compare(
-        self,
-        kind: str,
-        name: str,
-        stored: dict[str, Any],
-        named: dict[str, Any],
-        on_mismatch: str,
-    ) -> None:
-        if on_mismatch not in ("raise", "alter", "keep"):
-            raise InvalidArgument(f'on_mismatch {on_mismatch!r}: expected "raise" or "keep"')
-        if on_mismatch == "keep":
-            return
-        for field, value in named.items():
-            if value is not None and stored.get(field) != value:
-                raise ConfigMismatch(
-                    f"{self.path}: {kind} {name!r} has {field} {stored.get(field)}, not {value};"
-                    ' leave it out, open with on_mismatch="keep", or make another one'
-                )
 
     # --- streams ----------------------------------------------------------------------------------
 
@@ -386,55 +347,11 @@ class RabbitStore:
     needs_recovery = False
     """The server recovers by itself."""
 
-    def stats(self) -> StoreStats:
-        """The store in numbers: each stream, group and queue that millstream made there."""
-        streams = [self.stream(name, create=False) for name in self.streams()]
-        return StoreStats(
-            path=self.path,
-            durability=self.durability,
-            needs_recovery=False,
-            members=0,
-            streams=tuple(stream.stats() for stream in streams),
-            groups=tuple(
-                stream.group(name).stats() for stream in streams for name in stream.groups()
-            ),
-            queues=tuple(self.queue(name, create=False).stats() for name in self.queues()),
-        )
-
-    def processes(self) -> list[Any]:
-        """None: a server knows connections, which its own tools show."""
-        return []
-
     def transaction(self, **_: object) -> Any:
         """Raise Unsupported: RabbitMQ has none over several streams."""
         raise self._capabilities.refusal("stream.transaction")
 
     # --- the end ----------------------------------------------------------------------------------
-
-    @property
-    def closed(self) -> bool:
-        """Is the handle closed?"""
-        return self._closed
-
-    def close(self) -> None:
-        """Close the connections. What was answered is stored; what is leased goes back."""
-        if not self._closed:
-            self._closed = True
-            self.connection.close()
-
-    def __enter__(self) -> RabbitStore:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-    def __del__(self) -> None:
-        if not self._closed:
-            warnings.warn(f"unclosed {self!r}", ResourceWarning, source=self, stacklevel=2)
-            try:
-                self.close()
-            except MillstreamError:  # there is nobody to tell
-                return
 
 
 def groups_of(stream: str) -> str:

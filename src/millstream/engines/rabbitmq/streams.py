@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import array
 import errno
 import itertools
 import os
@@ -16,6 +15,7 @@ from millstream._native import Position, Record, Span, batch_of, xxh3_64
 from millstream.engines.rabbitmq import records
 from millstream.engines.rabbitmq.capabilities import FRAME_BYTES
 from millstream.engines.rabbitmq.wire import Cursor
+from millstream.engines.stream import ServerProducer, ServerStream, joined, sequences_of
 from millstream.errors import (
     Indeterminate,
     InvalidArgument,
@@ -26,12 +26,13 @@ from millstream.errors import (
     OffsetOutOfRange,
     StorageError,
 )
-from millstream.options import FOREVER, Retention, as_index, check_timeout, integer
+from millstream.options import Retention, as_index, check_timeout, integer
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
     from millstream import Batch
+    from millstream.engines.rabbitmq.connection import RabbitConnection
     from millstream.engines.rabbitmq.groups import RabbitConsumer, RabbitGroup
     from millstream.engines.rabbitmq.store import RabbitStore
     from millstream.engines.rabbitmq.wire import Wire
@@ -43,8 +44,11 @@ CHUNK_SECONDS = 10.0
 ENTRY_BYTES = 12
 
 
-class RabbitStream:
+class RabbitStream(ServerStream):
     """A stream on a RabbitMQ server; made by `RabbitStore.stream`. Thread-safe."""
+
+    store: RabbitStore
+    _connection: RabbitConnection
 
     def __init__(
         self,
@@ -68,12 +72,6 @@ class RabbitStream:
     def __repr__(self) -> str:
         return f"<RabbitStream {self.name!r} of {self.store.path!r}: {self.partitions} partitions>"
 
-    def _refuse(self, name: str) -> None:
-        """Raise where a capability is none, or emulated without consent."""
-        level = self.store.capabilities[name].level
-        if level == "none" or (level == "emulated" and name not in self._consent):
-            raise self.store.capabilities.refusal(name)
-
     def part(self, partition: int) -> str:
         """The name of the server's stream of a partition."""
         index = integer("partition", partition, 0)
@@ -85,29 +83,7 @@ class RabbitStream:
         """What errors call a partition."""
         return f"{self.store.path}, stream {self.name!r}, partition {partition}"
 
-    def partition_for(self, key: Any, /) -> int:
-        """The partition of a key, the same on every engine."""
-        return xxh3_64(key) % self.partitions
-
     # --- appending --------------------------------------------------------------------------------
-
-    def append(
-        self,
-        value: Any,
-        *,
-        key: Any = None,
-        headers: Any = None,
-        timestamp: Any = None,
-        partition: int | None = None,
-        durability: Durability | None = None,
-        timeout: float | None = None,
-    ) -> Position:
-        """Append a record; see `millstream.Stream`."""
-        spans = self.append_many(
-            [value], keys=None if key is None else [key], headers=headers,
-            timestamps=timestamp, partition=partition, durability=durability, timeout=timeout,
-        )  # fmt: skip
-        return Position(spans[0].partition, 1, spans[0].first_offset)
 
     def append_many(
         self,
@@ -182,38 +158,6 @@ class RabbitStream:
         finally:
             await cursor.close()
         return found
-
-    def append_arrow(
-        self,
-        data: Any,
-        *,
-        value: str = "value",
-        key: str | None = None,
-        timestamp: str | None = None,
-        partition: int | None = None,
-        durability: Durability | None = None,
-        timeout: float | None = None,
-    ) -> list[Span]:
-        """Append Arrow data, chunk after chunk. Needs pyarrow."""
-        import pyarrow
-
-        if hasattr(data, "__arrow_c_stream__"):
-            chunks: Any = pyarrow.RecordBatchReader.from_stream(data)
-        else:
-            chunks = [pyarrow.record_batch(data)]
-        spans: list[Span] = []
-        for chunk in chunks:
-            for name in (value, key, timestamp):
-                if name is not None and name not in chunk.schema.names:
-                    raise InvalidArgument(f"the data has no column {name!r}")
-            if len(chunk):
-                spans += self.append_many(
-                    chunk.column(value),
-                    keys=None if key is None else chunk.column(key),
-                    timestamps=None if timestamp is None else chunk.column(timestamp),
-                    partition=partition, durability=durability, timeout=timeout,
-                )  # fmt: skip
-        return spans
 
     def rows_of(
         self, values: Any, keys: Any, headers: Any, times: Any, durability: Durability | None
@@ -356,25 +300,6 @@ class RabbitStream:
             raise self._out_of_range(partition, offset)
         return offset
 
-    def read(
-        self,
-        *,
-        partition: int | None = None,
-        start: Any = "earliest",
-        follow: bool = False,
-        timeout: float | None = None,
-        max_records: int | None = None,
-        on_lost: Any = "raise",
-    ) -> Iterator[Batch]:
-        """Iterate over batches: of one partition in order, or of all, each in order."""
-        self._connection.check_open()
-        if isinstance(start, Position) and partition is None:
-            partition = int(start.partition)
-        which = range(self.partitions) if partition is None else [partition]
-        at = {index: self.resolve(index, start, on_lost) for index in which}
-        most = FOREVER if max_records is None else integer("max_records", max_records, 0)
-        return self._read(at, follow, check_timeout(timeout), int(most))
-
     def _read(
         self, at: dict[int, int], follow: bool, timeout: float | None, most: int
     ) -> Iterator[Batch]:
@@ -430,17 +355,9 @@ class RabbitStream:
         """Raise Unsupported."""
         raise self.store.capabilities.refusal("stream.delete_before")
 
-    def flush(self, *, timeout: float | None = None) -> None:
-        """Return at once: an append that has returned is as durable as the server makes it."""
-        self._connection.check_open()
-
     def add_partitions(self, count: int) -> None:
         """Raise Unsupported."""
         raise self.store.capabilities.refusal("stream.add_partitions")
-
-    def view(self) -> Any:
-        """Raise Unsupported."""
-        raise self.store.capabilities.refusal("stream.view")
 
     # --- groups -----------------------------------------------------------------------------------
 
@@ -592,23 +509,7 @@ def parts_of(rows: Sequence[Row]) -> Iterator[Sequence[Row]]:
         yield rows[begin:]
 
 
-def joined(spans: list[Span]) -> list[Span]:
-    """Spans that follow one another as one."""
-    found: list[Span] = []
-    for span in spans:
-        last = found[-1] if found else None
-        if (
-            last is not None
-            and last.partition == span.partition
-            and last.first_offset + last.count == span.first_offset
-        ):
-            found[-1] = Span(last.partition, 1, last.first_offset, last.count + span.count)
-        else:
-            found.append(span)
-    return found
-
-
-class RabbitProducer:
+class RabbitProducer(ServerProducer):
     """A producer: the server drops what has a publishing id that it had before.
 
     A publishing id is one more than the sequence. What is dropped is confirmed all the same, so
@@ -640,23 +541,6 @@ class RabbitProducer:
         """The last sequence in each partition; -1: none."""
         return tuple(self._last(index) for index in range(self.stream.partitions))
 
-    @property
-    def last_sequence(self) -> int:
-        """The highest of them."""
-        return max(self.last_sequences)
-
-    def append(self, value: Any, *, sequence: int, key: Any = None, headers: Any = None,
-               timestamp: Any = None, partition: int | None = None,
-               durability: Durability | None = None,
-               timeout: float | None = None) -> Position | None:  # fmt: skip
-        """Append a record; None: it was sent before."""
-        spans = self.append_many(
-            [value], first_sequence=sequence, keys=None if key is None else [key],
-            headers=headers, timestamps=timestamp, partition=partition, durability=durability,
-            timeout=timeout,
-        )  # fmt: skip
-        return Position(spans[0].partition, 1, spans[0].first_offset) if spans else None
-
     def append_many(
         self,
         values: Any,
@@ -676,7 +560,7 @@ class RabbitProducer:
         come to the same.
         """
         rows = self.stream.rows_of(values, keys, headers, timestamps, durability)
-        numbers = _numbers(first_sequence, sequences, len(rows))
+        numbers = sequences_of(first_sequence, sequences, len(rows))
         shares: dict[int, list[tuple[int, Row]]] = {}
         for number, row in zip(numbers, rows, strict=True):
             index = partition
@@ -729,23 +613,3 @@ class RabbitProducer:
 
     def close(self) -> None:
         """Let go of it; nothing is left to send."""
-
-    def __enter__(self) -> RabbitProducer:
-        return self
-
-    def __exit__(self, *raised: object) -> None:
-        self.close()
-
-
-def _numbers(first: int | None, given: Any, count: int) -> array.array[int]:
-    if (first is None) == (given is None):
-        raise InvalidArgument("expected first_sequence or sequences, one of them")
-    if first is not None:
-        first = integer("first_sequence", first, 0)
-        return array.array("q", range(first, first + count))
-    found = array.array("q", [integer("sequence", one, 0) for one in given])
-    if len(found) != count:
-        raise InvalidArgument(f"{len(found)} sequences for {count} values")
-    if any(after <= before for before, after in itertools.pairwise(found)):
-        raise InvalidArgument("sequences: expected rising ones")
-    return found
