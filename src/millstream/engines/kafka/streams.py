@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 FETCH_MOST = 5000
 SEND_ROWS, SEND_BYTES = 50_000, 64 << 20
 """What is handed to the client at a time."""
+ERRORS_LOST = 100
 LOOK_SECONDS = 0.5
 
 
@@ -588,15 +589,20 @@ class Sending:
 
         Raises: what the first one that was not stored says.
         """
+        lost = 0
         while self._left:
             try:
                 self._producer.flush(LOOK_SECONDS)
             except (KafkaException, SystemError) as error:
-                # The client raises a fatal error within a callback, which may fail of it.
+                # The client raises a fatal error within a callback, which may fail of it; or it has
+                # lost the error by then, and what was not stored says it in its own callback.
                 cause = error.__cause__ if isinstance(error, SystemError) else error
-                if not isinstance(cause, KafkaException):
+                if isinstance(cause, KafkaException):
+                    self.error = cause.args[0]
+                    continue
+                lost += 1
+                if lost > ERRORS_LOST or cause is not None:
                     raise
-                self.error = cause.args[0]
         if self.error is not None:
             raise self._stream.store.connection.error_of(
                 self.error, f"stream {self._stream.name!r}"
