@@ -65,13 +65,8 @@ def main(path, share, seed):
             def handler(where, outer=outer, within=within):
                 running = asyncio._get_running_loop() is not None
                 for inner in within:
-                    if any(name in inner for name in COROUTINES) and (
-                        running  # asyncio itself refuses a loop within a loop
-                        # A loop leaves syncing to the background thread, which waits for the sync
-                        # that the handler interrupted: known, and not mended yet.
-                        or outer.endswith("flush")
-                    ):
-                        continue
+                    if running and any(name in inner for name in COROUTINES):
+                        continue  # asyncio itself refuses a loop within a loop
                     make(outer, inner, where)
 
             call = calls[outer](world)

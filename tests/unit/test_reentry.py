@@ -1,6 +1,7 @@
 """Calls from signal handlers and finalizers, in the middle of other calls of the same thread."""
 
 import ast
+import asyncio
 import contextlib
 import os
 import pickle
@@ -437,3 +438,21 @@ except millstream.StorageError as error:
         [sys.executable, "-c", script, tmp_path / "s"], capture_output=True, text=True, check=True
     )
     assert "No module named 'millstream.store'" in done.stdout
+
+
+def test_a_loop_of_a_handler_puts_in_the_middle_of_a_sync(tmp_path, monkeypatch):
+    """A thread that puts for the loop would wait for the sync that its own handler holds up."""
+    with millstream.open(tmp_path / "store", durability="sync") as store:
+        queue = store.queue("q")
+        queue.put(b"before")
+        sync, seen = queue._files.sync, []
+
+        def interrupted():
+            monkeypatch.setattr(queue._files, "sync", sync)
+            seen.append(asyncio.run(queue.aput(b"within", timeout=0)))
+            sync()
+
+        monkeypatch.setattr(queue._files, "sync", interrupted)
+        queue.flush()
+        assert len(seen) == 1
+        assert [message.value for message in queue.peek(5)] == [b"before", b"within"]

@@ -164,7 +164,9 @@ class Queue(QueueHandle):
         while True:
             ticket = self._announce("room")
             try:
-                if self._durability != "sync":
+                # Where a handler runs this loop in the middle of a call of its own thread, that has
+                # what another thread would wait for; this one goes on with it.
+                if self._durability != "sync" or _native.held(self.session.members):
                     return put()
                 found: int = await self._calls().call(put)
                 return found
