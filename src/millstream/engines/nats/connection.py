@@ -16,9 +16,8 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 import nats
 from nats import errors as nats_errors
 
+from millstream.engines.connection import LoopConnection
 from millstream.errors import (
-    Closed,
-    Indeterminate,
     InvalidArgument,
     MillstreamError,
     StorageError,
@@ -94,7 +93,7 @@ def _first_of(found: list[Exception]) -> Callable[[Exception], Coroutine[Any, An
     return note
 
 
-class NatsConnection:
+class NatsConnection(LoopConnection):
     """A client of nats-py, on a loop in a thread of its own. Thread-safe."""
 
     def __init__(self, text: str, timeout: float | None) -> None:
@@ -115,11 +114,6 @@ class NatsConnection:
         except BaseException:
             self.close()
             raise
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.close()
 
     def _connect(self, seconds: float) -> Any:
         where = self.address
@@ -198,11 +192,6 @@ class NatsConnection:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_open(self) -> None:
-        """Raise Closed where it is."""
-        if self._closed or self._pid != os.getpid():
-            raise Closed(f"{self.address.shown}: the store is closed; open it again")
-
     def call(self, work: Coroutine[Any, Any, Answer], seconds: float | None = None) -> Answer:
         """Run a coroutine on the loop and return what it returns.
 
@@ -219,17 +208,6 @@ class NatsConnection:
                 f"the server cannot be reached: {text}; is it running?",
                 self.address.shown,
             ) from error
-
-    def _on_loop(self, work: Coroutine[Any, Any, Answer], seconds: float | None) -> Answer:
-        if self._closed or self._pid != os.getpid():
-            work.close()
-            self.check_open()
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result(None if seconds is None else seconds + 1)
-        except BaseException:
-            future.cancel()
-            raise
 
     async def ask(
         self,
@@ -264,15 +242,6 @@ class NatsConnection:
             return _checked(await self.ask(subject, data, headers))
         except (TimeoutError, nats_errors.TimeoutError) as error:
             raise self.unsure(what) from error
-
-    def unsure(self, what: str) -> Indeterminate:
-        """The error of a message that was sent, and for which no answer came."""
-        return Indeterminate(
-            errno.ETIMEDOUT,
-            f"{what}: the server did not answer within {self.timeout:g} s, so it may be stored or"
-            " not; look before it is sent again, or send it with a producer",
-            self.address.shown,
-        )
 
     def do(self, subject: str, body: object = None) -> dict[str, Any]:
         """`api` for threads; the server's refusals are StorageErrors."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 from millstream import DeadLetter, Put, QueueStats, RetryPolicy, StoredMessage, codecs, timestamps
 from millstream.engines.nats import records
 from millstream.engines.nats.connection import NOT_FOUND, TOO_MANY, ApiError
+from millstream.engines.queue import ServerQueue, moment
 from millstream.errors import (
     InvalidArgument,
     InvalidType,
@@ -26,11 +27,12 @@ from millstream.errors import (
     Unsupported,
 )
 from millstream.options import CENTURY, FOREVER, check_timeout, integer, number
-from millstream.queue_errors import Empty, QueueFull
+from millstream.queue_errors import QueueFull
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Iterator, Mapping
 
+    from millstream.engines.nats.connection import NatsConnection
     from millstream.engines.nats.store import NatsStore
     from millstream.options import Durability
 
@@ -44,13 +46,11 @@ LANE_SECONDS = 0.02
 ROOM_SECONDS = 0.05
 
 
-def moment(microseconds: int) -> datetime:
-    """A time as a datetime in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
-
-
-class NatsQueue:
+class NatsQueue(ServerQueue["NatsMessage"]):
     """A queue on a NATS server; made by `NatsStore.queue`. Thread-safe."""
+
+    store: NatsStore
+    connection: NatsConnection
 
     def __init__(
         self,
@@ -77,11 +77,6 @@ class NatsQueue:
 
     def __repr__(self) -> str:
         return f"<NatsQueue {self.name!r} of {self.store.path!r}>"
-
-    @property
-    def where(self) -> str:
-        """What errors call it."""
-        return f"{self.store.path}, queue {self.name!r}"
 
     # --- putting ----------------------------------------------------------------------------------
 
@@ -188,28 +183,7 @@ class NatsQueue:
             )  # fmt: skip
         return [self.send(*one, checked) for one in made]
 
-    def _encoded(self, value: Any) -> bytes:
-        if self._codec is not None:
-            return bytes(self._codec.encode(value))
-        try:
-            return bytes(memoryview(value))
-        except TypeError as error:
-            raise InvalidType(
-                f"value: expected bytes-like, found {type(value).__name__}; or open with a codec"
-            ) from error
-
-    def decoded(self, data: bytes) -> Any:
-        """A payload as the codec reads it."""
-        return data if self._codec is None else self._codec.decode(data)
-
     # --- getting ----------------------------------------------------------------------------------
-
-    def get(self, *, timeout: float | None = None) -> NatsMessage:
-        """Lease the next message. Raises Empty."""
-        found = self.get_many(1, timeout=timeout)
-        if not found:
-            raise Empty(f"{self.where}: no message came in time")
-        return found[0]
 
     def get_many(self, count: int, *, timeout: float | None = None) -> list[NatsMessage]:
         """Lease up to so many: those that are there, or the first that comes."""
@@ -251,16 +225,6 @@ class NatsQueue:
             raise StorageError(errno.ETIMEDOUT, "the server does not answer", self.where) from error
         return [NatsMessage(self, one, lane, asked, wall) for one in found]
 
-    def ack_many(self, messages: Sequence[NatsMessage]) -> list[NatsMessage]:
-        """Acknowledge many, and return those whose lease was lost before."""
-        lost = []
-        for message in messages:
-            try:
-                message.ack()
-            except LeaseLost:
-                lost.append(message)
-        return lost
-
     # --- looking ----------------------------------------------------------------------------------
 
     def _lanes(self) -> list[dict[str, Any]]:
@@ -278,9 +242,6 @@ class NatsQueue:
     def __len__(self) -> int:
         """How many are not finished."""
         return int(self._state()["messages"]) - self.dead.exhausted()
-
-    def __bool__(self) -> bool:
-        return True
 
     def stats(self) -> QueueStats:
         """The queue in numbers, as of now."""
@@ -384,10 +345,6 @@ class NatsQueue:
     def worker(self, **_: object) -> Any:
         """Raise Unsupported."""
         raise self.store.capabilities.refusal("queue.worker")
-
-    def flush(self, *, timeout: float | None = None) -> None:
-        """Return at once: a put that has returned is as durable as the server makes it."""
-        self.connection.check_open()
 
     @property
     def dead(self) -> NatsDeadLetters:

@@ -19,10 +19,9 @@ from pika import exceptions as amqp_errors
 from pika.adapters.asyncio_connection import AsyncioConnection
 from rstream.exceptions import ServerError, StreamDoesNotExist
 
+from millstream.engines.connection import LoopConnection
 from millstream.engines.rabbitmq.wire import Wire
 from millstream.errors import (
-    Closed,
-    Indeterminate,
     InvalidArgument,
     MillstreamError,
     StorageError,
@@ -90,7 +89,7 @@ class Address:
         return context
 
 
-class RabbitConnection:
+class RabbitConnection(LoopConnection):
     """Clients of pika and rstream, on a loop in a thread of their own. Thread-safe."""
 
     def __init__(self, text: str, timeout: float | None) -> None:
@@ -115,11 +114,6 @@ class RabbitConnection:
         except BaseException:
             self.close()
             raise
-
-    def _run(self) -> None:
-        asyncio.set_event_loop(self.loop)
-        self.loop.run_forever()
-        self.loop.close()
 
     # --- AMQP -------------------------------------------------------------------------------------
 
@@ -270,11 +264,6 @@ class RabbitConnection:
 
     # --- calls ------------------------------------------------------------------------------------
 
-    def check_open(self) -> None:
-        """Raise Closed where it is."""
-        if self._closed or self._pid != os.getpid():
-            raise Closed(f"{self.address.shown}: the store is closed; open it again")
-
     def call(self, work: Coroutine[Any, Any, Answer], seconds: float | None = None) -> Answer:
         """Run a coroutine on the loop and return what it returns.
 
@@ -295,26 +284,6 @@ class RabbitConnection:
                 f"the server does not answer as it should: {_plain(text)}; is it running?",
                 self.address.shown,
             ) from error
-
-    def _on_loop(self, work: Coroutine[Any, Any, Answer], seconds: float | None) -> Answer:
-        if self._closed or self._pid != os.getpid():
-            work.close()
-            self.check_open()
-        future = asyncio.run_coroutine_threadsafe(work, self.loop)
-        try:
-            return future.result(None if seconds is None else seconds + 1)
-        except BaseException:
-            future.cancel()
-            raise
-
-    def unsure(self, what: str) -> Indeterminate:
-        """The error of what was sent, and for which no answer came."""
-        return Indeterminate(
-            errno.ETIMEDOUT,
-            f"{what}: the server did not answer within {self.timeout:g} s, so it may be stored or"
-            " not; look before it is sent again, or send it with a producer",
-            self.address.shown,
-        )
 
     def close(self) -> None:
         """Close it and end the thread."""

@@ -14,13 +14,13 @@ import json
 import math
 import os
 import time
-from datetime import UTC, datetime, timedelta
 from typing import TYPE_CHECKING, Any
 
 import pika
 from pika import exceptions as amqp_errors
 
 from millstream import DeadLetter, Put, QueueStats, RetryPolicy, codecs, timestamps
+from millstream.engines.queue import ServerQueue, moment
 from millstream.engines.rabbitmq.capabilities import PRIORITIES
 from millstream.engines.rabbitmq.connection import Refused, Unroutable
 from millstream.engines.rabbitmq.records import KEY
@@ -37,12 +37,12 @@ from millstream.errors import (
     Unsupported,
 )
 from millstream.options import CENTURY, FOREVER, check_timeout, integer, number
-from millstream.queue_errors import Empty, QueueFull
+from millstream.queue_errors import QueueFull
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
-    from millstream.engines.rabbitmq.connection import Channel
+    from millstream.engines.rabbitmq.connection import Channel, RabbitConnection
     from millstream.engines.rabbitmq.store import RabbitStore
     from millstream.options import Durability
 
@@ -58,11 +58,6 @@ FULL_SECONDS = 0.05
 BURST_SECONDS = 0.03
 BACK_LOOKS, BACK_SECONDS = 50, 0.02
 TOP = PRIORITIES - 1
-
-
-def moment(microseconds: int) -> datetime:
-    """A time as a datetime in UTC."""
-    return datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=microseconds)
 
 
 def arguments_of(name: str, settings: dict[str, Any]) -> dict[str, Any]:
@@ -87,8 +82,11 @@ def arguments_of(name: str, settings: dict[str, Any]) -> dict[str, Any]:
     return made
 
 
-class RabbitQueue:
+class RabbitQueue(ServerQueue["RabbitMessage"]):
     """A queue on a RabbitMQ server; made by `RabbitStore.queue`. Thread-safe."""
+
+    store: RabbitStore
+    connection: RabbitConnection
 
     def __init__(
         self, store: RabbitStore, name: str, settings: dict[str, Any], durability: Durability,
@@ -106,11 +104,6 @@ class RabbitQueue:
 
     def __repr__(self) -> str:
         return f"<RabbitQueue {self.name!r} of {self.store.path!r}>"
-
-    @property
-    def where(self) -> str:
-        """What errors call it."""
-        return f"{self.store.path}, queue {self.name!r}"
 
     def _refuse(self, name: str) -> Unsupported:
         return self.store.capabilities.refusal(name)
@@ -243,28 +236,7 @@ class RabbitQueue:
             )  # fmt: skip
         return self.send(self.name, made, checked) if made else []
 
-    def _encoded(self, value: Any) -> bytes:
-        if self._codec is not None:
-            return bytes(self._codec.encode(value))
-        try:
-            return bytes(memoryview(value))
-        except TypeError as error:
-            raise InvalidType(
-                f"value: expected bytes-like, found {type(value).__name__}; or open with a codec"
-            ) from error
-
-    def decoded(self, data: bytes) -> Any:
-        """A payload as the codec reads it."""
-        return data if self._codec is None else self._codec.decode(data)
-
     # --- getting ----------------------------------------------------------------------------------
-
-    def get(self, *, timeout: float | None = None) -> RabbitMessage:
-        """Lease the next message. Raises Empty."""
-        found = self.get_many(1, timeout=timeout)
-        if not found:
-            raise Empty(f"{self.where}: no message came in time")
-        return found[0]
 
     def get_many(self, count: int, *, timeout: float | None = None) -> list[RabbitMessage]:
         """Lease up to so many: those that are there, or the first that comes."""
@@ -329,16 +301,6 @@ class RabbitQueue:
         await channel.ask("basic_cancel", consumer_tag=tag)
         return [RabbitMessage(self, lease, max(asked, at - 0.05), *message) for at, message in came]
 
-    def ack_many(self, messages: Sequence[RabbitMessage]) -> list[RabbitMessage]:
-        """Acknowledge many, and return those whose lease was lost before."""
-        lost = []
-        for message in messages:
-            try:
-                message.ack()
-            except LeaseLost:
-                lost.append(message)
-        return lost
-
     # --- looking ----------------------------------------------------------------------------------
 
     def __len__(self) -> int:
@@ -354,9 +316,6 @@ class RabbitQueue:
             raise NotFound(f"{self.where}: it is not there any more") from error
         self.connection.keep(channel)
         return int(frame.method.message_count)
-
-    def __bool__(self) -> bool:
-        return True
 
     def stats(self) -> QueueStats:
         """What waits and what is dead, as of now; the server tells no more."""
@@ -402,10 +361,6 @@ class RabbitQueue:
     def worker(self, **_: object) -> Any:
         """Raise Unsupported."""
         raise self._refuse("queue.worker")
-
-    def flush(self, *, timeout: float | None = None) -> None:
-        """Return at once: a put that has returned was synced."""
-        self.connection.check_open()
 
     @property
     def dead(self) -> RabbitDeadLetters:
